@@ -1,0 +1,55 @@
+# Every target works in a virtual environment of its own, made from requirements.lock; nothing outside this folder is touched.
+# Another interpreter: make PYTHON=python3.12 tutorial
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install tutorial lab test test-fast lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.package  ## set up the virtual environment (about 2 minutes, 2 GB)
+
+tutorial: install  ## train your own SpeechGPT on the lab recipe and hear it answer
+	$(BIN)/speechgpt run --recipe lab
+
+lab: install  ## open the notebooks in JupyterLab
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks
+
+test: lint  ## lint, then every test
+	$(BIN)/python -m pytest -n 2
+
+test-fast: install  ## the tests of seconds only
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: install  ## code style and notebook rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m speechgpt_lib.notebook.lint notebooks
+
+clean:  ## remove the environment, builds and caches (keeps runs/)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+# Stamps are touched last, so an interrupted installation starts over.  torch stands in the lock as one exact version: a range
+# would let pip take a newer build with gigabytes of CUDA libraries even where a smaller one is at hand.
+$(VENV)/.lock: requirements.lock
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "not there"); \
+	case "$$version" in \
+	3.11|3.12) ;; \
+	*) echo "make: $(PYTHON) is $$version, but Python 3.11 or 3.12 is needed; name one you have: make PYTHON=python3.11 ..." >&2; \
+	   exit 1 ;; \
+	esac
+	$(PYTHON) -m venv --clear $(VENV) || { \
+	echo "make: $(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	@touch $@
+
+# The lock has brought setuptools and every dependency: nothing is left to resolve or to download.
+$(VENV)/.package: $(VENV)/.lock pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

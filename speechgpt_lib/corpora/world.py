@@ -1,0 +1,149 @@
+"""The lab world: a closed language of statements, questions and answers that a small model can learn in minutes.
+
+Every sentence is a template whose slots are filled from short word lists, so the same table drives three things: the
+sampler that writes the corpus, the grammar of the independent speech judge, and the list of words that the lab model knows.
+
+Four kinds of question test *knowledge* (sums, capitals, opposites, comparisons).  The others can be answered only from the
+question itself: who is where, what has which colour, who owns what.  A sentence belongs to the held-out set when a hash of its text
+says so, hence train and test never share a sentence, whatever the seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from dataclasses import dataclass
+
+SLOTS: dict[str, tuple[str, ...]] = {
+    "color": ("red", "blue", "green", "yellow", "black", "white", "brown", "orange"),
+    "animal": ("dog", "cat", "horse", "cow", "bird", "fish", "rabbit", "lion", "tiger", "monkey"),
+    "name": ("anna", "peter", "maria", "david", "lucy", "robert"),
+    "place": ("house", "garden", "school", "river", "forest", "market", "kitchen"),
+    "verb": ("sees", "likes", "finds", "follows"),
+    "adjective": ("big", "small", "old", "young", "happy", "sad", "fast", "slow"),
+    "number": tuple(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+    ),
+    "country": ("france", "japan", "italy", "spain", "egypt", "england", "russia", "greece"),
+    "capital": ("paris", "tokyo", "rome", "madrid", "cairo", "london", "moscow", "athens"),
+    "word": tuple("big small old young happy sad fast slow hot cold day night up down open closed".split()),
+}
+_PAIRS = [("big", "small"), ("old", "young"), ("happy", "sad"), ("fast", "slow"), ("hot", "cold"), ("day", "night")]
+_PAIRS += [("up", "down"), ("open", "closed")]
+OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
+
+STATEMENTS = (
+    "the {adjective} {color} {animal} is in the {place}",
+    "{name} {verb} the {adjective} {color} {animal}",
+    "{name} and {name} go to the {place}",
+    "the {animal} {verb} {name} in the {place}",
+    "{name} has {number} {color} and {number} {color} birds",
+)
+OPENINGS = ("", "please tell me", "hello", "good morning", "i want to know", "{name} asks", "{name} wants to know")
+QUESTIONS: dict[str, tuple[str, str]] = {
+    "sum": ("what is {number} plus {number}", "{number} plus {number} is {number}"),
+    "capital": ("what is the capital of {country}", "the capital of {country} is {capital}"),
+    "opposite": ("what is the opposite of {word}", "the opposite of {word} is {word}"),
+    "bigger": ("which is bigger {number} or {number}", "{number} is bigger than {number}"),
+}
+KNOWLEDGE_KINDS = tuple(QUESTIONS)
+FACTS: dict[str, tuple[str, str]] = {  # kinds answered from the question itself: a fact, and what asks for it
+    "color": ("the {animal} is {color}", "what color is the {animal}"),
+    "place": ("{name} is in the {place}", "where is {name}"),
+    "owner": ("{name} has the {animal}", "what has {name}"),
+}
+QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in FACTS.items()}
+CONTEXT_KINDS = tuple(FACTS)
+KINDS = tuple(QUESTIONS)
+HELD_OUT_PERCENT = 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the world with its one right answer, both as lower-case words without punctuation."""
+
+    text: str
+    answer: str
+    kind: str
+
+
+def normalise(text: str) -> str:
+    """Lower-case words of `text` separated by single spaces; everything but letters, digits and apostrophes is dropped."""
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def vocabulary() -> list[str]:
+    """All words the world can say, sorted."""
+    templates = [*STATEMENTS, *OPENINGS, *(text for pair in QUESTIONS.values() for text in pair)]
+    fixed = {word for text in templates for word in text.split() if not word.startswith("{")}
+    return sorted(fixed | {word for words in SLOTS.values() for word in words})
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words of `text` that are outside the lab world, in order of appearance."""
+    known = set(vocabulary())
+    return [word for word in normalise(text).split() if word not in known]
+
+
+def is_held_out(text: str) -> bool:
+    """Whether this sentence is kept out of training: a fixed hash of its text, so independent of seed, order and process."""
+    return zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT
+
+
+def fill(template: str, rng: random.Random) -> str:
+    """Fill every `{slot}` of `template`; two slots of one name get different words."""
+    used: dict[str, list[str]] = {}
+
+    def word(match: re.Match) -> str:
+        taken = used.setdefault(match[1], [])
+        taken.append(rng.choice([w for w in SLOTS[match[1]] if w not in taken]))
+        return taken[-1]
+
+    return re.sub(r"\{(\w+)\}", word, template)
+
+
+def sample_statement(rng: random.Random) -> str:
+    return fill(rng.choice(STATEMENTS), rng)
+
+
+def sample_question(rng: random.Random, kind: str | None = None) -> Question:
+    """One question and its answer; `kind` is one of `KINDS`, or any of them when None."""
+    kind = kind or rng.choice(KINDS)
+    if kind not in QUESTIONS:
+        raise ValueError(f"unknown kind of question {kind!r}: expected one of {', '.join(KINDS)}")
+    question, answer = QUESTIONS[kind]
+    number = SLOTS["number"]
+    if kind == "sum":
+        a, b = rng.randrange(10), rng.randrange(10)
+        words, replies = [number[a], number[b]], [number[a], number[b], number[a + b]]
+    elif kind == "bigger":
+        a, b = rng.sample(range(11), 2)
+        words, replies = [number[a], number[b]], [number[max(a, b)], number[min(a, b)]]
+    elif kind == "capital":
+        country = rng.choice(SLOTS["country"])
+        words, replies = [country], [country, CAPITAL[country]]
+    elif kind == "opposite":
+        word = rng.choice(SLOTS["word"])
+        words, replies = [word], [word, OPPOSITE[word]]
+    else:  # two facts about two things, then a question about one of them
+        facts = sample_facts(rng, kind, 2)
+        asked = facts[rng.randrange(2)]
+        words, replies = [*facts[0], *facts[1], asked[0]], [*asked]
+    text, reply = (place(t, w) for t, w in ((question, words), (answer, replies)))
+    if kind in KNOWLEDGE_KINDS:
+        text = f"{fill(rng.choice(OPENINGS), rng)} {text}".strip()
+    return Question(text, reply, kind)
+
+
+def sample_facts(rng: random.Random, kind: str, count: int) -> list[tuple[str, str]]:
+    """`count` (thing, value) pairs for a kind of `CONTEXT_KINDS`, all things different and all values different."""
+    thing, value = re.findall(r"\{(\w+)\}", FACTS[kind][0])
+    return list(zip(rng.sample(SLOTS[thing], count), rng.sample(SLOTS[value], count), strict=True))
+
+
+def place(template: str, words: list[str]) -> str:
+    """Put `words` into the slots of `template`, in order."""
+    remaining = iter(words)
+    return re.sub(r"\{\w+\}", lambda _: next(remaining), template)

@@ -1,0 +1,163 @@
+"""The figures of a run → `report.json` for programs and `report.html` for people, in the run directory."""
+
+from __future__ import annotations
+
+import base64
+import html
+import platform
+from pathlib import Path
+
+import psutil
+
+from speechgpt_lib.evaluation.measure import evaluate_run
+from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
+from speechgpt_lib.runs.run import Run, Step
+
+EVALUATION = "09_talk_to_speechgpt/evaluation"
+GOALS = {  # key → (what it is, must, aim, better is higher)
+    "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03, False),
+    "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10, False),
+    "tts_wer": ("word error rate of spoken sentences, template judge", 0.20, None, False),
+    "resynthesis_wer": ("speech → units → speech, template judge", None, None, False),
+    "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95, True),
+    "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90, True),
+    "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0, True),
+}
+
+
+def make_evaluation(run: Run, force: bool = False) -> Step:
+    """Evaluate a finished run as a step of its own, then write the report."""
+    from speechgpt_lib import pipeline
+
+    inputs = {
+        name: run.require(step)
+        for name, step in (
+            ("units", pipeline.UNITS),
+            ("vocoder", pipeline.VOCODER),
+            ("stage2", pipeline.STAGE2),
+            ("stage3", pipeline.STAGE3),
+        )
+    }
+
+    def make(work: Path) -> dict:
+        result = evaluate_run(run, work, run.say)
+        write_json(work / "examples.json", {"examples": result.pop("examples")})
+        return result
+
+    step = run.step(EVALUATION, make, settings=run.recipe.evaluation, inputs=inputs, version=2, force=force)
+    write_report(run)
+    return step
+
+
+def write_report(run: Run) -> dict:
+    """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
+    evaluation, steps = run.require(EVALUATION), run.steps()
+    notebooks = [read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))]
+    wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
+    peaks = [step.facts["peak_memory_mb"] for step in steps] + [
+        n["peak_memory_mb"] for n in notebooks if "peak_memory_mb" in n
+    ]
+    report = dict(evaluation.metrics["figures"])
+    report["wall_seconds"] = {"value": wall, "n": len(steps), "low": wall, "high": wall}
+    report["peak_memory_mb"] = {"value": max(peaks), "n": len(peaks), "low": max(peaks), "high": max(peaks)}
+    report["qa_by_kind"] = evaluation.metrics["qa_by_kind"]
+    report["qa_baseline"] = evaluation.metrics["qa_baseline"]
+    report["steps"] = {
+        step.name: {
+            "wall_seconds": step.facts["wall_seconds"],
+            "peak_memory_mb": step.facts["peak_memory_mb"],
+            "finished": step.facts["finished"],
+            "metrics": step.metrics if step.name != EVALUATION else {},
+        }
+        for step in steps
+    }
+    report["notebooks"] = {n["name"]: {"wall_seconds": n["wall_seconds"]} for n in notebooks if "wall_seconds" in n}
+    report["recipe"] = {"name": run.recipe.name, "seed": run.recipe.seed}
+    report["machine"] = evaluation.facts["machine"] | {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "date": evaluation.facts["finished"],
+    }
+    write_json(run.path / "report.json", report)
+    write_text(run.path / "report.html", render_html(run, report, evaluation))
+    return report
+
+
+def render_html(run: Run, report: dict, evaluation: Step) -> str:
+    """One page without scripts or outside files: figures, kinds of questions, answers to listen to, what each step cost."""
+    figures = [
+        (key, text, _interval(report[key]), _goal(must), _goal(aim))
+        for key, (text, must, aim, _) in GOALS.items()
+        if key in report
+    ]
+    others = [
+        (key, "", _interval(value), "", "") for key, value in report.items() if _is_figure(value) and key not in GOALS
+    ]
+    kinds = [(kind, _interval(v["text"]), _interval(v["speech"])) for kind, v in report["qa_by_kind"].items()]
+    steps = [
+        (name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB") for name, s in report["steps"].items()
+    ]
+    examples = read_json(evaluation.path / "examples.json")["examples"]
+    spoken = []
+    for number, example in enumerate(examples):
+        if not (evaluation.path / f"example_{number:02d}_question.wav").exists():
+            break
+        mark = "right" if example["right_speech"] else "wrong"
+        sound = [_player(evaluation.path / f"example_{number:02d}_{part}.wav") for part in ("question", "answer")]
+        spoken.append((example["question"], sound[0], example["answered"], sound[1], example["judged"], mark))
+    title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
+    machine = report["machine"]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, {machine['cores']} cores, {machine['date']}. "
+        f"A nearest-training-question baseline answers {report['qa_baseline']['value']:.2f} of the questions.</p>"
+        + _table(
+            "Figures on held-out sentences (95 % bootstrap interval)",
+            ("key", "what", "value", "must", "aim"),
+            figures + others,
+        )
+        + _table("Right answers by kind of question", ("kind", "in text", "in speech"), kinds)
+        + _table(
+            "Listen",
+            ("question", "as spoken", "answer in text", "answer in speech", "what the judge heard", ""),
+            spoken,
+            raw={1, 3},
+        )
+        + _table("What each step cost", ("step", "wall", "peak memory"), steps)
+        + "</html>\n"
+    )
+
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:1rem 0}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ddd}"
+    "caption{text-align:left;font-weight:600;padding:.5rem 0}audio{width:14rem;height:2rem}"
+)
+
+
+def _table(caption: str, heads: tuple[str, ...], rows: list[tuple], raw: set[int] = frozenset()) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _player(path: Path) -> str:
+    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}"></audio>'
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, dict) and {"value", "n", "low", "high"} <= value.keys()
+
+
+def _interval(figure: dict) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']})"
+
+
+def _goal(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"

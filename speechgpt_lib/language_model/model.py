@@ -1,0 +1,149 @@
+"""The language model: a LLaMA (transformers), small and made here in `lab`, with its vocabulary beside it.
+
+**Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said earlier in the same text; it learned them
+from a trillion tokens.  A model of two million parameters that sees two million tokens does not find them by itself: asked "the dog is red
+and the cat is blue what color is the dog" it flips a coin.  So its first two layers *start* as such a circuit (an induction circuit, Olsson
+et al. 2022, arXiv 2209.11895), with everything trainable from there on; see `seed_induction`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, Vocabulary
+from speechgpt_lib.recipes.schema import LanguageModelSettings
+from speechgpt_lib.training.checkpoints import load_module, save_module
+
+CONTEXT = 1024
+LOOK_BACK = 4  # tokens of context that the induction circuit compares
+
+
+def build_model(settings: LanguageModelSettings, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights and, if the recipe says so, an induction circuit to start from."""
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.feed_forward,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        attention_bias=settings.induction_start,  # a bias lets a head attend by position alone
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+        attn_implementation="sdpa",
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    if settings.induction_start:
+        seed_induction(model)
+    return model
+
+
+@torch.no_grad()
+def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03) -> None:
+    """Set layers 0 and 1 so that the model starts with a working look-up of "what followed the last time I read these words".
+
+    Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with rotary positions, constant
+    queries and keys make a score that depends on the distance only).  The tokens 1 to 4 back are written into subspace A ("what
+    stands before me"), the tokens 0 to 3 back into subspace B ("what I have just read").
+    Layer 1, heads 0 and 1: queries read B, keys read A.  So a position attends to where the same words were read before, and finds there
+    the word that came next; passing that word on is left to training.
+
+    Args:
+        sharpness: size of the positional biases; match: gain of queries and keys; share: gain at which layer 0 writes.
+    """
+    config = model.config
+    width = config.hidden_size // config.num_attention_heads
+    if config.num_attention_heads < LOOK_BACK + 1 or 2 * width > config.hidden_size or config.num_hidden_layers < 2:
+        raise UserError(
+            f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {config.num_attention_heads} heads and "
+            f"{config.num_hidden_layers} layers: change language_model in the recipe, or set induction_start: false"
+        )
+    frequencies = model.model.rotary_emb.inv_freq
+    fast = (frequencies >= 0.09).float()  # rotary pairs that tell neighbours apart, used for position …
+    slow = torch.cat([1 - fast, 1 - fast])  # … and those that don't, used for content
+    subspaces = nn.init.orthogonal_(torch.empty(2 * width, config.hidden_size))
+    before, just_read = subspaces[:width], subspaces[width:]
+    reader = nn.init.orthogonal_(torch.empty(width, config.hidden_size))
+
+    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    for back in range(LOOK_BACK + 1):
+        head = slice(back * width, (back + 1) * width)
+        first.q_proj.bias[head] = sharpness * torch.cat(
+            [torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast]
+        )
+        first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
+        first.v_proj.weight[head] = reader
+        first.o_proj.weight[:, head] = share * ((back > 0) * before.T + (back < LOOK_BACK) * just_read.T)
+    for number in range(2):
+        head = slice(number * width, (number + 1) * width)
+        second.q_proj.weight[head] += match * just_read * slow[:, None]
+        second.k_proj.weight[head] += match * before * slow[:, None]
+
+
+class CausalLoss(nn.Module):
+    """The next-token loss of a language model over padded rows, computed at the positions that count only."""
+
+    def __init__(self, model: LlamaForCausalLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids (batch, tokens) padded on the right, weights (batch, tokens) of predicting each token → (sum of losses, sum of weights).
+
+        Right padding needs no attention mask: no real token looks ahead.
+        """
+        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        weights, targets = weights[:, 1:], ids[:, 1:]
+        counted = weights > 0
+        logits = self.model.lm_head(hidden[counted]).float()
+        losses = nn.functional.cross_entropy(logits, targets[counted], reduction="none")
+        return (losses * weights[counted]).sum(), weights.sum()
+
+
+@torch.no_grad()
+def expand_model(model: LlamaForCausalLM, before: Vocabulary, after: Vocabulary, seed: int) -> LlamaForCausalLM:
+    """Add embeddings for the new tokens: the mean of the old ones plus noise of their spread, so that no two start equal.
+
+    Logits of old tokens do not change.  Input and output embeddings stay tied.
+    """
+    old = model.get_input_embeddings().weight
+    if len(old) == after.size:
+        return model
+    if len(old) != before.size:
+        raise UserError(
+            f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?"
+        )
+    mean, spread = old.mean(0), old.std(0)
+    model.resize_token_embeddings(after.size, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    new = model.get_input_embeddings().weight
+    new[before.size :] = mean + spread * torch.randn(after.size - before.size, new.shape[1], generator=generator)
+    return model
+
+
+def save_model(model: LlamaForCausalLM, vocabulary: Vocabulary, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    save_module(model, folder / "model.safetensors")
+    vocabulary.save(folder)
+
+
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
+    """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
+    vocabulary = Vocabulary.load(folder)
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa"))
+    load_module(model, folder / "model.safetensors")
+    if model.config.vocab_size != vocabulary.size:
+        raise UserError(
+            f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
+        )
+    return model.eval(), vocabulary

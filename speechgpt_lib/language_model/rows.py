@@ -1,0 +1,86 @@
+"""Token rows and the batches made of them: rows of like length together, under a budget of tokens, in a reproducible order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions.templates import Row
+from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Ids of one row and, for each, how much its prediction counts (0 = not at all)."""
+
+    ids: list[int]
+    weights: list[float]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def row_to_tokens(row: Row, vocabulary: Vocabulary, loss: str = "answer") -> TokenRow:
+    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all"."""
+    prompt, answer = vocabulary.encode_row(row)
+    return TokenRow(prompt + answer, [float(loss == "all")] * len(prompt) + [1.0] * len(answer))
+
+
+def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows → ids and weights (rows, longest), padded on the right."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), PAD, dtype=torch.long)
+    weights = torch.zeros(len(rows), longest)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(row.ids)
+        weights[k, : len(row)] = torch.tensor(row.weights)
+    return ids, weights
+
+
+class EpochBatches:
+    """Batches by step number: `rows_of(epoch, step)` gives the rows of the epoch that begins at `step`, which are bucketed by length and shuffled.
+
+    A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
+    """
+
+    def __init__(
+        self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, limit: int = 1024
+    ):
+        self.rows_of, self.tokens_per_batch, self.seed, self.limit = rows_of, tokens_per_batch, seed, limit
+        self._epoch, self._first, self._batches = -1, 0, []
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        if step < self._first:
+            self._epoch, self._first, self._batches = -1, 0, []
+        while step >= self._first + len(self._batches):
+            self._first += len(self._batches)
+            self._epoch += 1
+            self._batches = self._plan(self._epoch, self._first)
+        batch = self._batches[step - self._first]
+        return collate(batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))])
+
+    def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:
+        rows = self.rows_of(epoch, first)
+        if not rows:
+            raise UserError("there are no rows to train on: the data step before this one made none")
+        too_long = max(len(row) for row in rows)
+        if too_long > self.limit:
+            raise UserError(
+                f"a row has {too_long} tokens, the model reads {self.limit}: shorten the data or drop long rows when building it"
+            )
+        rng = random.Random(f"{self.seed} {epoch}")
+        keyed = sorted(((len(row) + 6 * rng.random(), k) for k, row in enumerate(rows)))
+        batches, batch, longest = [], [], 0
+        for _, k in keyed:
+            longest = max(longest, len(rows[k]))
+            if batch and longest * (len(batch) + 1) > self.tokens_per_batch:
+                batches.append(batch)
+                batch, longest = [], len(rows[k])
+            batch.append(rows[k])
+        batches.append(batch)
+        rng.shuffle(batches)
+        return batches

@@ -1,0 +1,186 @@
+"""The trainings of the language model: text first (the stand-in for LLaMA), then the paper's three stages.
+
+| stage | rows | trainable | held-out metric |
+|---|---|---|---|
+| text | documents of the lab world | all | share of questions answered rightly in text |
+| 1 modality adaptation | units of unlabelled speech, next token | all | perplexity of held-out units |
+| 2 cross-modal fine-tuning | ASR and TTS instructions | all | word error rate of held-out speech |
+| 3 chain of modality | four formats of spoken and written dialogue | LoRA | share of held-out spoken questions answered rightly |
+
+**Differs from the paper**: stages 1 and 2 replay rows of what came before (text, units) beside their own; without it a model this small
+forgets its text and then learns the alignment slowly.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
+
+from speechgpt_lib.corpora import world
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions.templates import Row
+from speechgpt_lib.language_model.generation import generate
+from speechgpt_lib.language_model.model import CausalLoss
+from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
+from speechgpt_lib.language_model.text import question_prompt, text_rows
+from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
+from speechgpt_lib.recipes.schema import LoraSettings, Optimization
+from speechgpt_lib.training.loop import train
+
+TEXT_EPOCH = 2000  # documents between two draws of new ones
+CURRICULUM = 0.25  # share of the text steps in which look-ups and echoes come alone
+
+
+def fit(
+    model: torch.nn.Module,
+    rows_of: Callable[[int, int], list[TokenRow]],
+    tokens_per_batch: int,
+    optimization: Optimization,
+    work: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    world_size: int = 1,
+    on_log=None,
+) -> dict:
+    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second."""
+    batches = EpochBatches(rows_of, tokens_per_batch, seed)
+    tokens = 0
+
+    def step_function(phase: str, modules: dict, batch, step: int):
+        nonlocal tokens
+        ids, weights = (tensor.to(device) for tensor in batch)
+        tokens += ids.numel()
+        loss, weight = modules["model"](ids, weights)
+        return loss, weight, {"tokens": tokens}
+
+    summary = train(
+        {"model": CausalLoss(model)},
+        step_function,
+        batches,
+        optimization,
+        work,
+        seed=seed,
+        world_size=world_size,
+        device=device,
+        on_log=on_log,
+    )
+    summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
+    return summary
+
+
+def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, int], list[TokenRow]]:
+    """Rows of the text stage: look-ups and echoes for the first quarter of the steps, then every kind of document."""
+
+    def rows_of(epoch: int, step: int) -> list[TokenRow]:
+        rng = random.Random(f"text {seed} {epoch}")
+        return text_rows(vocabulary, rng, TEXT_EPOCH, curriculum=step < CURRICULUM * steps)
+
+    return rows_of
+
+
+def stage1_plan(vocabulary: Vocabulary, units: Sequence[np.ndarray], replay: dict[str, float], seed: int):
+    """Rows of stage 1: every token of every unit sequence, and documents."""
+    own = [unit_row(vocabulary, u) for u in units]
+
+    def rows_of(epoch: int, step: int) -> list[TokenRow]:
+        rng = random.Random(f"stage 1 {seed} {epoch}")
+        return own + text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))
+
+    return rows_of
+
+
+def stage2_plan(
+    vocabulary: Vocabulary,
+    rows: Sequence[Row],
+    units: Sequence[np.ndarray],
+    replay: dict[str, float],
+    loss: str,
+    seed: int,
+):
+    """Rows of stage 2: cross-modal instructions, with documents and unlabelled units beside them."""
+    own = [row_to_tokens(row, vocabulary, loss) for row in rows]
+
+    def rows_of(epoch: int, step: int) -> list[TokenRow]:
+        rng = random.Random(f"stage 2 {seed} {epoch}")
+        spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
+        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))
+        return own + documents + [unit_row(vocabulary, u) for u in spoken]
+
+    return rows_of
+
+
+def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], loss: str):
+    own = [row_to_tokens(row, vocabulary, loss) for row in rows]
+    return lambda epoch, step: own
+
+
+def unit_row(vocabulary: Vocabulary, units: np.ndarray) -> TokenRow:
+    ids = [BEGIN, *vocabulary.encode_units(units)]
+    return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1))
+
+
+def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int) -> PeftModel:
+    """Freeze `model` and put low-rank adapters into it (in place); after the vocabulary was expanded, never before."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"stage3.lora.targets {settings.targets} are not layers of this model: {error}") from None
+
+
+def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+    """The model with a saved adapter merged into its weights."""
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first")
+    return PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload().eval()
+
+
+# --- held-out metrics ---------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def unit_perplexity(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[np.ndarray]) -> float:
+    """exp(mean negative log-likelihood) per token of held-out unit sequences; uniform guessing gives the vocabulary's size."""
+    model.eval()
+    scorer, total, count = CausalLoss(model), 0.0, 0.0
+    for start in range(0, len(units), 32):
+        loss, weight = scorer(*collate([unit_row(vocabulary, u) for u in units[start : start + 32]]))
+        total, count = total + loss.item(), count + weight.item()
+    return math.exp(total / max(count, 1.0))
+
+
+def text_accuracy(model: LlamaForCausalLM, vocabulary: Vocabulary, per_kind: int = 20) -> dict[str, float]:
+    """Share of held-out written questions that the text model answers word for word, by kind."""
+    rng = random.Random("held-out text questions")
+    questions = [q for kind in world.KINDS for q in held_out_questions(rng, kind, per_kind)]
+    outputs = generate(model, vocabulary, [question_prompt(vocabulary, q.text) for q in questions], 16)
+    right = [vocabulary.decode_text(ids) == q.answer for ids, q in zip(outputs, questions, strict=True)]
+    return {
+        kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind]))
+        for kind in world.KINDS
+    }
+
+
+def held_out_questions(rng: random.Random, kind: str, count: int) -> list[world.Question]:
+    """Up to `count` different held-out questions of one kind."""
+    found: dict[str, world.Question] = {}
+    for _ in range(count * 100):
+        question = world.sample_question(rng, kind)
+        if world.is_held_out(question.text):
+            found.setdefault(question.text, question)
+        if len(found) == count:
+            break
+    return list(found.values())

@@ -1,0 +1,234 @@
+"""One notebook and its parameters → an executed, trusted copy, through papermill, interruptible and without orphans.
+
+papermill is imported here and only here: it takes two seconds, which a run that reuses everything need not spend.
+What it leaves open is closed: unknown parameters are errors, signals reach the running cell, an interrupted or failed
+copy never carries the name of a good one, and the kernel is always this interpreter, started below `keeper`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from nbformat.sign import NotebookNotary
+
+import speechgpt_lib
+from speechgpt_lib.errors import UserError
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+LOG = "kernel.log"
+GRACE_S = 20.0  # an interrupted cell may finish its checkpoint; containers and Slurm allow 10 to 90 s
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the message is its name."""
+
+
+class Stop:
+    """Turns a signal into an interrupt of the running cell; after `grace_s` or a second one the kernel is ended."""
+
+    def __init__(self, grace_s: float = GRACE_S):
+        self.grace_s = grace_s
+        self.signal: str | None = None
+        self.kernel: AsyncKernelManager | None = None
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, number: int, frame: object = None) -> None:
+        first, self.signal = self.signal is None, signal.Signals(number).name
+        if not first:
+            self._send(signal.SIGTERM)
+            return
+        self._send(signal.SIGINT)
+        self._timer = threading.Timer(self.grace_s, self._send, [signal.SIGTERM])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def check(self) -> None:
+        if self.signal:
+            raise Stopped(self.signal)
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _send(self, number: int) -> None:
+        """An interrupt goes to the kernel's group; the end goes to the keeper alone, which stops all below it."""
+        pid = getattr(self.kernel and self.kernel.provisioner, "pid", None)
+        if pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number) if number == signal.SIGINT else os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: Stop) -> Iterator[Stop]:
+    """Route the signals that end a run to `stop` during the block; Python allows this in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        stop.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Raise UserError for a parameter that the notebook does not declare; papermill would only warn."""
+    known = set(papermill.inspect_notebook(_literal(notebook)))
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise UserError(
+            f"{notebook.name}: unknown parameter {', '.join(unknown)}; its cell tagged `parameters` declares "
+            f"{', '.join(sorted(known)) or 'none'}; add the missing line there"
+        )
+
+
+def execute(
+    notebook: Path,
+    target: Path,
+    parameters: dict[str, Any],
+    stop: Stop,
+    on_cell: Callable[[int, int, str], None] = lambda number, cells, cell_id: None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Execute `notebook` in its own folder; the copy appears as `target` when the last cell has ended well.
+
+    `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line printed.  The copy under
+    way is `*.partial.ipynb`; an interrupted one stays there, a failed one is `*.failed.ipynb`.
+
+    Raises UserError naming notebook, cell and error when a cell fails or the kernel dies, Stopped when `stop` was
+    called.
+    """
+    partial, failed = target.with_suffix(".partial.ipynb"), target.with_suffix(".failed.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_parameters(notebook, parameters)
+    source = nbformat.read(notebook, as_version=4)
+    current = {"id": "(before the first cell)"}
+
+    def cell_start(cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code":
+            current["id"] = cell.id
+        on_cell(cell_index + 1, len(source.cells) + 1, cell.id)
+        stop.check()  # an idle kernel ignores interrupts, so one that came between two cells takes effect here
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    message = None
+    with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as scratch:
+        try:
+            papermill.execute_notebook(
+                source,
+                _literal(partial),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                coalesce_streams=True,
+                autosave_cell_every=30,
+                start_timeout=120,
+                resources={"metadata": {"path": str(notebook.parent)}},
+                kernel_manager_class=_kernel_manager_class(Path(scratch), stop),
+                on_cell_start=cell_start,
+                stdout_file=_Lines(on_line),
+            )
+        except papermill.PapermillExecutionError as error:
+            message = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
+        except DeadKernelError:
+            message = f"the kernel died, most often because memory ran out{_last_words(Path(scratch))}"
+        except OSError as error:
+            message = f"{error.strerror or error} ({error.filename or partial}); free the cause"
+        except RuntimeError as error:  # jupyter_client's "Kernel died before replying to kernel_info" and the like
+            message = f"the kernel could not be used: {error}{_last_words(Path(scratch))}"
+    stop.check()
+    if message:
+        if partial.exists():
+            os.replace(partial, failed)
+        raise UserError(f"{notebook.name}, cell {current['id']}: {message} (see {failed}; after the cure the same command resumes)")
+    sign(partial)
+    os.replace(partial, target)
+    failed.unlink(missing_ok=True)
+
+
+def _last_words(scratch: Path) -> str:
+    """The last line the kernel wrote outside of its notebook, as " (it said: …)"."""
+    with contextlib.suppress(OSError):
+        lines = (scratch / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((f" (it said: {line.strip()[:300]})" for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def sign(notebook: Path) -> None:
+    """Mark a notebook as trusted on this account: an untrusted one shows no widgets and plays no sound."""
+    notary = NotebookNotary()
+    try:
+        notary.sign(nbformat.read(notebook, as_version=4))
+    except (OSError, sqlite3.Error) as error:  # a read-only home must not cost the run
+        print(f"{notebook.name} is not marked as trusted ({error}); to see all of it: `jupyter trust {notebook}`")
+    finally:
+        notary.store.close()
+
+
+class _Lines:
+    """A file to papermill: hands on the last line of everything written to it."""
+
+    def __init__(self, on_line: Callable[[str], None]):
+        self.on_line = on_line
+
+    def write(self, text: str) -> None:
+        lines = [part.strip() for part in text.replace("\r", "\n").split("\n") if part.strip()]
+        if lines:
+            self.on_line(lines[-1])
+
+    def flush(self) -> None:
+        pass
+
+
+def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]:
+    """A kernel manager for this interpreter, whatever kernels are installed, that keeps its files in `scratch`."""
+    environment = {
+        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+        "IPYTHONDIR": str(scratch / "ipython"),
+        # The notebook must import the library that its key was computed from, installed or not.
+        "PYTHONPATH": os.pathsep.join([str(Path(speechgpt_lib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every cell's output
+    }
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "speechgpt_lib.notebook.keeper", str(scratch / LOG), "-f", "{connection_file}"],
+        display_name="Python 3 (ipykernel)",
+        language="python",
+        env=environment,
+    )
+
+    # Sockets in a private folder rather than TCP ports, which parallel runs can take from each other.  The system
+    # limits such a path to about 104 bytes.
+    socket = str(scratch / "socket")
+    transport = {"transport": "ipc", "ip": socket} if len(os.fsencode(socket)) < 95 else {}
+
+    class KeptKernelManager(AsyncKernelManager):
+        kernel_spec = spec
+        shutdown_wait_time = 60.0  # killing the keeper before it is done would leave orphans
+
+        def __init__(self, **settings: Any):
+            super().__init__(connection_file=str(scratch / "kernel.json"), **transport, **settings)
+            stop.kernel = self
+
+    return KeptKernelManager
+
+
+def _literal(path: Path) -> str:
+    """papermill runs str.format over paths; braces in a folder's name must survive that."""
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,101 @@
+"""The session cell of a notebook: its parameters → an open run, and what a reader of the output must know."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+import speechgpt_lib
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook.figure import show_table, use_house_style
+from speechgpt_lib.recipes.schema import Recipe, load_recipe
+from speechgpt_lib.runs.run import Run, Step
+
+
+@dataclass(frozen=True)
+class Session:
+    """The open run of a notebook; `device` ("cpu", "cuda", "mps") is resolved, `force` is for `run.step`."""
+
+    run: Run
+    device: str
+    force: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    def media(self, notebook: str) -> Path:
+        """The folder for a notebook's figures and clips as files: <run>/notebooks/media/<notebook>."""
+        return self.run.path / "notebooks" / "media" / notebook
+
+
+def start(recipe: str, run_dir: str, seed: int | None = None, device: str | None = None, force: bool = False) -> Session:
+    """Open the run directory for a recipe and print versions, device, threads, seed and where the results go.
+
+    `seed` and `device` replace the recipe's when given.  Random numbers of Python, numpy and torch start at the seed.
+
+    Raises UserError for an unknown recipe or device, or a folder that can't be written.
+    """
+    settings = load_recipe(recipe, seed=seed)
+    allowed = get_args(Recipe.model_fields["device"].annotation)
+    if device is not None and device not in allowed:
+        raise UserError(f"unknown device {device!r}: choose {', '.join(allowed)}")
+    settings = settings.model_copy(update={"device": device or settings.device})
+    run = Run.create(Path(run_dir).expanduser().absolute(), settings)
+    session = Session(run, resolve_device(settings.device), force)
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    use_house_style()
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"speechgpt_lib {speechgpt_lib.__version__} ({versions})")
+    print(f"recipe   {settings.name}, seed {settings.seed}: {settings.summary}")
+    print(f"device   {session.device}, {torch.get_num_threads()} threads")
+    print(f"results  {os.path.relpath(run.path)}{' (made anew: force is on)' if force else ''}")
+    return session
+
+
+def resolve_device(device: str) -> str:
+    """The device meant by "auto": the first of CUDA, Apple's MPS and the CPU that is there.  Others must be there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, is_there in present.items() if is_there)
+    if not present[device]:
+        there = [name for name, is_there in present.items() if is_there]
+        raise UserError(f'device "{device}" is not available here; this machine has {", ".join(there)}; choose one or "auto"')
+    return device
+
+
+def require(session: Session, *steps: str) -> dict[str, Step]:
+    """The finished steps by name ("01_unit_extraction/hubert"); UserError says how to make a missing one."""
+    found = {name: session.run.require(name) for name in steps}
+    for name, step in found.items():
+        print(f"found    {name} (made {step.facts['finished'][:16]}, {step.facts['wall_seconds']:.0f} s)")
+    return found
+
+
+def show_results(session: Session, folder: str) -> None:
+    """A table of what the steps in `folder` ("01_unit_extraction") left behind: file, size, hash and cost."""
+    rows = [
+        {
+            "step": step.name,
+            "file": name,
+            "MB": known["bytes"] / 1e6,
+            "sha256": known["sha256"][:8],
+            "step took": f"{step.facts['wall_seconds']:.0f} s, {step.facts['peak_memory_mb']:.0f} MB",
+        }
+        for step in session.run.steps()
+        if step.name.startswith(folder + "/")
+        for name, known in step.facts["outputs"].items()
+    ]
+    if not rows:
+        print(f"nothing in {folder} yet")
+        return
+    show_table(rows, f"What {folder} holds in the run directory.")

@@ -1,0 +1,279 @@
+"""Recipes: one YAML file fixes everything a run depends on; this schema says what may stand in it.
+
+An unknown key, a wrong type or an impossible combination is an error that names the key and what is allowed there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from speechgpt_lib.errors import UserError
+
+BUILT_IN = ("smoke", "lab", "release", "paper")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimization(Section):
+    """How one training is driven.  `steps` are optimizer steps, fractions are of `steps`."""
+
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
+    hold: float = Field(0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in")
+    floor: float = Field(0.03, ge=0, le=1, description="share of the learning rate at the last step")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["no", "bf16"] = "bf16"
+    save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
+    log_every: int = Field(10, gt=0)
+
+
+class CorpusSettings(Section):
+    """Which speech: synthesised here (`lab`), or a corpus on disk (`librispeech` and so on)."""
+
+    source: Literal["lab", "external"] = "lab"
+    target_voice: str = "Female1"
+    aligned_voices: tuple[str, ...] = ()
+    unlabelled_voices: tuple[str, ...] = ()
+    held_out_voice: str = "Male2"
+    target_statements: int = Field(0, ge=0)
+    target_questions: int = Field(0, ge=0)
+    aligned_statements: int = Field(0, ge=0, description="per aligned voice")
+    aligned_questions: int = Field(0, ge=0, description="per aligned voice")
+    unlabelled_sentences: int = Field(0, ge=0, description="per unlabelled voice")
+    test_sentences: int = Field(0, ge=0, description="held-out sentences per voice, half of them questions")
+
+    @model_validator(mode="after")
+    def voices_differ(self) -> CorpusSettings:
+        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices, self.held_out_voice]
+        if len(set(voices)) != len(voices):
+            raise ValueError(f"each voice may have one role only, found {voices}")
+        return self
+
+
+class HubertSettings(Section):
+    """Geometry and pre-training of the unit encoder (Hsu et al. 2021); `pretrained` loads one instead."""
+
+    pretrained: str | None = None
+    conv_widths: tuple[int, ...] = (32, 32, 48, 48, 64, 64, 64)
+    hidden_size: int = 160
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 640
+    mask_probability: float = Field(0.065, gt=0, lt=1, description="share of frames at which a masked span starts")
+    mask_length: int = 10
+    unmasked_weight: float = Field(0.5, ge=0, le=1, description="weight of the loss on frames that are not masked")
+    target_clusters: int = 100
+    crop_seconds: float = 1.5
+    batch_size: int = 16
+    utterances: int = Field(4000, gt=0, description="how many utterances the crops are taken from")
+    optimization: Optimization
+
+
+class UnitSettings(Section):
+    hubert: HubertSettings
+    layer: int = Field(ge=1)
+    clusters: int = Field(gt=1, description="K, the size of the unit inventory")
+    kmeans_frames: int = Field(60_000, gt=0)
+    kmeans_source: str | None = None
+
+
+class VocoderSettings(Section):
+    """Unit HiFi-GAN: geometry as published when left at the defaults."""
+
+    pretrained: str | None = None
+    embedding: int = 128
+    channels: int = 512
+    upsample_rates: tuple[int, ...] = (5, 4, 4, 2, 2)
+    upsample_kernels: tuple[int, ...] = (11, 8, 8, 4, 4)
+    resblock_kernels: tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    discriminator_channels: int = Field(32, gt=0, description="width of the first discriminator layer")
+    segment_frames: int = Field(32, gt=0)
+    batch_size: int = Field(16, gt=0)
+    adversarial_from: float = Field(0.8, ge=0, le=1, description="share of the steps before the discriminators join")
+    utterances: int = Field(2500, gt=0)
+    optimization: Optimization
+    duration_optimization: Optimization
+
+    @model_validator(mode="after")
+    def rates_make_the_hop(self) -> VocoderSettings:
+        product = 1
+        for rate in self.upsample_rates:
+            product *= rate
+        if product != 320:
+            raise ValueError(f"upsample_rates multiply to {product}, they must make the hop of 320 samples")
+        if len(self.upsample_kernels) != len(self.upsample_rates):
+            raise ValueError("upsample_kernels needs one kernel per upsample rate")
+        if len(self.resblock_kernels) != len(self.resblock_dilations):
+            raise ValueError("resblock_dilations needs one group per resblock kernel")
+        return self
+
+
+class TextToUnitSettings(Section):
+    """Encoder–decoder that turns text into units."""
+
+    pretrained: str | None = None
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    feed_forward: int = 384
+    beams: int = Field(1, ge=1)
+    tokens_per_batch: int = 4000
+    optimization: Optimization
+
+
+class InstructionSettings(Section):
+    templates: Literal["paper", "release"] = "paper"
+    chain_shares: dict[Literal["speech_speech", "speech_text", "text_speech", "text_text"], float] = Field(
+        default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
+    )
+    maximum_response_words: int = 35
+    written_dialogues: int = Field(
+        800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model"
+    )
+    loss: Literal["all", "answer"] = "answer"
+
+    @model_validator(mode="after")
+    def shares_add_up(self) -> InstructionSettings:
+        total = sum(self.chain_shares.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"chain_shares add up to {total:.3f}, they must add up to 1")
+        return self
+
+
+class LanguageModelSettings(Section):
+    """The text LLM: a small LLaMA trained here, or `pretrained` weights."""
+
+    pretrained: str | None = None
+    vocabulary: int = Field(1600, gt=300, description="size of the text tokenizer's vocabulary")
+    hidden_size: int = 192
+    layers: int = 4
+    heads: int = 6
+    feed_forward: int = 512
+    rope_theta: float = 10_000.0
+    induction_start: bool = Field(
+        True, description="start two attention layers as an induction circuit (see language_model/model.py)"
+    )
+    tokens_per_batch: int = 2000
+    optimization: Optimization
+
+
+class StageSettings(Section):
+    tokens_per_batch: int = 2000
+    replay: dict[Literal["text", "units"], float] = Field(
+        default_factory=dict, description="rows of earlier stages mixed in, as a share of the stage's own rows"
+    )
+    optimization: Optimization
+
+
+class LoraSettings(Section):
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class Stage3Settings(StageSettings):
+    lora: LoraSettings = LoraSettings()
+
+
+class EvaluationSettings(Section):
+    asr_utterances: int = 200
+    tts_sentences: int = 100
+    questions_per_kind: int = 40
+    resynthesis_utterances: int = 60
+    bootstrap_draws: int = 1000
+
+
+class Recipe(Section):
+    """A whole run.  `name` is the name of the YAML file it comes from."""
+
+    name: str
+    summary: str
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    needs: tuple[str, ...] = Field(
+        (), description="what must be had beforehand, in words; empty when everything is made here"
+    )
+    processes: int = Field(1, ge=1, description="processes every training runs in")
+    corpus: CorpusSettings
+    units: UnitSettings
+    vocoder: VocoderSettings
+    instructions: InstructionSettings
+    text_to_unit: TextToUnitSettings
+    language_model: LanguageModelSettings
+    stage1: StageSettings
+    stage2: StageSettings
+    stage3: Stage3Settings
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def layer_exists(self) -> Recipe:
+        if self.units.hubert.pretrained is None and self.units.layer > self.units.hubert.layers:
+            raise ValueError(f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers")
+        return self
+
+
+def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
+    """A built-in recipe by name or any YAML file by path, validated.
+
+    Raises:
+        UserError: unknown name, unreadable YAML, or a key that the schema refuses (the key, the value and what is allowed).
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in BUILT_IN:
+        path = Path(__file__).parent / f"{name_or_path}.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        raise UserError(
+            f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
+        )
+    if not path.is_file():
+        raise UserError(f"no recipe file at {path}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, expected keys and values as in recipes/lab.yaml")
+    if seed is not None:
+        values["seed"] = seed
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors()[:3]:
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}")
+        else:
+            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')} (found {str(item['input'])[:60]!r})")
+    more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
+    return "; ".join(problems) + more
+
+
+def _allowed(location: tuple) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML text that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,80 @@
+"""Files that are either whole or absent: atomic writes, and the hashes by which steps know their inputs and outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from speechgpt_lib.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path`, on any error it is removed.
+
+    Works for a file or a folder: the caller creates whichever it needs at the path given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept, since some libraries choose a format by it.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        yield temporary
+        replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}; nothing there was changed") from error
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move `source` over `target`.  A folder that is in the way is moved aside first, since rename can't replace it."""
+    if target.is_dir() and not target.is_symlink():
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        os.rename(target, aside / target.name)
+        os.rename(source, target)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(source, target)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; was the step that writes it interrupted? run it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run its step again") from None
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 over the canonical JSON text of `value`: the same for equal settings whatever the order of their keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Relative path → {sha256, bytes} for every file below `folder`, sorted, without names in `skip`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skip)
+    return {p.relative_to(folder).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size} for p in files}

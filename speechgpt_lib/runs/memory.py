@@ -1,0 +1,75 @@
+"""How long a step ran and how much memory its process tree held at most, sampled by a thread and kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+
+def tree_memory_mb(process: psutil.Process | None = None) -> float:
+    """Memory of a process and all its descendants in MiB: PSS where the system tells it (shared pages counted once), else RSS."""
+    process = process or psutil.Process()
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for member in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += _pss(member.pid) or member.memory_info().rss
+    return total / 2**20
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    return 0
+
+
+class Monitor:
+    """Measures the block it wraps; with a `path`, what it knows survives a kill and is continued by the next attempt."""
+
+    def __init__(self, path: Path | None = None, interval_s: float = 0.5):
+        self.path, self.interval_s = path, interval_s
+        self.peak_memory_mb = 0.0
+        self.earlier_s = 0.0
+        if path is not None and path.exists():
+            with contextlib.suppress(ValueError, KeyError):  # half-written by a kill: measure afresh
+                saved = json.loads(path.read_text())
+                self.earlier_s, self.peak_memory_mb = float(saved["seconds"]), float(saved["peak_memory_mb"])
+
+    def __enter__(self) -> Monitor:
+        self.started = time.perf_counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._note()
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of this attempt and of the interrupted ones before it."""
+        return self.earlier_s + time.perf_counter() - self.started
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self._note()
+            self._stop.wait(self.interval_s)
+
+    def _note(self) -> None:
+        self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
+        if self.path is not None:
+            with contextlib.suppress(OSError):  # a full disk must stop the step itself, not its stop-watch
+                temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(json.dumps({"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}))
+                os.replace(temporary, self.path)

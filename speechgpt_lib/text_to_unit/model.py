@@ -1,0 +1,131 @@
+"""Text → units: the joint vocabulary and the Transformer encoder–decoder (Vaswani et al. 2017) over it.
+
+    0, 1, 2        padding, beginning, end
+    3 … K+2        units <0> … <K−1>, by arithmetic
+    K+3 …          pieces of the text tokenizer
+
+Specials, then units, then text is also the order of the released text-to-unit model (its first unit is 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PegasusConfig, PegasusForConditionalGeneration
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import TextToUnitSettings
+from speechgpt_lib.units.sequence import check_range
+
+PAD, BEGIN, END = 0, 1, 2
+FIRST_UNIT = 3
+POSITIONS = 1024  # most pieces a text and most units an answer may have
+BLANK = "▁"  # what the tokenizer writes before each word instead of a space
+
+
+def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
+    """BPE over the characters of `texts`; with no more pieces than there are characters it spells."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=pieces, show_progress=False))
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class PairVocabulary:
+    """Both sides of the pairs in one vocabulary: text through a tokenizer, units by arithmetic."""
+
+    tokenizer: Tokenizer
+    unit_count: int
+    first_unit: int = FIRST_UNIT
+
+    @property
+    def size(self) -> int:
+        return self.first_unit + self.unit_count + self.tokenizer.get_vocab_size()
+
+    def encode_text(self, text: str) -> list[int]:
+        """Text → ids, the end marker last; white space of any kind and length counts as one blank.
+
+        Raises UserError for an empty text and for characters that no training text had.
+        """
+        words = text.split()
+        if not words:
+            raise UserError(f"there is no text to speak: found {text!r}, expected at least one word")
+        known = self.tokenizer.get_vocab()
+        unknown = sorted({character for word in words for character in word if character not in known})
+        if unknown:
+            raise UserError(
+                f"text {text[:40]!r} has characters this model never saw in training: {' '.join(unknown[:8])}; "
+                "write it as the training texts are written (the lab's: lower-case words, no punctuation)"
+            )
+        offset = self.first_unit + self.unit_count
+        return [*(offset + piece for piece in self.tokenizer.encode(" ".join(words)).ids), END]
+
+    def encode_units(self, units: np.ndarray) -> list[int]:
+        """Merged units (n,) → ids, the end marker last."""
+        check_range(units, self.unit_count)
+        return [*(np.asarray(units, dtype=np.int64) + self.first_unit).tolist(), END]
+
+    def units_in(self, ids: Iterable[int]) -> np.ndarray:
+        """The units (n,) among ids, everything else left out."""
+        return np.array([i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count], dtype=np.int64)
+
+
+def build_model(settings: TextToUnitSettings, vocabulary: PairVocabulary, seed: int) -> PegasusForConditionalGeneration:
+    """An encoder–decoder with random weights.
+
+    Of the architectures in transformers Pegasus is the plain Transformer with layer norms before the blocks and sinusoidal positions,
+    which trains at a high learning rate; one embedding table serves both sides and the output.
+    """
+    config = PegasusConfig(
+        vocab_size=vocabulary.size,
+        d_model=settings.hidden_size,
+        encoder_layers=settings.layers,
+        decoder_layers=settings.layers,
+        encoder_attention_heads=settings.heads,
+        decoder_attention_heads=settings.heads,
+        encoder_ffn_dim=settings.feed_forward,
+        decoder_ffn_dim=settings.feed_forward,
+        max_position_embeddings=POSITIONS,
+        dropout=getattr(settings,"dropout",0.1),
+        scale_embedding=True,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+        decoder_start_token_id=BEGIN,
+        forced_eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(seed)
+    return PegasusForConditionalGeneration(config)
+
+
+class PairLoss(nn.Module):
+    """The loss of predicting each unit from the text and the units before it."""
+
+    def __init__(self, model: PegasusForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(self, sources: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
+
+        Returns (sum of losses, number of targets, number of targets that were the likeliest).
+        """
+        begin = torch.full_like(targets[:, :1], BEGIN)
+        hidden = self.model.model(
+            input_ids=sources,
+            attention_mask=(sources != PAD).long(),
+            decoder_input_ids=torch.cat([begin, targets[:, :-1]], dim=1),  # right padding: no real unit looks ahead
+            use_cache=False,
+        ).last_hidden_state
+        real = targets != PAD
+        logits = self.model.lm_head(hidden[real]).float()
+        loss = nn.functional.cross_entropy(logits, targets[real], reduction="sum")
+        return loss, real.sum(), (logits.argmax(-1) == targets[real]).sum()

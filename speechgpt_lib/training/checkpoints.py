@@ -1,0 +1,96 @@
+"""Training state on disk: whole or absent, hashed, and safe to read.
+
+    checkpoints/step_00000120/{model.safetensors, optimizer.pt, state.json}
+
+`state.json` holds the step and the SHA-256 of the other files, so that a damaged checkpoint is recognised and the one before it used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
+
+
+def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2) -> Path:
+    """Write the state after `step` optimizer steps, then drop all but the newest `keep` checkpoints."""
+    target = folder / f"step_{step:08d}"
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        for name, module in modules.items():
+            save_module(module, temporary / f"{name}.safetensors")
+        torch.save(
+            {name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt"
+        )
+        write_json(temporary / "state.json", {"step": step, "files": hash_folder(temporary)})
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(folder: Path, modules: dict, optimizers: dict) -> int:
+    """Restore the newest whole checkpoint in `folder` in place; returns its step, 0 when there is none."""
+    for path in reversed(_folders(folder)):
+        try:
+            state = read_json(path / "state.json")
+            if hash_folder(path, skip=("state.json",)) != state["files"]:
+                raise UserError("its files do not match the hashes in state.json")
+            for name, module in modules.items():
+                load_module(module, path / f"{name}.safetensors")
+            saved = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(saved[name])
+            return int(state["step"])
+        except (UserError, KeyError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
+    return 0
+
+
+def save_module(module: torch.nn.Module, path: Path) -> None:
+    """The parameters of `module` as safetensors; tied tensors are written once."""
+    tensors, seen = {}, {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen[tensor.data_ptr()] = name
+            tensors[name] = tensor.detach().contiguous().cpu()
+    save_file(tensors, path)
+
+
+def load_module(module: torch.nn.Module, path: Path) -> None:
+    """Load safetensors written by `save_module` into a module of the same shape.
+
+    Raises UserError naming the first tensor that is missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights {path} are missing; run the step that makes them again")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own error type for damaged headers
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again"
+        ) from None
+    own, aliases = module.state_dict(), {}
+    for name, tensor in own.items():
+        aliases.setdefault(tensor.data_ptr(), []).append(name)
+    tied = {name for names in aliases.values() if any(n in tensors for n in names) for name in names}
+    missing = [name for name in own if name not in tensors and name not in tied]
+    unexpected = [name for name in tensors if name not in own]
+    if missing or unexpected:
+        raise UserError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(tensors, strict=False)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if p.is_dir())

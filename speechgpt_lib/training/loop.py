@@ -1,0 +1,209 @@
+"""The one training loop: batches and a step function in, trained modules and a metrics log out.
+
+HuBERT, the vocoder's GAN, the text-to-unit model and all stages of the language model run through `train`.  It is exact by
+construction: a batch is a pure function of the step number, randomness is re-seeded at every step, the schedule counts steps and
+not seconds.  So a run that is killed and started again ends in the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.training.checkpoints import load_checkpoint, save_checkpoint
+
+
+def learning_rate_at(step: int, settings: Optimization) -> float:
+    """Linear warm-up, plateau, linear decay to `floor`; `step` counts from 0."""
+    rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup))
+    progress = step / settings.steps
+    if progress > settings.hold:
+        rate *= max(settings.floor, (1 - progress) / (1 - settings.hold))
+    return rate
+
+
+def train(
+    modules: dict[str, torch.nn.Module],
+    step_function: Callable[..., tuple[torch.Tensor, torch.Tensor | float, dict[str, Any]] | None],
+    batch_at: Callable[[int, int, int], Any],
+    settings: Optimization,
+    work: Path,
+    *,
+    seed: int,
+    world_size: int = 1,
+    device: str = "cpu",
+    phases: dict[str, list[str]] | None = None,
+    learning_rates: dict[str, float] | None = None,
+    on_log: Callable[[dict], None] | None = None,
+) -> dict[str, Any]:
+    """Train `modules` in place and return a summary {steps, seconds, loss, tokens_per_second, …}.
+
+    Args:
+        modules: what is trained, by name.
+        step_function: called as `step_function(phase, modules, batch, step)`; returns (sum of losses, their weight, metrics) or
+            None to skip the phase.  The loss minimised is the sum over all processes divided by the weight over all processes,
+            so that two processes with unequal batches equal one process with both.
+        batch_at: called as `batch_at(step, rank, world_size)`, must depend on nothing else.
+        work: folder for `metrics.jsonl` and `checkpoints/`; training resumes from what it finds there.
+        world_size: the number of processes this training must have; any other is refused.
+        phases: optimizer name → names of the modules it drives, run in order within a step (a GAN has two).
+        learning_rates: optimizer name → factor on the learning rate.
+
+    Raises:
+        UserError: wrong world size, or a loss that is not finite (the last good checkpoint is kept).
+    """
+    # 1. Devices and processes -------------------------------------------------------------------------------------------------
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=settings.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=phases is not None)],
+    )
+    if accelerator.num_processes != world_size:
+        raise UserError(
+            f"this training was meant for {world_size} process(es) but runs in {accelerator.num_processes}: launch it with "
+            f"`torchrun --standalone --nproc_per_node {world_size} -m speechgpt_lib.cli …` (accelerate launch --cpu trains alone)"
+        )
+    # 2. Optimizers --------------------------------------------------------------------------------------------------------------
+    phases = phases or {"model": list(modules)}
+    bare = dict(modules)
+    optimizers = {
+        phase: torch.optim.AdamW(
+            [p for name in names for p in bare[name].parameters() if p.requires_grad],
+            settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        for phase, names in phases.items()
+    }
+    # 3. Resume ------------------------------------------------------------------------------------------------------------------
+    checkpoints = work / "checkpoints"
+    first = load_checkpoint(checkpoints, bare, optimizers)
+    log = MetricsLog(work / "metrics.jsonl", first, accelerator.is_main_process)
+    modules = {name: accelerator.prepare(module) for name, module in modules.items()}
+    optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    started = saved = time.perf_counter()
+    summary: dict[str, Any] = {}
+    # 4. Steps -------------------------------------------------------------------------------------------------------------------
+    with StopRequest() as stop:
+        for step in range(first, settings.steps):
+            torch.manual_seed((seed * 1_000_003 + step) * 4099 + accelerator.process_index)
+            batch = batch_at(step, accelerator.process_index, world_size)
+            record: dict[str, Any] = {"step": step + 1}
+            for phase, names in phases.items():
+                rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
+                for group in optimizers[phase].param_groups:
+                    group["lr"] = rate
+                result = step_function(phase, modules, batch, step)
+                if result is None:
+                    continue
+                loss_sum, weight, metrics = result
+                weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
+                total = accelerator.reduce(weight, "sum") if world_size > 1 else weight
+                loss = loss_sum * (world_size / total)  # DDP averages gradients over processes
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss of {phase} became {loss.item()} at step {step + 1} in {work}; the last good checkpoint is kept. "
+                        "Lower the learning rate or look at that batch"
+                    )
+                optimizers[phase].zero_grad()
+                accelerator.backward(loss)
+                parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
+                norm = accelerator.clip_grad_norm_(parameters, settings.clip)
+                optimizers[phase].step()
+                prefix = "" if len(phases) == 1 else f"{phase}_"
+                record |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm, "lr": rate, **metrics}
+            # 5. Log and save ------------------------------------------------------------------------------------------------------
+            last = step + 1 == settings.steps
+            if last or (step + 1) % settings.log_every == 0:
+                record["seconds"] = time.perf_counter() - started
+                summary = log.write(record)
+                if on_log:
+                    on_log(summary)
+            must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
+            if must_stop and not last:
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoints, step + 1, bare, {n: o.optimizer for n, o in optimizers.items()})
+                saved = time.perf_counter()
+                if _agree(accelerator, stop.requested):
+                    raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
+    summary.pop("step", None)
+    return {"steps": settings.steps, "resumed_from": first, **summary}
+
+
+def _agree(accelerator: Accelerator, wish: bool) -> bool:
+    """Whether any process wishes it, so that all of them act in the same step."""
+    if accelerator.num_processes == 1:
+        return wish
+    flag = torch.tensor(float(wish), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+class StopRequest:
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a polite request that the loop answers after the current step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.requested = True
+
+
+class MetricsLog:
+    """One JSON object a line; on resume, lines after the checkpoint are dropped so that no step is logged twice."""
+
+    def __init__(self, path: Path, first: int, active: bool):
+        self.path, self.active = path, active
+        if active:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in read_metrics(path) if row["step"] <= first]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, record: dict[str, Any]) -> dict[str, float]:
+        row = {name: _number(value) for name, value in record.items()}
+        if self.active:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        return row
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics log; a last line cut off by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _number(value: Any) -> float:
+    value = value.item() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

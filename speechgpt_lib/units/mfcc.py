@@ -1,0 +1,46 @@
+"""MFCC features at HuBERT's frame rate: the targets of HuBERT's first iteration, and the baseline units to compare with."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+WINDOW, HOP, FFT, MELS, COEFFICIENTS = 400, 320, 512, 40, 13
+
+
+def mfcc(wave: torch.Tensor) -> torch.Tensor:
+    """13 MFCCs with first and second differences.
+
+    Args:
+        wave: (samples,) float at 16 kHz, at least 400 samples.
+
+    Returns:
+        (frames, 39) float32; frames = 1 + (samples − 400) // 320, the count of HuBERT's convolutional stack.
+    """
+    window, mel, dct = _constants()
+    frames = wave.float().unfold(0, WINDOW, HOP) * window
+    power = torch.fft.rfft(frames, FFT).abs().square()
+    cepstrum = torch.log(power @ mel + 1e-5) @ dct
+    first = _differences(cepstrum)
+    return torch.cat([cepstrum, first, _differences(first)], dim=1)
+
+
+def _differences(x: torch.Tensor) -> torch.Tensor:
+    """Regression slope over two frames to each side (the usual HTK delta)."""
+    padded = torch.nn.functional.pad(x.T[None], (2, 2), mode="replicate")[0].T
+    n = len(x)
+    return sum(k * (padded[2 + k : 2 + k + n] - padded[2 - k : 2 - k + n]) for k in (1, 2)) / 10
+
+
+@functools.cache
+def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hann window (400,), triangular mel filters (257, 40) on the HTK scale up to 8 kHz, orthogonal DCT-II (40, 13)."""
+    points = 700 * (10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), MELS + 2) / 2595) - 1)
+    hertz = torch.linspace(0, 8000, FFT // 2 + 1)[:, None]
+    rising = (hertz - points[:-2]) / (points[1:-1] - points[:-2])
+    falling = (points[2:] - hertz) / (points[2:] - points[1:-1])
+    k, n = torch.arange(COEFFICIENTS), torch.arange(MELS)[:, None]
+    dct = torch.cos(math.pi * k * (n + 0.5) / MELS) * math.sqrt(2 / MELS)
+    return torch.hann_window(WINDOW), torch.minimum(rising, falling).clamp(min=0), dct

@@ -1,0 +1,69 @@
+"""Merged units → how many frames each lasts: the duration predictor, and how durations follow the wanted speed.
+
+The predictor works on log(d + 1), as fairseq's: two convolutions over unit embeddings, each with ReLU, layer norm and
+dropout (Ren et al. 2021, FastSpeech 2, arXiv 2006.04558, section 2.3), then one number a unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from speechgpt_lib.errors import UserError
+
+SLOWEST, FASTEST = 0.25, 4.0
+
+
+class DurationPredictor(nn.Module):
+    """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
+
+    Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that it can be
+    trained beside the generator (a published checkpoint shares one, which then is copied here).  `width` is that of
+    embedding and convolutions, 128 as published.
+    """
+
+    def __init__(self, unit_count: int, width: int = 128, kernel: int = 3, dropout: float = 0.5):
+        super().__init__()
+        self.dict = nn.Embedding(unit_count, width)
+        self.conv1 = nn.Sequential(nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.ReLU())
+        self.ln1 = nn.LayerNorm(width)
+        self.conv2 = nn.Sequential(nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.ReLU())
+        self.ln2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.proj = nn.Linear(width, 1)
+
+    def forward(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`mask` (batch, n), true where a unit is: what a shorter row is padded with then changes nothing."""
+        keep = 1.0 if mask is None else mask[..., None].float()
+        x = self.dict(units) * keep
+        for conv, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
+            x = self.dropout(norm(conv(x.transpose(1, 2)).transpose(1, 2))) * keep
+        return self.proj(x)[..., 0]
+
+    @torch.inference_mode()
+    def predict(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1), and 0 where `mask` is false."""
+        was_training = self.training
+        durations = torch.round(torch.exp(self.eval()(units, mask)) - 1).clamp(min=1).long()
+        self.train(was_training)
+        return durations if mask is None else durations * mask
+
+
+def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
+    """Durations (n,) in frames for speech `speed` times as fast.
+
+    The borders between units are scaled and rounded, not the durations, since most last one or two frames: so the whole
+    becomes as long as asked to within half a frame (at least 1).  Faster speech may leave a short unit no frame at all.
+
+    Raises:
+        UserError: `speed` outside 0.25 … 4.
+    """
+    if not SLOWEST <= speed <= FASTEST:
+        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned")
+    durations = np.asarray(durations, dtype=np.int64)
+    if speed == 1 or durations.sum() == 0:
+        return durations
+    borders = np.floor(np.cumsum(durations) / speed + 0.5).astype(np.int64)
+    borders[-1] = max(1, borders[-1])
+    return np.diff(borders, prepend=0)

@@ -1,0 +1,183 @@
+"""Real kernels: each test takes a second or two.  Nothing that a notebook starts may outlive its run."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import nbformat
+import psutil
+import pytest
+from nbformat.sign import NotebookNotary
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook.execution import Stop, Stopped, check_parameters, execute, stop_on_signals
+
+# A cell whose child, in a session of its own like a training process, outlives it unless somebody looks for it.
+START_CHILD = """
+import subprocess, sys, time
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.{handler}); print(1, flush=True); time.sleep(3600)"
+child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+print("child", child.pid, flush=True)
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
+with stop_on_signals(Stop()) as stop:
+    try:
+        execute(Path(sys.argv[1]), Path(sys.argv[2]), {}, stop, on_line=lambda line: print(line, flush=True))
+    except (Stopped, UserError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def outputs(path):
+    """Everything the cells of an executed notebook printed."""
+    notebook = nbformat.read(path, as_version=4)
+    return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+
+
+def start_driver(notebook, target, root):
+    """Execute a notebook in another process; returns it and its notebook's child once that runs."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(notebook), str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        # As a terminal would start it, whatever the signals of the process that runs the tests are set to.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for line in driver.stdout:
+        if line.startswith("child "):
+            tree = psutil.Process(driver.pid).children(recursive=True)
+            child = psutil.Process(int(line.split()[1]))
+            assert child in tree and len(tree) == 3  # keeper, kernel, child
+            return driver, tree
+    raise AssertionError(driver.stderr.read())
+
+
+def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(write_notebook, tmp_path, monkeypatch):
+    # A kernel called python3 that belongs to another environment, and cannot even start.
+    shadow = tmp_path / "jupyter/kernels/python3/kernel.json"
+    shadow.parent.mkdir(parents=True)
+    shadow.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook = write_notebook(
+        "00_x.ipynb",
+        ("where", "import os, sys; print(sys.executable, os.getcwd(), recipe)"),
+        ("progress", "for i in range(50): print(f'step {i}', end='\\r', flush=True)"),
+    )
+    target = tmp_path / "run {0}" / "00_x.ipynb"  # papermill would fill in the braces
+    cells, lines = [], []
+    execute(notebook, target, {"recipe": "smoke"}, Stop(), lambda *cell: cells.append(cell), lines.append)
+    assert outputs(target).rstrip() == f"{sys.executable} {notebook.parent} smoke\nstep 49"
+    assert cells[0] == (1, 5, "title") and cells[-1] == (5, 5, "progress")
+    assert lines[0].endswith("smoke") and lines[-1] == "step 49"
+    assert [len(c.outputs) for c in nbformat.read(target, as_version=4).cells if c.cell_type == "code"] == [0, 0, 1, 1]
+    assert NotebookNotary().check_signature(nbformat.read(target, as_version=4))
+    assert sorted(p.name for p in target.parent.iterdir()) == ["00_x.ipynb"]
+
+
+def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
+    notebook = write_notebook(
+        "03_x.ipynb",
+        ("fine", "print('made')"),
+        ("load-audio", "from speechgpt_lib.errors import UserError\nraise UserError('no audio\\nhere')"),
+        ("never", "print('never')"),
+    )
+    with pytest.raises(UserError) as caught:
+        execute(notebook, tmp_path / "03_x.ipynb", {}, Stop())
+    message = str(caught.value)
+    assert message.startswith("03_x.ipynb, cell load-audio: UserError: no audio here (see ")
+    assert "\n" not in message
+    assert not (tmp_path / "03_x.ipynb").exists() and not (tmp_path / "03_x.partial.ipynb").exists()
+    assert outputs(tmp_path / "03_x.failed.ipynb") == "made\n"
+
+
+def test_a_dead_kernel_is_named_with_its_last_words(write_notebook, tmp_path):
+    notebook = write_notebook("01_x.ipynb", ("crash", "import os; os.write(2, b'out of memory\\n'); os._exit(9)"))
+    with pytest.raises(UserError, match=r"01_x.ipynb, cell crash: the kernel died.*\(it said: out of memory\)"):
+        execute(notebook, tmp_path / "01_x.ipynb", {}, Stop())
+
+
+def test_unknown_parameters_are_refused(write_notebook):
+    notebook = write_notebook("02_x.ipynb", parameters='recipe = "lab"\nrun_dir = "x"')
+    check_parameters(notebook, {"recipe": "smoke"})
+    with pytest.raises(UserError, match="02_x.ipynb: unknown parameter force, seed; .* declares recipe, run_dir"):
+        check_parameters(notebook, {"recipe": "smoke", "seed": 1, "force": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_stops_everything_and_keeps_the_partial_copy(write_notebook, tmp_path, root, name):
+    child = START_CHILD.format(handler="SIG_DFL")
+    wait = "try:\n    time.sleep(3600)\nfinally:\n    print('checkpoint written', flush=True)"
+    notebook = write_notebook("01_x.ipynb", ("first", "print('made')"), ("start", child), ("wait", wait), ("no", "1/0"))
+    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root)
+    driver.send_signal(getattr(signal, name))
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 1 and errors.strip() == f"Stopped: {name}"
+    assert psutil.wait_procs(tree, timeout=5)[1] == []
+    assert not (tmp_path / "01_x.ipynb").exists()
+    assert "made" in outputs(tmp_path / "01_x.partial.ipynb")
+
+
+@pytest.mark.slow
+def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monkeypatch):
+    child = START_CHILD.format(handler="SIG_IGN")
+    notebook = write_notebook("01_x.ipynb", ("start", child), ("wait", "time.sleep(3600)"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root)
+    driver.kill()
+    driver.communicate(timeout=30)
+    assert psutil.wait_procs(tree, timeout=15)[1] == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path):
+    stubborn = "while True:\n    try:\n        print('started', flush=True)\n        time.sleep(3600)\n"
+    stubborn += "    except KeyboardInterrupt:\n        pass"
+    notebook = write_notebook("01_x.ipynb", ("stubborn", "import time\n" + stubborn))
+    with stop_on_signals(Stop(grace_s=0.2)) as stop, pytest.raises(Stopped, match="SIGUSR2"):
+        execute(notebook, tmp_path / "01_x.ipynb", {}, stop, on_line=lambda line: os.kill(os.getpid(), signal.SIGUSR2))
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals(Stop()):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path):
+    # The child's parent is gone before the notebook ends, so it is nobody's child any more.
+    start = (
+        "import subprocess, sys\n"
+        'code = \'import subprocess, sys; c = [sys.executable, "-c", "import time; time.sleep(3600)"]; \'\n'
+        "code += 'print(subprocess.Popen(c, start_new_session=True, stdout=-3, stderr=-3).pid)'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
+    )
+    execute(write_notebook("01_x.ipynb", ("start", start)), tmp_path / "01_x.ipynb", {}, Stop())
+    pid = int(outputs(tmp_path / "01_x.ipynb"))
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_full_disk_is_one_line(write_notebook, tmp_path):
+    notebook = write_notebook("01_x.ipynb", ("fill", "print('x' * 5000)"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # bytes a file: what follows fails as on a full disk
+    try:
+        with pytest.raises(UserError, match="01_x.ipynb, cell fill: File too large"):
+            execute(notebook, tmp_path / "01_x.ipynb", {}, Stop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert psutil.Process().children(recursive=True) == []
+    assert not (tmp_path / "01_x.ipynb").exists()

@@ -1,0 +1,110 @@
+import base64
+import io
+import re
+import wave
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook import figure
+from speechgpt_lib.notebook.figure import show_audio, show_figure, show_table, use_house_style
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The MIME bundles that were displayed."""
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def embedded(markup):
+    return base64.b64decode(re.search(r'base64,([^"]*)"', markup)[1])
+
+
+def samples_of(wav):
+    with wave.open(io.BytesIO(wav)) as file:
+        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2"), file.getframerate()
+
+
+def test_figure_has_alt_text_and_caption_and_is_closed(shown, tmp_path):
+    fig, axes = plt.subplots(figsize=(3, 2))
+    axes.plot([3, 1, 2])
+    show_figure(fig, 'Loss "falls" & rises', "Figure 1. <Loss>", name="loss", save_dir=tmp_path / "media")
+    markup = shown[0]["text/html"]
+    assert 'alt="Loss &quot;falls&quot; &amp; rises"' in markup
+    assert "<figcaption>Figure 1. &lt;Loss&gt;</figcaption>" in markup
+    assert shown[0]["text/plain"].startswith('[figure] Loss "falls"')
+    assert embedded(markup).startswith(b"\x89PNG")
+    assert (tmp_path / "media/loss.png").read_bytes() == embedded(markup)
+    assert plt.get_fignums() == []
+
+
+def test_figure_needs_an_alt_text():
+    fig = plt.figure()
+    with pytest.raises(UserError, match="needs an alt text"):
+        show_figure(fig, " ", "Figure 1.")
+    plt.close(fig)
+
+
+def test_a_heavy_figure_is_drawn_more_coarsely(shown):
+    fig, axes = plt.subplots(figsize=(7, 7))
+    axes.imshow(np.random.default_rng(0).random((700, 700)))
+    full = io.BytesIO()
+    fig.savefig(full, dpi=100, bbox_inches="tight")
+    show_figure(fig, "Noise", "Figure 2.")
+    assert len(embedded(shown[0]["text/html"])) < full.tell() / 2
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor, list])
+def test_audio_is_as_loud_as_it_is(shown, tmp_path, make):
+    quiet = 0.01 * np.sin(np.arange(1600) / 5)
+    show_audio(make(quiet), 16000, "A whisper.", path=tmp_path / "clips" / "a.wav")
+    samples, rate = samples_of(embedded(shown[0]["text/html"]))
+    assert rate == 16000
+    np.testing.assert_allclose(samples / 32767, quiet, atol=1 / 32767)
+    assert (tmp_path / "clips/a.wav").read_bytes() == embedded(shown[0]["text/html"])
+    assert "A whisper. (0.1 s)" in shown[0]["text/html"]
+
+
+def test_audio_is_clipped_not_wrapped(shown):
+    show_audio(np.array([2.0, -2.0, np.nan]), 8000, "Too loud.")
+    assert list(samples_of(embedded(shown[0]["text/html"]))[0]) == [32767, -32767, 0]
+
+
+def test_a_long_clip_is_embedded_in_part_and_written_whole(shown, tmp_path):
+    show_audio(np.zeros(20 * 16000), 16000, "Long.", path=tmp_path / "long.wav")
+    assert len(samples_of(embedded(shown[0]["text/html"]))[0]) == figure.LONGEST_CLIP_S * 16000
+    assert len(samples_of((tmp_path / "long.wav").read_bytes())[0]) == 20 * 16000
+    assert "first 8 s; all 20 s are in" in shown[0]["text/plain"]
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 100)), np.zeros(0)])
+def test_audio_wants_one_channel(bad):
+    with pytest.raises(UserError, match=re.escape(str(bad.shape))):
+        show_audio(bad, 16000, "Stereo or nothing.")
+
+
+def test_table(shown):
+    show_table([{"stage": "<1>", "WER": 0.123456}, {"stage": "2", "WER": 12345.6, "n": 7}], "Table 1.")
+    markup = shown[0]["text/html"]
+    assert '<td style="text-align: left">&lt;1&gt;</td>' in markup
+    assert '<td style="text-align: right">0.123</td>' in markup and ">12,346</td>" in markup
+    assert markup.count("<tr>") == 3 and markup.count("<th ") == 3
+    assert "<figcaption>Table 1.</figcaption>" in markup
+    assert "stage  WER  n" in shown[0]["text/plain"]
+
+
+def test_house_style_can_be_told_apart_in_grey():
+    with plt.rc_context():
+        use_house_style()
+        colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colors])
+    assert len(colors) == 8
+    luminance = rgb @ [0.2126, 0.7152, 0.0722]
+    distances = np.abs(rgb[:, None] - rgb[None]).sum(-1) + 1000 * np.eye(8)
+    assert distances.min() > 80 and luminance.max() - luminance.min() > 150

@@ -1,0 +1,176 @@
+"""What is executed, what is reused, and what is said about it; real kernels where the order of things matters."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook import runner
+from speechgpt_lib.notebook.runner import find_notebooks, library_hash, notebook_keys, run_notebooks, select
+
+# A step whose file depends on the seed, as a notebook would make it.
+STEP = """
+from speechgpt_lib.runs.run import Run
+run = Run.open(run_dir)
+def make(work):
+    (work / "value.txt").write_text(str(seed))
+step = run.step("{folder}/thing", make, settings={{"size": {size}}}, force=force)
+"""
+
+
+@pytest.fixture(autouse=True)
+def unchanging_library(monkeypatch):
+    """The sources may be edited while the tests run; what that does to keys has its own test."""
+    monkeypatch.setattr(runner, "library_hash", lambda: "library")
+
+
+@pytest.fixture
+def course(write_notebook, tmp_path):
+    """Notebook 00 makes a step that 01 reads; a function runs both and tells which were executed."""
+    write_notebook("00_units.ipynb", ("step", STEP.format(folder="00_units", size=1)))
+    write_notebook("01_end.ipynb", ("look", "print(open(run_dir + '/00_units/thing/value.txt').read())"))
+
+    def run(**options):
+        results = run_notebooks("lab", tmp_path / "run", notebooks_dir=tmp_path / "notebooks", **options)
+        assert all(result.path.is_file() and result.wall_seconds > 0 for result in results)
+        return [result.name for result in results if not result.reused]
+
+    return run
+
+
+@pytest.mark.slow
+def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(course, write_notebook, tmp_path, capsys):
+    copies = tmp_path / "run/notebooks"
+    assert course() == ["00_units", "01_end"]
+    state = json.loads((copies / "00_units.json").read_text())
+    assert list(state["steps"]) == ["00_units/thing"] and state["peak_memory_mb"] > 50 and state["finished"]
+    assert sorted(p.name for p in copies.glob("*.ipynb")) == ["00_units.ipynb", "01_end.ipynb"]
+    capsys.readouterr()
+
+    assert course() == []
+    assert "00_units                             reused     made 20" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run/00_units/thing")  # what 00 left is gone, and with it what followed from it
+    assert course() == ["00_units", "01_end"]
+    write_notebook("01_end.ipynb", ("look", "print('changed')"))
+    assert course() == ["01_end"]
+    assert course(only=["0"], seed=5) == ["00_units"]
+    assert course(seed=5) == ["01_end"]
+    assert (tmp_path / "run/00_units/thing/value.txt").read_text() == "5"
+
+
+@pytest.mark.slow
+def test_an_earlier_notebook_that_was_executed_again_takes_the_later_ones_along(course):
+    assert course() == ["00_units", "01_end"]
+    assert course(only=["00"], force=True) == ["00_units"]
+    assert course() == ["01_end"]
+
+
+@pytest.mark.slow
+def test_a_failure_keeps_what_was_made_and_the_next_run_resumes(course, write_notebook, tmp_path):
+    write_notebook("00_units.ipynb", ("fail", "raise ValueError('no units')"))
+    with pytest.raises(UserError, match="00_units.ipynb, cell fail: ValueError: no units"):
+        course()
+    assert json.loads((tmp_path / "run/notebooks/00_units.json").read_text())["finished"] is None
+    write_notebook("00_units.ipynb", ("step", STEP.format(folder="00_units", size=1)))
+    assert course() == ["00_units", "01_end"]
+    assert not list((tmp_path / "run/notebooks").glob("*.failed.ipynb"))
+
+
+@pytest.mark.slow
+def test_a_stopped_run_says_so_and_resumes_with_its_time_counted(course, tmp_path, capsys):
+    def stop(name, number, cells, cell_id):
+        if (name, cell_id) == ("00_units", "step"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UserError, match="stopped by SIGTERM in 00_units.ipynb after .* the same command resumes"):
+        course(on_progress=stop)
+    waited = json.loads((tmp_path / "run/notebooks/00_units.progress.json").read_text())["seconds"]
+    assert course() == ["00_units", "01_end"]
+    assert "00_units                             resuming" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/notebooks/00_units.json").read_text())["wall_seconds"] > waited
+
+
+def test_a_missing_parameter_is_an_error_before_anything_runs(write_notebook, tmp_path):
+    write_notebook("00_start.ipynb", parameters='recipe = "lab"\nrun_dir = "x"')
+    with pytest.raises(UserError, match="00_start.ipynb: unknown parameter device, force, seed"):
+        run_notebooks("lab", tmp_path / "run", notebooks_dir=tmp_path / "notebooks")
+
+
+def test_bad_input_is_one_line(write_notebook, tmp_path):
+    folder = write_notebook("00_start.ipynb").parent
+    with pytest.raises(UserError, match="no notebooks .* in .*empty: clone"):
+        find_notebooks(tmp_path / "empty")
+    with pytest.raises(UserError, match="no notebook '7' in .* choose from 00_start"):
+        run_notebooks("lab", tmp_path / "run", only=["7"], notebooks_dir=folder)
+    with pytest.raises(UserError, match="unknown recipe 'labb'"):
+        run_notebooks("labb", tmp_path / "run", notebooks_dir=folder)
+    (folder / "01_x.ipynb").write_text("{}")
+    with pytest.raises(UserError, match="01_x.ipynb is not a readable notebook"):
+        run_notebooks("lab", tmp_path / "run", notebooks_dir=folder)
+
+
+def test_two_runs_do_not_share_a_run_directory(write_notebook, tmp_path):
+    folder = write_notebook("00_start.ipynb").parent
+    (tmp_path / "run/notebooks").mkdir(parents=True)
+    with open(tmp_path / "run/notebooks/.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being executed by another process"):
+            run_notebooks("lab", tmp_path / "run", notebooks_dir=folder)
+
+
+def test_selection_by_number_and_name(write_notebook):
+    notebooks = [write_notebook(name) for name in ("00_start.ipynb", "01_units.ipynb", "10_scale.ipynb")]
+    write_notebook("notes.ipynb")
+    assert [p.name for p in find_notebooks(notebooks[0].parent)] == [
+        "00_start.ipynb",
+        "01_units.ipynb",
+        "10_scale.ipynb",
+    ]
+    assert select(notebooks, None) == select(notebooks, []) == notebooks
+    assert select(notebooks, ["10", "1", "01_units"]) == notebooks[1:]
+    assert select(notebooks, ["notebooks/00_start.ipynb"]) == notebooks[:1]
+
+
+def test_keys_depend_on_source_recipe_and_predecessors_but_not_on_outputs(write_notebook):
+    paths = [write_notebook("00_a.ipynb", ("x", "1")), write_notebook("01_b.ipynb", ("x", "2"))]
+    before = notebook_keys(paths, "recipe")
+    content = json.loads(paths[0].read_text())
+    content["cells"][-1] |= {
+        "execution_count": 4,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}],
+    }
+    paths[0].write_text(json.dumps(content, indent=4))
+    assert notebook_keys(paths, "recipe") == before
+    other = notebook_keys(paths, "recipe, another seed")
+    assert not set(other.values()) & set(before.values())
+    write_notebook("01_b.ipynb", ("x", "3"))
+    assert [notebook_keys(paths, "recipe")[p] == before[p] for p in paths] == [True, False]
+    write_notebook("00_a.ipynb", ("x", "3"))
+    assert [notebook_keys(paths, "recipe")[p] == before[p] for p in paths] == [False, False]
+
+
+def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
+    for name in ("a.py", "instructions/data/x.txt", "recipes/lab.yaml", "recipes/schema.py", "__pycache__/a.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = library_hash(tmp_path)
+    (tmp_path / "recipes/lab.yaml").write_text("2")
+    (tmp_path / "__pycache__/a.pyc").write_text("2")
+    assert library_hash(tmp_path) == before
+    for name in ("a.py", "instructions/data/x.txt", "recipes/schema.py"):
+        (tmp_path / name).write_text("2")
+        assert library_hash(tmp_path) != before
+        (tmp_path / name).write_text("1")
+    assert library_hash(tmp_path) == before
+
+
+def test_reusing_needs_neither_torch_nor_papermill(root):
+    code = "import sys, speechgpt_lib.notebook.runner; print({'torch', 'papermill'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

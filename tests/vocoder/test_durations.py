@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.vocoder.durations import DurationPredictor, scale_durations
+
+
+def test_a_duration_is_rounded_and_at_least_one_frame():
+    predictor = DurationPredictor(4, 8)
+    units = torch.tensor([[0, 1, 2, 3]])
+    torch.nn.init.zeros_(predictor.proj.weight)
+    for log_duration, frames in ((-3.0, 1), (0.0, 1), (np.log(3.4), 2), (np.log(3.6), 3), (np.log(21.0), 20)):
+        torch.nn.init.constant_(predictor.proj.bias, float(log_duration))
+        assert predictor.predict(units).tolist() == [[frames] * 4]
+
+
+def test_prediction_has_no_dropout_and_leaves_the_mode_as_it_was():
+    predictor = DurationPredictor(4, 8).train()
+    units = torch.randint(0, 4, (2, 50))
+    with torch.no_grad():
+        predictor.proj.bias += 2
+    assert torch.equal(predictor.predict(units), predictor.predict(units))
+    assert predictor.training
+
+
+def test_padding_changes_nothing():
+    torch.manual_seed(0)
+    predictor = DurationPredictor(9, 8).eval()
+    with torch.no_grad():
+        predictor.proj.bias += 1.5
+    rows = [torch.randint(0, 9, (n,)) for n in (5, 12)]
+    padded, mask = torch.full((2, 12), 3), torch.zeros(2, 12, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)], mask[i, : len(row)] = row, True
+    with torch.inference_mode():
+        together = predictor(padded, mask)
+        for i, row in enumerate(rows):
+            assert torch.allclose(together[i, : len(row)], predictor(row[None])[0], atol=1e-6)
+    assert predictor.predict(padded, mask)[0, 5:].tolist() == [0] * 7
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.floats(0.25, 4))
+def test_scaled_durations_add_up_to_the_scaled_whole(durations, speed):
+    scaled = scale_durations(np.array(durations), speed)
+    assert len(scaled) == len(durations)
+    assert (scaled >= 0).all()
+    assert abs(scaled.sum() - max(1, sum(durations) / speed)) <= 0.5
+    if speed <= 1:
+        assert (scaled >= np.array(durations)).all()
+
+
+def test_speed_one_keeps_durations():
+    assert scale_durations(np.array([3, 0, 2]), 1.0).tolist() == [3, 0, 2]
+
+
+@pytest.mark.parametrize("speed", [0, -1, 0.2, 4.5, float("nan")])
+def test_a_speed_beyond_reason_is_refused(speed):
+    with pytest.raises(UserError, match="speed"):
+        scale_durations(np.array([1, 2]), speed)

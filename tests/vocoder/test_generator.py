@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
+from speechgpt_lib.vocoder.durations import DurationPredictor
+from speechgpt_lib.vocoder.generator import UnitGenerator
+
+OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
+SMALL = VocoderSettings(channels=32, embedding=16, optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
+
+
+def test_every_frame_becomes_exactly_320_samples():
+    generator = UnitGenerator(6, SMALL)
+    for batch, frames in ((1, 1), (2, 7), (3, 33)):
+        waves = generator(torch.randint(0, 6, (batch, frames)))
+        assert waves.shape == (batch, frames * 320)
+        assert waves.abs().max() < 1
+
+
+def test_the_default_geometry_is_the_published_one():
+    defaults = VocoderSettings(optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
+    with torch.device("meta"):
+        generator = UnitGenerator(1000, defaults).fold_weight_norm()
+    shapes = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
+    assert shapes["dict.weight"] == (1000, 128)
+    assert shapes["conv_pre.weight"] == (512, 128, 7)
+    assert shapes["ups.0.weight"] == (512, 256, 11)
+    assert shapes["ups.4.weight"] == (32, 16, 4)
+    assert shapes["resblocks.14.convs2.2.weight"] == (16, 16, 11)
+    assert generator.resblocks[14].convs1[2].dilation == (5,)
+    assert shapes["conv_post.weight"] == (1, 16, 7)
+    assert len(generator.resblocks) == 15
+
+
+def test_folding_the_weight_norm_changes_names_but_no_sound(tiny):
+    generator = UnitGenerator(6, tiny).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():  # away from the start, where g is the norm of v
+            parameter.mul_(1.5 * torch.rand_like(parameter) + 0.5)
+    units = torch.randint(0, 6, (2, 9))
+    with torch.inference_mode():
+        before = generator(units)
+        after = generator.fold_weight_norm()(units)
+    assert before.std() > 1e-2
+    assert (before - after).abs().max() <= 1e-5
+    assert not [name for name in generator.state_dict() if "parametrizations" in name]
+    assert generator.fold_weight_norm() is generator  # twice does no harm
+
+
+def test_units_far_away_are_not_heard(tiny):
+    """The receptive field is bounded, which streaming will rest on."""
+    generator = UnitGenerator(6, tiny).eval()
+    one = torch.zeros(1, 40, dtype=torch.long)
+    other = one.clone()
+    other[0, 30:] = 5
+    with torch.inference_mode():
+        a, b = generator(one)[0], generator(other)[0]
+    assert torch.equal(a[: 20 * 320], b[: 20 * 320])
+    assert not torch.allclose(a[30 * 320 :], b[30 * 320 :])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"channels": 24}, "multiple of 32"),
+        ({"upsample_kernels": (10, 8, 8, 4, 4)}, "cannot upsample by exactly 5"),
+        ({"upsample_kernels": (11, 2, 8, 4, 4)}, "cannot upsample by exactly 4"),
+        ({"resblock_kernels": (3, 6, 11)}, "must be odd"),
+    ],
+)
+def test_a_geometry_that_cannot_be_built_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        UnitGenerator(6, SMALL.model_copy(update=changes))
+
+
+def test_layers_carry_the_names_of_fairseq(reference):
+    """The tensors of a genuine checkpoint, weight norm folded, fit one to one; so does the sound it makes."""
+    folder = reference / "fairseq" / "vocoder"
+    if not folder.is_dir():
+        folder = reference / "fixtures" / "fairseq" / "vocoder"
+    if not folder.is_dir():
+        pytest.skip("the reference material has no fairseq vocoder")
+    import numpy as np
+
+    config = json.loads((folder / "config.json").read_text())
+    saved = torch.load(folder / "vocoder.pt", weights_only=True, map_location="cpu")["generator"]
+    tensors = {}
+    for name, tensor in saved.items():
+        if name.endswith("weight_g"):
+            direction = saved[name[:-1] + "v"]
+            tensors[name[:-2]] = tensor * direction / direction.norm(dim=(1, 2), keepdim=True)
+        elif not name.endswith("weight_v"):
+            tensors[name] = tensor
+    geometry = {"channels": config["upsample_initial_channel"], "embedding": config["embedding_dim"]}
+    settings = SMALL.model_copy(update=geometry)
+    generator = UnitGenerator(config["num_embeddings"], settings).fold_weight_norm().eval()
+    durations = DurationPredictor(config["num_embeddings"], config["embedding_dim"]).eval()
+    ours = {n.removeprefix("dur_predictor."): t for n, t in tensors.items() if n.startswith("dur_predictor.")}
+    durations.load_state_dict(ours | {"dict.weight": tensors["dict.weight"]})
+    generator.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("dur_predictor.")})
+
+    expected = np.load(folder / "expected.npz")
+    code = torch.from_numpy(expected["code"])[None]
+    with torch.inference_mode():
+        wave, log_durations = generator(code)[0], durations(code)[0]
+    assert np.abs(wave.numpy() - expected["wav_no_dur"]).max() <= 1e-5
+    assert np.abs(log_durations.numpy() - expected["log_durations"]).max() <= 1e-5
+    assert durations.predict(code)[0].tolist() == expected["durations"].tolist()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.training.loop import read_metrics
+from speechgpt_lib.units.sequence import merge
+from speechgpt_lib.vocoder import training
+from speechgpt_lib.vocoder.training import train_durations, train_vocoder
+
+UNITS = 6
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
+
+
+def checkpoint(work, step: int, name: str) -> dict[str, torch.Tensor]:
+    return load_file(work / "checkpoints" / f"step_{step:08d}" / f"{name}.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_discriminators_change_in_the_adversarial_phase_and_only_then(pairs, tiny, tmp_path):
+    """Steps 1 and 2 are warm-up, 3 and 4 adversarial; a checkpoint is kept after each of the last three but the end."""
+    generator, summary = train_vocoder(pairs, UNITS, tiny, tmp_path, seed=0)
+    assert summary["steps"] == 4 and summary["adversarial_steps"] == 2
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert ["adversarial" in row for row in rows] == [False, False, True, True]
+    assert ["discriminators_loss" in row for row in rows] == [False, False, True, True]
+    assert not same(checkpoint(tmp_path, 2, "discriminators"), checkpoint(tmp_path, 3, "discriminators"))
+    assert not same(checkpoint(tmp_path, 2, "generator"), checkpoint(tmp_path, 3, "generator"))
+
+    warm_up = tiny.model_copy(update={"adversarial_from": 1.0})
+    alone, summary = train_vocoder(pairs, UNITS, warm_up, tmp_path / "alone", seed=0)
+    assert summary["adversarial_steps"] == 0
+    folder = tmp_path / "alone"
+    assert same(checkpoint(folder, 2, "discriminators"), checkpoint(folder, 3, "discriminators"))
+    assert not torch.equal(weights(alone), weights(generator))
+
+
+def test_a_run_that_was_killed_ends_in_the_same_weights(pairs, tiny, tmp_path):
+    """Killed inside the adversarial phase, when both optimizers carry state, and at its border."""
+    whole, _ = train_vocoder(pairs, UNITS, tiny, tmp_path / "whole", seed=0)
+    for step in (2, 3):
+        work = tmp_path / f"killed_{step}"
+        (work / "checkpoints").mkdir(parents=True)
+        name = f"step_{step:08d}"
+        shutil.copytree(tmp_path / "whole" / "checkpoints" / name, work / "checkpoints" / name)
+        resumed, summary = train_vocoder(pairs, UNITS, tiny, work, seed=0)
+        assert summary["resumed_from"] == step
+        assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_the_seed_decides_everything(pairs, tiny, tmp_path):
+    runs = [train_vocoder(pairs, UNITS, tiny, tmp_path / str(i), seed=seed)[0] for i, seed in enumerate((0, 0, 1))]
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+
+
+def test_training_learns(pairs, tiny, tmp_path):
+    longer = tiny.optimization.model_copy(update={"steps": 40, "learning_rate": 1e-2, "save_every_s": 60.0})
+    settings = tiny.model_copy(update={"optimization": longer, "adversarial_from": 1.0})
+    train_vocoder(pairs, UNITS, settings, tmp_path, seed=0)
+    losses = [row["reconstruction"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_the_generator_phase_leaves_the_discriminators_no_gradient():
+    torch.manual_seed(0)
+    judge = training.Discriminators(1)
+    made = (0.1 * torch.randn(2, 2560)).requires_grad_()
+    adversarial, matching = training._judged_loss(judge, made, torch.randn(2, 2560))
+    (adversarial + matching).backward()
+    assert made.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in judge.parameters())
+
+
+def test_durations_are_learned_and_resume_exactly(tiny, tmp_path):
+    """Unit u lasts u + 1 frames."""
+    rng = np.random.default_rng(0)
+    sequences = [(units, units + 1) for units in (rng.permutation(UNITS) for _ in range(20))]
+    longer = tiny.duration_optimization.model_copy(update={"steps": 150, "learning_rate": 2e-2, "save_every_s": 60.0})
+    settings = tiny.model_copy(update={"duration_optimization": longer, "embedding": 16})
+    predictor, _ = train_durations(sequences, UNITS, settings, tmp_path / "long", seed=0)
+    predicted = predictor.predict(torch.arange(UNITS)[None])[0]
+    assert (predicted - torch.arange(1, UNITS + 1)).abs().max() <= 1
+
+    whole, _ = train_durations(sequences, UNITS, tiny, tmp_path / "whole", seed=0)
+    work = tmp_path / "killed" / "checkpoints"
+    work.mkdir(parents=True)
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step_00000002", work / "step_00000002")
+    resumed, summary = train_durations(sequences, UNITS, tiny, work.parent, seed=0)
+    assert summary["resumed_from"] == 2
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_data_that_cannot_be_learned_from_is_refused(pairs, tiny, tmp_path):
+    units, wave = copy.deepcopy(pairs[0])
+    with pytest.raises(UserError, match="out of range"):
+        train_vocoder([(units + 1, wave)], int(units.max()) + 1, tiny, tmp_path, seed=0)
+    with pytest.raises(UserError, match="fewer than"):
+        train_vocoder([(merge(units)[0], wave[:100])], UNITS, tiny, tmp_path, seed=0)
+    with pytest.raises(UserError, match="none of 1 utterances"):
+        train_vocoder([(units[:3], wave)], UNITS, tiny, tmp_path, seed=0)
+    with pytest.raises(UserError, match="one each"):
+        train_durations([(np.array([1, 2]), np.array([1]))], UNITS, tiny, tmp_path, seed=0)
+    with pytest.raises(UserError, match="no unit sequences"):
+        train_durations([], UNITS, tiny, tmp_path, seed=0)
+    assert not (tmp_path / "checkpoints").exists()
