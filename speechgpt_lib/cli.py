@@ -39,9 +39,7 @@ def main() -> None:
         print(f"stopped{f': {error}' if str(error) else ''}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        sys.exit(
-            f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing finished was lost"
-        )
+        sys.exit(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing finished was lost")
     except Exception as error:
         # Wrong options and arguments, in the words of the command-line library.
         if hasattr(error, "format_message"):
@@ -71,9 +69,7 @@ def units(audio: Path, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False
 
 
 @app.command()
-def speak(
-    units: str, out: OutOption, run: RunOption = DEFAULT_RUN, speed: float = 1.0, as_json: JsonOption = False
-) -> None:
+def speak(units: str, out: OutOption, run: RunOption = DEFAULT_RUN, speed: float = 1.0, as_json: JsonOption = False) -> None:
     """Turn units, given as `<sosp><12><7>…<eosp>` (or - for standard input), into a sound file."""
     from speechgpt_lib import pipeline
     from speechgpt_lib.corpora.audio import SAMPLE_RATE, write_audio
@@ -121,9 +117,7 @@ def ask(
     reply: Annotated[str, typer.Option(help="speech or text.")] = "speech",
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the spoken answer goes.")] = Path("answer.wav"),
     run: RunOption = DEFAULT_RUN,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 takes the likeliest token; the release samples at 0.7.")
-    ] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; the release samples at 0.7.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question in speech or text and get a spoken or written answer."""
@@ -148,9 +142,7 @@ def ask(
         "wellformed": answer.wellformed,
         "note": note,
     }
-    lines = f"question  {answer.question_text}\nanswer    {answer.answer_text}" + (
-        f"\nspoken    {out}" if spoken else ""
-    )
+    lines = f"question  {answer.question_text}\nanswer    {answer.answer_text}" + (f"\nspoken    {out}" if spoken else "")
     _print(result, lines + _with(note), as_json)
 
 
@@ -183,9 +175,7 @@ def run_recipe(
 @app.command()
 def evaluate(
     run: RunOption = DEFAULT_RUN,
-    set_folder: Annotated[
-        Path | None, typer.Option("--set", help="A folder made by `speechgpt corpora sample`.")
-    ] = None,
+    set_folder: Annotated[Path | None, typer.Option("--set", help="A folder made by `speechgpt corpora sample`.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -205,9 +195,7 @@ def evaluate(
         path = opened.path / "report.json"
         report = read_json(path)
     figures = {k: v for k, v in report.items() if isinstance(v, dict) and {"value", "n", "low", "high"} <= v.keys()}
-    lines = [
-        f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})" for k, v in figures.items()
-    ]
+    lines = [f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})" for k, v in figures.items()]
     _print(report, "\n".join([*lines, f"wrote {path}"]), as_json)
 
 
@@ -302,9 +290,7 @@ def _figures(report: dict) -> str:
 
 def _looks_like_audio(question: str) -> bool:
     path = Path(question).expanduser()
-    return path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") or (
-        len(question) < 255 and path.is_file()
-    )
+    return path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") or (len(question) < 255 and path.is_file())
 
 
 def _print(result: dict, text: str, as_json: bool) -> None:

@@ -124,9 +124,7 @@ def voice_check() -> Check:
         return Check("voice synthesis", False, _one_line(error), expected, cost, required=True)
     spoken = [phone.label for phone in phones if phone.label]
     found = f"{len(wave) / SAMPLE_RATE:.2f} s, {len(spoken)} phones"
-    return Check(
-        "voice synthesis", bool(spoken) and float(abs(wave).max()) > 0.01, found, expected, cost, required=True
-    )
+    return Check("voice synthesis", bool(spoken) and float(abs(wave).max()) > 0.01, found, expected, cost, required=True)
 
 
 def memory_check(gigabytes: float) -> Check:

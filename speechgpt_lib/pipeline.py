@@ -104,9 +104,7 @@ def compare_units(run: Run, inventory: UnitInventory, mfcc_units: KMeansUnits, p
     """Quality of HuBERT units and of MFCC units on the same held-out utterances, against the phones that were spoken."""
     from speechgpt_lib.units.hubert import normalise_utterance
 
-    held_out = read_utterances(
-        run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]}
-    )
+    held_out = read_utterances(run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]})
     chosen, taken = [], {}
     for utterance in held_out:
         taken[utterance.voice] = taken.get(utterance.voice, 0) + 1
@@ -145,9 +143,7 @@ def make_vocoder(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         count, options = run.recipe.units.clusters, training_options(run, on_log)
         generator, summary = train_vocoder(pairs, count, settings, work / "checkpoints" / "generator", **options)
         merged = [(row.units, row.durations) for row in rows.values()]
-        durations, duration_summary = train_durations(
-            merged, count, settings, work / "checkpoints" / "durations", **options
-        )
+        durations, duration_summary = train_durations(merged, count, settings, work / "checkpoints" / "durations", **options)
         (work / "checkpoints" / "generator" / "metrics.jsonl").rename(work / "metrics.jsonl")
         Vocoder(generator, durations, inventory.metrics["id"], settings).save(work)
         return {"generator": summary, "durations": duration_summary}
@@ -166,9 +162,7 @@ def make_cross_modal_set(run: Run, force: bool = False) -> Step:
         count = sets.write_set(path, records, sets.CROSS_MODAL_SCHEMA, identity)
         return {"rows": count, "tasks": sets.split_counts(sets.read_set(path, identity), "task")}
 
-    return run.step(
-        CROSS_MODAL_SET, make, settings={"voice": corpus.target_voice}, inputs={"units": units}, force=force
-    )
+    return run.step(CROSS_MODAL_SET, make, settings={"voice": corpus.target_voice}, inputs={"units": units}, force=force)
 
 
 def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
@@ -176,10 +170,7 @@ def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> St
     voice = run.recipe.corpus.target_voice
 
     def make(work: Path) -> dict:
-        pairs = [
-            (r.text, r.units)
-            for r in read_units(units.path, inventory.metrics["id"], {"voice": voice, "split": "train"})
-        ]
+        pairs = [(r.text, r.units) for r in read_units(units.path, inventory.metrics["id"], {"voice": voice, "split": "train"})]
         count = run.recipe.units.clusters
         model, summary = train_text_to_unit(
             pairs, count, settings, work, inventory_id=inventory.metrics["id"], **training_options(run, on_log)
@@ -202,17 +193,9 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
         spoken = list(read_units(units.path, identity, {"split": "train", "kind": list(world.KINDS)}))
         dialogues = [(row.id, row.kind, row.text, row.answer, row.units) for row in spoken]
         rng = random.Random(f"written dialogues {run.recipe.seed}")
-        written = [
-            q
-            for q in (world.sample_question(rng) for _ in range(settings.written_dialogues))
-            if not world.is_held_out(q.text)
-        ]
+        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.is_held_out(q.text)]
         voiced = model.generate([q.text for q in written], beams=run.recipe.text_to_unit.beams)
-        dialogues += [
-            (f"t{k:06d}", q.kind, q.text, q.answer, u)
-            for k, (q, u) in enumerate(zip(written, voiced, strict=True))
-            if len(u)
-        ]
+        dialogues += [(f"t{k:06d}", q.kind, q.text, q.answer, u) for k, (q, u) in enumerate(zip(written, voiced, strict=True)) if len(u)]
         answers = sorted({answer for _, _, _, answer, _ in dialogues})
         responses = dict(zip(answers, model.generate(answers, beams=run.recipe.text_to_unit.beams), strict=True))
         records = sets.chain_records(dialogues, responses, settings.chain_shares, run.recipe.seed)
@@ -240,9 +223,7 @@ def make_text_model(run: Run, force: bool = False, on_log: OnLog = None) -> Step
         vocabulary = Vocabulary(train_text_tokenizer(texts, settings.vocabulary))
         model = build_model(settings, vocabulary.size, run.recipe.seed)
         plan = stages.text_plan(vocabulary, settings.optimization.steps, run.recipe.seed)
-        summary = stages.fit(
-            model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log)
-        )
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         save_model(model, vocabulary, work)
         accuracy = stages.text_accuracy(model, vocabulary)
         parameters = sum(p.numel() for p in model.parameters())
@@ -279,9 +260,7 @@ def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         held_out = [row.units for row in _held_out(run, vocabulary.inventory)][:200]
         before = stages.unit_perplexity(model, vocabulary, held_out)
         plan = stages.stage1_plan(vocabulary, speech, settings.replay, run.recipe.seed)
-        summary = stages.fit(
-            model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log)
-        )
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         save_model(model, vocabulary, work)
         after = stages.unit_perplexity(model, vocabulary, held_out)
         return summary | {"unit_perplexity_before": before, "unit_perplexity": after}
@@ -301,9 +280,7 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         plan = stages.stage2_plan(vocabulary, rows, speech, settings.replay, templates.loss, run.recipe.seed)
         held_out = _held_out(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out)
-        summary = stages.fit(
-            model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log)
-        )
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         save_model(model, vocabulary, work)
         return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out)}
 
@@ -319,17 +296,14 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     def make(work: Path) -> dict:
         model, vocabulary = load_model(start.path)
         rows = [
-            sets.record_to_row(r, templates.templates)
-            for r in sets.read_set(instructions.path / "chain.parquet", vocabulary.inventory)
+            sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path / "chain.parquet", vocabulary.inventory)
         ]
         questions = [row for row in _held_out(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
         before = _chain_accuracy(model, vocabulary, questions)
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         plan = stages.stage3_plan(vocabulary, rows, templates.loss)
-        summary = stages.fit(
-            model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log)
-        )
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         adapted.save_pretrained(str(work))
         after = _chain_accuracy(model, vocabulary, questions)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}

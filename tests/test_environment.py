@@ -56,9 +56,7 @@ def lock(root):
     pins = [Requirement(line) for line in lines]
     versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
     assert len(versions) == len(lines), "a package stands twice in the lock"
-    assert all(re.fullmatch(r"==[0-9][0-9a-z.]*", version) for version in versions.values()), (
-        "exact, public versions only"
-    )
+    assert all(re.fullmatch(r"==[0-9][0-9a-z.]*", version) for version in versions.values()), "exact, public versions only"
     return {name: version.removeprefix("==") for name, version in versions.items()}
 
 

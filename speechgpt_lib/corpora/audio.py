@@ -31,14 +31,10 @@ def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:
         with soundfile.SoundFile(path) as file:
             seconds = file.frames / file.samplerate
             if maximum_s is not None and seconds > maximum_s:
-                raise UserError(
-                    f"{path} is {seconds:.0f} s long, the limit here is {maximum_s:.0f} s: cut it into shorter pieces"
-                )
+                raise UserError(f"{path} is {seconds:.0f} s long, the limit here is {maximum_s:.0f} s: cut it into shorter pieces")
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path} is not a readable sound file ({error.error_string}): expected wav, flac, ogg, opus or mp3"
-        ) from None
+        raise UserError(f"{path} is not a readable sound file ({error.error_string}): expected wav, flac, ogg, opus or mp3") from None
     return to_mono_16k(samples, rate, str(path))
 
 

@@ -71,10 +71,7 @@ def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: i
     Returns counts: utterances, hours, sentences per split and voice.
     """
     plan = plan_corpus(settings, seed)
-    shards = [
-        (folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size])
-        for k, i in enumerate(range(0, len(plan), shard_size))
-    ]
+    shards = [(folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size]) for k, i in enumerate(range(0, len(plan), shard_size))]
     missing = [shard for shard in shards if not shard[0].exists()]
     for _ in run_in_processes(_speak_shard, missing, processes):
         pass

@@ -70,6 +70,4 @@ def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool)
         if not held_out or world.is_held_out(item[0]):
             found.setdefault(item[0], item)
     side = "held-out " if held_out else ""
-    raise UserError(
-        f"the lab world has only {len(found)} {side}sentences of kind {kind or 'any'}, {count} were asked for: lower -n"
-    )
+    raise UserError(f"the lab world has only {len(found)} {side}sentences of kind {kind or 'any'}, {count} were asked for: lower -n")

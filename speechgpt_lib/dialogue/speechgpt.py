@@ -81,9 +81,7 @@ class SpeechGPT:
         """Answer a wave (samples,) at 16 kHz or a text."""
         return self.ask_many([instruction], reply, sampling)[0]
 
-    def ask_many(
-        self, instructions: Sequence[np.ndarray | str], reply: str = "speech", sampling: Sampling | None = None
-    ) -> list[Reply]:
+    def ask_many(self, instructions: Sequence[np.ndarray | str], reply: str = "speech", sampling: Sampling | None = None) -> list[Reply]:
         asked = [_require_words(i) if isinstance(i, str) else self.units(i) for i in instructions]
         chains = generation.answer(self.conversational, self.vocabulary, asked, reply, sampling=sampling)
         return [self._reply(chain, instruction) for chain, instruction in zip(chains, asked, strict=True)]
@@ -104,9 +102,7 @@ def lab_note(text: str) -> str | None:
     if not unknown:
         return None
     shown = ", ".join(unknown[:5])
-    return (
-        f"the lab model knows {len(world.vocabulary())} words only; not among them: {shown}. Expect nonsense for these"
-    )
+    return f"the lab model knows {len(world.vocabulary())} words only; not among them: {shown}. Expect nonsense for these"
 
 
 def _require_words(text: str) -> str:

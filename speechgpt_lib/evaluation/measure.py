@@ -132,9 +132,7 @@ def evaluate_set(run: Run, folder: Path) -> dict:
         answers = answer_questions(speechgpt, questions, template)
         figures |= answers.figures(draws)
         result |= {"qa_by_kind": answers.by_kind(draws), "examples": [asdict(e) for e in answers.examples]}
-    transcripts = [
-        {"path": r["path"], "text": i.text, "heard": h} for r, i, h in zip(records, items, heard, strict=True)
-    ]
+    transcripts = [{"path": r["path"], "text": i.text, "heard": h} for r, i, h in zip(records, items, heard, strict=True)]
     return {name: asdict(e) for name, e in figures.items()} | result | {"transcripts": transcripts}
 
 
@@ -199,9 +197,7 @@ def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:
 def nearest_question_baseline(run: Run, questions: Sequence[Item]) -> list[bool]:
     """Would the answer to the most similar training question do?  Similarity is word edit distance on the true transcripts."""
     units = run.require(pipeline.UNITS)
-    train = {
-        row.text: row.answer for row in read_units(units.path, None, {"split": "train", "kind": list(world.KINDS)})
-    }
+    train = {row.text: row.answer for row in read_units(units.path, None, {"split": "train", "kind": list(world.KINDS)})}
     texts = [(text.split(), answer) for text, answer in train.items()]
     right = []
     for question in questions:

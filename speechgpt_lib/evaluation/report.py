@@ -54,9 +54,7 @@ def write_report(run: Run) -> dict:
     evaluation, steps = run.require(EVALUATION), run.steps()
     notebooks = [read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))]
     wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
-    peaks = [step.facts["peak_memory_mb"] for step in steps] + [
-        n["peak_memory_mb"] for n in notebooks if "peak_memory_mb" in n
-    ]
+    peaks = [step.facts["peak_memory_mb"] for step in steps] + [n["peak_memory_mb"] for n in notebooks if "peak_memory_mb" in n]
     report = dict(evaluation.metrics["figures"])
     report["wall_seconds"] = {"value": wall, "n": len(steps), "low": wall, "high": wall}
     report["peak_memory_mb"] = {"value": max(peaks), "n": len(peaks), "low": max(peaks), "high": max(peaks)}
@@ -86,18 +84,10 @@ def write_report(run: Run) -> dict:
 
 def render_html(run: Run, report: dict, evaluation: Step) -> str:
     """One page without scripts or outside files: figures, kinds of questions, answers to listen to, what each step cost."""
-    figures = [
-        (key, text, _interval(report[key]), _goal(must), _goal(aim))
-        for key, (text, must, aim, _) in GOALS.items()
-        if key in report
-    ]
-    others = [
-        (key, "", _interval(value), "", "") for key, value in report.items() if _is_figure(value) and key not in GOALS
-    ]
+    figures = [(key, text, _interval(report[key]), _goal(must), _goal(aim)) for key, (text, must, aim, _) in GOALS.items() if key in report]
+    others = [(key, "", _interval(value), "", "") for key, value in report.items() if _is_figure(value) and key not in GOALS]
     kinds = [(kind, _interval(v["text"]), _interval(v["speech"])) for kind, v in report["qa_by_kind"].items()]
-    steps = [
-        (name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB") for name, s in report["steps"].items()
-    ]
+    steps = [(name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB") for name, s in report["steps"].items()]
     examples = read_json(evaluation.path / "examples.json")["examples"]
     spoken = []
     for number, example in enumerate(examples):
@@ -139,10 +129,7 @@ _STYLE = (
 def _table(caption: str, heads: tuple[str, ...], rows: list[tuple], raw: set[int] = frozenset()) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row)) + "</tr>" for row in rows
     )
     return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
 

@@ -22,9 +22,7 @@ from speechgpt_lib.units.extract import UnitRow
 from speechgpt_lib.units.inventory import check_inventory
 
 _UNITS = pyarrow.list_(pyarrow.int16())
-CROSS_MODAL_SCHEMA = pyarrow.schema(
-    [(n, pyarrow.string()) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)]
-)
+CROSS_MODAL_SCHEMA = pyarrow.schema([(n, pyarrow.string()) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)])
 CHAIN_SCHEMA = pyarrow.schema(
     [(n, pyarrow.string()) for n in ("id", "format", "kind", "instruction", "response")]
     + [("instruction_units", _UNITS), ("response_units", _UNITS)]

@@ -83,9 +83,7 @@ class Row:
         return "".join(map(str, self.prompt + self.answer)) + tail
 
 
-def cross_modal_row(
-    task: Literal["asr", "tts"], description: str, text: str, units: np.ndarray, templates: str = "paper"
-) -> Row:
+def cross_modal_row(task: Literal["asr", "tts"], description: str, text: str, units: np.ndarray, templates: str = "paper") -> Row:
     """An ASR row (units in, text out) or a TTS row (text in, units out)."""
     if task not in ("asr", "tts"):
         raise UserError(f"unknown task {task!r}: expected 'asr' or 'tts'")

@@ -99,10 +99,7 @@ def transcribe(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[
 
 def speak(model: LlamaForCausalLM, vocabulary: Vocabulary, texts: Sequence[str], **options) -> list[np.ndarray]:
     """Text → merged units, by a cross-modal prompt."""
-    prompts = [
-        vocabulary.encode_row(_without_answer(cross_modal_row("tts", TTS_PROMPT, text, np.array([]))))[0]
-        for text in texts
-    ]
+    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("tts", TTS_PROMPT, text, np.array([]))))[0] for text in texts]
     return [vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, 320, **options)]
 
 
@@ -120,9 +117,7 @@ def answer(
     for instruction in instructions:
         written = isinstance(instruction, str)
         chain_format: ChainFormat = f"{'text' if written else 'speech'}_{reply}"  # type: ignore[assignment]
-        row = chain_row(
-            chain_format, instruction if written else "", instruction_units=None if written else instruction
-        )
+        row = chain_row(chain_format, instruction if written else "", instruction_units=None if written else instruction)
         prompts.append(vocabulary.encode_row(row)[0])
         formats.append(chain_format)
     outputs = generate(model, vocabulary, prompts, 384 if reply == "speech" else 80, **options)

@@ -77,9 +77,7 @@ def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     for back in range(LOOK_BACK + 1):
         head = slice(back * width, (back + 1) * width)
-        first.q_proj.bias[head] = sharpness * torch.cat(
-            [torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast]
-        )
+        first.q_proj.bias[head] = sharpness * torch.cat([torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast])
         first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
         first.v_proj.weight[head] = reader
         first.o_proj.weight[:, head] = share * ((back > 0) * before.T + (back < LOOK_BACK) * just_read.T)
@@ -119,9 +117,7 @@ def expand_model(model: LlamaForCausalLM, before: Vocabulary, after: Vocabulary,
     if len(old) == after.size:
         return model
     if len(old) != before.size:
-        raise UserError(
-            f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?"
-        )
+        raise UserError(f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?")
     mean, spread = old.mean(0), old.std(0)
     model.resize_token_embeddings(after.size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
@@ -143,7 +139,5 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa"))
     load_module(model, folder / "model.safetensors")
     if model.config.vocab_size != vocabulary.size:
-        raise UserError(
-            f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
-        )
+        raise UserError(f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens")
     return model.eval(), vocabulary

@@ -47,9 +47,7 @@ class EpochBatches:
     A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
     """
 
-    def __init__(
-        self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, limit: int = 1024
-    ):
+    def __init__(self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, limit: int = 1024):
         self.rows_of, self.tokens_per_batch, self.seed, self.limit = rows_of, tokens_per_batch, seed, limit
         self._epoch, self._first, self._batches = -1, 0, []
 

@@ -168,10 +168,7 @@ def text_accuracy(model: LlamaForCausalLM, vocabulary: Vocabulary, per_kind: int
     questions = [q for kind in world.KINDS for q in held_out_questions(rng, kind, per_kind)]
     outputs = generate(model, vocabulary, [question_prompt(vocabulary, q.text) for q in questions], 16)
     right = [vocabulary.decode_text(ids) == q.answer for ids, q in zip(outputs, questions, strict=True)]
-    return {
-        kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind]))
-        for kind in world.KINDS
-    }
+    return {kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind])) for kind in world.KINDS}
 
 
 def held_out_questions(rng: random.Random, kind: str, count: int) -> list[world.Question]:

@@ -33,9 +33,7 @@ def lab_texts(seed: int, count: int = 4000) -> Iterator[str]:
 
 def text_rows(vocabulary: Vocabulary, rng: random.Random, count: int, curriculum: bool = False) -> list[TokenRow]:
     """`count` documents; with `curriculum` only look-ups and echoes."""
-    makers = (
-        [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _statement]
-    )
+    makers = [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _statement]
     return [makers[rng.randrange(len(makers))](vocabulary, rng) for _ in range(count)]
 
 
@@ -46,9 +44,7 @@ def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
 
 def _question(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
     question = _seen(lambda: world.sample_question(rng))
-    return _document(
-        (question_prompt(vocabulary, question.text)[1:], BACKGROUND), (vocabulary.encode_text(question.answer), 1.0)
-    )
+    return _document((question_prompt(vocabulary, question.text)[1:], BACKGROUND), (vocabulary.encode_text(question.answer), 1.0))
 
 
 def _statement(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:

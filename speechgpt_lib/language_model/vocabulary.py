@@ -55,9 +55,7 @@ class Vocabulary:
     def expand(self, unit_count: int, inventory: str) -> Vocabulary:
         """Add `unit_count` units and the markers; expanding again by the same is the same vocabulary."""
         if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
-            raise UserError(
-                f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}"
-            )
+            raise UserError(f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}")
         return Vocabulary(self.tokenizer, unit_count, inventory)
 
     @property
@@ -128,16 +126,12 @@ class Vocabulary:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(
-            folder / "vocabulary.json", {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size}
-        )
+        write_json(folder / "vocabulary.json", {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size})
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
         facts = read_json(folder / "vocabulary.json")
         found = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), facts["unit_count"], facts["inventory"])
         if found.size != facts["size"]:
-            raise UserError(
-                f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?"
-            )
+            raise UserError(f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?")
         return found

@@ -40,9 +40,7 @@ def bootstrap_ratio(
     """
     top, bottom = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
     if top.ndim != 1 or top.shape != bottom.shape or not len(top):
-        raise ValueError(
-            f"expected two lists of one length, at least one item; found shapes {top.shape} and {bottom.shape}"
-        )
+        raise ValueError(f"expected two lists of one length, at least one item; found shapes {top.shape} and {bottom.shape}")
     if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise ValueError("expected finite numbers, found NaN or infinity")
     if (bottom < 0).any() or bottom.sum() == 0:
@@ -61,9 +59,7 @@ def bootstrap_ratio(
     return Estimate(value, len(top), float(low), float(high))
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95
-) -> Estimate:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95) -> Estimate:
     """Mean of `values`, (items,) numbers or truth values, with its interval; see `bootstrap_ratio`."""
     return bootstrap_ratio(values, np.ones(len(values)), seed, draws, level)
 

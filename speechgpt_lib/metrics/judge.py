@@ -55,9 +55,7 @@ def grammar_from_templates(
     openings = [text for text in dict.fromkeys(openings) if text.strip()]
     names = re.findall(r"\{(\w+)\}", " ".join([*templates, *opened, *openings]))
     if empty := sorted({name for name in names if not slots.get(name)}):
-        raise ValueError(
-            f"templates use the slots {', '.join(empty)}, which have no words; known slots: {', '.join(slots)}"
-        )
+        raise ValueError(f"templates use the slots {', '.join(empty)}, which have no words; known slots: {', '.join(slots)}")
 
     lines = ["#JSGF V1.0;", "grammar judge;"]
     lines += [f"<{name}> = ( {' | '.join(slots[name])} );" for name in dict.fromkeys(names)]
@@ -181,9 +179,7 @@ class SpeechJudge:
         # the dictionary numbers second pronunciations: "the(2)"
         return " ".join(re.sub(r"\(\d+\)", "", heard.hypstr).split()) if heard else ""
 
-    def transcribe_many(
-        self, waves: Sequence[np.ndarray], sample_rate: int = SAMPLE_RATE, processes: int = 1
-    ) -> list[str]:
+    def transcribe_many(self, waves: Sequence[np.ndarray], sample_rate: int = SAMPLE_RATE, processes: int = 1) -> list[str]:
         """`transcribe` for each of `waves`, in order; `processes` > 1 shares them among that many processes."""
         processes = min(processes, len(waves))
         if processes <= 1:

@@ -30,8 +30,6 @@ def unit_error_rate(references: Sequence[np.ndarray], hypotheses: Sequence[np.nd
     Raises ValueError when the two lists differ in length.
     """
     if len(references) != len(hypotheses):
-        raise ValueError(
-            f"each sequence needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses"
-        )
+        raise ValueError(f"each sequence needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses")
     errors = sum(unit_errors(*pair) for pair in zip(references, hypotheses, strict=True))
     return errors / max(sum(len(reference) for reference in references), 1)

@@ -41,9 +41,7 @@ def mel_cepstrum(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, order: int = 
     return dct(spectrum, type=2, axis=1)[:, : 1 + order] / spectrum.shape[1]
 
 
-def mel_cepstral_distance(
-    a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE, align: str = "dtw", order: int = 13
-) -> float:
+def mel_cepstral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE, align: str = "dtw", order: int = 13) -> float:
     """Mel-cepstral distortion of two waveforms, dB: mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2).
 
     Kubichek 1993, "Mel-cepstral distance measure for objective speech quality assessment".  The cepstra come from a mel
@@ -58,9 +56,7 @@ def mel_cepstral_distance(
         raise ValueError(f"expected waveforms of at least 25 ms, found {len(first)} and {len(second)} frames")
     if align == "frames":
         if abs(len(first) - len(second)) > 1:
-            raise ValueError(
-                f"frame-by-frame comparison needs equal lengths, found {len(first)} and {len(second)} frames"
-            )
+            raise ValueError(f"frame-by-frame comparison needs equal lengths, found {len(first)} and {len(second)} frames")
         frames = min(len(first), len(second))
         gaps = np.linalg.norm(first[:frames] - second[:frames], axis=1)
     elif align == "dtw":
@@ -100,9 +96,7 @@ def loudness_db(wave: np.ndarray) -> float:
     return max(QUIETEST_DB, 10 * float(np.log10(power))) if power > 0 else QUIETEST_DB
 
 
-def f0_track(
-    wave: np.ndarray, sample_rate: int = SAMPLE_RATE, lowest_hz: float = 60.0, highest_hz: float = 500.0
-) -> np.ndarray:
+def f0_track(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, lowest_hz: float = 60.0, highest_hz: float = 500.0) -> np.ndarray:
     """Fundamental frequency in Hz at every 10 ms from time 0, (samples / sample_rate / 0.01,) rounded up; 0 = unvoiced.
 
     Praat's autocorrelation method (Boersma 1993).  Ends of an utterance that no analysis window fits into are unvoiced.

@@ -105,9 +105,7 @@ def show_table(rows: Sequence[Mapping[str, Any]], caption: str) -> None:
     right = [all(isinstance(row.get(column, 0), int | float | np.number) for row in rows) for column in columns]
     style = [f' style="text-align: {"right" if is_number else "left"}"' for is_number in right]
     head = "".join(f'<th scope="col"{s}>{html.escape(str(c))}</th>' for c, s in zip(columns, style, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(line, style, strict=True)) + "</tr>" for line in cells
-    )
+    body = "".join("<tr>" + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(line, style, strict=True)) + "</tr>" for line in cells)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     plain = "\n".join("  ".join(line) for line in [[str(c) for c in columns], *cells])
     _display(_figure(table, caption), f"{plain}\n{caption}")

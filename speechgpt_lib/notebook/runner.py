@@ -234,7 +234,5 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"the notebooks in {folder} are being executed by another process; wait or use another --run-dir"
-            ) from None
+            raise UserError(f"the notebooks in {folder} are being executed by another process; wait or use another --run-dir") from None
         yield

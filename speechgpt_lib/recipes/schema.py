@@ -122,12 +122,15 @@ class TextToUnitSettings(Section):
     """Encoder–decoder that turns text into units."""
 
     pretrained: str | None = None
-    hidden_size: int = 128
+    pieces: int = Field(0, ge=0, description="size of the text tokenizer; with no more pieces than characters it spells")
+    hidden_size: int = 96
     layers: int = 2
     heads: int = 4
-    feed_forward: int = 384
+    feed_forward: int = 256
+    dropout: float = Field(0.0, ge=0, lt=1)
+    noise: float = Field(0.15, ge=0, lt=1, description="share of the units read in training that are replaced by random ones")
     beams: int = Field(1, ge=1)
-    tokens_per_batch: int = 4000
+    tokens_per_batch: int = Field(1000, gt=0, description="units, padding included")
     optimization: Optimization
 
 
@@ -137,9 +140,7 @@ class InstructionSettings(Section):
         default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
     )
     maximum_response_words: int = 35
-    written_dialogues: int = Field(
-        800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model"
-    )
+    written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model")
     loss: Literal["all", "answer"] = "answer"
 
     @model_validator(mode="after")
@@ -160,9 +161,7 @@ class LanguageModelSettings(Section):
     heads: int = 6
     feed_forward: int = 512
     rope_theta: float = 10_000.0
-    induction_start: bool = Field(
-        True, description="start two attention layers as an induction circuit (see language_model/model.py)"
-    )
+    induction_start: bool = Field(True, description="start two attention layers as an induction circuit (see language_model/model.py)")
     tokens_per_batch: int = 2000
     optimization: Optimization
 
@@ -201,9 +200,7 @@ class Recipe(Section):
     summary: str
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    needs: tuple[str, ...] = Field(
-        (), description="what must be had beforehand, in words; empty when everything is made here"
-    )
+    needs: tuple[str, ...] = Field((), description="what must be had beforehand, in words; empty when everything is made here")
     processes: int = Field(1, ge=1, description="processes every training runs in")
     corpus: CorpusSettings
     units: UnitSettings
@@ -233,9 +230,7 @@ def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
     if str(name_or_path) in BUILT_IN:
         path = Path(__file__).parent / f"{name_or_path}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
-        raise UserError(
-            f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
-        )
+        raise UserError(f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file")
     if not path.is_file():
         raise UserError(f"no recipe file at {path}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file")
     try:

@@ -114,11 +114,16 @@ class Run:
         return forked
 
     def find(self, name: str) -> Step | None:
-        """The finished step `name` ("01_unit_extraction/hubert"), or None."""
+        """The finished step `name` ("01_unit_extraction/hubert"), or None if it is not there or a file of it is gone or cut short."""
         folder = self.path / name
         if not (folder / "facts.json").is_file():
             return None
-        return Step(name, folder, read_json(folder / "facts.json"), reused=True)
+        facts = read_json(folder / "facts.json")
+        for file, known in facts["outputs"].items():
+            if not (folder / file).is_file() or (folder / file).stat().st_size != known["bytes"]:
+                self.say(f"damaged  {name}: {file} is missing or has another size than when it was made")
+                return None
+        return Step(name, folder, facts, reused=True)
 
     def require(self, name: str) -> Step:
         """The finished step `name`, or an error that names the notebook and the command that make it."""

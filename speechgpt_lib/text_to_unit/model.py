@@ -9,9 +9,9 @@ Specials, then units, then text is also the order of the released text-to-unit m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,11 +26,13 @@ from speechgpt_lib.units.sequence import check_range
 PAD, BEGIN, END = 0, 1, 2
 FIRST_UNIT = 3
 POSITIONS = 1024  # most pieces a text and most units an answer may have
+INITIAL_GAIN = 0.7  # standard deviation of the random weights × √width
+ALIGNED_GAIN = 1.3  # how sharply the cross-attention starts
 BLANK = "▁"  # what the tokenizer writes before each word instead of a space
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
-    """BPE over the characters of `texts`; with no more pieces than there are characters it spells."""
+    """BPE of at most `pieces` pieces over the characters of `texts`; with no more pieces than characters it spells."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=pieces, show_progress=False))
@@ -77,8 +79,18 @@ class PairVocabulary:
         return np.array([i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count], dtype=np.int64)
 
 
-def build_model(settings: TextToUnitSettings, vocabulary: PairVocabulary, seed: int) -> PegasusForConditionalGeneration:
-    """An encoder–decoder with random weights.
+def pad_rows(rows: Sequence[list[int]], pad: int) -> torch.Tensor:
+    """Rows of ids → (rows, longest) int64, padded on the right."""
+    padded = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
+    for k, row in enumerate(rows):
+        padded[k, : len(row)] = torch.tensor(row)
+    return padded
+
+
+def build_model(
+    settings: TextToUnitSettings, vocabulary: PairVocabulary, units_per_piece: float, seed: int
+) -> PegasusForConditionalGeneration:
+    """An encoder–decoder with random weights and an aligned start, for texts with about `units_per_piece` units a piece.
 
     Of the architectures in transformers Pegasus is the plain Transformer with layer norms before the blocks and sinusoidal positions,
     which trains at a high learning rate; one embedding table serves both sides and the output.
@@ -93,7 +105,8 @@ def build_model(settings: TextToUnitSettings, vocabulary: PairVocabulary, seed: 
         encoder_ffn_dim=settings.feed_forward,
         decoder_ffn_dim=settings.feed_forward,
         max_position_embeddings=POSITIONS,
-        dropout=getattr(settings,"dropout",0.1),
+        dropout=settings.dropout,
+        init_std=INITIAL_GAIN / math.sqrt(settings.hidden_size),  # the usual 0.02 is for wide models and slows a narrow one down
         scale_embedding=True,
         pad_token_id=PAD,
         bos_token_id=BEGIN,
@@ -103,26 +116,54 @@ def build_model(settings: TextToUnitSettings, vocabulary: PairVocabulary, seed: 
         attn_implementation="sdpa",
     )
     torch.manual_seed(seed)
-    return PegasusForConditionalGeneration(config)
+    model = PegasusForConditionalGeneration(config)
+    align_start(model, units_per_piece)
+    return model
+
+
+@torch.no_grad()
+def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) -> None:
+    """Let the decoder start out reading the text from left to right at an even pace (after Ping et al. 2018, arXiv 1710.07654, 3.5).
+
+    Text position p gets the sinusoids of unit position p × `units_per_piece`, and the cross-attention starts with equal queries and
+    keys, so that position t first attends to where a speaker of steady pace would be.  Everything is trainable from there on but the
+    positions.  **Differs from the paper**, whose generator finds the alignment from 960 hours of speech.
+    """
+    table = model.model.encoder.embed_positions.weight
+    positions, width = table.shape
+    angles = torch.arange(positions)[:, None] * units_per_piece * 10000 ** (-torch.arange(0, width, 2) / width)
+    table.copy_(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
+    for block in model.model.decoder.layers:
+        attention = block.encoder_attn
+        attention.q_proj.weight.mul_(ALIGNED_GAIN)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
 class PairLoss(nn.Module):
-    """The loss of predicting each unit from the text and the units before it."""
+    """The loss of predicting each unit from the text and the units before it.
 
-    def __init__(self, model: PegasusForConditionalGeneration):
+    In training a share `noise` of those units is replaced by random ones: what comes next can then be told less well from the units
+    alone, so the text is attended to sooner, and a wrong unit of its own does not lead the model astray later.
+    """
+
+    def __init__(self, model: PegasusForConditionalGeneration, vocabulary: PairVocabulary, noise: float = 0.0):
         super().__init__()
-        self.model = model
+        self.model, self.noise = model, noise
+        self.first_unit, self.unit_count = vocabulary.first_unit, vocabulary.unit_count
 
     def forward(self, sources: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
 
         Returns (sum of losses, number of targets, number of targets that were the likeliest).
         """
-        begin = torch.full_like(targets[:, :1], BEGIN)
+        before = torch.cat([torch.full_like(targets[:, :1], BEGIN), targets[:, :-1]], dim=1)
+        if self.training and self.noise > 0:
+            wrong = (torch.rand(before.shape, device=before.device) < self.noise) & (before >= self.first_unit)
+            before = torch.where(wrong, self.first_unit + torch.randint_like(before, self.unit_count), before)
         hidden = self.model.model(
             input_ids=sources,
             attention_mask=(sources != PAD).long(),
-            decoder_input_ids=torch.cat([begin, targets[:, :-1]], dim=1),  # right padding: no real unit looks ahead
+            decoder_input_ids=before,  # right padding: no real unit looks ahead
             use_cache=False,
         ).last_hidden_state
         real = targets != PAD

@@ -25,9 +25,7 @@ def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, ke
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
-        torch.save(
-            {name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt"
-        )
+        torch.save({name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt")
         write_json(temporary / "state.json", {"step": step, "files": hash_folder(temporary)})
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old)
@@ -73,9 +71,7 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own error type for damaged headers
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again"
-        ) from None
+        raise UserError(f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again") from None
     own, aliases = module.state_dict(), {}
     for name, tensor in own.items():
         aliases.setdefault(tensor.data_ptr(), []).append(name)
@@ -86,9 +82,7 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
         raise UserError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}"
-            )
+            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}")
     module.load_state_dict(tensors, strict=False)
 
 

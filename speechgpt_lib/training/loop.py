@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from speechgpt_lib.errors import UserError
@@ -65,6 +66,7 @@ def train(
         UserError: wrong world size, or a loss that is not finite (the last good checkpoint is kept).
     """
     # 1. Devices and processes -------------------------------------------------------------------------------------------------
+    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=settings.precision,

@@ -80,9 +80,7 @@ def _encode_shard(job: tuple[Path, Path, str, Path]) -> None:
         pyarrow.parquet.write_table(table, temporary)
 
 
-def read_units(
-    folder: Path, inventory_id: str | None = None, where: dict[str, object] | None = None
-) -> Iterator[UnitRow]:
+def read_units(folder: Path, inventory_id: str | None = None, where: dict[str, object] | None = None) -> Iterator[UnitRow]:
     """Stream the rows of a unit table; `where` maps a column to the value or values to keep.
 
     Raises UserError where the table is missing or its units are of another inventory than `inventory_id`.

@@ -42,9 +42,7 @@ class UnitInventory:
     def features(self, wave: np.ndarray) -> np.ndarray:
         """Hidden states of the chosen layer: float32 samples (n,) at 16 kHz → (frames, width)."""
         if len(wave) < RECEPTIVE_FIELD:
-            raise UserError(
-                f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
-            )
+            raise UserError(f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)")
         waves = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
         return layer_features(self.encoder, waves, self.layer)[0].numpy()
 
@@ -69,18 +67,14 @@ class UnitInventory:
         kmeans = KMeansUnits.load(folder / "centroids.safetensors")
         found = cls.create(encoder, int(facts["layer"]), kmeans)
         if found.id != facts["id"]:
-            raise UserError(
-                f"{folder} says it is inventory {facts['id']} but its files make {found.id}: a file there was changed"
-            )
+            raise UserError(f"{folder} says it is inventory {facts['id']} but its files make {found.id}: a file there was changed")
         return found
 
     @classmethod
     def create(cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits) -> UnitInventory:
         depth = encoder.config.num_hidden_layers
         if not 1 <= layer <= depth:
-            raise UserError(
-                f"the encoder has layers 1 to {depth}, layer {layer} was asked for: change units.layer in the recipe"
-            )
+            raise UserError(f"the encoder has layers 1 to {depth}, layer {layer} was asked for: change units.layer in the recipe")
         if kmeans.centroids.shape[1] != encoder.config.hidden_size:
             raise UserError(
                 f"centroids have width {kmeans.centroids.shape[1]} but layer {layer} gives {encoder.config.hidden_size}: they belong apart"
@@ -110,9 +104,7 @@ def layer_features(encoder: HubertModel, waves: torch.Tensor, layer: int) -> tor
 def check_inventory(found: str, expected: str, what: str) -> None:
     """Refuse units of inventory `found` where `expected` is needed; `what` names the consumer."""
     if found != expected:
-        raise UserError(
-            f"{what} was made for unit inventory {expected} but the units are of inventory {found}: use units of the same run"
-        )
+        raise UserError(f"{what} was made for unit inventory {expected} but the units are of inventory {found}: use units of the same run")
 
 
 def _hash_tensor(tensor: torch.Tensor) -> str:

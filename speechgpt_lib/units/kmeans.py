@@ -53,7 +53,5 @@ def fit_kmeans(features: list[np.ndarray], clusters: int, seed: int, frames: int
     bounds = np.cumsum([0] + [len(f) for f in features])
     which = np.searchsorted(bounds, chosen, side="right") - 1
     sample = np.stack([features[i][k - bounds[i]] for i, k in zip(which, chosen, strict=True)]).astype(np.float32)
-    model = MiniBatchKMeans(
-        clusters, batch_size=min(10_000, len(sample)), n_init=3, max_iter=60, random_state=seed, reassignment_ratio=0.0
-    )
+    model = MiniBatchKMeans(clusters, batch_size=min(10_000, len(sample)), n_init=3, max_iter=60, random_state=seed, reassignment_ratio=0.0)
     return KMeansUnits(model.fit(sample).cluster_centers_.astype(np.float32))

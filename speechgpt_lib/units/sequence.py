@@ -49,18 +49,14 @@ def parse_units(text: str, unit_count: int | None = None) -> np.ndarray:
     stripped = text.strip()
     if stripped.count(SOSP) != 1 or stripped.count(EOSP) != 1:
         found = f"{stripped.count(SOSP)} × {SOSP} and {stripped.count(EOSP)} × {EOSP}"
-        raise UserError(
-            f"unit string is unbalanced: found {found}, expected exactly one of each, as in {SOSP}<12><7>{EOSP}"
-        )
+        raise UserError(f"unit string is unbalanced: found {found}, expected exactly one of each, as in {SOSP}<12><7>{EOSP}")
     if not (stripped.startswith(SOSP) and stripped.endswith(EOSP)):
         raise UserError(f"unit string must start with {SOSP} and end with {EOSP}: found {stripped[:40]!r}…")
     inner = stripped[len(SOSP) : -len(EOSP)]
     match = re.fullmatch(r"(?:<[0-9]{1,9}>)*", inner)
     if not match:
         bad = re.sub(r"^(?:<[0-9]{1,9}>)*", "", inner)
-        raise UserError(
-            f"unit string has something that is no unit at {bad[:30]!r}: only <id> may stand between {SOSP} and {EOSP}"
-        )
+        raise UserError(f"unit string has something that is no unit at {bad[:30]!r}: only <id> may stand between {SOSP} and {EOSP}")
     units = np.array([int(unit) for unit in re.findall(r"[0-9]+", inner)], dtype=np.int64)
     if units.size == 0:
         raise UserError(f"unit string is empty: put at least one unit between {SOSP} and {EOSP}")
