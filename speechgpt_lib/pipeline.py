@@ -24,7 +24,6 @@ from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_token
 from speechgpt_lib.metrics.unit_errors import unit_error_rate
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.metrics.wer import wer
-from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
@@ -274,10 +273,11 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = load_model(start.path)
-        records = sets.read_set(instructions.path / "cross_modal.parquet", vocabulary.inventory)
-        rows = [sets.record_to_row(record, templates.templates) for record in records]
+        by_task: dict[str, list] = {"asr": [], "tts": []}
+        for record in sets.read_set(instructions.path / "cross_modal.parquet", vocabulary.inventory):
+            by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
-        plan = stages.stage2_plan(vocabulary, rows, speech, settings.replay, templates.loss, run.recipe.seed)
+        plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings.replay, templates, run.recipe.seed)
         held_out = _held_out(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out)
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
@@ -285,7 +285,7 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out)}
 
     inputs = {"model": start, "units": units, "instructions": instructions}
-    section = {"stage": settings.model_dump(mode="json"), "loss": templates.loss, "templates": templates.templates}
+    section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
     return run.step(STAGE2, make, settings=section, inputs=inputs, force=force)
 
 
@@ -302,14 +302,19 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         before = _chain_accuracy(model, vocabulary, questions)
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        plan = stages.stage3_plan(vocabulary, rows, templates.loss)
+        plan = stages.stage3_plan(vocabulary, rows, templates)
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         adapted.save_pretrained(str(work))
         after = _chain_accuracy(model, vocabulary, questions)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}
 
-    section = {"stage": settings.model_dump(mode="json"), "loss": templates.loss, "templates": templates.templates}
+    section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
     return run.step(STAGE3, make, settings=section, inputs={"model": start, "instructions": instructions}, force=force)
+
+
+def _row_settings(instructions) -> dict:
+    """What of the instruction settings changes how rows become tokens."""
+    return instructions.model_dump(mode="json", include={"templates", "loss", "text_weight"})
 
 
 # --- what the steps share -----------------------------------------------------------------------------------------------------------
@@ -349,6 +354,3 @@ def _example_rows() -> list:
 def inventory_of(run: Run) -> UnitInventory:
     return UnitInventory.load(run.require(INVENTORY).path)
 
-
-def versions_of(step: Step) -> dict:
-    return read_json(step.path / "facts.json")["versions"]

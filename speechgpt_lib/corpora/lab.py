@@ -25,6 +25,7 @@ from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.recipes.schema import CorpusSettings
 
 RATES = (165, 175, 185)
+TASKS_PER_CHILD = 4  # Praat's synthesizer keeps some memory with every sentence: begin afresh now and then
 LENGTH_STEP = 3200  # samples: waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each length anew
 
 
@@ -86,7 +87,7 @@ def run_in_processes(function, jobs: list, processes: int) -> Iterator:
     if processes <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), initializer=_ignore_interrupt) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), initializer=_ignore_interrupt, maxtasksperchild=TASKS_PER_CHILD) as pool:
         yield from pool.imap(function, jobs)
 
 

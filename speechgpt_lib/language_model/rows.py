@@ -24,10 +24,16 @@ class TokenRow:
         return len(self.ids)
 
 
-def row_to_tokens(row: Row, vocabulary: Vocabulary, loss: str = "answer") -> TokenRow:
-    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all"."""
+def row_to_tokens(row: Row, vocabulary: Vocabulary, loss: str = "answer", text_weight: float = 1.0) -> TokenRow:
+    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all".
+
+    `text_weight` is what a text token counts beside a unit: a transcript has a tenth of the tokens of the speech it belongs to, and
+    counted alike, listening would be learned ten times slower than speaking.
+    """
     prompt, answer = vocabulary.encode_row(row)
-    return TokenRow(prompt + answer, [float(loss == "all")] * len(prompt) + [1.0] * len(answer))
+    counts = [float(loss == "all")] * len(prompt) + [1.0] * len(answer)
+    ids = prompt + answer
+    return TokenRow(ids, [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)])
 
 
 def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:

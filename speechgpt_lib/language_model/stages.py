@@ -31,7 +31,7 @@ from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
-from speechgpt_lib.recipes.schema import LoraSettings, Optimization
+from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization
 from speechgpt_lib.training.loop import train
 
 TEXT_EPOCH = 2000  # documents between two draws of new ones
@@ -99,26 +99,33 @@ def stage1_plan(vocabulary: Vocabulary, units: Sequence[np.ndarray], replay: dic
 
 def stage2_plan(
     vocabulary: Vocabulary,
-    rows: Sequence[Row],
+    listening: Sequence[Row],
+    speaking: Sequence[Row],
     units: Sequence[np.ndarray],
     replay: dict[str, float],
-    loss: str,
+    instructions: InstructionSettings,
     seed: int,
 ):
-    """Rows of stage 2: cross-modal instructions, with documents and unlabelled units beside them."""
-    own = [row_to_tokens(row, vocabulary, loss) for row in rows]
+    """Rows of stage 2: ASR and TTS instructions, as many of one as of the other, with documents and unlabelled units beside them.
+
+    An epoch is all rows of the task that has fewer, and a new sample of the other's.
+    """
+    tasks = [[row_to_tokens(r, vocabulary, instructions.loss, instructions.text_weight) for r in rows] for rows in (listening, speaking)]
+    size = min(len(rows) for rows in tasks if rows) if any(tasks) else 0
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
+        own = [row for rows in tasks for row in (rng.sample(rows, size) if rows else [])]
         spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
-        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))
+        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=instructions.text_weight)
         return own + documents + [unit_row(vocabulary, u) for u in spoken]
 
     return rows_of
 
 
-def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], loss: str):
-    own = [row_to_tokens(row, vocabulary, loss) for row in rows]
+def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], instructions: InstructionSettings):
+    """Rows of stage 3: chains of modality, all of them in every epoch."""
+    own = [row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows]
     return lambda epoch, step: own
 
 

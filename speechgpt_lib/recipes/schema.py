@@ -128,7 +128,6 @@ class TextToUnitSettings(Section):
     heads: int = 4
     feed_forward: int = 256
     dropout: float = Field(0.0, ge=0, lt=1)
-    noise: float = Field(0.15, ge=0, lt=1, description="share of the units read in training that are replaced by random ones")
     beams: int = Field(1, ge=1)
     tokens_per_batch: int = Field(1000, gt=0, description="units, padding included")
     optimization: Optimization
@@ -142,6 +141,7 @@ class InstructionSettings(Section):
     maximum_response_words: int = 35
     written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model")
     loss: Literal["all", "answer"] = "answer"
+    text_weight: float = Field(1.0, gt=0, description="how much a text token counts in the loss beside a unit, of which there are far more")
 
     @model_validator(mode="after")
     def shares_add_up(self) -> InstructionSettings:

@@ -140,16 +140,11 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
 
 
 class PairLoss(nn.Module):
-    """The loss of predicting each unit from the text and the units before it.
+    """The loss of predicting each unit from the text and the units before it."""
 
-    In training a share `noise` of those units is replaced by random ones: what comes next can then be told less well from the units
-    alone, so the text is attended to sooner, and a wrong unit of its own does not lead the model astray later.
-    """
-
-    def __init__(self, model: PegasusForConditionalGeneration, vocabulary: PairVocabulary, noise: float = 0.0):
+    def __init__(self, model: PegasusForConditionalGeneration):
         super().__init__()
-        self.model, self.noise = model, noise
-        self.first_unit, self.unit_count = vocabulary.first_unit, vocabulary.unit_count
+        self.model = model
 
     def forward(self, sources: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
@@ -157,9 +152,6 @@ class PairLoss(nn.Module):
         Returns (sum of losses, number of targets, number of targets that were the likeliest).
         """
         before = torch.cat([torch.full_like(targets[:, :1], BEGIN), targets[:, :-1]], dim=1)
-        if self.training and self.noise > 0:
-            wrong = (torch.rand(before.shape, device=before.device) < self.noise) & (before >= self.first_unit)
-            before = torch.where(wrong, self.first_unit + torch.randint_like(before, self.unit_count), before)
         hidden = self.model.model(
             input_ids=sources,
             attention_mask=(sources != PAD).long(),
