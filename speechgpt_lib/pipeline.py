@@ -353,4 +353,3 @@ def _example_rows() -> list:
 
 def inventory_of(run: Run) -> UnitInventory:
     return UnitInventory.load(run.require(INVENTORY).path)
-

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,32 @@ def reference(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference material at {folder}; name its folder: pytest --reference DIR")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory in which `smoke` executed every notebook in order: made once, shared by all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent  # each worker has a folder of its own; the one above is common
+    run_dir = base / "smoke"
+    with open(base / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run_dir / "complete").exists():
+            command = [sys.executable, "-m", "speechgpt_lib.cli", "run", "--recipe", "smoke", "--run-dir", str(run_dir)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+            assert done.returncode == 0, f"smoke failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            (run_dir / "complete").write_text(done.stdout)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def speechgpt():
+    """Run the command line in a process of its own: `speechgpt("ask", …)` → the completed process."""
+
+    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "speechgpt_lib.cli", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run

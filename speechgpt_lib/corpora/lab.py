@@ -87,7 +87,9 @@ def run_in_processes(function, jobs: list, processes: int) -> Iterator:
     if processes <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)), initializer=_ignore_interrupt, maxtasksperchild=TASKS_PER_CHILD) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        min(processes, len(jobs)), initializer=_ignore_interrupt, maxtasksperchild=TASKS_PER_CHILD
+    ) as pool:
         yield from pool.imap(function, jobs)
 
 

@@ -99,12 +99,15 @@ class CausalLoss(nn.Module):
 
         Right padding needs no attention mask: no real token looks ahead.
         """
-        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        weights, targets = weights[:, 1:], ids[:, 1:]
-        counted = weights > 0
-        logits = self.model.lm_head(hidden[counted]).float()
-        losses = nn.functional.cross_entropy(logits, targets[counted], reduction="none")
-        return (losses * weights[counted]).sum(), weights.sum()
+        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        weights, targets = weights[:, 1:].flatten(), ids[:, 1:].flatten()
+        counted = torch.nonzero(weights > 0)[:, 0]
+        # Filled up with a position of weight 0: the fewer different shapes, the fewer kernels the CPU must prepare.
+        fill = (-len(counted)) % 256
+        chosen = torch.cat([counted, counted.new_zeros(fill)])
+        kept = torch.cat([weights[counted], weights.new_zeros(fill)])
+        losses = nn.functional.cross_entropy(self.model.lm_head(hidden[chosen]).float(), targets[chosen], reduction="none")
+        return (losses * kept).sum(), weights.sum()
 
 
 @torch.no_grad()

@@ -36,9 +36,14 @@ def row_to_tokens(row: Row, vocabulary: Vocabulary, loss: str = "answer", text_w
     return TokenRow(ids, [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)])
 
 
+def padded_length(tokens: int) -> int:
+    """`tokens` rounded up to a multiple of 16: few different shapes, for each of which the CPU's kernels are prepared anew."""
+    return -(-tokens // 16) * 16
+
+
 def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows → ids and weights (rows, longest), padded on the right."""
-    longest = max(len(row) for row in rows)
+    """Rows → ids and weights (rows, longest rounded up), padded on the right."""
+    longest = padded_length(max(len(row) for row in rows))
     ids = torch.full((len(rows), longest), PAD, dtype=torch.long)
     weights = torch.zeros(len(rows), longest)
     for k, row in enumerate(rows):
@@ -48,8 +53,9 @@ def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class EpochBatches:
-    """Batches by step number: `rows_of(epoch, step)` gives the rows of the epoch that begins at `step`, which are bucketed by length and shuffled.
+    """Batches by step number, bucketed by length and shuffled.
 
+    `rows_of(epoch, step)` gives the rows of the epoch that begins at `step`.
     A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
     """
 
@@ -80,10 +86,10 @@ class EpochBatches:
         keyed = sorted(((len(row) + 6 * rng.random(), k) for k, row in enumerate(rows)))
         batches, batch, longest = [], [], 0
         for _, k in keyed:
-            longest = max(longest, len(rows[k]))
+            longest = max(longest, padded_length(len(rows[k])))
             if batch and longest * (len(batch) + 1) > self.tokens_per_batch:
                 batches.append(batch)
-                batch, longest = [], len(rows[k])
+                batch, longest = [], padded_length(len(rows[k]))
             batch.append(rows[k])
         batches.append(batch)
         rng.shuffle(batches)

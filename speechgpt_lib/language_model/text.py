@@ -31,9 +31,7 @@ def lab_texts(seed: int, count: int = 4000) -> Iterator[str]:
     yield from world.vocabulary()
 
 
-def text_rows(
-    vocabulary: Vocabulary, rng: random.Random, count: int, curriculum: bool = False, weight: float = 1.0
-) -> list[TokenRow]:
+def text_rows(vocabulary: Vocabulary, rng: random.Random, count: int, curriculum: bool = False, weight: float = 1.0) -> list[TokenRow]:
     """`count` documents whose tokens count `weight` times; with `curriculum` only look-ups and echoes."""
     makers = [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _statement]
     rows = [makers[rng.randrange(len(makers))](vocabulary, rng) for _ in range(count)]

@@ -97,9 +97,7 @@ def test_a_click_does_not_break_the_judge(template):
     assert isinstance(template.transcribe(click), str)
 
 
-@pytest.mark.parametrize(
-    ("wave", "message"), [(np.zeros((16000, 2)), r"\(16000, 2\)"), (np.full(16000, np.nan), "NaN or infinity")]
-)
+@pytest.mark.parametrize(("wave", "message"), [(np.zeros((16000, 2)), r"\(16000, 2\)"), (np.full(16000, np.nan), "NaN or infinity")])
 def test_what_is_no_waveform_is_refused(template, wave, message):
     with pytest.raises(ValueError, match=message):
         template.transcribe(wave)

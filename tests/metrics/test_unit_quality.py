@@ -94,9 +94,7 @@ def test_bad_input():
         frame_labels([(0.1, 0.2, "a"), (0.0, 0.1, "b")], 3)
 
 
-utterances = st.lists(
-    st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc ")), min_size=1, max_size=12), min_size=1, max_size=4
-)
+utterances = st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc ")), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
 @given(utterances, st.permutations(range(5)), st.randoms())
@@ -114,9 +112,7 @@ def test_laws(pairs, renamed, rng):
 
     order = list(range(len(pairs)))
     rng.shuffle(order)
-    other = measure(
-        [[renamed[u] for u in units[i]] for i in order], [phones[i] for i in order], [speakers[i] for i in order]
-    )
+    other = measure([[renamed[u] for u in units[i]] for i in order], [phones[i] for i in order], [speakers[i] for i in order])
     assert vars(other) == pytest.approx(vars(quality)), "names of units and order of utterances must not matter"
 
 

@@ -120,8 +120,6 @@ def test_f0_track_of_almost_nothing(samples):
 
 
 def test_f0_rmse():
-    assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(
-        np.sqrt((9 + 16) / 2)
-    )
+    assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(np.sqrt((9 + 16) / 2))
     assert np.isnan(f0_rmse(np.array([100, 0]), np.array([0, 100])))
     assert f0_rmse(f0_track(buzz(120)), f0_track(buzz(150))) == pytest.approx(30, abs=1)
