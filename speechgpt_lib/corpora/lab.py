@@ -25,7 +25,6 @@ from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.recipes.schema import CorpusSettings
 
 RATES = (165, 175, 185)
-TASKS_PER_CHILD = 4  # Praat's synthesizer keeps some memory with every sentence: begin afresh now and then
 LENGTH_STEP = 3200  # samples: waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each length anew
 
 
@@ -35,7 +34,7 @@ def plan_corpus(settings: CorpusSettings, seed: int) -> list[dict]:
     plan: list[dict] = []
 
     def add(voice: str, split: str, statements: int, questions: int) -> None:
-        held_out = split != "train"
+        held_out = split.startswith("test")
         sentences = _distinct(rng, statements, held_out, lambda: (world.sample_statement(rng), "", "statement"))
         kinds = world.KINDS * (questions // len(world.KINDS) + 1)
         for kind in world.KINDS:
@@ -66,7 +65,7 @@ def all_answers() -> list[str]:
     return sorted(found)
 
 
-def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 400) -> dict:
+def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 800) -> dict:
     """Speak the whole plan into Parquet shards in `folder`; shards that are there already are kept.
 
     Returns counts: utterances, hours, sentences per split and voice.
@@ -74,7 +73,7 @@ def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: i
     plan = plan_corpus(settings, seed)
     shards = [(folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size]) for k, i in enumerate(range(0, len(plan), shard_size))]
     missing = [shard for shard in shards if not shard[0].exists()]
-    for _ in run_in_processes(_speak_shard, missing, processes):
+    for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
         pass
     seconds = sum(_shard_seconds(path) for path, _ in shards)
     splits = {s: sum(row["split"] == s for row in plan) for s in ("train", "unlabelled", "test", "test_voice")}
@@ -82,14 +81,18 @@ def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: i
     return {"utterances": len(plan), "hours": round(seconds / 3600, 3), "voices": voices} | splits
 
 
-def run_in_processes(function, jobs: list, processes: int) -> Iterator:
-    """`map(function, jobs)` in fresh processes (they don't inherit torch's threads), in order; in this process when there is little."""
-    if processes <= 1 or len(jobs) <= 1:
+def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) -> Iterator:
+    """`map(function, jobs)` in other processes (they don't inherit torch's threads), results in order.
+
+    With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries state from sentence to sentence, so
+    only what a new process says is repeatable.
+    """
+    if not fresh and (processes <= 1 or len(jobs) <= 1):
         yield from map(function, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(
-        min(processes, len(jobs)), initializer=_ignore_interrupt, maxtasksperchild=TASKS_PER_CHILD
-    ) as pool:
+    workers = max(1, min(processes, len(jobs)))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=_ignore_interrupt, maxtasksperchild=1 if fresh else None) as pool:
         yield from pool.imap(function, jobs)
 
 
@@ -104,6 +107,15 @@ def speak(row: dict) -> Utterance:
     wave, phones = synthesize(row["text"], row["voice"], row["rate"], row["pitch"])
     wave = np.pad(wave, (0, -len(wave) % LENGTH_STEP))
     return Utterance(**row, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
+
+
+def speak_all(rows: list[dict]) -> list[Utterance]:
+    """Synthesize rows of a plan in one process of their own: the same rows give the same waves, whatever was spoken before."""
+    return next(run_in_processes(_speak_list, [rows], 1, fresh=True))
+
+
+def _speak_list(rows: list[dict]) -> list[Utterance]:
+    return [speak(row) for row in rows]
 
 
 def _speak_shard(job: tuple[Path, list[dict]]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
-from speechgpt_lib.corpora.lab import plan_corpus
-from speechgpt_lib.corpora.speech import VOICES, synthesize
+from speechgpt_lib.corpora.lab import RATES, plan_corpus, speak_all
+from speechgpt_lib.corpora.speech import VOICES
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.artefacts import write_text
@@ -46,12 +46,25 @@ def sample_set(
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
     seen = {row["text"] for row in plan_corpus(recipe.corpus, recipe.seed) if row["split"] == "train"}
     rng = random.Random(f"sample {seed}")
-    records: list[dict] = []
-    for text, answer, name in _sentences(rng, count, kind, held_out):
-        path = f"{len(records):04d}.wav"
-        write_audio(folder / path, synthesize(text, voice, rng.choice((165, 175, 185)))[0])
-        record = {"path": path, "text": text, "answer": answer, "kind": name, "voice": voice}
-        records.append(record | {"held_out": world.is_held_out(text), "seen": text in seen})
+    rows = [
+        {
+            "id": f"{k:04d}",
+            "text": text,
+            "answer": answer,
+            "kind": name,
+            "voice": voice,
+            "rate": rng.choice(RATES),
+            "pitch": 1.0,
+            "split": "",
+        }
+        for k, (text, answer, name) in enumerate(_sentences(rng, count, kind, held_out))
+    ]
+    records = []
+    for spoken in speak_all(rows):
+        path = f"{spoken.id}.wav"
+        write_audio(folder / path, spoken.wave)
+        record = {"path": path, "text": spoken.text, "answer": spoken.answer, "kind": spoken.kind, "voice": voice}
+        records.append(record | {"held_out": world.is_held_out(spoken.text), "seen": spoken.text in seen})
     write_text(folder / "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
 

@@ -52,9 +52,9 @@ def make_evaluation(run: Run, force: bool = False) -> Step:
 def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
     evaluation, steps = run.require(EVALUATION), run.steps()
-    notebooks = [read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))]
+    notebooks = {path.stem: read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))}
     wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
-    peaks = [step.facts["peak_memory_mb"] for step in steps] + [n["peak_memory_mb"] for n in notebooks if "peak_memory_mb" in n]
+    peaks = [step.facts["peak_memory_mb"] for step in steps] + [n["peak_memory_mb"] for n in notebooks.values()]
     report = dict(evaluation.metrics["figures"])
     report["wall_seconds"] = {"value": wall, "n": len(steps), "low": wall, "high": wall}
     report["peak_memory_mb"] = {"value": max(peaks), "n": len(peaks), "low": max(peaks), "high": max(peaks)}
@@ -69,7 +69,7 @@ def write_report(run: Run) -> dict:
         }
         for step in steps
     }
-    report["notebooks"] = {n["name"]: {"wall_seconds": n["wall_seconds"]} for n in notebooks if "wall_seconds" in n}
+    report["notebooks"] = {name: {"wall_seconds": n["wall_seconds"]} for name, n in notebooks.items()}
     report["recipe"] = {"name": run.recipe.name, "seed": run.recipe.seed}
     report["machine"] = evaluation.facts["machine"] | {
         "cpu": platform.processor() or platform.machine(),

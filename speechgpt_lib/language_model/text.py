@@ -55,7 +55,7 @@ def _statement(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
 
 
 def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
-    """Two facts and one question in the world's own words, or up to four facts and a question about each."""
+    """Two facts and one question in the world's own words, or three or four facts and a question about each."""
     kind = rng.choice(world.CONTEXT_KINDS)
     if rng.random() < 0.7:
         question = _seen(lambda: world.sample_question(rng, kind))
@@ -63,7 +63,7 @@ def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
         prompt = question_prompt(vocabulary, question.text)[1:]
         return _document((prompt, 0.0), (answer[:-1], BACKGROUND), (answer[-1:], 1.0))
     fact, ask = world.FACTS[kind]
-    facts = world.sample_facts(rng, kind, rng.randrange(2, 5))
+    facts = world.sample_facts(rng, kind, rng.randrange(3, 5))
     parts = [(vocabulary.encode_text(" and ".join(world.place(fact, [*pair]) for pair in facts)), 0.0)]
     for thing, value in rng.sample(facts, len(facts)):
         answer = vocabulary.encode_text(world.place(fact, [thing, value]))

@@ -25,9 +25,19 @@ EXERCISES: dict[str, Exercise] = {
     "0.a": Exercise(
         (("what is two plus three",), ("hello what is nine plus nine",), ("peter asks what is zero plus zero",)), r.add_in_words
     ),
-    # 01: merge repeated units and keep how long each lasted; and back.
+    # 01: merge repeated units and keep how long each lasted; and back; how pure units are.
     "1.a": Exercise((([7, 7, 7, 3, 3, 9],), ([],), ([5],), ([1, 2, 1, 1],), ([0, 0, 0, 0],)), r.merge),
     "1.b": Exercise((([7, 3, 9], [3, 2, 1]), ([], []), ([5], [4]), ([1, 2, 1], [1, 1, 2])), r.expand),
+    "1.c": Exercise(
+        (
+            ([4, 4, 4, 8, 8], ["a", "a", "b", "b", "b"]),
+            ([1], ["a"]),
+            ([1, 1, 1, 1], ["a", "b", "c", "d"]),
+            ([1, 2, 3], ["a", "a", "a"]),
+            ([2, 2, 2, 5, 5, 5], ["a", "a", "", "", "", "a"]),
+        ),
+        r.purity,
+    ),
     # 02: from log(d + 1) to whole frames; frames to seconds.
     "2.a": Exercise((([0.0, 0.69, 1.1, 2.0],), ([],), ([-3.0],), ([3.2],)), r.to_frames),
     "2.b": Exercise((([1, 2, 3],), ([],), ([50],)), r.seconds_of),

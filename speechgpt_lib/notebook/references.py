@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
 
@@ -27,6 +28,13 @@ def merge(units: list[int]) -> tuple[list[int], list[int]]:
 
 def expand(units: list[int], durations: list[int]) -> list[int]:
     return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
+
+
+def purity(units: list[int], labels: list[str]) -> float:
+    best: dict[int, int] = {}
+    for (unit, _), count in Counter(zip(units, labels, strict=True)).items():
+        best[unit] = max(best.get(unit, 0), count)
+    return sum(best.values()) / len(units)
 
 
 def to_frames(log_durations: list[float]) -> list[int]:

@@ -164,7 +164,7 @@ class Run:
             }
         )
         if self.rank > 0:
-            return self._follow(name, make, key)
+            return self._follow(name, make, key, force)
         with self._lock(name):
             found = self.find(name)
             if found and found.key == key and not force:
@@ -219,17 +219,18 @@ class Run:
         self.say(f"made     {name} in {facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB")
         return Step(name, target, facts)
 
-    def _follow(self, name: str, make: Callable, key: str) -> Step:
-        """Take part in what rank 0 makes: the same work on the same checkpoints, its results thrown away."""
+    def _follow(self, name: str, make: Callable, key: str, force: bool) -> Step:
+        """Take part in what rank 0 makes: the same work from the same checkpoints, its results thrown away."""
         target, partial = self.path / name, self.path / f"{name}.partial"
-        while not (partial / "key").is_file() or (partial / "key").read_text() != key:
-            found = self.find(name)
+        while not _has_text(partial / "key", key):
+            found = None if force else self.find(name)
             if found and found.key == key:
                 return found
             time.sleep(0.05)
         with tempfile.TemporaryDirectory() as scratch:
-            (partial / "checkpoints").mkdir(exist_ok=True)
-            (Path(scratch) / "checkpoints").symlink_to((partial / "checkpoints").resolve(), target_is_directory=True)
+            # A copy: rank 0 changes and moves what it has there.  It can't have begun, since the first update waits for all.
+            if (partial / "checkpoints").is_dir():
+                shutil.copytree(partial / "checkpoints", Path(scratch) / "checkpoints")
             metrics = make(Path(scratch)) or {}
         return Step(name, target, {"key": key, "metrics": metrics})
 
@@ -257,6 +258,12 @@ class Run:
         ]
         found = [step for step in found if step and not step.path.name.endswith(".partial")]
         return sorted(found, key=lambda step: (step.name.split("/")[0], step.facts["finished"], step.name))
+
+
+def _has_text(path: Path, text: str) -> bool:
+    with contextlib.suppress(OSError):
+        return path.read_text() == text
+    return False
 
 
 def _version(package: str) -> str | None:

@@ -6,60 +6,101 @@ of processes it must have.  The workers die with their launcher, and the launche
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.run import Run, Step
 
 TRAINED = ("hubert", "vocoder", "text_to_unit", "text_model", "stage1", "stage2", "stage3")
+LOG = "launch.log"  # in the run directory: what the processes of the last launch wrote to stderr
+PATIENCE_S = 60.0  # to finish the current step and save, after which torchrun itself kills its workers (30 s)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def train_step(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:
-    """Make the trained step `name` ("stage1") of `run` in `processes` processes."""
+    """Make the trained step `name` ("stage1") of `run` in `processes` processes.
+
+    Raises:
+        UserError: unknown step, or a process failed (with its reason; all it wrote is in `launch.log` in the run directory).
+    """
     from speechgpt_lib import pipeline
 
     if name not in TRAINED:
         raise UserError(f"unknown step {name!r}: choose one of {', '.join(TRAINED)}")
-    make = getattr(pipeline, f"make_{name}")
     if processes == 1:
-        return make(run, force=force)
+        return getattr(pipeline, f"make_{name}")(run, force=force)
     target = getattr(pipeline, name.upper())
-    if force:  # decided here, once: the workers must not disagree about what they find
-        for folder in (run.path / target, run.path / f"{target}.partial"):
-            shutil.rmtree(folder, ignore_errors=True)
-    command = torchrun_command(name, run, processes)
-    run.say("$ " + " ".join(command))
-    status = supervise(command)
+    if force:  # else some workers might still see the checkpoints that the first one is about to drop
+        shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
+    command = torchrun_command(name, run, processes, force)
+    run.say("$ " + " ".join(["python", *command[1:]]))
+    status = supervise(command, run.say, run.path / LOG)
     if status != 0:
-        raise UserError(f"training {name} in {processes} processes ended with exit code {status}; see the lines above")
+        reason = _reason(run.path / LOG)
+        raise UserError(f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})")
     return run.require(target)
 
 
-def torchrun_command(name: str, run: Run, processes: int) -> list[str]:
+def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
+    """The command that starts `processes` workers as one group; each is told how many there must be."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, "-m", "speechgpt_lib.training.worker", name, str(run.path)]
+    return [*launcher, "-m", "speechgpt_lib.training.worker", name, str(run.path), str(processes), *["force"] * force]
 
 
-def supervise(command: list[str]) -> int:
-    """Run a command in a session of its own that ends when we do, pass signals on, and return its exit code."""
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
+def supervise(command: list[str], say: Callable[[str], None], log: Path) -> int:
+    """Run a command in a session of its own that ends when we do; say what it prints, and return its exit code."""
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
+    with open(log, "w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
         try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
+            for line in process.stdout:
+                say(line.rstrip())
+            return process.wait()
+        except BaseException:  # an interrupt above all: whatever takes us away, nothing is left behind
+            stop(process)
+            raise
+        finally:
+            process.stdout.close()
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to send the launcher SIGTERM when its parent is gone (torchrun then stops its workers)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def stop(process: subprocess.Popen) -> None:
+    """Ask the launcher to stop, which lets its workers save; kill it when that takes too long or a second interrupt comes."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=PATIENCE_S)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers get SIGTERM by this: see end_with_parent
+        process.wait()
+
+
+def end_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent is gone, even by SIGKILL."""
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _reason(log: Path) -> str:
+    """The first line in which a worker said why it ended, else the first error of any kind."""
+    lines = [re.sub(r"^\[rank\d+\]: ", "", line) for line in log.read_text(errors="replace").splitlines()]
+    own = [line for line in lines if line.startswith(("error: ", "stopped: "))]
+    other = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return next(iter(own + other), "no reason given").removeprefix("error: ")

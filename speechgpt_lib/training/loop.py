@@ -74,8 +74,8 @@ def train(
     )
     if accelerator.num_processes != world_size:
         raise UserError(
-            f"this training was meant for {world_size} process(es) but runs in {accelerator.num_processes}: launch it with "
-            f"`torchrun --standalone --nproc_per_node {world_size} -m speechgpt_lib.cli …` (accelerate launch --cpu trains alone)"
+            f"this training was meant for {world_size} process(es) but runs in {accelerator.num_processes}: start it with "
+            f"`speechgpt train STEP --run RUN --processes {world_size}` (`accelerate launch --cpu` would let each process train alone)"
         )
     # 2. Optimizers --------------------------------------------------------------------------------------------------------------
     phases = phases or {"model": list(modules)}
@@ -103,7 +103,7 @@ def train(
         for step in range(first, settings.steps):
             torch.manual_seed((seed * 1_000_003 + step) * 4099 + accelerator.process_index)
             batch = batch_at(step, accelerator.process_index, world_size)
-            record: dict[str, Any] = {"step": step + 1}
+            record: dict[str, Any] = {}
             for phase, names in phases.items():
                 rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
                 for group in optimizers[phase].param_groups:
@@ -130,8 +130,8 @@ def train(
             # 5. Log and save ------------------------------------------------------------------------------------------------------
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.log_every == 0:
-                record["seconds"] = time.perf_counter() - started
-                summary = log.write(record)
+                seconds = time.perf_counter() - started
+                summary = log.write({"step": step + 1, **_pooled(accelerator, record), "seconds": seconds})
                 if on_log:
                     on_log(summary)
             must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
@@ -143,6 +143,16 @@ def train(
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
     summary.pop("step", None)
     return {"steps": settings.steps, "resumed_from": first, **summary}
+
+
+def _pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:
+    """This process's figures → those of all: counts (int) are added up, everything else is averaged."""
+    if accelerator.num_processes == 1:
+        return record
+    own = torch.tensor([torch.as_tensor(value).item() for value in record.values()], dtype=torch.float64, device=accelerator.device)
+    sums = accelerator.reduce(own, "sum").tolist()
+    pairs = zip(record.items(), sums, strict=True)
+    return {name: round(total) if isinstance(value, int) else total / accelerator.num_processes for (name, value), total in pairs}
 
 
 def _agree(accelerator: Accelerator, wish: bool) -> bool:
@@ -175,12 +185,16 @@ class StopRequest:
 
 
 class MetricsLog:
-    """One JSON object a line; on resume, lines after the checkpoint are dropped so that no step is logged twice."""
+    """One JSON object a line; on resume, lines after the checkpoint are dropped so that no step is logged twice.
+
+    Only the first process writes; the others' log stays empty, but is there for whoever moves it.
+    """
 
     def __init__(self, path: Path, first: int, active: bool):
         self.path, self.active = path, active
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         if active:
-            path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(path) if row["step"] <= first]
             path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 

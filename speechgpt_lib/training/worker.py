@@ -1,23 +1,37 @@
-"""One process of a training that `training.launch` started through torchrun: `python -m speechgpt_lib.training.worker stage1 runs/lab`."""
+"""One process of a training that `training.launch` started through torchrun: step, run directory and number of processes → its part.
+
+python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.training.worker stage1 runs/lab 2
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import sys
 
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.run import Run
+from speechgpt_lib.training.launch import end_with_parent
 
 
-def main(name: str, run_dir: str) -> None:
+def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     from speechgpt_lib import pipeline
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
-    run = Run.open(run_dir, say=print if rank == 0 else lambda line: None).as_worker(rank, world_size)
-    getattr(pipeline, f"make_{name}")(run)
+    signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers it by itself, with a checkpoint
+    end_with_parent()  # torchrun gives each worker a session of its own: without this a killed launcher leaves them running
+    rank = int(os.environ.get("RANK", 0))
+    # What the run is told is how many there must be, not how many there are: the training loop refuses when the two differ.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
+    say = functools.partial(print, flush=True) if rank == 0 else lambda line: None
+    run = Run.open(run_dir, say=say).as_worker(rank, int(processes))
+    getattr(pipeline, f"make_{name}")(run, force="force" in options)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""Small real objects for tests: a tiny recipe, vocabulary, language model and unit inventory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from speechgpt_lib.language_model.model import build_model
+from speechgpt_lib.language_model.text import lab_texts
+from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
+from speechgpt_lib.recipes.schema import LanguageModelSettings, Optimization, Recipe, load_recipe
+from speechgpt_lib.units.hubert import build_encoder
+from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.kmeans import KMeansUnits
+
+
+def smoke_recipe(**changes) -> Recipe:
+    return load_recipe("smoke").model_copy(update=changes)
+
+
+def few_steps(steps: int, **changes) -> Optimization:
+    return Optimization(**({"steps": steps, "learning_rate": 1e-3, "warmup": 1, "precision": "no", "log_every": 1} | changes))
+
+
+def tiny_vocabulary(units: int = 20, inventory: str = "test") -> Vocabulary:
+    vocabulary = Vocabulary(train_text_tokenizer(lab_texts(0, 200), 500))
+    return vocabulary.expand(units, inventory) if units else vocabulary
+
+
+def tiny_language_model(vocabulary: Vocabulary, seed: int = 0, **changes):
+    settings = {"hidden_size": 80, "layers": 2, "heads": 5, "feed_forward": 96, "optimization": few_steps(1)} | changes
+    return build_model(LanguageModelSettings(**settings), vocabulary.size, seed).eval()
+
+
+def tiny_inventory(layer: int = 1, clusters: int = 20, seed: int = 0) -> UnitInventory:
+    torch.manual_seed(seed)
+    encoder = build_encoder(load_recipe("smoke").units.hubert).eval()
+    centroids = np.random.default_rng(seed).normal(size=(clusters, encoder.config.hidden_size)).astype(np.float32)
+    return UnitInventory.create(encoder, layer, KMeansUnits(centroids))
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.1, size=int(seconds * 16_000)).astype(np.float32)

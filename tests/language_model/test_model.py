@@ -1,0 +1,156 @@
+"""The model: its start as an induction circuit, its loss, its batches and its decoding."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt_lib.corpora import world
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
+from speechgpt_lib.language_model.generation import answer, generate, speak, transcribe
+from speechgpt_lib.language_model.model import CausalLoss
+from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
+from speechgpt_lib.language_model.stages import add_lora, held_out_questions, load_adapter, stage2_plan, unit_perplexity
+from speechgpt_lib.language_model.text import question_prompt, text_rows
+from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings
+from tests.builders import tiny_language_model, tiny_vocabulary
+
+VOCABULARY = tiny_vocabulary(20)
+
+
+def test_it_starts_as_an_induction_circuit() -> None:
+    model = tiny_language_model(VOCABULARY, hidden_size=192, heads=6)
+    model.set_attn_implementation("eager")
+    text = "the dog is red and the cat is blue what color is the dog"
+    ids = question_prompt(VOCABULARY, text) + VOCABULARY.encode_text("the dog is")
+    with torch.inference_mode():
+        attentions = model(torch.tensor([ids]), output_attentions=True).attentions
+    for back in range(5):
+        looked = attentions[0][0, back, 6:].argmax(-1)
+        assert (torch.arange(6, len(ids)) - looked == back).float().mean() > 0.9
+    words = [VOCABULARY.name(i).strip() for i in ids]
+    assert words[int(attentions[1][0, 0, -1].argmax())] == "red"
+
+
+def test_too_few_heads_for_that_start_are_refused() -> None:
+    with pytest.raises(UserError, match="induction_start"):
+        tiny_language_model(VOCABULARY, heads=4)
+
+
+def test_the_loss_is_the_weighted_mean_of_what_counts() -> None:
+    model = tiny_language_model(VOCABULARY)
+    rows = [TokenRow([1, 5, 6, 7], [0, 0, 1.0, 5.0]), TokenRow([1, 8], [0, 2.0])]
+    ids, weights = collate(rows)
+    with torch.inference_mode():
+        total, weight = CausalLoss(model)(ids, weights)
+        expected = 0.0
+        for row in rows:
+            logs = torch.log_softmax(model(torch.tensor([row.ids])).logits[0], -1)
+            expected -= sum(w * logs[k - 1, i] for k, (i, w) in enumerate(zip(row.ids, row.weights, strict=True)) if k)
+    assert weight == 8 and total.item() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_answers_count_and_text_counts_more() -> None:
+    row = cross_modal_row("asr", "Write it.", "the dog", np.array([1, 2]))
+    tokens = row_to_tokens(row, VOCABULARY, "answer", 5.0)
+    prompt, reply = VOCABULARY.encode_row(row)
+    assert tokens.weights == [0.0] * len(prompt) + [5.0] * len(reply)
+    spoken = row_to_tokens(cross_modal_row("tts", "Say it.", "the dog", np.array([1, 2])), VOCABULARY, "answer", 5.0)
+    assert spoken.weights[-5:] == [5.0, 1.0, 1.0, 5.0, 5.0]
+    assert min(row_to_tokens(row, VOCABULARY, "all").weights) == 1.0
+
+
+def rows_of_length(epoch: int, step: int) -> list[TokenRow]:
+    return [TokenRow([1] + [100 * epoch + k + 3] * (k % 30 + 1), [0.0] + [1.0] * (k % 30 + 1)) for k in range(50)]
+
+
+def test_batches_depend_on_the_step_alone_and_cover_an_epoch() -> None:
+    first, second = (EpochBatches(rows_of_length, 200, seed=0) for _ in range(2))
+    order = [first(step) for step in range(12)]
+    for step in (7, 2, 11, 0):
+        assert torch.equal(second(step)[0], order[step][0])
+    size = len(first._plan(0, 0))
+    seen = [int(row[1]) for step in range(size) for row in EpochBatches(rows_of_length, 200, seed=0)(step)[0]]
+    assert sorted(seen) == [k + 3 for k in range(50)]
+
+
+def test_ranks_share_a_batch_without_overlap() -> None:
+    whole = EpochBatches(rows_of_length, 200, seed=0)(3)[0][:, 1].tolist()
+    parts = [EpochBatches(rows_of_length, 200, seed=0)(3, rank, 2)[0][:, 1].tolist() for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == sorted(whole)
+
+
+def test_rows_that_are_too_long_or_missing_are_refused() -> None:
+    with pytest.raises(UserError, match="reads 16"):
+        EpochBatches(lambda epoch, step: [TokenRow([1] * 17, [1.0] * 17)], 100, 0, limit=16)(0)
+    with pytest.raises(UserError, match="no rows"):
+        EpochBatches(lambda epoch, step: [], 100, 0)(0)
+
+
+def test_documents_never_hold_a_held_out_question() -> None:
+    rows = text_rows(VOCABULARY, random.Random(0), 600)
+    texts = [VOCABULARY.decode_text(row.ids).split(" ;")[0] for row in rows]
+    held_out = {q.text for kind in world.KINDS for q in held_out_questions(random.Random(1), kind, 400)}
+    assert held_out and not held_out & set(texts)
+    assert all(len(row.ids) == len(row.weights) for row in rows)
+
+
+def test_decoding_in_batches_equals_one_by_one_and_stops() -> None:
+    model = tiny_language_model(VOCABULARY, seed=3)
+    prompts = [question_prompt(VOCABULARY, t) for t in ("what is two plus two", "hello", "the dog is red and the cat is blue")]
+    together = generate(model, VOCABULARY, prompts, 12)
+    assert together == [generate(model, VOCABULARY, [p], 12)[0] for p in prompts]
+    with torch.no_grad():  # a model that always says <eoa>
+        model.get_input_embeddings().weight[VOCABULARY.marker("<eoa>")] = 100 * model.get_input_embeddings().weight[:3].sum(0)
+        always = generate(model, VOCABULARY, prompts, 12)
+    assert all(len(ids) <= 12 for ids in always)
+    with pytest.raises(UserError, match="reads 1024"):
+        generate(model, VOCABULARY, [[5] * 1020], 4)
+
+
+def test_an_untrained_model_still_answers_in_shape() -> None:
+    model = tiny_language_model(VOCABULARY)
+    units = np.array([1, 2, 3])
+    assert isinstance(transcribe(model, VOCABULARY, [units])[0], str)
+    assert speak(model, VOCABULARY, ["the dog"])[0].ndim == 1
+    chains = answer(model, VOCABULARY, [units, "where is anna"], reply="text")
+    assert len(chains) == 2 and not chains[0].wellformed
+    with pytest.raises(UserError, match="speech or text"):
+        answer(model, VOCABULARY, [units], reply="song")
+
+
+def test_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary() -> None:
+    model = tiny_language_model(VOCABULARY)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    assert unit_perplexity(model, VOCABULARY, [np.array([1, 2, 3])]) == pytest.approx(VOCABULARY.size, rel=1e-3)
+
+
+def test_stage2_has_as_many_listening_as_speaking_rows() -> None:
+    listening = [cross_modal_row("asr", "Write.", "the dog", np.array([1, 2]))] * 9
+    speaking = [cross_modal_row("tts", "Say.", "the dog", np.array([1, 2]))] * 4
+    plan = stage2_plan(VOCABULARY, listening, speaking, [np.array([1])], {"text": 0.5, "units": 0.25}, InstructionSettings(), 0)
+    assert len(plan(0, 0)) == 4 + 4 + 4 + 2
+
+
+def test_an_adapter_reloads_as_it_was(tmp_path) -> None:
+    model = tiny_language_model(VOCABULARY)
+    adapted = add_lora(model, LoraSettings(rank=2, alpha=4, dropout=0.0), seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted.save_pretrained(str(tmp_path))
+    _, ids = VOCABULARY.encode_row(chain_row("text_text", "why", "so"))
+    with torch.inference_mode():
+        expected = adapted.eval()(torch.tensor([ids])).logits
+        loaded = load_adapter(tiny_language_model(VOCABULARY), tmp_path)
+        assert torch.allclose(loaded(torch.tensor([ids])).logits, expected, atol=1e-4)
+    with pytest.raises(UserError, match="notebook 08"):
+        load_adapter(tiny_language_model(VOCABULARY), tmp_path / "none")
+    with pytest.raises(UserError, match="targets"):
+        add_lora(tiny_language_model(VOCABULARY), LoraSettings(targets=("wings",)), seed=0)

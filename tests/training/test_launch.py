@@ -1,0 +1,170 @@
+"""Training in two processes on this machine: it equals one process, refuses to train alone, and leaves nothing behind.
+
+The step that is trained is the text model's, which needs no input but the recipe.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechgpt_lib import pipeline
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import load_recipe
+from speechgpt_lib.runs.run import Run
+from speechgpt_lib.training import launch
+from speechgpt_lib.training.loop import read_metrics, train
+
+
+def new_run(path: Path, steps: int) -> Run:
+    """A run whose text model is trained for `steps` steps in fp32, every one of them logged."""
+    recipe = load_recipe("smoke", seed=3)
+    optimization = recipe.language_model.optimization.model_copy(update={"steps": steps, "precision": "no", "log_every": 1})
+    changed = recipe.language_model.model_copy(update={"optimization": optimization})
+    return Run.create(path, recipe.model_copy(update={"language_model": changed}), say=lambda line: None)
+
+
+def metrics_of(run: Run) -> list[dict]:
+    return read_metrics(run.require(pipeline.TEXT_MODEL).path / "metrics.jsonl")
+
+
+# --- the launcher itself ------------------------------------------------------------------------------------------------------------
+def test_what_a_command_prints_is_said_and_its_exit_code_returned(tmp_path: Path) -> None:
+    said: list[str] = []
+    code = "import sys; print('first'); print('second'); print('error: no disk', file=sys.stderr); sys.exit(3)"
+    status = launch.supervise([sys.executable, "-c", code], said.append, tmp_path / "log")
+    assert (status, said) == (3, ["first", "second"])
+    assert launch._reason(tmp_path / "log") == "no disk"
+
+
+def test_the_reason_is_a_workers_own_words_before_the_launchers(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("[rank1]: RuntimeError: connection closed\nerror: the loss became nan\nx.ChildFailedError: \n")
+    assert launch._reason(log) == "the loss became nan"
+    log.write_text("Traceback …\n[rank0]: KeyError: 'x'\nx.ChildFailedError: \n")
+    assert launch._reason(log) == "KeyError: 'x'"
+    log.write_text("")
+    assert launch._reason(log) == "no reason given"
+
+
+def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def interrupted(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    with pytest.raises(KeyboardInterrupt):
+        launch.supervise([sys.executable, "-c", code], interrupted, tmp_path / "log")
+    assert not psutil.pid_exists(pids[0])
+
+
+def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown step 'stage4'.*stage1, stage2, stage3"):
+        launch.train_step(new_run(tmp_path / "run", 1), "stage4", processes=2)
+
+
+def test_training_alone_is_refused_when_two_are_meant(tmp_path: Path) -> None:
+    settings = load_recipe("smoke").stage1.optimization
+    modules = {"model": torch.nn.Linear(1, 1)}
+    with pytest.raises(UserError, match=r"meant for 2 process.* runs in 1: .*--processes 2"):
+        train(modules, lambda *a: None, lambda *a: None, settings, tmp_path, seed=0, world_size=2)
+
+
+def test_a_follower_takes_part_and_keeps_nothing(tmp_path: Path) -> None:
+    run, seen = Run.create(tmp_path / "run", load_recipe("smoke"), say=lambda line: None), []
+
+    def make(work: Path) -> dict:
+        seen.append((work / "checkpoints" / "step_1" / "state").read_text())
+        (work / "result").write_text("thrown away")
+        (work / "checkpoints" / "step_1" / "state").unlink()
+        return {"loss": 1.0}
+
+    def interrupted(work: Path) -> None:
+        (work / "checkpoints" / "step_1").mkdir(parents=True)
+        (work / "checkpoints" / "step_1" / "state").write_text("half way")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.step("05_part/model", interrupted, settings={})
+    followed = run.as_worker(rank=1, world_size=2).step("05_part/model", make, settings={})
+    assert seen == ["half way"] and followed.metrics == {"loss": 1.0}
+    partial = run.path / "05_part" / "model.partial"
+    assert (partial / "checkpoints" / "step_1" / "state").read_text() == "half way" and not (partial / "result").exists()
+    assert run.find("05_part/model") is None
+
+
+# --- processes that train together --------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one, two = (new_run(tmp_path / name, steps=6) for name in ("one", "two"))
+    launch.train_step(one, "text_model")
+    launch.train_step(two, "text_model", processes=2)
+    assert [row["step"] for row in metrics_of(two)] == [1, 2, 3, 4, 5, 6]
+    for alone, together in zip(metrics_of(one), metrics_of(two), strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], abs=1e-4)
+    ours, theirs = (load_file(run.require(pipeline.TEXT_MODEL).path / "model.safetensors") for run in (one, two))
+    # Adam divides by the size of a gradient: where that is all rounding, so is the direction of the update.
+    close = [torch.isclose(ours[name], theirs[name], atol=1e-4).float().mean().item() for name in ours]
+    assert ours.keys() == theirs.keys() and min(close) > 0.99
+    assert two.find(pipeline.TEXT_MODEL).key == one.find(pipeline.TEXT_MODEL).key
+    assert not list(two.path.glob("*/*.partial"))
+
+
+@pytest.mark.slow
+def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) -> None:
+    run = new_run(tmp_path / "run", steps=2)
+    command = [sys.executable, "-m", "speechgpt_lib.training.worker", "text_model", str(run.path), "2"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("error: this training was meant for 2 process(es) but runs in 1")
+    assert run.find(pipeline.TEXT_MODEL) is None
+
+
+def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A program that trains in two processes, and what stands below it (torchrun, two workers) once they have begun."""
+    imports = "from speechgpt_lib.runs.run import Run; from speechgpt_lib.training.launch import train_step"
+    program = f"{imports}; train_step(Run.open({str(run.path)!r}), 'text_model', processes=2)"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_metrics(log)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len([p for p in below if "speechgpt_lib.training.worker" in p.cmdline()]) == 3, "a launcher and two workers"
+    return process, below
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_leaves_a_checkpoint_and_no_orphan(tmp_path: Path, root: Path, number: signal.Signals) -> None:
+    run = new_run(tmp_path / "run", steps=100_000)
+    process, below = training_tree(run, root)
+    process.send_signal(number)
+    process.communicate(timeout=90)
+    assert process.returncode == -number
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
+    saved = [p.name for p in (run.path / f"{pipeline.TEXT_MODEL}.partial" / "checkpoints").glob("step_*")]
+    assert len(saved) == 1 and int(saved[0].removeprefix("step_")) >= 3
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_leaves_no_orphan(tmp_path: Path, root: Path) -> None:
+    process, below = training_tree(new_run(tmp_path / "run", steps=100_000), root)
+    next(p for p in below if "torch.distributed.run" in p.cmdline()).kill()
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1 and b"UserError: training text_model in 2 processes ended with exit code -9: " in errors
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
