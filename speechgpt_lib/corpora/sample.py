@@ -46,19 +46,10 @@ def sample_set(
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
     seen = {row["text"] for row in plan_corpus(recipe.corpus, recipe.seed) if row["split"] == "train"}
     rng = random.Random(f"sample {seed}")
-    rows = [
-        {
-            "id": f"{k:04d}",
-            "text": text,
-            "answer": answer,
-            "kind": name,
-            "voice": voice,
-            "rate": rng.choice(RATES),
-            "pitch": 1.0,
-            "split": "",
-        }
-        for k, (text, answer, name) in enumerate(_sentences(rng, count, kind, held_out))
-    ]
+    rows = []
+    for text, answer, name in _sentences(rng, count, kind, held_out):
+        row = {"id": f"{len(rows):04d}", "text": text, "answer": answer, "kind": name, "voice": voice, "split": ""}
+        rows.append(row | {"rate": rng.choice(RATES), "pitch": 1.0})
     records = []
     for spoken in speak_all(rows):
         path = f"{spoken.id}.wav"

@@ -53,6 +53,7 @@ def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
     evaluation, steps = run.require(EVALUATION), run.steps()
     notebooks = {path.stem: read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))}
+    notebooks = {name: n for name, n in notebooks.items() if "wall_seconds" in n}  # the one that is running has none yet
     wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
     peaks = [step.facts["peak_memory_mb"] for step in steps] + [n["peak_memory_mb"] for n in notebooks.values()]
     report = dict(evaluation.metrics["figures"])
