@@ -16,6 +16,7 @@ import torch
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.lab import build_corpus
 from speechgpt_lib.corpora.tables import read_utterances
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
@@ -196,7 +197,10 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
         voiced = model.generate([q.text for q in written], beams=run.recipe.text_to_unit.beams)
         dialogues += [(f"t{k:06d}", q.kind, q.text, q.answer, u) for k, (q, u) in enumerate(zip(written, voiced, strict=True)) if len(u)]
         answers = sorted({answer for _, _, _, answer, _ in dialogues})
-        responses = dict(zip(answers, model.generate(answers, beams=run.recipe.text_to_unit.beams), strict=True))
+        if settings.answers_from == "speech":
+            responses = _spoken_answers(run, units, identity, answers)
+        else:
+            responses = dict(zip(answers, model.generate(answers, beams=run.recipe.text_to_unit.beams), strict=True))
         records = sets.chain_records(dialogues, responses, settings.chain_shares, run.recipe.seed)
         count = sets.write_set(work / "chain.parquet", records, sets.CHAIN_SCHEMA, identity)
         kept = list(sets.read_set(work / "chain.parquet", identity))
@@ -208,8 +212,20 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
             "kinds": sets.split_counts(kept, "kind"),
         }
 
-    section = {"shares": settings.chain_shares, "written_dialogues": settings.written_dialogues}
+    section = settings.model_dump(mode="json", include={"chain_shares", "written_dialogues", "answers_from"})
     return run.step(CHAIN_SET, make, settings=section, inputs={"units": units, "text_to_unit": voicing}, force=force)
+
+
+def _spoken_answers(run: Run, units: Step, identity: str, answers: list[str]) -> dict[str, np.ndarray]:
+    """Answer → units of its recording in the target voice, which the authors recommend over a text-to-unit model."""
+    where = {"voice": run.recipe.corpus.target_voice, "kind": "answer"}
+    spoken = {row.text: row.units for row in read_units(units.path, identity, where)}
+    missing = [answer for answer in answers if answer not in spoken]
+    if missing:
+        raise UserError(
+            f"{len(missing)} answers were never spoken by {where['voice']}, such as {missing[0]!r}: set instructions.answers_from to text_to_unit"
+        )
+    return spoken
 
 
 # --- 05 text LLM and vocabulary -----------------------------------------------------------------------------------------------------

@@ -139,6 +139,9 @@ class InstructionSettings(Section):
         default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
     )
     maximum_response_words: int = 35
+    answers_from: Literal["text_to_unit", "speech"] = Field(
+        "text_to_unit", description="units of the spoken answers: by the text-to-unit model (paper), or from speech of the target voice"
+    )
     written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model")
     loss: Literal["all", "answer"] = "answer"
     text_weight: float = Field(1.0, gt=0, description="how much a text token counts in the loss beside a unit, of which there are far more")
