@@ -223,7 +223,8 @@ def _spoken_answers(run: Run, units: Step, identity: str, answers: list[str]) ->
     missing = [answer for answer in answers if answer not in spoken]
     if missing:
         raise UserError(
-            f"{len(missing)} answers were never spoken by {where['voice']}, such as {missing[0]!r}: set instructions.answers_from to text_to_unit"
+            f"{len(missing)} answers were never spoken by {where['voice']}, such as {missing[0]!r}: "
+            "set instructions.answers_from to text_to_unit"
         )
     return spoken
 

@@ -85,4 +85,7 @@ EXERCISES: dict[str, Exercise] = {
     # 09: intervals; accuracy by kind.
     "9.a": Exercise((([1.0, 0.0, 1.0], [[0, 1, 2], [1, 1, 1], [0, 0, 2]]), ([2.0], [[0]]), ([1.0, 3.0], [])), r.bootstrap_means),
     "9.b": Exercise((([("sum", "a", "a"), ("sum", "b", "c"), ("place", "x", "x")],), ([],), ([("color", "a", "")],)), r.accuracy_by_kind),
+    # 10: what processes add up; what it costs.
+    "10.a": Exercise((([6.0, 3.0], [2.0, 4.0]), ([6.0, 0.0], [3.0, 0.0]), ([5.0], [2.0]), ([1.0, 2.0, 9.0], [1.0, 1.0, 2.0])), r.loss_of_all),
+    "10.b": Exercise(((7e9, 1e9, 989e12, 0.4), (13e9, 0, 312e12, 0.5), (1e6, 3600, 6e6, 1.0)), r.gpu_hours),
 }

@@ -122,3 +122,11 @@ def accuracy_by_kind(examples: list[tuple[str, str, str]]) -> dict[str, float]:
     for kind, expected, answered in examples:
         kinds.setdefault(kind, []).append(expected == answered)
     return {kind: sum(hits) / len(hits) for kind, hits in kinds.items()}
+
+
+def loss_of_all(sums: list[float], weights: list[float]) -> float:
+    return sum(sums) / sum(weights)
+
+
+def gpu_hours(parameters: float, tokens: float, flops: float, utilisation: float) -> float:
+    return 6 * parameters * tokens / (flops * utilisation) / 3600
