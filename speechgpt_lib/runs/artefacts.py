@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,15 +28,28 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}; nothing there was changed") from error
+    except Exception as error:
+        if reason := write_failure(error):
+            raise UserError(f"could not write {path}: {reason}; nothing there was changed") from error
+        raise
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
+def write_failure(error: Exception) -> str | None:
+    """Why a write failed (a full disk above all), or None when `error` is something else: not every library raises OSError for it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if found := re.search(r"([^:]+) \(os error \d+\)", str(error)):  # safetensors and tokenizers, which are written in Rust
+        return found[1].strip()
+    if isinstance(error, RuntimeError) and re.search("unexpected pos|iostream error|PytorchStreamWriter", str(error)):  # torch.save
+        return "the file could not be written to its end; is the disk full?"
+    return None
+
+
 def replace(source: Path, target: Path) -> None:
-    """Move `source` over `target`.  A folder that is in the way is moved aside first, since rename can't replace it."""
-    if target.is_dir() and not target.is_symlink():
+    """Move `source` over `target`.  A folder or link that is in the way is moved aside first, since rename can't put a folder there."""
+    if target.is_dir():
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         os.rename(target, aside / target.name)
         os.rename(source, target)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import os
 import platform
 import shutil
 import tempfile
@@ -23,12 +24,12 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speechgpt_lib import __version__
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe, dump_recipe, load_recipe
-from speechgpt_lib.runs.artefacts import hash_folder, hash_json, read_json, replace, write_json, write_text
+from speechgpt_lib.runs.artefacts import hash_folder, hash_json, read_json, replace, write_failure, write_json, write_text
 from speechgpt_lib.runs.memory import Monitor
 
 MADE_BY = {  # which notebook makes which folder: what to tell a reader whose input is missing
@@ -42,6 +43,7 @@ MADE_BY = {  # which notebook makes which folder: what to tell a reader whose in
     "08_stage3_chain_of_modality_lora": "08_stage3_chain_of_modality_lora",
     "09_talk_to_speechgpt": "09_talk_to_speechgpt",
 }
+_SCRAP = ("key", "progress.json", "checkpoints", "facts.json")  # what an unfinished step keeps beside its results
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "praat-parselmouth")
 
 
@@ -118,8 +120,13 @@ class Run:
         folder = self.path / name
         if not (folder / "facts.json").is_file():
             return None
-        facts = read_json(folder / "facts.json")
-        for file, known in facts["outputs"].items():
+        try:
+            facts = read_json(folder / "facts.json")
+            outputs = facts["outputs"].items()
+        except (UserError, KeyError, TypeError):
+            self.say(f"damaged  {name}: facts.json is not what a finished step writes")
+            return None
+        for file, known in outputs:
             if not (folder / file).is_file() or (folder / file).stat().st_size != known["bytes"]:
                 self.say(f"damaged  {name}: {file} is missing or has another size than when it was made")
                 return None
@@ -180,28 +187,25 @@ class Run:
         resumed = (work / "key").is_file() and (work / "key").read_text() == key and not force
         if not resumed:
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            (work / "key").write_text(key)
         reason = "resumed " if resumed else "remade  " if stale else "making  "
         why = " (forced)" if force else " (its settings, inputs or version changed)" if stale and not resumed else ""
         self.say(f"{reason} {name}{why}")
         try:
+            work.mkdir(parents=True, exist_ok=True)
+            (work / "key").write_text(key)
             with Monitor(work / "progress.json") as monitor:
                 metrics = make(work) or {}
-                shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        except OSError as error:
-            raise UserError(
-                f"{name} stopped: {error.strerror or error}; free the cause and run it again, it resumes"
-            ) from error
-        for scrap in ("key", "progress.json"):
-            (work / scrap).unlink(missing_ok=True)
+        except Exception as error:
+            if cause := write_failure(error):
+                raise UserError(f"{name} stopped: {cause}; free the cause and run it again, it resumes") from error
+            raise
         facts = {
             "step": name,
             "key": key,
             "settings": settings,
             "seed": self.recipe.seed,
             "inputs": {role: {"step": step.name, "key": step.key} for role, step in inputs.items()},
-            "outputs": hash_folder(work),
+            "outputs": hash_folder(work, skip=_SCRAP),
             "metrics": metrics,
             "wall_seconds": round(monitor.seconds, 2),
             "peak_memory_mb": round(monitor.peak_memory_mb, 1),
@@ -215,6 +219,9 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(work / "facts.json", facts)
+        for scrap in ("key", "progress.json"):  # only now: up to here the step could still be resumed
+            (work / scrap).unlink(missing_ok=True)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
         replace(work, target)
         self.say(f"made     {name} in {facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB")
         return Step(name, target, facts)
@@ -239,17 +246,21 @@ class Run:
         """One process at a time makes a step; the lock ends with the process, so a killed one leaves nothing behind."""
         path = self.path / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{name} is being made in {self.path} by another process; wait for it or use another --run-dir"
-                ) from None
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        while True:
+            with open(path, "w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"{name} is being made in {self.path} by another process; wait for it or use another --run-dir"
+                    ) from None
+                if not _is_file_at(file, path):
+                    continue  # its holder removed it after we opened it: what we locked is no longer what others find
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
 
     def steps(self) -> list[Step]:
         """Every finished step, in the order of the pipeline's folders and, within one, of finishing."""
@@ -258,6 +269,12 @@ class Run:
         ]
         found = [step for step in found if step and not step.path.name.endswith(".partial")]
         return sorted(found, key=lambda step: (step.name.split("/")[0], step.facts["finished"], step.name))
+
+
+def _is_file_at(file: IO, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _has_text(path: Path, text: str) -> bool:
