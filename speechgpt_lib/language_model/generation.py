@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import ChainFormat, chain_row, cross_modal_row
-from speechgpt_lib.language_model.vocabulary import END, PAD, Vocabulary
+from speechgpt_lib.language_model.vocabulary import END, FIRST_PIECE, PAD, Vocabulary
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
 ASR_PROMPT = "Please write down what you hear."
@@ -125,7 +125,11 @@ def answer(
 
 
 def parse_chain(ids: list[int], vocabulary: Vocabulary, chain_format: ChainFormat) -> Chain:
-    """Split answer ids at their markers; well-formed means: the markers of the format, once each, in order, ended by `<eoa>`."""
+    """Split answer ids at their markers.
+
+    Well-formed means: the markers of the format and nothing before, between or after them but what belongs there, that is text (one
+    piece at least) after `[tq]` and `[ta]`, units in their brackets after `[ua]`, and `<eoa>` at the end.
+    """
     expected = [
         m
         for m, wanted in (
@@ -151,8 +155,11 @@ def parse_chain(ids: list[int], vocabulary: Vocabulary, chain_format: ChainForma
         len(spoken) > 2 and [spoken[0], spoken[-1]] == brackets and all(vocabulary.is_unit(i) for i in spoken[1:-1])
     )
     text = {name: vocabulary.decode_text(segments.get(name, [])).removesuffix(";").strip() for name in ("[tq]", "[ta]")}
+    words_only = all(FIRST_PIECE <= i < vocabulary.text_size for name in text for i in segments.get(name, []))
+    parts_whole = units_whole and words_only and all(text[name] for name in expected if name in text)
+    nothing_else = found == [*expected, "<eoa>"] and names.get(ids[0]) == expected[0] and not segments["<eoa>"]
     units = None if spoken is None else vocabulary.units_in(spoken)
-    return Chain(text["[tq]"], text["[ta]"], units, found == [*expected, "<eoa>"] and units_whole)
+    return Chain(text["[tq]"], text["[ta]"], units, nothing_else and parts_whole)
 
 
 def _without_answer(row):

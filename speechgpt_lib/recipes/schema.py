@@ -6,7 +6,7 @@ An unknown key, a wrong type or an impossible combination is an error that names
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from speechgpt_lib.errors import UserError
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
+POSITION_GROUPS, CONV_LAYERS = 8, 7  # groups of the position convolution and convolutions of every HuBERT here, see units/hubert.py
+INDUCTION_HEADS, INDUCTION_LAYERS = 5, 2  # what an induction start needs, see language_model/model.py
+
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -25,7 +32,7 @@ class Optimization(Section):
 
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
     hold: float = Field(0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in")
@@ -63,19 +70,28 @@ class HubertSettings(Section):
     """Geometry and pre-training of the unit encoder (Hsu et al. 2021); `pretrained` loads one instead."""
 
     pretrained: str | None = None
-    conv_widths: tuple[int, ...] = (32, 32, 48, 48, 64, 64, 64)
-    hidden_size: int = 160
-    layers: int = 4
-    heads: int = 4
-    feed_forward: int = 640
+    conv_widths: tuple[Count, ...] = (32, 32, 48, 48, 64, 64, 64)
+    hidden_size: Count = 160
+    layers: Count = 4
+    heads: Count = 4
+    feed_forward: Count = 640
     mask_probability: float = Field(0.065, gt=0, lt=1, description="share of frames at which a masked span starts")
-    mask_length: int = 10
+    mask_length: Count = 10
     unmasked_weight: float = Field(0.5, ge=0, le=1, description="weight of the loss on frames that are not masked")
-    target_clusters: int = 100
-    crop_seconds: float = 1.5
-    batch_size: int = 16
+    target_clusters: Count = 100
+    crop_seconds: float = Field(1.5, gt=0)
+    batch_size: Count = 16
     utterances: int = Field(4000, gt=0, description="how many utterances the crops are taken from")
     optimization: Optimization
+
+    @model_validator(mode="after")
+    def heads_and_layers_fit(self) -> HubertSettings:
+        _check_heads(self.hidden_size, self.heads)
+        if self.hidden_size % POSITION_GROUPS:
+            raise ValueError(f"hidden_size is {self.hidden_size}, it must be a multiple of {POSITION_GROUPS}")
+        if len(self.conv_widths) != CONV_LAYERS:
+            raise ValueError(f"conv_widths has {len(self.conv_widths)} widths, it must have {CONV_LAYERS}, one a convolution")
+        return self
 
 
 class UnitSettings(Section):
@@ -90,12 +106,12 @@ class VocoderSettings(Section):
     """Unit HiFi-GAN: geometry as published when left at the defaults."""
 
     pretrained: str | None = None
-    embedding: int = 128
-    channels: int = 512
-    upsample_rates: tuple[int, ...] = (5, 4, 4, 2, 2)
-    upsample_kernels: tuple[int, ...] = (11, 8, 8, 4, 4)
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    embedding: Count = 128
+    channels: Count = 512
+    upsample_rates: tuple[Count, ...] = (5, 4, 4, 2, 2)
+    upsample_kernels: tuple[Count, ...] = (11, 8, 8, 4, 4)
+    resblock_kernels: tuple[Count, ...] = (3, 7, 11)
+    resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     discriminator_channels: int = Field(32, gt=0, description="width of the first discriminator layer")
     segment_frames: int = Field(32, gt=0)
     batch_size: int = Field(16, gt=0)
@@ -123,22 +139,27 @@ class TextToUnitSettings(Section):
 
     pretrained: str | None = None
     pieces: int = Field(0, ge=0, description="size of the text tokenizer; with no more pieces than characters it spells")
-    hidden_size: int = 96
-    layers: int = 2
-    heads: int = 4
-    feed_forward: int = 256
+    hidden_size: Count = 96
+    layers: Count = 2
+    heads: Count = 4
+    feed_forward: Count = 256
     dropout: float = Field(0.0, ge=0, lt=1)
     beams: int = Field(1, ge=1)
     tokens_per_batch: int = Field(1000, gt=0, description="units, padding included")
     optimization: Optimization
 
+    @model_validator(mode="after")
+    def heads_fit(self) -> TextToUnitSettings:
+        _check_heads(self.hidden_size, self.heads)
+        return self
+
 
 class InstructionSettings(Section):
     templates: Literal["paper", "release"] = "paper"
-    chain_shares: dict[Literal["speech_speech", "speech_text", "text_speech", "text_text"], float] = Field(
+    chain_shares: dict[Literal["speech_speech", "speech_text", "text_speech", "text_text"], Share] = Field(
         default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
     )
-    maximum_response_words: int = 35
+    maximum_response_words: Count = 35
     answers_from: Literal["text_to_unit", "speech"] = Field(
         "text_to_unit", description="units of the spoken answers: by the text-to-unit model (paper), or from speech of the target voice"
     )
@@ -151,6 +172,9 @@ class InstructionSettings(Section):
         total = sum(self.chain_shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"chain_shares add up to {total:.3f}, they must add up to 1")
+        others = [name for name, share in self.chain_shares.items() if share and name != "speech_speech"]
+        if self.templates == "release" and others:
+            raise ValueError(f"chain_shares has {', '.join(others)} but templates: release knows speech_speech only")
         return self
 
 
@@ -159,28 +183,38 @@ class LanguageModelSettings(Section):
 
     pretrained: str | None = None
     vocabulary: int = Field(1600, gt=300, description="size of the text tokenizer's vocabulary")
-    hidden_size: int = 192
-    layers: int = 4
-    heads: int = 6
-    feed_forward: int = 512
-    rope_theta: float = 10_000.0
+    hidden_size: Count = 192
+    layers: Count = 4
+    heads: Count = 6
+    feed_forward: Count = 512
+    rope_theta: float = Field(10_000.0, gt=0)
     induction_start: bool = Field(True, description="start two attention layers as an induction circuit (see language_model/model.py)")
-    tokens_per_batch: int = 2000
+    tokens_per_batch: Count = 2000
     optimization: Optimization
+
+    @model_validator(mode="after")
+    def heads_fit(self) -> LanguageModelSettings:
+        _check_heads(self.hidden_size, self.heads, even=True)
+        if self.induction_start and (self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS):
+            raise ValueError(
+                f"induction_start needs at least {INDUCTION_HEADS} heads and {INDUCTION_LAYERS} layers, found {self.heads} and "
+                f"{self.layers}: raise them or set induction_start: false"
+            )
+        return self
 
 
 class StageSettings(Section):
-    tokens_per_batch: int = 2000
-    replay: dict[Literal["text", "units"], float] = Field(
+    tokens_per_batch: Count = 2000
+    replay: dict[Literal["text", "units"], Share] = Field(
         default_factory=dict, description="rows of earlier stages mixed in, as a share of the stage's own rows"
     )
     optimization: Optimization
 
 
 class LoraSettings(Section):
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
+    rank: Count = 8
+    alpha: Count = 16
+    dropout: Fraction = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
 
@@ -189,11 +223,11 @@ class Stage3Settings(StageSettings):
 
 
 class EvaluationSettings(Section):
-    asr_utterances: int = 200
-    tts_sentences: int = 100
-    questions_per_kind: int = 40
-    resynthesis_utterances: int = 60
-    bootstrap_draws: int = 1000
+    asr_utterances: Count = 200
+    tts_sentences: Count = 100
+    questions_per_kind: Count = 40
+    resynthesis_utterances: Count = 60
+    bootstrap_draws: Count = 1000
 
 
 class Recipe(Section):
@@ -221,6 +255,13 @@ class Recipe(Section):
         if self.units.hubert.pretrained is None and self.units.layer > self.units.hubert.layers:
             raise ValueError(f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers")
         return self
+
+
+def _check_heads(hidden_size: int, heads: int, even: bool = False) -> None:
+    """Attention splits the width evenly over its heads; rotary positions want an even width in each."""
+    step = 2 * heads if even else heads
+    if hidden_size % step:
+        raise ValueError(f"hidden_size is {hidden_size} with {heads} heads, it must be a multiple of {step}")
 
 
 def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
@@ -257,7 +298,8 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}")
         else:
-            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')} (found {str(item['input'])[:60]!r})")
+            found = "" if isinstance(item["input"], dict) else f" (found {str(item['input'])[:60]!r})"
+            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
     more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
     return "; ".join(problems) + more
 

@@ -81,9 +81,7 @@ class Run:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot use {path} as a run directory ({error.strerror}); choose another --run-dir"
-            ) from error
+            raise UserError(f"cannot use {path} as a run directory ({error.strerror}); choose another --run-dir") from error
         text = dump_recipe(recipe)
         saved = path / "recipe.yaml"
         if not saved.exists() or saved.read_text(encoding="utf-8") != text:
@@ -96,9 +94,7 @@ class Run:
         path = Path(path).expanduser()
         if not (path / "recipe.yaml").is_file():
             found = "a folder without recipe.yaml" if path.is_dir() else "no such folder"
-            raise UserError(
-                f"no run at {path} ({found}): make one with `make tutorial` or `speechgpt run`, or name it with --run"
-            )
+            raise UserError(f"no run at {path} ({found}): make one with `make tutorial` or `speechgpt run`, or name it with --run")
         return cls(path, load_recipe(path / "recipe.yaml"), say)
 
     def as_worker(self, rank: int, world_size: int) -> Run:
@@ -179,9 +175,7 @@ class Run:
                 return found
             return self._make(name, make, key, settings, inputs, bool(found), force)
 
-    def _make(
-        self, name: str, make: Callable, key: str, settings: Any, inputs: dict[str, Step], stale: bool, force: bool
-    ) -> Step:
+    def _make(self, name: str, make: Callable, key: str, settings: Any, inputs: dict[str, Step], stale: bool, force: bool) -> Step:
         target = self.path / name
         work = target.with_name(target.name + ".partial")
         resumed = (work / "key").is_file() and (work / "key").read_text() == key and not force
@@ -264,9 +258,7 @@ class Run:
 
     def steps(self) -> list[Step]:
         """Every finished step, in the order of the pipeline's folders and, within one, of finishing."""
-        found = [
-            self.find(p.parent.relative_to(self.path).as_posix()) for p in self.path.glob("[0-9][0-9]_*/*/facts.json")
-        ]
+        found = [self.find(p.parent.relative_to(self.path).as_posix()) for p in self.path.glob("[0-9][0-9]_*/*/facts.json")]
         found = [step for step in found if step and not step.path.name.endswith(".partial")]
         return sorted(found, key=lambda step: (step.name.split("/")[0], step.facts["finished"], step.name))
 

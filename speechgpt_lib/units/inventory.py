@@ -98,7 +98,9 @@ def layer_features(encoder: HubertModel, waves: torch.Tensor, layer: int) -> tor
     for block in blocks.layers[:layer]:
         output = block(hidden)
         hidden = output[0] if isinstance(output, tuple) else output
-    return hidden
+    # Where norms stand before the blocks, one more follows the last block, and transformers counts it as part of that layer.
+    last = layer == len(blocks.layers)
+    return blocks.layer_norm(hidden) if last and encoder.config.do_stable_layer_norm else hidden
 
 
 def check_inventory(found: str, expected: str, what: str) -> None:
