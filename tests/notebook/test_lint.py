@@ -47,7 +47,7 @@ def test_a_clean_notebook_passes_with_a_warning_on_its_length(write, capsys):
         (("path", 'open(f"~/{recipe}.wav")'), "path: it holds an absolute path"),
         (("syntax", "x ="), "syntax: it is not valid Python"),
         (("check-other", 'check("2.a", f)'), "check-other: check('2.a') belongs to another notebook"),
-            (("check-none", 'check("1.z", f)'), "check-none: check('1.z') has no entry"),
+        (("check-none", 'check("1.z", f)'), "check-none: check('1.z') has no entry"),
     ],
 )
 def test_bad_cells_are_named(write, cell, message):
