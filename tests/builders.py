@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -37,6 +41,17 @@ def tiny_inventory(layer: int = 1, clusters: int = 20, seed: int = 0) -> UnitInv
     encoder = build_encoder(load_recipe("smoke").units.hubert).eval()
     centroids = np.random.default_rng(seed).normal(size=(clusters, encoder.config.hidden_size)).astype(np.float32)
     return UnitInventory.create(encoder, layer, KMeansUnits(centroids))
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: every write beyond fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

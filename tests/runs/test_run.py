@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
-import json
+import fcntl
+import hashlib
+import importlib.metadata
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.runs.artefacts import atomic_path, hash_json, write_json, write_text
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.runs.run import Run
-from tests.builders import smoke_recipe
+from tests.builders import files_limited_to, smoke_recipe
 
 NAME = "01_unit_extraction/thing"
 
@@ -94,9 +99,20 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(run: Run) -> None:
     def full(work: Path) -> dict:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match="No space left"):
-        run.step(NAME, full, settings={})
-    assert run.step(NAME, write(), settings={}).metrics
+    run.step(NAME, write("old"), settings={})
+    with pytest.raises(UserError, match=f"{NAME} stopped: No space left"):
+        run.step(NAME, full, settings={"a": 1})
+    assert (run.require(NAME).path / "out.txt").read_text() == "old"
+    assert run.step(NAME, write("new"), settings={"a": 1}).facts["resumed"]
+
+
+def test_a_library_that_cannot_write_stops_the_step_in_one_line(run: Run) -> None:
+    def make(work: Path) -> None:
+        save_file({"a": torch.zeros(30_000)}, work / "a.safetensors")
+
+    with files_limited_to(4000), pytest.raises(UserError, match=f"{NAME} stopped: .*it resumes"):
+        run.step(NAME, make, settings={})
+    assert run.find(NAME) is None
 
 
 def test_a_damaged_step_is_made_again(run: Run) -> None:
@@ -104,6 +120,88 @@ def test_a_damaged_step_is_made_again(run: Run) -> None:
     (step.path / "out.txt").write_text("who")
     assert run.find(NAME) is None
     assert not run.step(NAME, write("whole"), settings={}).reused
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"outputs": '])
+def test_a_step_with_damaged_facts_is_made_again(run: Run, content: str) -> None:
+    said: list[str] = []
+    step = run.step(NAME, write("whole"), settings={})
+    (step.path / "facts.json").write_text(content)
+    assert not Run.create(run.path, run.recipe, said.append).step(NAME, write("whole"), settings={}).reused
+    assert any("damaged" in line and NAME in line for line in said)
+
+
+def test_facts_tell_how_results_came_about(run: Run) -> None:
+    first = run.step("01_unit_extraction/first", write("1"), settings={})
+
+    def make(work: Path) -> dict:
+        assert not (work / "facts.json").exists()  # it is written last
+        (work / "sub").mkdir()
+        (work / "sub" / "out.txt").write_text("ok")
+        return {"loss": 0.5}
+
+    made = run.step(NAME, make, settings={"a": [1, 2]}, inputs={"source": first})
+    facts = read_json(made.path / "facts.json")
+    assert facts == made.facts and facts["settings"] == {"a": [1, 2]} and facts["seed"] == run.recipe.seed
+    assert facts["inputs"] == {"source": {"step": "01_unit_extraction/first", "key": first.key}}
+    assert facts["outputs"] == {"sub/out.txt": {"sha256": hashlib.sha256(b"ok").hexdigest(), "bytes": 2}}
+    assert facts["metrics"] == {"loss": 0.5} and facts["machine"]["device"] == "cpu" and facts["wall_seconds"] >= 0
+    assert facts["versions"]["torch"] == importlib.metadata.version("torch") and facts["peak_memory_mb"] > 10
+    assert datetime.fromisoformat(facts["finished"]).tzinfo is not None
+    assert sorted(p.name for p in made.path.iterdir()) == ["facts.json", "sub"]
+    assert [step.name for step in run.steps()] == ["01_unit_extraction/first", NAME]
+
+
+def test_another_seed_is_another_step(run: Run, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "other", smoke_recipe(seed=1), say=lambda line: None)
+    assert run.step(NAME, write(), settings={}).key != other.step(NAME, write(), settings={}).key
+
+
+def test_metrics_that_cannot_be_written_do_not_cost_the_work(run: Run) -> None:
+    def make(work: Path) -> dict:
+        (work / "checkpoints").mkdir(exist_ok=True)
+        attempts = len(list((work / "checkpoints").iterdir()))
+        (work / "checkpoints" / f"step_{attempts}").write_text("hours")
+        return {"loss": float("nan") if attempts == 0 else 1.0}
+
+    with pytest.raises(ValueError, match="JSON"):
+        run.step(NAME, make, settings={})
+    assert run.find(NAME) is None and not run.steps()
+    done = run.step(NAME, make, settings={})
+    assert done.facts["resumed"] and done.facts["outputs"] == {}
+
+
+def test_two_cannot_make_a_step_at_once(run: Run) -> None:
+    def make(work: Path) -> dict:
+        with pytest.raises(UserError, match=r"being made .* by another process.*--run-dir"):
+            Run.open(run.path, say=lambda line: None).step(NAME, never, settings={})
+        return {}
+
+    run.step(NAME, make, settings={})
+    assert not list(run.path.glob("*/*.lock"))
+
+
+def test_a_lock_left_by_a_killed_process_does_not_bar_the_next(run: Run) -> None:
+    (run.path / NAME).parent.mkdir(parents=True)
+    (run.path / f"{NAME}.lock").touch()
+    assert run.step(NAME, write(), settings={}).metrics
+
+
+def test_a_lock_that_was_just_removed_is_not_taken_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, real = run.path / f"{NAME}.lock", fcntl.flock
+
+    def flock(file, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        lock.unlink()  # its holder ends between our opening the file and our locking it
+        real(file, operation)
+
+    def make(work: Path) -> dict:
+        with pytest.raises(UserError, match="another process"):
+            run.step(NAME, never, settings={})
+        return {}
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run.step(NAME, make, settings={})
 
 
 def test_a_missing_step_is_named_with_its_notebook(run: Run) -> None:
@@ -117,24 +215,15 @@ def test_a_fork_shares_steps_by_link(run: Run, tmp_path: Path) -> None:
     assert fork.require("02_unit_vocoder/as").key == made.key
 
 
+def test_a_step_made_anew_in_a_fork_leaves_the_first_run_alone(run: Run, tmp_path: Path) -> None:
+    run.step(NAME, write("shared"), settings={})
+    fork = run.fork(tmp_path / "fork", run.recipe, {NAME: NAME})
+    assert fork.step(NAME, never, settings={}).reused
+    remade = fork.step(NAME, write("own"), settings={"other": True})
+    assert (remade.path / "out.txt").read_text() == "own" and not remade.path.is_symlink()
+    assert (run.require(NAME).path / "out.txt").read_text() == "shared"
+
+
 def test_an_absent_run_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make tutorial"):
         Run.open(tmp_path / "none")
-
-
-def test_atomic_writes_leave_the_old_file_on_failure(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "old")
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_json_refuses_what_is_no_json_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": float("nan")})
-    assert not (tmp_path / "a.json").exists()
-
-
-def test_hash_does_not_depend_on_the_order_of_keys() -> None:
-    assert hash_json({"a": 1, "b": [2]}) == hash_json(json.loads('{"b": [2], "a": 1}')) != hash_json({"a": 1, "b": [3]})

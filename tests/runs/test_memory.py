@@ -1,0 +1,37 @@
+"""The stop-watch of a step: it goes on where an interrupted attempt ended, and no file can stop it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from speechgpt_lib.runs.memory import Monitor, tree_memory_mb
+
+
+def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text(json.dumps({"seconds": 100.0, "peak_memory_mb": 1e6}))
+    with Monitor(path) as monitor:
+        pass
+    assert 100 <= monitor.seconds < 160 and monitor.peak_memory_mb == 1e6
+    assert json.loads(path.read_text())["seconds"] >= 100
+
+
+def test_the_peak_is_that_of_this_process() -> None:
+    with Monitor() as monitor:
+        pass
+    assert 0.5 * tree_memory_mb() < monitor.peak_memory_mb < 2 * tree_memory_mb()
+
+
+def test_a_half_written_record_is_measured_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text('{"seconds": 10')
+    with Monitor(path) as monitor:
+        pass
+    assert monitor.earlier_s == 0 and json.loads(path.read_text()).keys() == {"seconds", "peak_memory_mb"}
+
+
+def test_a_record_that_cannot_be_written_does_not_stop_the_step(tmp_path: Path) -> None:
+    with Monitor(tmp_path / "absent" / "progress.json") as monitor:
+        pass
+    assert monitor.peak_memory_mb > 0
