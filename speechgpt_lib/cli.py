@@ -32,7 +32,10 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # typer answers an interruption with a number instead of raising it
+        if status:
+            print("stopped; what is finished is kept", file=sys.stderr)
+            sys.exit(status)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, typer.Abort) as error:

@@ -293,7 +293,8 @@ def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
 
 def _explain(error: ValidationError) -> str:
     problems = []
-    for item in error.errors()[:3]:
+    ordered = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key also counts as missing
+    for item in ordered[:3]:
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}")

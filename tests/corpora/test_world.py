@@ -6,17 +6,50 @@ import random
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speechgpt_lib.corpora import world
-from speechgpt_lib.corpora.lab import all_answers, plan_corpus
-from speechgpt_lib.recipes.schema import load_recipe
 
-NUMBER = {word: k for k, word in enumerate(world.SLOTS["number"])}
+# What is right is written down here once more, by hand: the world's own tables must not decide about themselves.
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+CAPITALS = {
+    "france": "paris",
+    "japan": "tokyo",
+    "italy": "rome",
+    "spain": "madrid",
+    "egypt": "cairo",
+    "england": "london",
+    "russia": "moscow",
+    "greece": "athens",
+}
+OPPOSITES = "big/small old/young happy/sad fast/slow hot/cold day/night up/down open/closed"
+
+
+def solve(text: str) -> str:
+    """Answer a question of the lab world by reading it, without the world's tables."""
+    if found := re.search(r"what is (\w+) plus (\w+)$", text):
+        return f"{found[1]} plus {found[2]} is {NUMBERS[NUMBERS.index(found[1]) + NUMBERS.index(found[2])]}"
+    if found := re.search(r"which is bigger (\w+) or (\w+)$", text):
+        low, high = sorted(found.groups(), key=NUMBERS.index)
+        return f"{high} is bigger than {low}"
+    if found := re.search(r"what is the capital of (\w+)$", text):
+        return f"the capital of {found[1]} is {CAPITALS[found[1]]}"
+    if found := re.search(r"what is the opposite of (\w+)$", text):
+        pair = next(pair for pair in OPPOSITES.split() if found[1] in pair.split("/"))
+        return f"the opposite of {found[1]} is {pair.replace(found[1], '').strip('/')}"
+    if found := re.fullmatch(r"the (\w+) is (\w+) and the (\w+) is (\w+) what color is the (\w+)", text):
+        return f"the {found[5]} is {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
+    if found := re.fullmatch(r"(\w+) is in the (\w+) and (\w+) is in the (\w+) where is (\w+)", text):
+        return f"{found[5]} is in the {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
+    if found := re.fullmatch(r"(\w+) has the (\w+) and (\w+) has the (\w+) what has (\w+)", text):
+        return f"{found[5]} has the {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
+    raise AssertionError(f"no rule reads {text!r}")
 
 
 def test_the_world_is_no_smaller_than_promised() -> None:
     rng = random.Random(0)
-    questions = {world.sample_question(rng).text for _ in range(150_000)}
+    questions = {world.sample_question(rng).text for _ in range(60_000)}
     assert len(world.vocabulary()) >= 100 and len(questions) >= 10_000
     assert len(world.KINDS) >= 6 and len(world.CONTEXT_KINDS) >= 2
 
@@ -25,39 +58,40 @@ def test_the_world_is_no_smaller_than_promised() -> None:
 def test_answers_are_right(kind: str) -> None:
     rng = random.Random(1)
     for _ in range(300):
-        q = world.sample_question(rng, kind)
-        words, answer = q.text.split(), q.answer.split()
-        if kind == "sum":
-            a, b = words[-3], words[-1]
-            assert q.answer == f"{a} plus {b} is {world.SLOTS['number'][NUMBER[a] + NUMBER[b]]}"
-        elif kind == "bigger":
-            a, b = NUMBER[words[-3]], NUMBER[words[-1]]
-            assert (NUMBER[answer[0]], NUMBER[answer[-1]]) == (max(a, b), min(a, b)) and a != b
-        elif kind == "capital":
-            assert answer[-1] == dict(zip(world.SLOTS["country"], world.SLOTS["capital"], strict=True))[words[-1]]
-        elif kind == "opposite":
-            assert world.OPPOSITE[world.OPPOSITE[words[-1]]] == words[-1] and answer[-1] == world.OPPOSITE[words[-1]]
-        else:  # the answer is one of the two facts, and the one about what was asked for
-            assert q.text.count(q.answer) == 1 and words[-1] in answer
-            assert len(re.findall(r"\band\b", q.text)) == 1
+        question = world.sample_question(rng, kind)
+        assert question.kind == kind and question.answer == solve(question.text)
+
+
+@pytest.mark.parametrize("kind", world.CONTEXT_KINDS)
+def test_some_kinds_can_be_answered_from_the_question_alone(kind: str) -> None:
+    """Whoever ignores the facts can't be right: each thing has many values, and both facts are asked for alike."""
+    rng = random.Random(2)
+    found: dict[str, set[str]] = {}
+    first = 0
+    for _ in range(2000):
+        question = world.sample_question(rng, kind)
+        thing, value = question.text.split()[-1], question.answer.split()[-1]
+        found.setdefault(thing, set()).add(value)
+        first += question.text.startswith(question.answer)
+        assert re.search(rf"\b{value}\b", question.text)
+    assert min(len(values) for values in found.values()) >= 5 and 0.45 < first / 2000 < 0.55
+
+
+@given(st.integers(0, 10**6))
+def test_every_sentence_is_made_of_known_words(seed: int) -> None:
+    rng = random.Random(seed)
+    question = world.sample_question(rng)
+    for text in (question.text, question.answer, world.sample_statement(rng)):
+        assert world.unknown_words(text) == [] and world.normalise(text) == text
 
 
 def test_the_split_depends_on_the_sentence_alone() -> None:
-    plan = plan_corpus(load_recipe("smoke").corpus, 0)
-    other = plan_corpus(load_recipe("smoke").corpus, 1)
-    train = {r["text"] for r in plan + other if r["split"] in ("train", "unlabelled") and r["kind"] != "answer"}
-    test = {r["text"] for r in plan + other if r["split"].startswith("test")}
-    assert test and not train & test
-    assert all(world.is_held_out(text) for text in test)
-
-
-def test_the_plan_is_repeatable_and_keeps_the_held_out_voice_apart() -> None:
-    settings = load_recipe("smoke").corpus
-    assert plan_corpus(settings, 5) == plan_corpus(settings, 5) != plan_corpus(settings, 6)
-    for row in plan_corpus(settings, 5):
-        assert (row["voice"] == settings.held_out_voice) == (row["split"] == "test_voice")
-    answers = [r for r in plan_corpus(settings, 5) if r["kind"] == "answer"]
-    assert {r["text"] for r in answers} == set(all_answers()) and {r["voice"] for r in answers} == {settings.target_voice}
+    rng = random.Random(3)
+    texts = [world.sample_question(rng).text for _ in range(5000)]
+    share = sum(map(world.is_held_out, set(texts))) / len(set(texts))
+    assert share == pytest.approx(world.HELD_OUT_PERCENT / 100, abs=0.02)
+    # Pinned: another hash would put sentences that models were trained on into the test.
+    assert [k for k in range(100) if world.is_held_out(f"sentence {k}")] == [18, 33, 52, 83, 91, 93, 94, 98]
 
 
 def test_unknown_words_and_kinds() -> None:
@@ -65,3 +99,10 @@ def test_unknown_words_and_kinds() -> None:
     assert world.normalise("  Hello,  WORLD! ") == "hello world"
     with pytest.raises(ValueError, match="unknown kind"):
         world.sample_question(random.Random(0), "riddle")
+
+
+def test_two_slots_of_one_name_get_different_words() -> None:
+    rng = random.Random(4)
+    for _ in range(200):
+        first, second = world.fill("{name} and {name}", rng).split(" and ")
+        assert first != second
