@@ -294,7 +294,7 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         for record in sets.read_set(instructions.path / "cross_modal.parquet", vocabulary.inventory):
             by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
-        plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings.replay, templates, run.recipe.seed)
+        plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
         held_out = _held_out(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out)
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))

@@ -2,7 +2,7 @@
 
 **Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said earlier in the same text; it learned them
 from a trillion tokens.  A model of two million parameters that sees two million tokens does not find them by itself: asked "the dog is red
-and the cat is blue what color is the dog" it flips a coin.  So its first two layers *start* as such a circuit (an induction circuit, Olsson
+and the cat is blue what color is the dog" it flips a coin.  So its layers *start* as such a circuit (an induction circuit, Olsson
 et al. 2022, arXiv 2209.11895), with everything trainable from there on; see `seed_induction`.
 """
 
@@ -49,13 +49,14 @@ def build_model(settings: LanguageModelSettings, vocabulary_size: int, seed: int
 
 @torch.no_grad()
 def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03) -> None:
-    """Set layers 0 and 1 so that the model starts with a working look-up of "what followed the last time I read these words".
+    """Set attention so that the model starts with a working look-up of "what followed the last time I read these words".
 
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with rotary positions, constant
     queries and keys make a score that depends on the distance only).  The tokens 1 to 4 back are written into subspace A ("what
     stands before me"), the tokens 0 to 3 back into subspace B ("what I have just read").
-    Layer 1, heads 0 and 1: queries read B, keys read A.  So a position attends to where the same words were read before, and finds there
-    the word that came next; passing that word on is left to training.
+    Layers above, heads 0 and 1: queries read B, keys read A.  So a position attends to where the same words were read before, and finds
+    there the word that came next; passing that word on is left to training.  One such layer is enough for text.  In speech the word just
+    said is known only once a layer or two have made it out from its units, hence the same start in every layer.
 
     Args:
         sharpness: size of the positional biases; match: gain of queries and keys; share: gain at which layer 0 writes.
@@ -74,7 +75,7 @@ def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float
     before, just_read = subspaces[:width], subspaces[width:]
     reader = nn.init.orthogonal_(torch.empty(width, config.hidden_size))
 
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    first, *above = [block.self_attn for block in model.model.layers]
     for back in range(LOOK_BACK + 1):
         head = slice(back * width, (back + 1) * width)
         first.q_proj.bias[head] = sharpness * torch.cat([torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast])
@@ -83,8 +84,9 @@ def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float
         first.o_proj.weight[:, head] = share * ((back > 0) * before.T + (back < LOOK_BACK) * just_read.T)
     for number in range(2):
         head = slice(number * width, (number + 1) * width)
-        second.q_proj.weight[head] += match * just_read * slow[:, None]
-        second.k_proj.weight[head] += match * before * slow[:, None]
+        for attention in above:
+            attention.q_proj.weight[head] += match * just_read * slow[:, None]
+            attention.k_proj.weight[head] += match * before * slow[:, None]
 
 
 class CausalLoss(nn.Module):

@@ -31,7 +31,8 @@ from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
-from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization
+from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization, Stage2Settings
+from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
 TEXT_EPOCH = 2000  # documents between two draws of new ones
@@ -61,17 +62,18 @@ def fit(
         loss, weight = modules["model"](ids, weights)
         return loss, weight, {"tokens": tokens}
 
-    summary = train(
-        {"model": CausalLoss(model)},
-        step_function,
-        batches,
-        optimization,
-        work,
-        seed=seed,
-        world_size=world_size,
-        device=device,
-        on_log=on_log,
-    )
+    with training_attention(model, device):
+        summary = train(
+            {"model": CausalLoss(model)},
+            step_function,
+            batches,
+            optimization,
+            work,
+            seed=seed,
+            world_size=world_size,
+            device=device,
+            on_log=on_log,
+        )
     summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
     return summary
 
@@ -102,20 +104,23 @@ def stage2_plan(
     listening: Sequence[Row],
     speaking: Sequence[Row],
     units: Sequence[np.ndarray],
-    replay: dict[str, float],
+    settings: Stage2Settings,
     instructions: InstructionSettings,
     seed: int,
 ):
-    """Rows of stage 2: ASR and TTS instructions, as many of one as of the other, with documents and unlabelled units beside them.
+    """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
 
-    An epoch is all rows of the task that has fewer, and a new sample of the other's.
+    An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task that runs out first, and a new
+    sample of the other's.
     """
     tasks = [[row_to_tokens(r, vocabulary, instructions.loss, instructions.text_weight) for r in rows] for rows in (listening, speaking)]
-    size = min(len(rows) for rows in tasks if rows) if any(tasks) else 0
+    shares = (1.0, settings.speaking)
+    size = min((len(rows) / share for rows, share in zip(tasks, shares, strict=True) if rows), default=0.0)
+    replay = settings.replay
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        own = [row for rows in tasks for row in (rng.sample(rows, size) if rows else [])]
+        own = [row for rows, share in zip(tasks, shares, strict=True) if rows for row in rng.sample(rows, int(size * share))]
         spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
         documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=instructions.text_weight)
         return own + documents + [unit_row(vocabulary, u) for u in spoken]

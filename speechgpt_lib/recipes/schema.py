@@ -32,6 +32,7 @@ class Optimization(Section):
 
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float | None = Field(None, gt=0, description="if set, Muon drives the weight matrices, at this rate")
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
@@ -188,7 +189,7 @@ class LanguageModelSettings(Section):
     heads: Count = 6
     feed_forward: Count = 512
     rope_theta: float = Field(10_000.0, gt=0)
-    induction_start: bool = Field(True, description="start two attention layers as an induction circuit (see language_model/model.py)")
+    induction_start: bool = Field(True, description="start attention as an induction circuit (see language_model/model.py)")
     tokens_per_batch: Count = 2000
     optimization: Optimization
 
@@ -209,6 +210,10 @@ class StageSettings(Section):
         default_factory=dict, description="rows of earlier stages mixed in, as a share of the stage's own rows"
     )
     optimization: Optimization
+
+
+class Stage2Settings(StageSettings):
+    speaking: float = Field(1.0, gt=0, description="speaking rows for every listening row")
 
 
 class LoraSettings(Section):
@@ -246,7 +251,7 @@ class Recipe(Section):
     text_to_unit: TextToUnitSettings
     language_model: LanguageModelSettings
     stage1: StageSettings
-    stage2: StageSettings
+    stage2: Stage2Settings
     stage3: Stage3Settings
     evaluation: EvaluationSettings = EvaluationSettings()
 

@@ -25,6 +25,30 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import load_checkpoint, save_checkpoint
 
+MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
+
+
+def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for everything; or, with `matrix_learning_rate`, Muon for the matrices between layers and AdamW for the rest.
+
+    Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of a matrix orthogonal, so that
+    directions of small gradients are learned as fast as those of large ones.  Returns optimizers by what follows the phase's name.
+    """
+    tables = {id(p) for module in modules for m in module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    matrices, others = [], []
+    for name, p in (named for module in modules for named in module.named_parameters()):
+        between_layers = p.ndim == 2 and id(p) not in tables and "lm_head" not in name
+        if p.requires_grad:
+            (matrices if settings.matrix_learning_rate and between_layers else others).append(p)
+    shared = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if others:
+        optimizers[""] = torch.optim.AdamW([{"params": others, "scale": 1.0}], betas=settings.betas, fused=True, **shared)
+    if matrices:
+        group = {"params": matrices, "scale": settings.matrix_learning_rate / settings.learning_rate}
+        optimizers[MATRICES] = torch.optim.Muon([group], momentum=0.95, adjust_lr_fn="match_rms_adamw", **shared)
+    return optimizers
+
 
 def learning_rate_at(step: int, settings: Optimization) -> float:
     """Linear warm-up, plateau, linear decay to `floor`; `step` counts from 0."""
@@ -81,14 +105,9 @@ def train(
     phases = phases or {"model": list(modules)}
     bare = dict(modules)
     optimizers = {
-        phase: torch.optim.AdamW(
-            [p for name in names for p in bare[name].parameters() if p.requires_grad],
-            settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        f"{phase}{suffix}": optimizer
         for phase, names in phases.items()
+        for suffix, optimizer in make_optimizers([bare[name] for name in names], settings).items()
     }
     # 3. Resume ------------------------------------------------------------------------------------------------------------------
     checkpoints = work / "checkpoints"
@@ -106,8 +125,7 @@ def train(
             record: dict[str, Any] = {}
             for phase, names in phases.items():
                 rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
-                for group in optimizers[phase].param_groups:
-                    group["lr"] = rate
+                own = [optimizer for name, optimizer in optimizers.items() if name in (phase, phase + MATRICES)]
                 result = step_function(phase, modules, batch, step)
                 if result is None:
                     continue
@@ -120,11 +138,15 @@ def train(
                         f"the loss of {phase} became {loss.item()} at step {step + 1} in {work}; the last good checkpoint is kept. "
                         "Lower the learning rate or look at that batch"
                     )
-                optimizers[phase].zero_grad()
+                for optimizer in own:
+                    optimizer.zero_grad()
                 accelerator.backward(loss)
                 parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
                 norm = accelerator.clip_grad_norm_(parameters, settings.clip)
-                optimizers[phase].step()
+                for optimizer in own:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["scale"]
+                    optimizer.step()
                 prefix = "" if len(phases) == 1 else f"{phase}_"
                 record |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm, "lr": rate, **metrics}
             # 5. Log and save ------------------------------------------------------------------------------------------------------

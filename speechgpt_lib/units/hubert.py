@@ -17,6 +17,7 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.recipes.schema import HubertSettings
+from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 from speechgpt_lib.units.mfcc import mfcc
@@ -125,15 +126,16 @@ def pretrain_hubert(
         loss, weight, accuracy = modules["hubert"](crops, labels, mask, settings.unmasked_weight)
         return loss, weight, {"masked_accuracy": accuracy}
 
-    summary = train(
-        {"hubert": model},
-        step_function,
-        batch_at,
-        settings.optimization,
-        work,
-        seed=seed,
-        world_size=world_size,
-        device=device,
-        on_log=on_log,
-    )
+    with training_attention(model.encoder, device):
+        summary = train(
+            {"hubert": model},
+            step_function,
+            batch_at,
+            settings.optimization,
+            work,
+            seed=seed,
+            world_size=world_size,
+            device=device,
+            on_log=on_log,
+        )
     return model.encoder.eval(), clusters, summary

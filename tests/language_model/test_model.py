@@ -16,8 +16,8 @@ from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.stages import add_lora, held_out_questions, load_adapter, stage2_plan, unit_perplexity
 from speechgpt_lib.language_model.text import question_prompt, text_rows
-from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings
-from tests.builders import tiny_language_model, tiny_vocabulary
+from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Stage2Settings
+from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
 
@@ -130,11 +130,13 @@ def test_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary() -> None:
     assert unit_perplexity(model, VOCABULARY, [np.array([1, 2, 3])]) == pytest.approx(VOCABULARY.size, rel=1e-3)
 
 
-def test_stage2_has_as_many_listening_as_speaking_rows() -> None:
+@pytest.mark.parametrize(("speaking_share", "own"), [(1.0, 4 + 4), (2.0, 2 + 4), (0.5, 8 + 4), (0.1, 9 + 0)])
+def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own: int) -> None:
     listening = [cross_modal_row("asr", "Write.", "the dog", np.array([1, 2]))] * 9
     speaking = [cross_modal_row("tts", "Say.", "the dog", np.array([1, 2]))] * 4
-    plan = stage2_plan(VOCABULARY, listening, speaking, [np.array([1])], {"text": 0.5, "units": 0.25}, InstructionSettings(), 0)
-    assert len(plan(0, 0)) == 4 + 4 + 4 + 2
+    settings = Stage2Settings(speaking=speaking_share, replay={"text": 0.5, "units": 0.25}, optimization=few_steps(1))
+    plan = stage2_plan(VOCABULARY, listening, speaking, [np.array([1])], settings, InstructionSettings(), 0)
+    assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 
 def test_an_adapter_reloads_as_it_was(tmp_path) -> None:

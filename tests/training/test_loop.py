@@ -17,7 +17,7 @@ from torch import nn
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.training.checkpoints import save_module
-from speechgpt_lib.training.loop import learning_rate_at, read_metrics, train
+from speechgpt_lib.training.loop import MATRICES, learning_rate_at, make_optimizers, read_metrics, train
 from tests.builders import few_steps
 
 
@@ -93,9 +93,10 @@ def test_training_learns_and_logs_every_step(tmp_path: Path) -> None:
     assert summary["steps"] == 60 and summary["resumed_from"] == 0
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrix_learning_rate", [None, 0.02])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, matrix_learning_rate: float | None) -> None:
     whole, halves = fresh(), fresh()
-    settings = few_steps(20, learning_rate=0.01)
+    settings = few_steps(20, learning_rate=0.01, matrix_learning_rate=matrix_learning_rate)
     train({"model": whole}, step_function, batch_at, settings, tmp_path / "whole", seed=3)
 
     def interrupt(row: dict) -> None:
@@ -111,6 +112,17 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert summary["resumed_from"] == 7
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), halves.state_dict().values(), strict=True))
     assert [row["step"] for row in read_metrics(tmp_path / "halves" / "metrics.jsonl")] == list(range(1, 21))
+
+
+def test_muon_drives_matrices_between_layers_and_adamw_the_rest() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "inner": nn.Linear(4, 3), "lm_head": nn.Linear(3, 5)})
+    model["inner"].bias.requires_grad_(False)
+    assert set(make_optimizers([model], few_steps(1))) == {""}
+    both = make_optimizers([model], few_steps(1, learning_rate=0.1, matrix_learning_rate=0.3))
+    held = {name: [id(p) for group in o.param_groups for p in group["params"]] for name, o in both.items()}
+    assert held[MATRICES] == [id(model["inner"].weight)]
+    assert held[""] == [id(p) for p in (model["table"].weight, model["lm_head"].weight, model["lm_head"].bias)]
+    assert both[MATRICES].param_groups[0]["scale"] == pytest.approx(3.0)
 
 
 def to_the_end(folder: Path, on_log=None) -> bytes:
