@@ -48,7 +48,7 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> list[list[int]]:
     """Continue each prompt (ids) until an end marker or `max_new_tokens`; returns the new ids, the end marker included if it came.
 

@@ -16,6 +16,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairLoss, PairVocabulary, build_model, pad_rows, train_tokenizer
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
+from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
 Pair = tuple[list[int], list[int]]
@@ -54,17 +55,18 @@ def train_text_to_unit(
         loss, count, right = modules["text_to_unit"](sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
-    summary = train(
-        {"text_to_unit": PairLoss(model)},
-        step_function,
-        batches,
-        settings.optimization,
-        work,
-        seed=seed,
-        world_size=world_size,
-        device=device,
-        on_log=on_log,
-    )
+    with training_attention(model, device):
+        summary = train(
+            {"text_to_unit": PairLoss(model)},
+            step_function,
+            batches,
+            settings.optimization,
+            work,
+            seed=seed,
+            world_size=world_size,
+            device=device,
+            on_log=on_log,
+        )
     return TextToUnit(model.cpu().eval(), vocabulary, inventory_id, rate, settings), summary
 
 
