@@ -33,6 +33,7 @@ class Optimization(Section):
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     matrix_learning_rate: float | None = Field(None, gt=0, description="if set, Muon drives the weight matrices, at this rate")
+    matrix_weight_decay: float = Field(0.5, ge=0, description="Muon's; with little of it the matrices grow until LoRA can't move them")
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")

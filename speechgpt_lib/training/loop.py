@@ -32,7 +32,8 @@ def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> d
     """AdamW for everything; or, with `matrix_learning_rate`, Muon for the matrices between layers and AdamW for the rest.
 
     Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of a matrix orthogonal, so that
-    directions of small gradients are learned as fast as those of large ones.  Returns optimizers by what follows the phase's name.
+    directions of small gradients are learned as fast as those of large ones.  All matrices move, and they grow, so it wants far more
+    weight decay than AdamW.  Returns optimizers by what follows the phase's name.
     """
     tables = {id(p) for module in modules for m in module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     matrices, others = [], []
@@ -40,13 +41,17 @@ def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> d
         between_layers = p.ndim == 2 and id(p) not in tables and "lm_head" not in name
         if p.requires_grad:
             (matrices if settings.matrix_learning_rate and between_layers else others).append(p)
-    shared = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if others:
-        optimizers[""] = torch.optim.AdamW([{"params": others, "scale": 1.0}], betas=settings.betas, fused=True, **shared)
+        group = {"params": others, "scale": 1.0}
+        optimizers[""] = torch.optim.AdamW(
+            [group], settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
     if matrices:
         group = {"params": matrices, "scale": settings.matrix_learning_rate / settings.learning_rate}
-        optimizers[MATRICES] = torch.optim.Muon([group], momentum=0.95, adjust_lr_fn="match_rms_adamw", **shared)
+        optimizers[MATRICES] = torch.optim.Muon(
+            [group], settings.learning_rate, settings.matrix_weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
     return optimizers
 
 
