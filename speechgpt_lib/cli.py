@@ -32,10 +32,10 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(standalone_mode=False)  # typer answers an interruption with a number instead of raising it
-        if status:
+        status = app(standalone_mode=False)  # typer answers an interruption with 130 instead of raising it
+        if status == 130:
             print("stopped; what is finished is kept", file=sys.stderr)
-            sys.exit(status)
+        sys.exit(status)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, typer.Abort) as error:
@@ -231,7 +231,7 @@ def ablate(
 
 @app.command()
 def doctor(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
-    """Check versions, memory, disk, devices and optional parts, and say what a missing part costs."""
+    """Check versions, memory, disk, devices and optional parts, and what each missing one costs; exit code 1 without a required one."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -243,6 +243,8 @@ def doctor(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
         print(json.dumps([asdict(check) for check in checks]))
     else:
         Console().print(render(checks))
+    if any(check.required and not check.ok for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

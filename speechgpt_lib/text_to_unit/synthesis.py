@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 from transformers import LogitsProcessor, PegasusForConditionalGeneration
 
@@ -101,7 +102,11 @@ class TextToUnit:
         facts = read_json(folder / "text_to_unit.json")
         if inventory is not None:
             check_inventory(inventory, facts["inventory"], f"the text-to-unit model {folder}")
-        settings = TextToUnitSettings.model_validate(facts["settings"])
+        try:
+            settings = TextToUnitSettings.model_validate(facts["settings"])
+        except (KeyError, ValidationError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder} does not describe a text-to-unit model ({reason}): run its step again") from None
         vocabulary = PairVocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")), facts["unit_count"])
         model = build_model(settings, vocabulary, facts["rate"], seed=0)
         load_module(model, folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import sys
 from collections import defaultdict
 
@@ -12,6 +13,7 @@ import soxr
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.evaluation.judges import lab_judges
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.metrics.wer import wer
 
@@ -83,6 +85,18 @@ def test_judges_differ_in_what_they_allow(template, bigram):
 def test_noise_and_half_sentences_are_no_words_to_the_template_judge(template, waves):
     assert template.transcribe(np.random.default_rng(0).standard_normal(32000)) == ""
     assert template.transcribe(waves[0][: len(waves[0]) // 2]) == ""
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.06])
+def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
+    template, _ = lab_judges()
+    slots = {name: f"(?:{'|'.join(words)})" for name, words in world.SLOTS.items()}
+    templates = [*world.STATEMENTS, *(text for pair in world.QUESTIONS.values() for text in pair)]
+    whole = re.compile(f"(?:{'|'.join(text.format(**slots) for text in templates)})?")
+    sentences = ("robert has the tiger", "the cow is black", "maria has the monkey", "david is in the river")
+    waves = [synthesize(text, "Female2")[0] for text in sentences]
+    heard = template.transcribe_many([w + noise * np.random.default_rng(1).standard_normal(len(w), dtype=np.float32) for w in waves])
+    assert all(whole.fullmatch(text) for text in heard) and any(heard)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 500, 1599, 1600, 32000])
