@@ -33,7 +33,7 @@ def lab_texts(seed: int, count: int = 4000) -> Iterator[str]:
 
 def text_rows(vocabulary: Vocabulary, rng: random.Random, count: int, curriculum: bool = False, weight: float = 1.0) -> list[TokenRow]:
     """`count` documents whose tokens count `weight` times; with `curriculum` only look-ups and echoes."""
-    makers = [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _statement]
+    makers = [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _lookup, _statement]
     rows = [makers[rng.randrange(len(makers))](vocabulary, rng) for _ in range(count)]
     return rows if weight == 1 else [TokenRow(row.ids, [weight * w for w in row.weights]) for row in rows]
 
@@ -44,7 +44,7 @@ def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
 
 
 def _question(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
-    kind = rng.choice((*world.KINDS, "sum", "sum"))  # there are a hundred sums to know, but eight capitals
+    kind = rng.choice((*world.KINDS, "sum"))  # there are a hundred sums to know, but eight capitals
     question = _seen(lambda: world.sample_question(rng, kind))
     return _document((question_prompt(vocabulary, question.text)[1:], BACKGROUND), (vocabulary.encode_text(question.answer), 1.0))
 
