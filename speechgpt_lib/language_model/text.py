@@ -44,7 +44,7 @@ def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
 
 
 def _question(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
-    kind = rng.choice((*world.KINDS, "sum"))  # there are a hundred sums to know, but eight capitals
+    kind = rng.choice((*world.KINDS, "sum", "sum"))  # there are a hundred sums to know, but eight capitals
     question = _seen(lambda: world.sample_question(rng, kind))
     return _document((question_prompt(vocabulary, question.text)[1:], BACKGROUND), (vocabulary.encode_text(question.answer), 1.0))
 
