@@ -14,6 +14,7 @@ import psutil
 import pytest
 import soundfile
 
+from speechgpt_lib import cli, doctor
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.units.sequence import parse_units
 
@@ -139,3 +140,18 @@ def test_a_signal_ends_a_run_at_once_and_it_resumes(tmp_path: Path, root: Path, 
     assert again.returncode == 0, again.stderr
     facts = [json.loads((d / "01_unit_extraction" / "units" / "facts.json").read_text()) for d in (run_dir, smoke_run)]
     assert facts[0]["outputs"] == facts[1]["outputs"]  # the interrupted run ends in the same bytes
+
+
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
+def test_doctor_fails_where_a_required_part_is_missing(monkeypatch, capsys, ok: bool, status: int) -> None:
+    check = doctor.Check("a part", ok, "something", "more", "everything", required=True)
+    optional = doctor.Check("an extra", False, "nothing", "something", "little")
+    monkeypatch.setattr(doctor, "diagnose", lambda run_dir: [check, optional])
+    monkeypatch.setattr(sys, "argv", ["speechgpt", "doctor", "--json"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code or 0) == status and [c["name"] for c in json.loads(capsys.readouterr().out)] == ["a part", "an extra"]

@@ -1,7 +1,7 @@
 """Which of transformers' attentions a model trains with: on a CPU the written-out one, elsewhere the fused one.
 
-In bf16 on a CPU the backward pass of torch's fused attention takes as long as all the rest of a step; written out as matrix
-products it takes a tenth of it (sequences of about 100 tokens, torch 2.13).
+In bf16 on a CPU the backward pass of torch's fused attention takes nearly as long as all the rest of a step.  Written out as matrix
+products, a step of the lab's language model makes 14,700 tokens a second instead of 9,200 (one thread, rows of 128, torch 2.13).
 """
 
 from __future__ import annotations

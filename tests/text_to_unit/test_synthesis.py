@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from tests.text_to_unit.conftest import UNIT_COUNT
 
@@ -69,6 +70,14 @@ def test_units_of_another_inventory_are_refused(trained, tmp_path):
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match="no text-to-unit model in .* run notebook 04"):
+        TextToUnit.load(tmp_path)
+
+
+def test_settings_of_another_version_are_refused(trained, tmp_path):
+    trained[0].save(tmp_path)
+    facts = read_json(tmp_path / "text_to_unit.json")
+    write_json(tmp_path / "text_to_unit.json", facts | {"settings": facts["settings"] | {"wings": 2}})
+    with pytest.raises(UserError, match="does not describe a text-to-unit model .*wings.*: run its step again"):
         TextToUnit.load(tmp_path)
 
 
