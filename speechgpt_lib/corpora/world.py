@@ -40,6 +40,8 @@ STATEMENTS = (
     "{name} and {name} go to the {place}",
     "the {animal} {verb} {name} in the {place}",
     "{name} has {number} {color} and {number} {color} birds",
+    "{name} says {word} and {word}",  # the words of opposites and capitals are rare in speech but for this sentence and the next
+    "{name} goes from {capital} to {country}",
 )
 OPENINGS = ("", "please tell me", "hello", "good morning", "i want to know", "{name} asks", "{name} wants to know")
 QUESTIONS: dict[str, tuple[str, str]] = {
