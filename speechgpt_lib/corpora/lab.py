@@ -65,7 +65,7 @@ def all_answers() -> list[str]:
     return sorted(found)
 
 
-def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 800) -> dict:
+def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 400) -> dict:
     """Speak the whole plan into Parquet shards in `folder`; shards that are there already are kept.
 
     Returns counts: utterances, hours, sentences per split and voice.

@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow
@@ -34,7 +35,10 @@ SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Utterance:
-    """One sentence as spoken by one voice; `wave` is float32 (samples,) at 16 kHz, or None when read without audio."""
+    """One sentence as spoken by one voice; `wave` is float32 (samples,) at 16 kHz, or None when read without audio.
+
+    `audio` is the wave as FLAC, kept only where it was read as bytes.
+    """
 
     id: str
     text: str
@@ -46,6 +50,7 @@ class Utterance:
     split: str
     seconds: float
     wave: np.ndarray | None = field(default=None, repr=False)
+    audio: bytes = field(default=b"", repr=False)
     phones: list[Phone] = field(default_factory=list, repr=False)
 
 
@@ -62,7 +67,7 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
 
 def read_utterances(
     folder: Path,
-    audio: bool = False,
+    audio: bool | Literal["bytes"] = False,
     phones: bool = False,
     where: dict[str, object] | None = None,
     only: str = "*.parquet",
@@ -70,19 +75,24 @@ def read_utterances(
     """Stream the utterances of all shards in `folder` in order.
 
     Args:
-        audio, phones: whether to decode them (the other columns cost next to nothing).
+        audio, phones: whether to decode them (the other columns cost next to nothing); "bytes" reads audio without decoding it.
         where: column → value or collection of values to keep.
         only: pattern for the names of the shards.
     """
     shards = sorted(Path(folder).glob(only))
     if not shards:
         raise UserError(f"no utterance table in {folder}: run notebook 01_unit_extraction.ipynb first")
-    columns = SCHEMA.names[:9] + ["audio"] * audio + ["phones"] * phones
+    columns = SCHEMA.names[:9] + ["audio"] * bool(audio) + ["phones"] * phones
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()] or None
     for shard in shards:
         for row in pyarrow.parquet.read_table(shard, columns=columns, filters=filters).to_pylist():
-            if audio:
-                row["wave"] = soundfile.read(io.BytesIO(row.pop("audio")), dtype="float32")[0]
+            if audio is True:
+                row["wave"] = decode(row.pop("audio"))
             if phones:
                 row["phones"] = [Phone(**p) for p in row["phones"]]
             yield Utterance(**row)
+
+
+def decode(audio: bytes) -> np.ndarray:
+    """FLAC → float32 (samples,)."""
+    return soundfile.read(io.BytesIO(audio), dtype="float32")[0]

@@ -1,22 +1,24 @@
-"""Utterances → unit tables: merged units with durations, in Parquet shards that carry the inventory's id.
-
-Utterances are encoded one by one, so that no padding can change a unit; shards are spread over processes.
-"""
+"""The lab's speech → unit tables: merged units with durations, in Parquet shards that carry the inventory's id."""
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
 
 from speechgpt_lib.corpora.lab import run_in_processes
-from speechgpt_lib.corpora.tables import read_utterances
+from speechgpt_lib.corpora.tables import decode, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
+from speechgpt_lib.units.inventory import FRAME_RATE, UnitInventory, check_inventory
 from speechgpt_lib.units.sequence import expand
 
 _TEXT = ("id", "text", "answer", "kind", "voice", "split")
@@ -46,38 +48,45 @@ class UnitRow:
 
 
 def extract_units(corpus: Path, inventory: Path, inventory_id: str, work: Path, processes: int = 2) -> dict:
-    """Encode every utterance of `corpus` into `work`, one shard of units a shard of speech; whole shards are kept on resume."""
+    """Encode every utterance of the lab's `corpus` into `work`, a shard of units a shard of speech; whole shards are kept on resume."""
     shards = sorted(corpus.glob("*.parquet"))
     if not shards:
         raise UserError(f"no utterance table in {corpus}: run notebook 01_unit_extraction.ipynb first")
     jobs = [(shard, inventory, inventory_id, work / shard.name.replace("utterances", "units")) for shard in shards]
     for _ in run_in_processes(_encode_shard, [job for job in jobs if not job[3].exists()], processes):
         pass
-    counts = [(len(row.units), int(row.durations.sum())) for row in read_units(work, inventory_id)]
-    units, frames = (int(sum(column)) for column in zip(*counts, strict=True))
-    return {
-        "utterances": len(counts),
-        "frames": frames,
-        "units": units,
-        "units_per_second": round(units / frames * 50, 2),
-    }
+    totals = shard_counts(work)
+    per_second = round(totals.units / totals.frames * FRAME_RATE, 2)
+    return {"utterances": totals.utterances, "frames": totals.frames, "units": totals.units, "units_per_second": per_second}
 
 
 def _encode_shard(job: tuple[Path, Path, str, Path]) -> None:
-    import torch
-
-    from speechgpt_lib.units.inventory import UnitInventory
-
     shard, folder, inventory_id, target = job
     torch.set_num_threads(1)
-    inventory = UnitInventory.load(folder)
-    rows = []
-    for utterance in read_utterances(shard.parent, audio=True, only=shard.name):
-        units, durations = inventory.encode(utterance.wave)
-        rows.append({name: getattr(utterance, name) for name in _TEXT} | {"units": units, "durations": durations})
-    table = pyarrow.Table.from_pylist(rows, SCHEMA.with_metadata({"inventory": inventory_id}))
-    with atomic_path(target) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
+    encoder = ShardEncoder(UnitInventory.load(folder), Extraction())
+    items = [
+        Item({name: getattr(u, name) for name in _TEXT}, u.seconds, functools.partial(decode, u.audio))
+        for u in read_utterances(shard.parent, audio="bytes", only=shard.name)
+    ]
+    rows, bad, counts = encoder.encode(items)
+    if bad:  # speech that was made here
+        raise UserError(f"{len(bad)} utterances of {shard} are broken, such as {bad[0]['id']}: {bad[0]['detail']}; make the corpus again")
+    write_units(target, rows, counts, inventory_id)
+
+
+def write_units(path: Path, rows: list[dict], counts: Counts, inventory_id: str, **facts: str) -> None:
+    """One shard of units; the inventory's id, the counts and other `facts` go into its metadata."""
+    metadata = {"inventory": inventory_id, "counts": json.dumps(asdict(counts)), **facts}
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA.with_metadata(metadata)), temporary)
+
+
+def shard_counts(folder: Path) -> Counts:
+    """The counts of all shards in `folder` together."""
+    counts = Counts()
+    for shard in sorted(Path(folder).glob("units-*.parquet")):
+        counts = counts.add(json.loads(pyarrow.parquet.read_schema(shard).metadata[b"counts"]))
+    return counts
 
 
 def read_units(folder: Path, inventory_id: str | None = None, where: dict[str, object] | None = None) -> Iterator[UnitRow]:
@@ -85,8 +94,6 @@ def read_units(folder: Path, inventory_id: str | None = None, where: dict[str, o
 
     Raises UserError where the table is missing or its units are of another inventory than `inventory_id`.
     """
-    from speechgpt_lib.units.inventory import check_inventory
-
     shards = sorted(Path(folder).glob("*.parquet"))
     if not shards:
         raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")

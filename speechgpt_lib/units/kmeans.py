@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
+
+NEAR_TIE = 1e-4  # relative difference of squared distances
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,27 @@ class KMeansUnits:
         if not Path(path).is_file():
             raise UserError(f"centroids {path} are missing: run notebook 01_unit_extraction.ipynb first")
         return cls(load_file(path)["centroids"])
+
+
+class Assigner:
+    """Centroids on a device, for many features at once."""
+
+    def __init__(self, kmeans: KMeansUnits, device: str = "cpu"):
+        self.centroids = torch.from_numpy(kmeans.centroids).to(device)
+        self.squares = self.centroids.square().sum(1)
+
+    @torch.inference_mode()
+    def __call__(self, features: Sequence[torch.Tensor]) -> tuple[list[np.ndarray], int]:
+        """(frames, width) tensors → unit ids (frames,) of each, and in how many frames the two nearest centroids were equally near.
+
+        Equally near: squared distances that differ by less than 1e-4 of the larger.  There rounding may choose either.
+        """
+        joined = torch.cat(list(features))
+        scores = torch.addmm(self.squares, joined, self.centroids.T, alpha=-2)
+        least, nearest = scores.topk(min(2, len(self.centroids)), dim=1, largest=False)
+        distances = least + joined.square().sum(1, keepdim=True)
+        near = (distances[:, -1] - distances[:, 0] < NEAR_TIE * distances[:, -1]).sum().item() if distances.shape[1] == 2 else 0
+        return [ids.numpy() for ids in nearest[:, 0].cpu().split([len(f) for f in features])], int(near)
 
 
 def fit_kmeans(features: list[np.ndarray], clusters: int, seed: int, frames: int = 60_000) -> KMeansUnits:
