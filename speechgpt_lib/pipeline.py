@@ -30,10 +30,11 @@ from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
-from speechgpt_lib.units.hubert import build_encoder, pretrain_hubert
+from speechgpt_lib.units.hubert import build_encoder
 from speechgpt_lib.units.inventory import UnitInventory
-from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
+from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.mfcc import mfcc
+from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.vocoder.training import train_durations, train_vocoder
 
@@ -69,12 +70,13 @@ def make_hubert(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         waves = [u.wave for u in _training_speech(corpus, settings.utterances, run.recipe.seed)]
-        encoder, targets, summary = pretrain_hubert(waves, settings, work, **training_options(run, on_log))
-        save_module(encoder, work / "encoder.safetensors")
+        encoder, targets, summary = train_encoder(waves, run.recipe.units, work, **training_options(run, on_log))
         targets.save(work / "mfcc_centroids.safetensors")
+        save_module(encoder, work / "encoder.safetensors")
         return summary
 
-    return run.step(HUBERT, make, settings=settings, inputs={"corpus": corpus}, force=force)
+    section = settings.model_dump(mode="json") | ({"layer": run.recipe.units.layer} if settings.iterations == 2 else {})
+    return run.step(HUBERT, make, settings=section, inputs={"corpus": corpus}, force=force)
 
 
 def make_inventory(run: Run, force: bool = False) -> Step:
@@ -84,12 +86,8 @@ def make_inventory(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         encoder = build_encoder(settings.hubert).eval()
         load_module(encoder, hubert.path / "encoder.safetensors")
-        utterances = _training_speech(corpus, max(40, settings.kmeans_frames // 100), run.recipe.seed + 1)
-        width = encoder.config.hidden_size
-        probe = UnitInventory("probe", encoder, settings.layer, KMeansUnits(np.zeros((1, width), np.float32)))
-        features = [probe.features(u.wave) for u in utterances]
-        kmeans = fit_kmeans(features, settings.clusters, run.recipe.seed, settings.kmeans_frames)
-        inventory = UnitInventory.create(encoder, settings.layer, kmeans)
+        speech = _training_speech(corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1)
+        inventory = cluster_layer(encoder, [u.wave for u in speech], settings, run.recipe.seed)
         inventory.save(work)
         return {
             "id": inventory.id,

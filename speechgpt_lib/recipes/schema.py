@@ -81,6 +81,7 @@ class HubertSettings(Section):
     mask_length: Count = 10
     unmasked_weight: float = Field(0.5, ge=0, le=1, description="weight of the loss on frames that are not masked")
     target_clusters: Count = 100
+    iterations: Literal[1, 2] = Field(1, description="2: a second encoder learns clusters of the first one's layer `units.layer`")
     crop_seconds: float = Field(1.5, gt=0)
     batch_size: Count = 16
     utterances: int = Field(4000, gt=0, description="how many utterances the crops are taken from")

@@ -30,7 +30,7 @@ from speechgpt_lib import __version__
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe, dump_recipe, load_recipe
 from speechgpt_lib.runs.artefacts import hash_folder, hash_json, read_json, replace, write_failure, write_json, write_text
-from speechgpt_lib.runs.memory import Monitor
+from speechgpt_lib.runs.memory import Monitor, return_free_memory
 
 MADE_BY = {  # which notebook makes which folder: what to tell a reader whose input is missing
     "01_unit_extraction": "01_unit_extraction",
@@ -187,6 +187,7 @@ class Run:
         try:
             work.mkdir(parents=True, exist_ok=True)
             (work / "key").write_text(key)
+            return_free_memory()
             with Monitor(work / "progress.json") as monitor:
                 metrics = make(work) or {}
         except Exception as error:

@@ -17,10 +17,11 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner
-from speechgpt_lib.units.long_audio import encode_long
+from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
 from speechgpt_lib.units.sequence import merge
 
 CHECK_EVERY = 20  # with bf16, every twentieth batch is also encoded in fp32
+WHOLE_S = 30.0  # seconds that are always encoded at once
 READERS = 4  # threads that decode the next batch while this one is encoded
 
 
@@ -37,6 +38,11 @@ class Extraction:
     @property
     def budget_s(self) -> float:
         return self.batch_s or (16.0 if self.device == "cpu" else 400.0)
+
+    @property
+    def limit(self) -> int:
+        """Samples beyond which a recording is treated as long audio."""
+        return RELEASE_CHUNK if self.long_audio == "release" else int(max(self.budget_s, WHOLE_S) * SAMPLE_RATE)
 
     def key(self) -> dict:
         """What units depend on, if only by rounding."""
@@ -116,12 +122,12 @@ class ShardEncoder:
         return rows
 
     def _features(self, encoder: FeatureEncoder, waves: list[np.ndarray], counts: Counts) -> list[torch.Tensor]:
-        if len(waves) > 1 or len(waves[0]) <= self.settings.budget_s * SAMPLE_RATE:
+        if all(len(wave) <= self.settings.limit for wave in waves):
             return encoder(waves)
-        long = encode_long(encoder, waves[0], self.settings.long_audio, self.settings.attention_limit_s)
-        counts.dropped_samples += long.dropped
-        counts.approximate += long.approximate
-        return [long.features]
+        found = [encode_long(encoder, wave, self.settings.long_audio, self.settings.attention_limit_s) for wave in waves]
+        counts.dropped_samples += sum(long.dropped for long in found)
+        counts.approximate += sum(long.approximate for long in found)
+        return [long.features for long in found]
 
 
 def plan_batches(seconds: Sequence[float], budget_s: float) -> list[list[int]]:

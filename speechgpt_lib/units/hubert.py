@@ -1,7 +1,8 @@
 """HuBERT: pre-training a small unit encoder from raw speech, in the paper's way (Hsu et al. 2021, arXiv 2106.07447).
 
 First iteration: k-means over MFCCs gives every 20 ms frame a target; the encoder sees the waveform with spans masked and predicts
-the targets.  What it must know to fill the gaps (which phone this is) becomes visible in its hidden layers.
+the targets.  What it must know to fill the gaps (which phone this is) becomes visible in its hidden layers.  Second iteration: a new
+encoder learns to predict clusters of those hidden states, which are better targets than MFCCs were.
 
 **Differs from the paper** in `lab`: frames that are not masked are predicted too, with half the weight (the paper's α = 1 counts only
 masked ones), which makes a model this small learn in minutes; layer norms stand before the blocks.
@@ -9,6 +10,7 @@ masked ones), which makes a model this small learn in minutes; layer norms stand
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import HubertSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
@@ -100,13 +103,24 @@ def pretrain_hubert(
     device: str = "cpu",
     world_size: int = 1,
     on_log=None,
+    features: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[HubertModel, KMeansUnits, dict]:
-    """Train an encoder on float32 waves (samples,) at 16 kHz.  Returns (encoder, the MFCC k-means of its targets, summary)."""
-    cepstra = [normalise_utterance(mfcc(torch.from_numpy(wave))).numpy() for wave in waves]
-    clusters = fit_kmeans(cepstra, settings.target_clusters, seed, frames=60_000)
-    targets = [clusters.assign(c) for c in cepstra]
+    """Train an encoder on float32 waves (samples,) at 16 kHz.
+
+    `features` gives the frames (n, width) whose clusters are the targets: hidden states of an encoder of the iteration before, or when
+    None MFCCs.  Returns (encoder, the k-means of its targets, summary).
+    """
+    frames_of = features or (lambda wave: normalise_utterance(mfcc(torch.from_numpy(wave))).numpy())
+    described = [frames_of(wave) for wave in waves]
+    clusters = fit_kmeans(described, settings.target_clusters, seed, frames=60_000)
+    targets = [clusters.assign(frames) for frames in described]
+    del described
     crop = int(settings.crop_seconds * SAMPLE_RATE)
     long_enough = [i for i, wave in enumerate(waves) if len(wave) > crop + HOP]
+    if not long_enough:
+        raise UserError(
+            f"no utterance is longer than a crop of {settings.crop_seconds} s: lower units.hubert.crop_seconds or give longer ones"
+        )
     frames = frame_count(crop)
     torch.manual_seed(seed)
     model = MaskedPrediction(build_encoder(settings), settings.target_clusters)

@@ -1,0 +1,244 @@
+"""Speed of unit extraction at HuBERT-base size: python benchmarks/units.py [--seconds 120] [--rounds 3] [--device cuda]
+
+Random weights, 1000 centroids taken from the features themselves, files with the mix of lengths of LibriSpeech, all arms in one run with
+the same weights and threads, reading included.  Two baselines, written from their description:
+
+- *release*: one file at a time, 11 layers in fp32, distances to all centroids, argmin (what the published code does);
+- *sorted and padded*: batches of 8 files of similar length, padded and masked, all 12 layers, scikit-learn's k-means on the CPU (slamkit).
+
+Ratios are seconds of the release's way over seconds of the arm.  Misses are frames that get another unit than in the release's way, apart
+from near ties, where the two nearest centroids differ by less than 1e-4 of the distance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from transformers import HubertConfig, HubertModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import device_name, finish, measure
+from speechgpt_lib.corpora.audio import read_audio
+from speechgpt_lib.units.encode import Extraction, Item, ShardEncoder
+from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.kmeans import KMeansUnits
+from speechgpt_lib.units.sequence import expand
+
+LAYER, CLUSTERS = 11, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=120, help="audio in all files together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=2, help="for the arms with one thread a process (CPU only)")
+    parser.add_argument("--out", type=Path, help="write the result to this file, too")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(peak_memory_mb(arguments.memory_of))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_speech(Path(folder), arguments.seconds)
+        model, inventory = make_inventory(files, arguments.device)
+        run(files, model, inventory, arguments)
+
+
+def run(files: list[Path], model: HubertModel, inventory: UnitInventory, arguments: argparse.Namespace) -> None:
+    device, items = arguments.device, [item_of(path) for path in files]
+    found: dict[str, list[np.ndarray]] = {}
+
+    def keep(name: str, function):
+        def arm() -> None:
+            found[name] = function()
+
+        return arm
+
+    encoders = {p: ShardEncoder(inventory, Extraction(device, p)) for p in ("fp32", "bf16")}
+    encoders["one by one"] = ShardEncoder(inventory, Extraction(device, batch_s=0.001))
+    arms = {
+        "release": keep("release", lambda: release_way(files, model, inventory, device)),
+        "sorted and padded": keep("sorted and padded", lambda: padded_way(files, model, inventory, device)),
+        "fp32, one file at a time": keep("fp32, one file at a time", lambda: frames_of(encoders["one by one"].encode(items)[0])),
+        "fp32": keep("fp32", lambda: frames_of(encoders["fp32"].encode(items)[0])),
+        "bf16": keep("bf16", lambda: frames_of(encoders["bf16"].encode(items)[0])),
+    }
+    pools = []
+    if device == "cpu" and arguments.processes > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            inventory.save(Path(folder))
+            for precision in ("fp32", "bf16"):
+                pool = multiprocessing.get_context("spawn").Pool(arguments.processes, _prepare, (folder, precision))
+                name = f"{precision}, {arguments.processes} processes of one thread"
+                arms[name] = keep(name, functools.partial(in_processes, pool, files, arguments.processes))
+                pools.append(pool)
+            seconds = measure(arms, arguments.rounds)
+    else:
+        seconds = measure(arms, arguments.rounds)
+    for pool in pools:
+        pool.terminate()
+
+    audio = sum(item.seconds for item in items)
+    ties = near_ties(files, model, inventory, device)
+    parity = {name: misses(found["release"], units, ties) for name, units in found.items() if name != "release"}
+    frames = sum(map(len, found["release"]))
+    print(f"{len(files)} files, {audio:.0f} s of audio, {frames} frames, {sum(t.sum() for t in ties)} of them near ties")
+    print(f"{'':38} x real time   ratio   misses")
+    for name, value in seconds.items():
+        row = f"{name:38} {audio / value:11.1f} {seconds['release'] / value:7.2f}"
+        print(row + (f"   {parity[name]:6d} ({100 * parity[name] / frames:.3f} %)" if name in parity else ""))
+    ratios = {name: seconds["release"] / value for name, value in seconds.items() if name != "release"}
+    best = max((n for n in ratios if n.startswith("fp32")), key=ratios.get)
+    headline = {"fp32 against release": ratios[best], "fp32 against sorted and padded": seconds["sorted and padded"] / seconds[best]}
+    headline["bf16 against release"] = max(value for name, value in ratios.items() if name.startswith("bf16"))
+    small, large = (memory_in_a_process(count) for count in (40, 400))
+    print(f"peak memory: {small:.0f} MB for 40 files, {large:.0f} MB for 400")
+    parity = {"frames": frames, "misses": parity, "peak_memory_mb": {"40 files": small, "400 files": large}}
+    finish("units", headline | ratios, parity, device_name(device), arguments.out)
+
+
+# --- the two baselines --------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def release_way(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str) -> list[np.ndarray]:
+    centroids = torch.from_numpy(inventory.kmeans.centroids).to(device).T
+    squares = centroids.square().sum(0, keepdim=True)
+    units = []
+    for path in files:
+        hidden = hidden_state(model, torch.from_numpy(read_audio(path))[None].to(device))[0]
+        distances = hidden.square().sum(1, keepdim=True) - 2 * hidden @ centroids + squares
+        units.append(distances.argmin(1).cpu().numpy())
+    return units
+
+
+@torch.inference_mode()
+def padded_way(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str, size: int = 8) -> list[np.ndarray]:
+    from sklearn.cluster import MiniBatchKMeans
+
+    kmeans = MiniBatchKMeans(CLUSTERS, n_init=1)
+    kmeans.cluster_centers_, kmeans._n_threads = inventory.kmeans.centroids, torch.get_num_threads()
+    order = sorted(range(len(files)), key=lambda i: soundfile.info(files[i]).frames)
+    units: list[np.ndarray] = [np.empty(0)] * len(files)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        waves = [torch.from_numpy(read_audio(files[i])) for i in chosen]
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.long) for w in waves], True).to(device)
+        batch = torch.nn.utils.rnn.pad_sequence(waves, True).to(device)
+        hidden = model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[LAYER].cpu()
+        for i, wave, states in zip(chosen, waves, hidden, strict=True):
+            units[i] = kmeans.predict(states[: 1 + (len(wave) - 400) // 320].numpy())
+    return units
+
+
+def hidden_state(model: HubertModel, waves: torch.Tensor) -> torch.Tensor:
+    """Layer 11 by the modules of transformers, without the layer above."""
+    hidden = model.feature_projection(model.feature_extractor(waves).transpose(1, 2))
+    hidden = model.encoder.layer_norm(hidden + model.encoder.pos_conv_embed(hidden))
+    for block in model.encoder.layers[:LAYER]:
+        output = block(hidden)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+# --- ours ---------------------------------------------------------------------------------------------------------------------------
+def item_of(path: Path) -> Item:
+    info = soundfile.info(path)
+    return Item({"id": path.stem}, info.frames / info.samplerate, functools.partial(read_audio, path))
+
+
+def frames_of(rows: list[dict]) -> list[np.ndarray]:
+    return [expand(row["units"], row["durations"]) for row in rows]
+
+
+def _prepare(folder: str, precision: str) -> None:
+    global _encoder
+    torch.set_num_threads(1)
+    _encoder = ShardEncoder(UnitInventory.load(Path(folder)), Extraction(precision=precision))
+
+
+def _encode(files: list[Path]) -> list[np.ndarray]:
+    return frames_of(_encoder.encode([item_of(path) for path in files])[0])
+
+
+def in_processes(pool, files: list[Path], processes: int) -> list[np.ndarray]:
+    """Shards of neighbouring files, as the extraction cuts them."""
+    size = -(-len(files) // (3 * processes))
+    return [units for shard in pool.imap(_encode, [files[i : i + size] for i in range(0, len(files), size)]) for units in shard]
+
+
+# --- parity and memory --------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def near_ties(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str) -> list[np.ndarray]:
+    centroids, ties = torch.from_numpy(inventory.kmeans.centroids).double(), []
+    for path in files:
+        hidden = hidden_state(model, torch.from_numpy(read_audio(path))[None].to(device))[0].cpu().double()
+        near, far = torch.cdist(hidden, centroids).square().topk(2, largest=False).values.T
+        ties.append((far - near < 1e-4 * far).numpy())
+    return ties
+
+
+def misses(expected: list[np.ndarray], found: list[np.ndarray], ties: list[np.ndarray]) -> int:
+    return int(sum(((a != b) & ~tie).sum() for a, b, tie in zip(expected, found, ties, strict=True)))
+
+
+def memory_in_a_process(files: int) -> float:
+    done = subprocess.run([sys.executable, __file__, "--memory-of", str(files)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def peak_memory_mb(count: int) -> float:
+    """Peak memory of one process that extracts units from `count` files of 10 s with a small encoder, in shards of 40."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{k}.flac" for k in range(count)]
+        rng = np.random.default_rng(0)
+        for path in files:
+            soundfile.write(path, rng.normal(scale=0.1, size=160_000), 16_000)
+        config = HubertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(32,) * 7)
+        kmeans = KMeansUnits(rng.normal(size=(50, 64)).astype(np.float32))
+        encoder = ShardEncoder(UnitInventory.create(HubertModel(config), 1, kmeans), Extraction())
+        for start in range(0, count, 40):
+            encoder.encode([item_of(path) for path in files[start : start + 40]])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- what is measured on ------------------------------------------------------------------------------------------------------------
+def write_speech(folder: Path, seconds: float) -> list[Path]:
+    """Files with LibriSpeech's lengths: a quarter from 2 to 10 s, the rest from 10 to 17 s; coloured noise with pauses."""
+    rng, files, total = np.random.default_rng(0), [], 0.0
+    while total < seconds:
+        length = rng.uniform(2, 10) if rng.random() < 0.25 else rng.uniform(10, 17)
+        white = rng.standard_normal(int(length * 16_000))
+        loudness = np.repeat(rng.gamma(1.0, 1.0, int(length * 8) + 1), 2000)[: len(white)]
+        wave = 0.05 * loudness * np.convolve(white, rng.uniform(-1, 1, 24), "same")
+        files.append(folder / f"{len(files):04d}.flac")
+        soundfile.write(files[-1], np.clip(wave, -1, 1), 16_000)
+        total += length
+    return files
+
+
+def make_inventory(files: list[Path], device: str) -> tuple[HubertModel, UnitInventory]:
+    """HuBERT base as it is published, with random weights, and centroids out of its own features."""
+    torch.manual_seed(0)
+    model = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()
+    plain = UnitInventory.create(model, LAYER, KMeansUnits(np.zeros((1, 768), np.float32)))
+    features = np.concatenate([plain.features(read_audio(path)) for path in files[: max(3, len(files) // 3)]])
+    chosen = np.random.default_rng(0).choice(len(features), CLUSTERS, replace=len(features) < CLUSTERS)
+    inventory = UnitInventory.create(model, LAYER, KMeansUnits(features[chosen].copy()))
+    return model.to(device), inventory
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()
