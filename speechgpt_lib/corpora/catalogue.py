@@ -78,7 +78,7 @@ CORPORA = {
             "clips/*.mp3 and train.tsv, dev.tsv, test.tsv, validated.tsv, in one folder a language",
             lambda root: bool(language_folders(root)),
             "1. Make an account where Mozilla gives Common Voice away: commonvoice.mozilla.org leads there (Mozilla Data Collective).\n"
-            "2. Agree to the terms (the audio is CC0; don't try to find out who speaks), choose language and release, download the .tar.gz.\n"
+            "2. Agree to the terms (CC0; nobody may try to find out who speaks), choose language and release, download.\n"
             "3. tar -xzf cv-corpus-*.tar.gz -C DIR\n"
             "4. speechgpt corpora prepare common_voice DIR/cv-corpus-RELEASE -o TABLE --split train --split dev --split test",
         ),

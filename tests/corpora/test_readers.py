@@ -107,7 +107,7 @@ def test_common_voice_languages_and_splits(tmp_path):
 def test_common_voice_lines_that_cannot_be_understood_are_told(tmp_path):
     layouts.common_voice(tmp_path, {"train": ["Good."]})
     with open(tmp_path / "train.tsv", "ab") as tsv:
-        tsv.write("v\tclip.mp3\tx\tA tab\tinside".encode() + b"\t" * 10 + b"\n")
+        tsv.write(b"v\tclip.mp3\tx\tA tab\tinside" + b"\t" * 10 + b"\n")
         tsv.write(b"v\t\tx\tNo path\n" + b"v\tclip.mp3\tx\t\xff\n" + b"\n" + b"v\tshort\tx\tFew fields and no ending\r\n")
     found = list(common_voice.rows(tmp_path))
     assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [
@@ -244,7 +244,7 @@ def test_a_reader_has_read_only_what_it_gave(tmp_path, monkeypatch):
     assert len(list(stream)) <= 2
 
 
-@pytest.mark.parametrize(("asked", "there"), itertools.permutations(READERS, 2))
+@pytest.mark.parametrize(("asked", "there"), list(itertools.permutations(READERS, 2)))
 def test_the_folder_of_another_corpus_is_recognised(tmp_path, asked, there):
     build(there, tmp_path)
     with pytest.raises(UserError, match=f"found .*; expected .*try --corpus {there}$"):
