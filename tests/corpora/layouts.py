@@ -1,0 +1,59 @@
+"""The four corpora in small: folders laid out as the corpora are, with sound in their formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.corpora.sounds import tone, write_sound
+
+COLUMNS = "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment".split()
+
+
+def librispeech(root: Path, chapters: dict[str, list[str]] | None = None, seconds: float = 0.3) -> Path:
+    """`chapters`: subset/speaker/chapter → texts of its utterances."""
+    for folder, texts in (chapters or {"dev-clean/84/121123": ["GO", "DO YOU"], "test-clean/61/70968": ["HE BEGAN"]}).items():
+        prefix = "-".join(folder.split("/")[1:])
+        for k in range(len(texts)):
+            write_sound(root / folder / f"{prefix}-{k:04d}.flac", tone(seconds, pitch=200 + 20 * k))
+        lines = "".join(f"{prefix}-{k:04d} {text}\n" for k, text in enumerate(texts))
+        (root / folder / f"{prefix}.trans.txt").write_text(lines)
+    return root
+
+
+def common_voice(root: Path, lists: dict[str, list[str]], columns: list[str] = COLUMNS, language: str = "en") -> Path:
+    """`lists`: name of the TSV → sentences; clips are numbered through all lists."""
+    number = 0
+    for name, sentences in lists.items():
+        lines = ["\t".join(columns)]
+        for sentence in sentences:
+            clip = f"common_voice_{language}_{number}.mp3"
+            write_sound(root / "clips" / clip, tone(0.5, 48_000), 48_000)
+            row = {"client_id": f"voice{number % 2}", "path": clip, "sentence": sentence, "locale": language}
+            lines.append("\t".join(row.get(column, "") for column in columns))
+            number += 1
+        (root / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def giga_segment(sid: str, start: float, end: float, text: str, *subsets: str) -> dict:
+    return {"sid": sid, "speaker": "N/A", "begin_time": start, "end_time": end, "text_tn": text, "subsets": [f"{{{s}}}" for s in subsets]}
+
+
+def gigaspeech(root: Path, recordings: dict[str, list[dict]], seconds: float = 4.0) -> Path:
+    """`recordings`: name of the recording → its segments (see `giga_segment`)."""
+    audios = []
+    for aid, segments in recordings.items():
+        path = f"audio/podcast/P0001/{aid}.opus"
+        write_sound(root / path, tone(seconds, 48_000), 48_000)
+        audios.append({"aid": aid, "path": path, "sample_rate": 16_000, "duration": seconds, "speaker": "N/A", "segments": segments})
+    (root / "GigaSpeech.json").write_text(json.dumps({"dataset": "GigaSpeech", "language": "EN", "version": "v1.0.0", "audios": audios}))
+    return root
+
+
+def libri_light(root: Path, books: dict[str, list], seconds: float = 6.0) -> Path:
+    """`books`: subset/speaker/book/name → voice activity."""
+    for name, activity in books.items():
+        write_sound(root / f"{name}.flac", tone(seconds))
+        (root / f"{name}.json").write_text(json.dumps({"speaker": name.split("/")[1], "snr": 9.5, "voice_activity": activity}))
+    return root

@@ -1,0 +1,31 @@
+"""Sound files for tests of the readers: small, genuine, in every format the corpora use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+SUBTYPES = {".flac": ("FLAC", "PCM_16"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS"), ".wav": ("WAV", "PCM_16")}
+
+
+def tone(seconds: float = 1.0, rate: int = 16_000, pitch: float = 220.0) -> np.ndarray:
+    """A sweep (n,): no two stretches of it are alike, so a wrong seek shows."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (pitch + 40 * time) * time)).astype(np.float32)
+
+
+def write_sound(path: Path, wave: np.ndarray | None = None, rate: int = 16_000) -> Path:
+    """Write `wave` (n,) or (n, channels) in the format that the suffix of `path` names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form, subtype = SUBTYPES[path.suffix]
+    soundfile.write(path, tone() if wave is None else wave, rate, format=form, subtype=subtype)
+    return path
+
+
+def cut(path: Path, share: float = 0.6) -> Path:
+    """Cut the file off, as a broken download leaves it."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
