@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pyarrow
 import pyarrow.parquet
 import torch
 
@@ -114,7 +115,10 @@ def is_made(job: Job) -> bool:
     """Whether the shard is there; refuses one that was made from other utterances, by another inventory or in another way."""
     if not job.units.exists():
         return False
-    metadata = pyarrow.parquet.read_schema(job.units).metadata or {}
+    try:
+        metadata = pyarrow.parquet.read_schema(job.units).metadata or {}
+    except pyarrow.ArrowInvalid:
+        raise UserError(f"{job.units} is damaged or half-written: delete it and start again, it will be made anew") from None
     if metadata.get(b"key", b"").decode() != job.key:
         other = json.loads(metadata.get(b"settings", b"{}"))
         found = f"inventory {metadata.get(b'inventory', b'?').decode()}, settings {other}"

@@ -24,7 +24,7 @@ from speechgpt_lib.units.sequence import expand
 _TEXT = ("id", "text", "answer", "kind", "voice", "split")
 SCHEMA = pyarrow.schema(
     [(name, pyarrow.string()) for name in _TEXT]
-    + [("units", pyarrow.list_(pyarrow.int16())), ("durations", pyarrow.list_(pyarrow.int16()))]
+    + [("units", pyarrow.list_(pyarrow.int16())), ("durations", pyarrow.list_(pyarrow.int32()))]
 )
 
 
@@ -94,7 +94,7 @@ def read_units(folder: Path, inventory_id: str | None = None, where: dict[str, o
 
     Raises UserError where the table is missing or its units are of another inventory than `inventory_id`.
     """
-    shards = sorted(Path(folder).glob("*.parquet"))
+    shards = sorted(Path(folder).glob("units-*.parquet"))
     if not shards:
         raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()] or None
