@@ -1,0 +1,197 @@
+"""`speechgpt units …`: one sound file to units, a whole corpus to unit tables, and unit inventories of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from speechgpt_lib.errors import UserError
+
+DEFAULT_RUN = Path("runs/lab")
+
+
+class EncodeByDefault(TyperGroup):
+    """`speechgpt units AUDIO` is short for `speechgpt units encode AUDIO`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["encode", *args]
+        return super().parse_args(ctx, args)
+
+
+units_app = typer.Typer(cls=EncodeByDefault, no_args_is_help=True, help="Sound to units; `units AUDIO` is short for `units encode AUDIO`.")
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory (or inventory folder) whose units to use [runs/lab].")]
+EncoderOption = Annotated[str | None, typer.Option(help="Instead of --run: a transformers folder or name, or a fairseq .pt file.")]
+LayerOption = Annotated[int | None, typer.Option(help="Layer of --encoder, 1 is the first block.")]
+KmeansOption = Annotated[str | None, typer.Option(help="Centroids for --encoder: .npy, .safetensors, or the published joblib .bin.")]
+BackendOption = Annotated[str, typer.Option(help="own, or fairseq (real fairseq, installed by `make fairseq`; needs --encoder x.pt).")]
+CorpusOption = Annotated[str, typer.Option(help="librispeech, common_voice, gigaspeech or libri_light.")]
+RootOption = Annotated[Path, typer.Option(help="The corpus on disk.")]
+SplitOption = Annotated[list[str] | None, typer.Option(help="Only this split or subset; may be given several times.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@units_app.command()
+def encode(
+    audio: Path,
+    run: RunOption = None,
+    encoder: EncoderOption = None,
+    layer: LayerOption = None,
+    kmeans: KmeansOption = None,
+    backend: BackendOption = "own",
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a sound file into units, as `<sosp><12><7>…<eosp>`."""
+    from speechgpt_lib.corpora.audio import read_audio
+    from speechgpt_lib.units.foreign import kmeans_from
+    from speechgpt_lib.units.sequence import format_units, merge
+
+    if backend not in ("own", "fairseq"):
+        raise UserError(f"unknown --backend {backend!r}: choose own or fairseq")
+    if backend == "fairseq":
+        from speechgpt_lib.units.fairseq_backend import FairseqEncoder
+
+        if not (encoder and encoder.endswith(".pt") and layer and kmeans):
+            raise UserError("--backend fairseq needs --encoder FILE.pt, --layer N and --kmeans FILE")
+        frames, identity = FairseqEncoder(encoder, layer).units(read_audio(audio), kmeans_from(kmeans).centroids), None
+        merged, durations = merge(frames)
+    else:
+        inventory = _inventory(run, encoder, layer, kmeans)
+        merged, durations = inventory.encode(read_audio(audio))
+        identity = inventory.id
+    result = {"path": str(audio), "units": merged.tolist(), "durations": durations.tolist(), "inventory": identity}
+    text = format_units(merged)
+    print(json.dumps(result | {"text": text}) if as_json else text)
+
+
+@units_app.command()
+def extract(
+    corpus: CorpusOption,
+    root: RootOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the utterance table, the inventory and the units.")],
+    recipe: Annotated[str, typer.Option(help="Whose run to take the inventory from when neither --run nor --encoder is given.")] = "lab",
+    run: RunOption = None,
+    encoder: EncoderOption = None,
+    layer: LayerOption = None,
+    kmeans: KmeansOption = None,
+    split: SplitOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 (faster; its misses against fp32 are counted).")] = "fp32",
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: one per core on a CPU, one on a GPU.")] = None,
+    shards: Annotated[str | None, typer.Option(help="For the jobs of an array: only shards A:B, or K:N:J (K, K+J, …).")] = None,
+    long_audio: Annotated[str, typer.Option(help="exact, or release (chunks of 100 s, as published).")] = "exact",
+    batch_seconds: Annotated[float, typer.Option(min=0, help="Padded audio in a batch; 0 chooses by device.")] = 0.0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 1000,
+    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="More unreadable utterances than this are an error.")] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a corpus into unit tables; stopped at any point and started again, it goes on with the shard it was at.
+
+    Several machines: give each its --shards, or start it with `accelerate launch`: then each process takes its part.
+    """
+    from speechgpt_lib.corpora.prepare import prepare
+    from speechgpt_lib.units.corpus_units import extract_corpus
+    from speechgpt_lib.units.encode import Extraction
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    settings = Extraction(_device(device), precision, batch_seconds, long_audio)
+    chosen = _shards(shards, rank, world)
+    folder = run or (Path("runs") / recipe if encoder is None else None)
+    inventory = _save_inventory(_inventory(folder, encoder, layer, kmeans), out / "inventory")
+    table = out / "utterances"
+    say = (lambda line: None) if rank else (lambda line: print(line, file=sys.stderr))
+    if rank == 0:
+        split_of = split[0] if split and len(split) == 1 else split
+        prepare(corpus, root, table, split_of, max_bad_share=max_bad_share, shard_size=shard_size, say=say)
+    _wait_for(table / "summary.json", inventory)
+    hours = json.loads((table / "summary.json").read_text())["hours"]
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if settings.device == "cpu" and world == 1 else 1
+    with _progress(hours, quiet=as_json or rank > 0) as on_seconds:
+        summary = extract_corpus(table, root, inventory, out / "units", settings, processes, chosen, max_bad_share, on_seconds)
+    lines = [f"{summary['hours']:.2f} h in {summary['utterances']} utterances → {summary['units']} units, shards {summary['shards']}"]
+    lines += [f"{summary['bad']} utterances in quarantine: {out}/units/quarantine-*.parquet"] * bool(summary["bad"])
+    lines += [f"bf16 gave another unit than fp32 in {summary['miss_rate']:.3%} of the frames checked"] * (summary["miss_rate"] is not None)
+    lines += [f"{summary['approximate']} recordings are approximate: longer than {settings.attention_limit_s:.0f} s"] * bool(summary["approximate"])
+    if rank == 0:
+        print(json.dumps(summary) if as_json else "\n".join(lines))
+
+
+@units_app.command("train")
+def train_inventory(
+    corpus: CorpusOption,
+    root: RootOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the utterance table, the training and the inventory.")],
+    recipe: Annotated[str, typer.Option(help="Whose `units` section to follow: smoke, lab, or the path of a .yaml file.")] = "lab",
+    split: SplitOption = None,
+    iterations: Annotated[int | None, typer.Option(min=1, max=2, help="1: MFCC targets. 2: then targets from the first encoder.")] = None,
+    encoder: EncoderOption = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a unit inventory from speech alone: HuBERT, then k-means on a layer; with --encoder k-means only."""
+    from speechgpt_lib.corpora.prepare import prepare
+    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.units.training import train_on_corpus
+
+    settings = load_recipe(recipe, seed).units
+    if iterations is not None:
+        settings = settings.model_copy(update={"hubert": settings.hubert.model_copy(update={"iterations": iterations})})
+    table = out / "utterances"
+    prepare(corpus, root, table, split, say=lambda line: print(line, file=sys.stderr))
+
+    def tell(record: dict) -> None:
+        if record["step"] % 100 == 0:
+            print(f"step {record['step']}: {record['masked_accuracy']:.1%} of the hidden frames guessed", file=sys.stderr)
+
+    inventory = train_on_corpus(table, root, settings, out, seed=seed, encoder=encoder, on_log=tell)
+    result = {"inventory": inventory.id, "clusters": inventory.count, "layer": inventory.layer, "folder": str(out / "inventory")}
+    print(json.dumps(result) if as_json else f"inventory {inventory.id} in {out / 'inventory'}: use it with --run {out / 'inventory'}")
+
+
+# --- helpers ------------------------------------------------------------------------------------------------------------------------
+def _inventory(run: Path | None, encoder: str | None, layer: int | None, kmeans: str | None):
+    from speechgpt_lib.units.foreign import open_inventory
+
+    return open_inventory(run or (None if encoder else DEFAULT_RUN), encoder, layer, kmeans)
+
+
+def _save_inventory(inventory, folder: Path) -> Path:
+    """Keep the inventory beside its units, for the worker processes and for whoever reads the units later."""
+    from speechgpt_lib.runs.artefacts import atomic_path, read_json
+    from speechgpt_lib.units.inventory import check_inventory
+
+    if folder.is_dir():
+        check_inventory(inventory.id, read_json(folder / "inventory.json")["id"], f"{folder.parent}")
+        return folder
+    with atomic_path(folder) as temporary:
+        inventory.save(temporary)
+    return folder
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device} was asked for, but torch sees no GPU: leave it out, or install torch with CUDA")
+    return device
+
+
+def _shards(text: str | None, rank: int, world: int) -> slice:
+    if text is None:
+        return slice(rank, None, world)
+    if world > 1:
+        raise UserError("--shards and several launched processes exclude each other: a process takes its part by its rank")
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(p == "" or p.isdigit() for p in parts) or (len(parts) == 3 and parts[2] == "0"):
+        raise UserError(f"--shards {text!r} is no range: expected A:B, such as 0:10, or K::N for every N-th from K")
+    return slice(*(int(p) if p else None for p in parts))
