@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -155,7 +154,9 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
 
 def unpack(path: Path, out: Path, folder: str) -> None:
     """Unpack `path` so that `out/folder` appears at once and whole, or not at all; other files in the archive come beside it."""
-    aside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=out))
+    aside = out / f".unpacking-{path.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a program that was killed
+    aside.mkdir()
     try:
         with tarfile.open(path) as tar:
             for member in tar:
