@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from speechgpt_lib import __version__
+from speechgpt_lib import __version__, corpora_cli
 from speechgpt_lib.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 corpora_app = typer.Typer(help="Speech to train and test on.", no_args_is_help=True)
+corpora_app.add_typer(corpora_cli.commands)
 app.add_typer(corpora_app, name="corpora")
 
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory to use.")]

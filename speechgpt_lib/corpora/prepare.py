@@ -160,6 +160,8 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
     summary |= {"skipped": dict(sorted(no_fault.items()))}
     for stale in sorted(out.glob("segments-*.parquet"))[len(parts) :]:  # of a longer list before
         stale.unlink()
+    for killed in out.glob(".*.parquet.*"):  # temporary folders of writes that were killed
+        shutil.rmtree(killed, ignore_errors=True)
     write_json(out / SUMMARY, summary)
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,25 @@ def test_interrupted_at_any_write_it_goes_on_to_the_same_files(spoilt, tmp_path,
     prepare("librispeech", spoilt, tmp_path / "killed", workers=3, **settings)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert len(looked_at) <= 11 - 4 * finished + (finished == 3)  # what was finished is not looked at again
+
+
+def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
+    """No exception handler runs: what is on disk is what the next process finds."""
+    prepare("librispeech", corpus, tmp_path / "whole", shard_size=2)
+    program = (
+        "import os, sys\nfrom speechgpt_lib.corpora import prepare as room\n"
+        "genuine = room.write_rows\n"
+        "def dying(path, rows, schema):\n"
+        "    genuine(path, (row if row.id != '9-7-0001' else os.kill(os.getpid(), 9) for row in rows), schema)\n"
+        "room.write_rows = dying\n"
+        "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, corpus, tmp_path / "killed"], cwd=Path(room.__file__).parents[2])
+    assert killed.returncode == -9
+    left = sorted(path.name for path in (tmp_path / "killed").glob("*.parquet"))
+    assert left == ["segments-00000.parquet", "segments-00001.parquet"] and list((tmp_path / "killed").glob(".segments-*"))
+    prepare("librispeech", corpus, tmp_path / "killed", shard_size=2)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
 def test_a_list_that_changed_meanwhile_is_read_again(corpus, tmp_path):
