@@ -13,6 +13,7 @@ import typer
 
 from speechgpt_lib import __version__, corpora_cli
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.units_cli import units_app
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",
@@ -23,6 +24,7 @@ app = typer.Typer(
 corpora_app = typer.Typer(help="Speech to train and test on.", no_args_is_help=True)
 corpora_app.add_typer(corpora_cli.commands)
 app.add_typer(corpora_app, name="corpora")
+app.add_typer(units_app, name="units")
 
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory to use.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -60,21 +62,6 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 # --- talking to a trained run -------------------------------------------------------------------------------------------------------
-@app.command()
-def units(audio: Path, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
-    """Turn a sound file into units, as `<sosp><12><7>…<eosp>`."""
-    from speechgpt_lib import pipeline
-    from speechgpt_lib.corpora.audio import read_audio
-    from speechgpt_lib.units.sequence import format_units
-
-    opened = _open(run)
-    wave = read_audio(audio)
-    inventory = pipeline.inventory_of(opened)
-    merged, durations = inventory.encode(wave)
-    result = {"path": str(audio), "units": merged.tolist(), "durations": durations.tolist(), "inventory": inventory.id}
-    _print(result | {"text": format_units(merged)}, format_units(merged), as_json)
-
-
 @app.command()
 def speak(units: str, out: OutOption, run: RunOption = DEFAULT_RUN, speed: float = 1.0, as_json: JsonOption = False) -> None:
     """Turn units, given as `<sosp><12><7>…<eosp>` (or - for standard input), into a sound file."""

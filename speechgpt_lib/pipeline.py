@@ -30,6 +30,7 @@ from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
+from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.hubert import build_encoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -42,6 +43,7 @@ CORPUS = "01_unit_extraction/corpus"
 HUBERT = "01_unit_extraction/hubert"
 INVENTORY = "01_unit_extraction/inventory"
 UNITS = "01_unit_extraction/units"
+UNIT_GRID = "01_unit_extraction/grid"
 VOCODER = "02_unit_vocoder/vocoder"
 CROSS_MODAL_SET = "03_cross_modal_instructions/cross_modal_set"
 TEXT_TO_UNIT = "04_chain_of_modality_instructions/text_to_unit"
@@ -102,17 +104,34 @@ def compare_units(run: Run, inventory: UnitInventory, mfcc_units: KMeansUnits, p
     """Quality of HuBERT units and of MFCC units on the same held-out utterances, against the phones that were spoken."""
     from speechgpt_lib.units.hubert import normalise_utterance
 
-    held_out = read_utterances(run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]})
-    chosen, taken = [], {}
-    for utterance in held_out:
-        taken[utterance.voice] = taken.get(utterance.voice, 0) + 1
-        if taken[utterance.voice] <= per_voice:
-            chosen.append(utterance)
-    phones = [[(p.start, p.end, p.label) for p in u.phones] for u in chosen]
-    voices = [u.voice for u in chosen]
-    hubert = [inventory.kmeans.assign(inventory.features(u.wave)) for u in chosen]
-    baseline = [mfcc_units.assign(normalise_utterance(mfcc(torch.from_numpy(u.wave))).numpy()) for u in chosen]
+    waves, phones, voices = zip(*_aligned(run, per_voice), strict=True)
+    hubert = [inventory.kmeans.assign(inventory.features(wave)) for wave in waves]
+    baseline = [mfcc_units.assign(normalise_utterance(mfcc(torch.from_numpy(wave))).numpy()) for wave in waves]
     return {name: vars(unit_quality(units, phones, voices)) for name, units in (("hubert", hubert), ("mfcc", baseline))}
+
+
+def make_unit_grid(run: Run, force: bool = False, utterances: int = 300) -> Step:
+    """Quality of units by layer and number of clusters, beside the layer and number that the recipe chose."""
+    corpus, hubert, settings = run.require(CORPUS), run.require(HUBERT), run.recipe.units
+
+    def make(work: Path) -> dict:
+        encoder = build_encoder(settings.hubert).eval()
+        load_module(encoder, hubert.path / "encoder.safetensors")
+        training = [u.wave for u in _training_speech(corpus, utterances, run.recipe.seed + 1)]
+        clusters = sorted({max(2, settings.clusters * factor // 4) for factor in (1, 2, 4, 8)})
+        return {"rows": list(quality_grid(encoder, training, _aligned(run, 20), clusters, run.recipe.seed))}
+
+    return run.step(UNIT_GRID, make, settings={"clusters": settings.clusters}, inputs={"corpus": corpus, "hubert": hubert}, force=force)
+
+
+def _aligned(run: Run, per_voice: int) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
+    """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end s, label)], voice)."""
+    chosen, taken = [], {}
+    for u in read_utterances(run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]}):
+        taken[u.voice] = taken.get(u.voice, 0) + 1
+        if taken[u.voice] <= per_voice:
+            chosen.append((u.wave, [(p.start, p.end, p.label) for p in u.phones], u.voice))
+    return chosen
 
 
 def make_units(run: Run, force: bool = False) -> Step:

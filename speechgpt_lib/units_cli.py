@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +122,9 @@ def extract(
     lines = [f"{summary['hours']:.2f} h in {summary['utterances']} utterances → {summary['units']} units, shards {summary['shards']}"]
     lines += [f"{summary['bad']} utterances in quarantine: {out}/units/quarantine-*.parquet"] * bool(summary["bad"])
     lines += [f"bf16 gave another unit than fp32 in {summary['miss_rate']:.3%} of the frames checked"] * (summary["miss_rate"] is not None)
-    lines += [f"{summary['approximate']} recordings are approximate: longer than {settings.attention_limit_s:.0f} s"] * bool(summary["approximate"])
+    lines += [f"{summary['approximate']} recordings are approximate: longer than {settings.attention_limit_s:.0f} s"] * bool(
+        summary["approximate"]
+    )
     if rank == 0:
         print(json.dumps(summary) if as_json else "\n".join(lines))
 
@@ -195,3 +200,33 @@ def _shards(text: str | None, rank: int, world: int) -> slice:
     if len(parts) not in (2, 3) or not all(p == "" or p.isdigit() for p in parts) or (len(parts) == 3 and parts[2] == "0"):
         raise UserError(f"--shards {text!r} is no range: expected A:B, such as 0:10, or K::N for every N-th from K")
     return slice(*(int(p) if p else None for p in parts))
+
+
+def _wait_for(summary: Path, inventory: Path, patience_s: float = 6 * 3600) -> None:
+    """Processes launched together: the first one prepares, the others wait."""
+    started = time.monotonic()
+    while not (summary.is_file() and (inventory / "inventory.json").is_file()):
+        if time.monotonic() - started > patience_s:
+            raise UserError(f"{summary} did not come within {patience_s / 3600:.0f} h: did the first process fail?")
+        time.sleep(1)
+
+
+@contextlib.contextmanager
+def _progress(hours: float, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+    """A bar with the hours of audio done, their speed against real time, and the time left."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.completed:.2f} of {task.total:.2f} h  {task.fields[speed]}")
+    with Progress(BarColumn(), text, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task, started = progress.add_task("units", total=hours, speed=""), time.monotonic()
+
+        def on_seconds(seconds: float) -> None:
+            progress.update(task, advance=seconds / 3600)
+            done = progress.tasks[0].completed * 3600 / max(time.monotonic() - started, 1e-9)
+            progress.update(task, speed=f"{done:.0f} x real time")
+
+        yield on_seconds
