@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRAME_S = 0.02
+HIGHEST_HZ = 6000
 
 
 def unit_colors(count: int):
@@ -29,7 +30,7 @@ def spectrogram_with_units(
     durations: np.ndarray,
     count: int,
     phones: Sequence[tuple[float, float, str]] = (),
-    seconds: float = 2.0,
+    seconds: float = 1.6,
     sample_rate: int = 16_000,
 ) -> Figure:
     """The first `seconds` of a wave (samples,) as spectrogram; below it its merged units (n,) as long as they last in frames of 20 ms.
@@ -40,13 +41,13 @@ def spectrogram_with_units(
 
     shown = min(seconds, len(wave) / sample_rate)
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True, height_ratios=[4, 1])
-    samples = np.asarray(wave[: int(shown * sample_rate)], dtype=np.float64)
-    top.specgram(samples + 1e-6, NFFT=400, Fs=sample_rate, noverlap=320, vmin=-120, vmax=-30)
-    top.set(ylim=(0, 6000), ylabel="Hz", yticks=[0, 2000, 4000, 6000])
+    loudness = _decibels(np.asarray(wave[: int(shown * sample_rate)], dtype=np.float64), sample_rate)
+    top.imshow(loudness.T, extent=(0, shown, 0, HIGHEST_HZ), origin="lower", aspect="auto", vmin=-70, vmax=0, interpolation="nearest")
+    top.set(ylim=(0, HIGHEST_HZ + 700), ylabel="Hz", yticks=[0, 2000, 4000, 6000])
     for start, end, label in phones:
         if end <= shown:
-            top.axvline(end, color="white", linewidth=0.6, alpha=0.7)
-            top.text((start + end) / 2, 5600, label, color="white", ha="center", va="center", fontsize=9)
+            top.plot([end, end], [0, HIGHEST_HZ + 700], color="#888888", linewidth=0.6)
+            top.text((start + end) / 2, HIGHEST_HZ + 350, label, ha="center", va="center", fontsize=9)
     frames = expand(units, durations)[: int(shown / FRAME_S)]
     extent = (0, len(frames) * FRAME_S, 0, 1)
     bottom.imshow(frames[None], extent=extent, aspect="auto", cmap=unit_colors(count), vmin=0, vmax=count - 1, interpolation="nearest")
@@ -58,3 +59,12 @@ def spectrogram_with_units(
     for ax in (top, bottom):
         ax.grid(False)
     return fig
+
+
+def _decibels(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Loudness (times, frequencies up to `HIGHEST_HZ`) in dB below the loudest, windows of 25 ms every 10 ms."""
+    width, hop = sample_rate // 40, sample_rate // 100
+    windows = np.lib.stride_tricks.sliding_window_view(wave, width)[::hop] * np.hanning(width)
+    power = np.abs(np.fft.rfft(windows, 512)) ** 2
+    power = power[:, : round(HIGHEST_HZ / sample_rate * 512)]
+    return 10 * np.log10(power / power.max() + 1e-10)
