@@ -88,7 +88,8 @@ def extract(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 (faster; its misses against fp32 are counted).")] = "fp32",
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one per core on a CPU, one on a GPU.")] = None,
-    shards: Annotated[str | None, typer.Option(help="For the jobs of an array: only shards A:B, or K:N:J (K, K+J, …).")] = None,
+    shards: Annotated[str | None, typer.Option(help="For the jobs of an array: only shards A:B, or K::N for every N-th from K.")] = None,
+    launched: Annotated[int, typer.Option(min=1, help="How many processes torchrun or accelerate launch starts.")] = 1,
     long_audio: Annotated[str, typer.Option(help="exact, or release (chunks of 100 s, as published).")] = "exact",
     batch_seconds: Annotated[float, typer.Option(min=0, help="Padded audio in a batch; 0 chooses by device.")] = 0.0,
     shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 1000,
@@ -97,13 +98,15 @@ def extract(
 ) -> None:
     """Turn a corpus into unit tables; stopped at any point and started again, it goes on with the shard it was at.
 
-    Several machines: give each its --shards, or start it with `accelerate launch`: then each process takes its part.
+    Several machines: give each its --shards, or start N processes by torchrun or `accelerate launch` with --launched N.
     """
     from speechgpt_lib.corpora.prepare import prepare
     from speechgpt_lib.units.corpus_units import extract_corpus
     from speechgpt_lib.units.encode import Extraction
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world != launched:  # a launcher that starts processes which don't know of each other would do everything N times
+        raise UserError(f"--launched says {launched}, but {world} processes know of each other: start exactly {launched}, or change it")
     settings = Extraction(_device(device), precision, batch_seconds, long_audio)
     chosen = _shards(shards, rank, world)
     folder = run or (Path("runs") / recipe if encoder is None else None)

@@ -143,7 +143,8 @@ class FeatureEncoder:
         bias, width, groups = self._tensor(conv.bias), conv.kernel_size[0], conv.groups
 
         def position(x: Tensor) -> Tensor:
-            y = F.conv2d(x.transpose(1, 2)[:, :, None], weight, bias, padding=(0, width // 2), groups=groups)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default a GPU rounds a convolution's input to 10 bits
+                y = F.conv2d(x.transpose(1, 2)[:, :, None], weight, bias, padding=(0, width // 2), groups=groups)
             return F.gelu(y[:, :, 0, : x.shape[1]].transpose(1, 2))
 
         return position
