@@ -141,17 +141,21 @@ def train_inventory(
     split: SplitOption = None,
     iterations: Annotated[int | None, typer.Option(min=1, max=2, help="1: MFCC targets. 2: then targets from the first encoder.")] = None,
     encoder: EncoderOption = None,
+    layer: Annotated[int | None, typer.Option(help="Default: units.layer of the recipe.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Default: units.clusters of the recipe.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a unit inventory from speech alone: HuBERT, then k-means on a layer; with --encoder k-means only."""
     from speechgpt_lib.corpora.prepare import prepare
     from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.units.foreign import encoder_from
     from speechgpt_lib.units.training import train_on_corpus
 
     settings = load_recipe(recipe, seed).units
     if iterations is not None:
         settings = settings.model_copy(update={"hubert": settings.hubert.model_copy(update={"iterations": iterations})})
+    settings = settings.model_copy(update={k: v for k, v in {"layer": layer, "clusters": clusters}.items() if v is not None})
     table = out / "utterances"
     prepare(corpus, root, table, split, say=lambda line: print(line, file=sys.stderr))
 
@@ -159,7 +163,8 @@ def train_inventory(
         if record["step"] % 100 == 0:
             print(f"step {record['step']}: {record['masked_accuracy']:.1%} of the hidden frames guessed", file=sys.stderr)
 
-    inventory = train_on_corpus(table, root, settings, out, seed=seed, encoder=encoder, on_log=tell)
+    model, normalize = encoder_from(encoder) if encoder else (None, False)
+    inventory = train_on_corpus(table, root, settings, out, seed=seed, encoder=model, normalize=normalize, on_log=tell)
     result = {"inventory": inventory.id, "clusters": inventory.count, "layer": inventory.layer, "folder": str(out / "inventory")}
     print(json.dumps(result) if as_json else f"inventory {inventory.id} in {out / 'inventory'}: use it with --run {out / 'inventory'}")
 

@@ -46,7 +46,7 @@ def cluster_layer(
     """k-means over the frames of one layer → inventory."""
     features = layer_features(encoder, settings.layer, device)
     kmeans = fit_kmeans([features(wave) for wave in waves], settings.clusters, seed, settings.kmeans_frames)
-    return UnitInventory.create(encoder, settings.layer, kmeans)
+    return UnitInventory.create(encoder, settings.layer, kmeans, normalize)
 
 
 def utterances_for(frames: int) -> int:
@@ -54,26 +54,34 @@ def utterances_for(frames: int) -> int:
     return max(40, frames // FRAMES_PER_UTTERANCE)
 
 
-def layer_features(encoder: HubertModel, layer: int, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
+def layer_features(encoder: HubertModel, layer: int, device: str = "cpu", normalize: bool = False) -> Callable[[np.ndarray], np.ndarray]:
     """wave (samples,) → features (frames, width) of one layer, before there are any centroids."""
-    features = FeatureEncoder(encoder, layer, device)
+    features = FeatureEncoder(encoder, layer, device, normalize=normalize)
     return lambda wave: features([wave])[0].cpu().numpy()
 
 
 def train_on_corpus(
-    table: Path, root: Path, settings: UnitSettings, out: Path, *, seed: int, encoder: HubertModel | None = None, **options
+    table: Path,
+    root: Path,
+    settings: UnitSettings,
+    out: Path,
+    *,
+    seed: int,
+    encoder: HubertModel | None = None,
+    normalize: bool = False,
+    **options,
 ) -> UnitInventory:
     """An inventory from a prepared corpus, in `out/inventory`; training resumes from `out/training`.
 
     As many utterances as `settings.hubert.utterances` are held in memory, however large the corpus; k-means takes others.  With
-    `encoder` only k-means is made.
+    `encoder`, which may want normalised waveforms, only k-means is made.
     """
     if encoder is None:
         speech = list(read_all(root, sample_segments(table, settings.hubert.utterances, seed)))
         encoder, _, _ = train_encoder(speech, settings, out / "training", seed=seed, **options)
         del speech
     others = sample_segments(table, utterances_for(settings.kmeans_frames), seed + 1)
-    inventory = cluster_layer(encoder, read_all(root, others), settings, seed)
+    inventory = cluster_layer(encoder, read_all(root, others), settings, seed, normalize)
     with atomic_path(out / "inventory") as temporary:
         inventory.save(temporary)
     return inventory

@@ -1,0 +1,78 @@
+"""Foreign PyTorch checkpoints: tensors and settings come out, code stays where it is."""
+
+import argparse
+
+import pytest
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.foreign.checkpoints import load_torch_checkpoint
+from speechgpt_lib.foreign.stubs import Stub, plain
+from tests.foreign.hostile import Hostile, HostileEval, module_with
+
+ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+
+
+@ZIP
+def test_tensors_come_out_and_foreign_objects_are_stand_ins(tmp_path, zipped):
+    with module_with("fairseq.data.dictionary", "Dictionary") as dictionary:
+        words = dictionary()
+        words.symbols = ["<s>", "<pad>"]
+        state = {"model": {"w": torch.arange(3.0)}, "args": argparse.Namespace(layers=4), "task_state": {"dictionaries": [words]}}
+        torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    found = load_torch_checkpoint(tmp_path / "x.pt")
+    assert found["model"]["w"].tolist() == [0, 1, 2] and plain(found["args"]) == {"layers": 4}
+    stand_in = found["task_state"]["dictionaries"][0]
+    assert isinstance(stand_in, Stub) and stand_in.symbols == ["<s>", "<pad>"]
+
+
+@ZIP
+@pytest.mark.parametrize("kind", [Hostile, HostileEval])
+@pytest.mark.parametrize("wrap", [lambda x: {"model": x}, lambda x: x, lambda x: {"a": [({"b": x},)]}])
+def test_hostile_files_are_refused_and_run_nothing(tmp_path, zipped, kind, wrap):
+    marker = tmp_path / "ran"
+    torch.save(wrap(kind(marker)), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"x.pt was not read: .*(system|eval)"):
+        load_torch_checkpoint(tmp_path / "x.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"\x80\x02garbage" * 20, "not read|no whole PyTorch checkpoint"),
+        (b"PK\x03\x04" + b"x" * 200, "not read|no whole PyTorch checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, content, words):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_torch_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_cut_off_checkpoint_is_named(tmp_path):
+    torch.save({"model": {"w": torch.randn(1000)}}, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:2000])
+    with pytest.raises(UserError, match="x.pt"):
+        load_torch_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_missing_file_and_a_lone_tensor_are_named(tmp_path):
+    with pytest.raises(UserError, match="no file at"):
+        load_torch_checkpoint(tmp_path / "absent.pt")
+    torch.save(torch.zeros(2), tmp_path / "x.pt")
+    with pytest.raises(UserError, match="holds a Tensor, expected a dictionary"):
+        load_torch_checkpoint(tmp_path / "x.pt")
+
+
+def test_omegaconf_containers_become_plain():
+    def stand_in(**attributes):
+        made = Stub()
+        made.__dict__.update(attributes)
+        return made
+
+    config = stand_in(_content={"layers": stand_in(_val=4), "names": stand_in(_content=[stand_in(_val="a")])})
+    assert plain({"cfg": config}) == {"cfg": {"layers": 4, "names": ["a"]}}
