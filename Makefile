@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install tutorial lab test test-fast lint clean
+.PHONY: help install tutorial lab fairseq test test-fast lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -18,6 +18,8 @@ tutorial: install  ## train your own SpeechGPT on the lab recipe and hear it ans
 
 lab: install  ## open the notebooks in JupyterLab
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks
+
+fairseq: $(VENV)/.fairseq  ## install the real fairseq beside the rest, to compare with (1 minute; needs g++ and Python's headers)
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2
@@ -52,4 +54,13 @@ $(VENV)/.lock: requirements.lock
 # The lock has brought setuptools and every dependency: nothing is left to resolve or to download.
 $(VENV)/.package: $(VENV)/.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# fairseq comes as sources.  Its own requirements name versions that can't be installed here: hence --no-deps and a list of its own.
+$(VENV)/.fairseq: $(VENV)/.package requirements-fairseq.lock
+	@command -v g++ >/dev/null || { \
+	echo "make: fairseq is compiled here, but there is no g++; on Debian and Ubuntu: apt install g++" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys, sysconfig, os; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
+	echo "make: fairseq is compiled here, but Python's headers are missing; on Debian and Ubuntu: apt install python3-dev" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements-fairseq.lock
 	@touch $@

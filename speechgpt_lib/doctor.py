@@ -184,7 +184,7 @@ def optional_checks() -> list[Check]:
     """Parts one can do without: Python modules by `find_spec`, programs by PATH; nothing is imported or started."""
     judge = "`speechgpt evaluate` can't judge spoken answers; pip install -e '.[judge]'"
     course = "no graded course labs (a later version); pip install -e '.[course]'"
-    fairseq = "no side-by-side comparison with the original code (a later version)"
+    fairseq = "no `units --backend fairseq` and no side-by-side tests with the original; make fairseq"
     slurm = "no runs on a cluster (a later version); everything runs on this machine"
     browsers = ["chromium", "chromium-browser", "google-chrome"]
     return [

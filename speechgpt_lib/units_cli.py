@@ -123,11 +123,12 @@ def extract(
     with _progress(hours, quiet=as_json or rank > 0) as on_seconds:
         summary = extract_corpus(table, root, inventory, out / "units", settings, processes, chosen, max_bad_share, on_seconds)
     lines = [f"{summary['hours']:.2f} h in {summary['utterances']} utterances → {summary['units']} units, shards {summary['shards']}"]
-    lines += [f"{summary['bad']} utterances in quarantine: {out}/units/quarantine-*.parquet"] * bool(summary["bad"])
-    lines += [f"bf16 gave another unit than fp32 in {summary['miss_rate']:.3%} of the frames checked"] * (summary["miss_rate"] is not None)
-    lines += [f"{summary['approximate']} recordings are approximate: longer than {settings.attention_limit_s:.0f} s"] * bool(
-        summary["approximate"]
-    )
+    if summary["bad"]:
+        lines.append(f"{summary['bad']} utterances in quarantine: {out}/units/quarantine-*.parquet")
+    if summary["miss_rate"] is not None:
+        lines.append(f"{precision} gave another unit than fp32 in {summary['miss_rate']:.3%} of the frames checked")
+    if summary["approximate"]:
+        lines.append(f"{summary['approximate']} recordings are approximate: longer than {settings.attention_limit_s:.0f} s")
     if rank == 0:
         print(json.dumps(summary) if as_json else "\n".join(lines))
 

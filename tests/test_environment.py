@@ -41,7 +41,7 @@ SETUP_FILES = [
     ".gitignore",
     ".gitattributes",
 ]
-TARGETS = ["install", "tutorial", "lab", "test", "test-fast", "lint", "clean"]
+TARGETS = ["install", "tutorial", "lab", "fairseq", "test", "test-fast", "lint", "clean"]
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 
 from speechgpt_lib.corpora.audio import SAMPLE_RATE
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.units.features import FeatureEncoder
+from speechgpt_lib.units.features import PRECISIONS, FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner
-from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
+from speechgpt_lib.units.long_audio import MODES, RELEASE_CHUNK, encode_long
 from speechgpt_lib.units.sequence import merge
 
 CHECK_EVERY = 20  # with bf16, every twentieth batch is also encoded in fp32
@@ -34,6 +34,11 @@ class Extraction:
     batch_s: float = 0.0  # seconds of padded audio in a batch; 0 = 16 on a CPU, where more doesn't help, and 400 elsewhere
     long_audio: str = "exact"
     attention_limit_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for value, allowed, what in ((self.precision, PRECISIONS, "precision"), (self.long_audio, MODES, "way to treat long audio")):
+            if value not in allowed:
+                raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(allowed)}")
 
     @property
     def budget_s(self) -> float:

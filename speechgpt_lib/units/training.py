@@ -41,10 +41,10 @@ def train_encoder(waves: list[np.ndarray], settings: UnitSettings, work: Path, *
 
 
 def cluster_layer(
-    encoder: HubertModel, waves: Iterable[np.ndarray], settings: UnitSettings, seed: int, device: str = "cpu"
+    encoder: HubertModel, waves: Iterable[np.ndarray], settings: UnitSettings, seed: int, normalize: bool = False
 ) -> UnitInventory:
     """k-means over the frames of one layer → inventory."""
-    features = layer_features(encoder, settings.layer, device)
+    features = layer_features(encoder, settings.layer, normalize=normalize)
     kmeans = fit_kmeans([features(wave) for wave in waves], settings.clusters, seed, settings.kmeans_frames)
     return UnitInventory.create(encoder, settings.layer, kmeans, normalize)
 

@@ -1,0 +1,123 @@
+"""The real fairseq beside our own reader: the same features and units from the same file.  Needs `make fairseq`."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.units import fairseq_backend
+from speechgpt_lib.units.fairseq_backend import FairseqEncoder, import_fairseq, is_installed, refuse_code
+from speechgpt_lib.units.features import FeatureEncoder
+from speechgpt_lib.units.foreign import hubert_from_fairseq
+from speechgpt_lib.units.long_audio import encode_long
+from tests.foreign.hostile import Hostile
+from tests.units.test_features import noise
+from tests.units.test_foreign import SETTINGS
+
+
+@pytest.fixture(scope="module")
+def fairseq():
+    if not is_installed():
+        if "fairseq" in os.environ.get("SPEECHGPT_REQUIRE", ""):
+            pytest.fail("fairseq is required here, but it isn't installed: make fairseq")
+        pytest.skip("fairseq isn't installed: make fairseq")
+    return import_fairseq()
+
+
+def checkpoint(path, fairseq, normalize=False, **changes):
+    """A HuBERT that fairseq itself builds and that is saved as its trainer does, with spread weights."""
+    from fairseq.models.hubert.hubert import HubertConfig, HubertModel
+    from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
+
+    settings = SETTINGS | {"encoder_layers": 3, "conv_pos": 128, "conv_pos_groups": 16, "final_dim": 8, "untie_final_proj": True} | changes
+    settings |= {"required_seq_len_multiple": 2, "label_rate": 50.0}
+    config = HubertConfig(**{key: value for key, value in settings.items() if key != "_name"})
+    dictionary = fairseq.data.dictionary.Dictionary()
+    for k in range(10):
+        dictionary.add_symbol(str(k))
+    torch.manual_seed(0)
+    task = HubertPretrainingConfig(data="data", labels=["km"], label_dir="data", label_rate=50.0, normalize=normalize)
+    model = HubertModel(config, task, [dictionary])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    task_settings = {"_name": "hubert_pretraining", "data": "data", "labels": ["km"], "label_dir": "data", "label_rate": 50.0}
+    cfg = {"model": settings, "task": task_settings | {"normalize": normalize, "sample_rate": 16000}, "common": {}}
+    state = {"args": None, "cfg": cfg, "model": model.state_dict(), "task_state": {"dictionaries": [dictionary]}}
+    history = {"criterion_name": "HubertCriterion", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
+    state |= {"optimizer_history": [history], "extra_state": {"train_iterator": {"epoch": 1}}, "last_optimizer_state": None}
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("normalize", "changes"),
+    [
+        (False, {}),
+        (True, {"layer_norm_first": True, "extractor_mode": "layer_norm", "conv_bias": True}),
+        (False, {"conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"}),
+    ],
+    ids=["base", "large", "no projection"],
+)
+def test_our_reader_and_fairseq_agree_on_every_layer(fairseq, tmp_path, normalize, changes):
+    path = checkpoint(tmp_path / "x.pt", fairseq, normalize, **changes)
+    model, found_normalize = hubert_from_fairseq(path)
+    assert found_normalize is normalize
+    for layer in (1, 2, 3):
+        theirs = FairseqEncoder(path, layer)
+        for samples in (16_000, 16_500, 400, 719):
+            (ours,) = FeatureEncoder(model, layer, normalize=normalize)([noise(samples)])
+            np.testing.assert_allclose(ours, theirs.features(noise(samples)), atol=1e-5)
+
+
+def test_units_and_release_chunks_agree(fairseq, tmp_path, monkeypatch):
+    monkeypatch.setattr("speechgpt_lib.units.long_audio.RELEASE_CHUNK", 16_000)
+    path, wave = checkpoint(tmp_path / "x.pt", fairseq), noise(40_399)
+    model, _ = hubert_from_fairseq(path)
+    theirs = FairseqEncoder(path, 2)
+    ours = encode_long(FeatureEncoder(model, 2), wave, "release").features.numpy()
+    np.testing.assert_allclose(ours, theirs.features(wave, chunk=16_000), atol=1e-5)
+    centroids = ours[::7].copy()
+    from speechgpt_lib.units.kmeans import KMeansUnits
+
+    (single,) = FeatureEncoder(model, 2)([wave])
+    assert KMeansUnits(centroids).assign(single.numpy()).tolist() == theirs.units(wave, centroids).tolist()
+
+
+def test_the_fixture_gives_what_fairseq_gave(fairseq, reference):
+    import json
+
+    folder = reference / "fixtures" / "fairseq"
+    encoder = FairseqEncoder(folder / "hubert" / "tiny_mhubert.pt", 3)
+    wave, centroids = np.load(folder / "hubert" / "wav.npy"), np.load(folder / "kmeans" / "cluster_centers.npy")
+    np.testing.assert_allclose(encoder.features(wave), np.load(folder / "hubert" / "features.npz")["layer3"], atol=1e-5)
+    assert encoder.units(wave, centroids).tolist() == json.loads((folder / "kmeans" / "units.json").read_text())["units"]
+
+
+def test_mistakes_are_named(fairseq, tmp_path):
+    path = checkpoint(tmp_path / "x.pt", fairseq)
+    with pytest.raises(UserError, match="layers 1 to 3, layer 4"):
+        FairseqEncoder(path, 4)
+    with pytest.raises(UserError, match="too short"):
+        FairseqEncoder(path, 1).features(noise(399))
+    with pytest.raises(UserError, match="width 32 but the centroids have 7"):
+        FairseqEncoder(path, 1).units(noise(4000), np.zeros((3, 7), np.float32))
+
+
+def test_code_never_reaches_fairseqs_loader(tmp_path):
+    marker = tmp_path / "ran"
+    torch.save({"model": Hostile(marker)}, tmp_path / "new.pt")
+    torch.save({"model": Hostile(marker)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name, words in (("new.pt", "asks to run .*system"), ("old.pt", "before PyTorch 1.6")):
+        with pytest.raises(UserError, match=words):
+            refuse_code(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_without_fairseq_the_command_is_named(monkeypatch):
+    monkeypatch.setattr(fairseq_backend, "is_installed", lambda: False)
+    import_fairseq.cache_clear()
+    with pytest.raises(UserError, match="make fairseq"):
+        import_fairseq()
