@@ -29,6 +29,7 @@ from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.checkpoints import load_module, save_module
+from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.hubert import build_encoder
@@ -58,7 +59,7 @@ OnLog = Callable[[dict], None] | None
 
 
 def training_options(run: Run, on_log: OnLog) -> dict:
-    return {"seed": run.recipe.seed, "device": run.recipe.device, "world_size": run.recipe.processes, "on_log": on_log}
+    return {"seed": run.recipe.seed, "device": resolve_device(run.recipe.device), "world_size": run.recipe.processes, "on_log": on_log}
 
 
 # --- 01 units -----------------------------------------------------------------------------------------------------------------------

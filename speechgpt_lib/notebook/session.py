@@ -17,6 +17,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.figure import show_table, use_house_style
 from speechgpt_lib.recipes.schema import Recipe, load_recipe
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.devices import resolve_device
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,6 @@ def start(recipe: str, run_dir: str, seed: int | None = None, device: str | None
     print(f"device   {session.device}, {torch.get_num_threads()} threads")
     print(f"results  {os.path.relpath(run.path)}{' (made anew: force is on)' if force else ''}")
     return session
-
-
-def resolve_device(device: str) -> str:
-    """The device meant by "auto": the first of CUDA, Apple's MPS and the CPU that is there.  Others must be there."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name, is_there in present.items() if is_there)
-    if not present[device]:
-        there = [name for name, is_there in present.items() if is_there]
-        raise UserError(f'device "{device}" is not available here; this machine has {", ".join(there)}; choose one or "auto"')
-    return device
 
 
 def require(session: Session, *steps: str) -> dict[str, Step]:

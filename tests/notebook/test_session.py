@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.notebook.session import require, resolve_device, show_results, start
+from speechgpt_lib.notebook.session import require, show_results, start
 from speechgpt_lib.runs.run import Run
+from speechgpt_lib.training.devices import resolve_device
 
 
 def make(work):

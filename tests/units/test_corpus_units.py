@@ -12,6 +12,8 @@ import pytest
 import soundfile
 
 from speechgpt_lib.corpora.prepare import prepare
+from speechgpt_lib.corpora.segment_tables import iterate_table
+from speechgpt_lib.corpora.segments import read_segment
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file, read_json
 from speechgpt_lib.units.corpus_units import extract_corpus
@@ -19,7 +21,7 @@ from speechgpt_lib.units.encode import Extraction
 from speechgpt_lib.units.extract import read_units
 from speechgpt_lib.units.inventory import UnitInventory
 from tests.builders import tiny_inventory
-from tests.units.test_features import noise
+from tests.units.test_features import make_encoder, noise
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,43 @@ def test_silence_longer_than_ten_minutes_is_one_unit(tmp_path):
     }
     write_units(tmp_path / "units-00000.parquet", [row], Counts(utterances=1), "x")
     assert next(read_units(tmp_path, "x")).durations.tolist() == [40_000]
+
+
+REAL = {
+    "librispeech": "LibriSpeech",
+    "common_voice": "CommonVoice/cv-corpus-17.0-2024-03-15",
+    "gigaspeech": "GigaSpeech",
+    "libri_light": "LibriLight",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_speech_of_four_corpora_in_batches_equals_one_by_one(reference, tmp_path, name):
+    root = reference / "speech" / REAL[name]
+    if not root.is_dir():
+        pytest.skip(f"no speech in {root}")
+    inventory = speech_inventory()
+    folder = tmp_path / "inventory"
+    folder.mkdir()
+    inventory.save(folder)
+    prepare(name, root, tmp_path / "table", decode=True)
+    segments = list(iterate_table(tmp_path / "table"))
+    summary = extract_corpus(tmp_path / "table", root, folder, tmp_path / "units", Extraction(batch_s=60.0))
+    assert summary["utterances"] == len(segments) > 0 and summary["bad"] == 0
+    rows = {row.id: row for row in read_units(tmp_path / "units", inventory.id)}
+    different = 0
+    for segment in segments:
+        alone = np.repeat(*inventory.encode(read_segment(root, segment)))
+        together = rows[segment.id].frames
+        assert len(alone) == len(together)
+        different += int((alone != together).sum())
+    assert different <= summary["near_ties"]  # and nowhere else
+
+
+def speech_inventory() -> UnitInventory:
+    """A small encoder with centroids out of its own features, so that many units are used."""
+    from speechgpt_lib.units.kmeans import KMeansUnits
+
+    model = make_encoder()
+    plain = UnitInventory.create(model, 3, KMeansUnits(np.zeros((1, 32), np.float32)))
+    return UnitInventory.create(model, 3, KMeansUnits(plain.features(noise(64_000, 1))[::3].copy()))
