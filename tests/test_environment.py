@@ -161,7 +161,7 @@ def test_every_import_is_declared(project, root):
     declared = {canonicalize_name(Requirement(text).name) for text in everything}
     # The wheel of parselmouth is one compiled module, which packages_distributions overlooks.
     providers = {**importlib.metadata.packages_distributions(), "parselmouth": ["praat-parselmouth"]}
-    own = {"speechgpt_lib", "tests", *sys.stdlib_module_names}
+    own = {"speechgpt_lib", "tests", "fairseq", *sys.stdlib_module_names}  # fairseq: by `make fairseq` only, and never required
     for module in sorted(set(imported) - own):
         distributions = {canonicalize_name(name) for name in providers.get(module, [module])}
         assert distributions & declared, f"{imported[module]} imports {module}, which pyproject.toml doesn't ask for"
@@ -286,10 +286,11 @@ def test_a_missing_python_is_named(root, tmp_path):
 
 
 def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_path):
-    (tmp_path / "make").write_text('#!/bin/sh\npwd\necho make "$@"\nexit 7\n')
+    (tmp_path / "make").write_text('#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n[ "$1" = test ] && exit 7\nexit 0\n')
     (tmp_path / "make").chmod(0o755)
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}
     command = ["bash", str(root / ".ci" / "run")]
     done = subprocess.run(command, cwd=tmp_path, env=path, stdin=subprocess.DEVNULL, text=True, capture_output=True)
-    assert done.stdout.splitlines() == [str(root), "make test"]
+    expected = [str(root), "make fairseq requires []", str(root), "make test requires [fairseq]"]
+    assert done.stdout.splitlines() == expected
     assert done.returncode == 7

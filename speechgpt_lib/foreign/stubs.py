@@ -6,6 +6,7 @@ have no business with are refused before, since whoever wrote them meant them to
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 
@@ -49,7 +50,7 @@ def stub_class(name: str) -> type[Stub]:
 
 def plain(value: Any) -> Any:
     """Stand-ins of argparse namespaces and OmegaConf containers, at any depth, as dictionaries, lists and values."""
-    if isinstance(value, Stub):
+    if isinstance(value, Stub | argparse.Namespace):  # the latter where somebody has told PyTorch that it may be read
         known = vars(value)
         if "_content" in known:  # an OmegaConf container
             return plain(known["_content"])

@@ -44,7 +44,8 @@ class FairseqEncoder:
         checkpoint = Path(path).expanduser()
         refuse_code(checkpoint)
         fairseq = import_fairseq()
-        models, _, task = fairseq.checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
+        with torch.serialization.safe_globals([fairseq.data.dictionary.Dictionary, argparse.Namespace]):
+            models, _, task = fairseq.checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
         self.model, self.layer, self.normalize = models[0].eval(), layer, bool(task.cfg.normalize)
         depth = len(self.model.encoder.layers)
         if not 1 <= layer <= depth:
@@ -94,10 +95,9 @@ def import_fairseq():
     with _hashable_configurations():
         import fairseq
         import fairseq.checkpoint_utils
+        import fairseq.data.dictionary
         import fairseq.tasks
-        from fairseq.data.dictionary import Dictionary
     logging.getLogger().setLevel(before)  # fairseq makes every library talk
-    torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])
     return fairseq
 
 
