@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -241,5 +240,4 @@ def make_inventory(files: list[Path], device: str) -> tuple[HubertModel, UnitInv
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     main()

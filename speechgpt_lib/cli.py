@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -35,8 +34,6 @@ DEFAULT_RUN = Path("runs/lab")
 def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # Threads that wait for each other sleep instead of spinning: no slower alone, and 1.5 times as fast beside another busy program.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = app(standalone_mode=False)  # typer answers an interruption with 130 instead of raising it
         if status == 130:
