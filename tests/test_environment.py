@@ -288,9 +288,10 @@ def test_a_missing_python_is_named(root, tmp_path):
 def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_path):
     (tmp_path / "make").write_text('#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n[ "$1" = test ] && exit 7\nexit 0\n')
     (tmp_path / "make").chmod(0o755)
-    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}
+    environment.pop("SPEECHGPT_REQUIRE", None)  # this test itself runs under .ci/run, which sets it
     command = ["bash", str(root / ".ci" / "run")]
-    done = subprocess.run(command, cwd=tmp_path, env=path, stdin=subprocess.DEVNULL, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, text=True, capture_output=True)
     expected = [str(root), "make fairseq requires []", str(root), "make test requires [fairseq]"]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7
