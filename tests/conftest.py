@@ -45,6 +45,18 @@ def reference(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fairseq():
+    """The real fairseq, as a module; tests that take it are skipped where it isn't installed, and fail where it is required."""
+    from speechgpt_lib.units.fairseq_backend import import_fairseq, is_installed
+
+    if not is_installed():
+        if "fairseq" in os.environ.get("SPEECHGPT_REQUIRE", ""):
+            pytest.fail("fairseq is required here, but it isn't installed: make fairseq")
+        pytest.skip("fairseq isn't installed: make fairseq")
+    return import_fairseq()
+
+
+@pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory in which `smoke` executed every notebook in order: made once, shared by all test processes."""
     base = tmp_path_factory.getbasetemp()

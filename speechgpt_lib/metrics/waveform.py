@@ -21,13 +21,8 @@ def log_mel(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, bands: int = 40) -
     Hann windows of 25 ms, triangular bands from 0 Hz to half the sample rate, equally spaced on the scale
     mel = 2595 log10(1 + f / 700) (O'Shaughnessy 1987); amplitudes below 1e-5 are raised to it.
     """
-    wave = _one_channel(wave)
-    window, hop = round(_WINDOW_S * sample_rate), round(FRAME_S * sample_rate)
-    if len(wave) < window:
-        return np.zeros((0, bands))
-    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop] * np.hanning(window)
-    size = max(_FFT, 1 << (window - 1).bit_length())
-    return np.log(np.maximum(np.abs(np.fft.rfft(frames, size)) @ _mel_bands(bands, size, sample_rate), _FLOOR))
+    amplitudes = _amplitudes(_one_channel(wave), sample_rate)
+    return np.log(np.maximum(amplitudes @ _mel_bands(bands, 2 * amplitudes.shape[1] - 2, sample_rate), _FLOOR))
 
 
 def mel_cepstrum(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, order: int = 13) -> np.ndarray:
@@ -124,6 +119,41 @@ def f0_rmse(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a[:frames], dtype=np.float64), np.asarray(b[:frames], dtype=np.float64)
     voiced = (a > 0) & (b > 0)
     return float(np.sqrt(np.mean((a - b)[voiced] ** 2))) if voiced.any() else float("nan")
+
+
+def voicing_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the frames of two `f0_track`s, paired one by one, that are voiced in one and unvoiced in the other.
+
+    The longer track is cut; NaN when there is no frame.
+    """
+    frames = min(len(a), len(b))
+    return float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0))) if frames else float("nan")
+
+
+def log_spectral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
+    """Log-spectral distance of two waveforms in dB: mean over frames of the root mean square over frequencies of 20 log10 |A| / |B|.
+
+    Gray & Markel 1976, "Distance measures for speech processing".  Frames of 25 ms every 10 ms are paired one by one (the longer waveform
+    is cut), both waveforms are brought to one level, and amplitudes more than 60 dB below the loudest of both count as 60 dB below it, so
+    that inaudible differences don't.  Raises ValueError for waveforms shorter than one frame.
+    """
+    spectra = [_amplitudes(_levelled(wave), sample_rate) for wave in (a, b)]
+    frames = min(map(len, spectra))
+    if not frames:
+        raise ValueError(f"expected waveforms of at least 25 ms, found {len(spectra[0])} and {len(spectra[1])} frames")
+    floor = max(1e-3 * max(spectrum.max() for spectrum in spectra), _FLOOR)
+    first, second = (20 * np.log10(np.maximum(spectrum[:frames], floor)) for spectrum in spectra)
+    return float(np.sqrt(np.mean((first - second) ** 2, axis=1)).mean())
+
+
+def _amplitudes(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """(frames, frequencies) of Hann windows of 25 ms every 10 ms; no frame if the wave is shorter than one."""
+    window, hop = round(_WINDOW_S * sample_rate), round(FRAME_S * sample_rate)
+    size = max(_FFT, 1 << (window - 1).bit_length())
+    if len(wave) < window:
+        return np.zeros((0, size // 2 + 1))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop] * np.hanning(window)
+    return np.abs(np.fft.rfft(frames, size))
 
 
 def _mel_bands(bands: int, size: int, sample_rate: int) -> np.ndarray:

@@ -120,6 +120,8 @@ class VocoderSettings(Section):
     batch_size: int = Field(16, gt=0)
     adversarial_from: float = Field(0.8, ge=0, le=1, description="share of the steps before the discriminators join")
     utterances: int = Field(2500, gt=0)
+    all_voices: bool = Field(False, description="train on every training voice with a speaker embedding, not on the target voice alone")
+    compare: bool = Field(False, description="train the last steps a second time without discriminators, to compare")
     optimization: Optimization
     duration_optimization: Optimization
 
@@ -234,6 +236,7 @@ class EvaluationSettings(Section):
     tts_sentences: Count = 100
     questions_per_kind: Count = 40
     resynthesis_utterances: Count = 60
+    vocoder_utterances: Count = 40
     bootstrap_draws: Count = 1000
 
 

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def train(
     phases: dict[str, list[str]] | None = None,
     learning_rates: dict[str, float] | None = None,
     on_log: Callable[[dict], None] | None = None,
+    visits: Mapping[int, Callable[[], None]] | None = None,
 ) -> dict[str, Any]:
     """Train `modules` in place and return a summary {steps, seconds, loss, tokens_per_second, …}.
 
@@ -90,6 +91,8 @@ def train(
         world_size: the number of processes this training must have; any other is refused.
         phases: optimizer name → names of the modules it drives, run in order within a step (a GAN has two).
         learning_rates: optimizer name → factor on the learning rate.
+        visits: step → what the first process does when so many steps are made and saved, such as listening to the modules.  After a
+            kill a visit may be made again.
 
     Raises:
         UserError: wrong world size, or a loss that is not finite (the last good checkpoint is kept).
@@ -120,6 +123,9 @@ def train(
     log = MetricsLog(work / "metrics.jsonl", first, accelerator.is_main_process)
     modules = {name: accelerator.prepare(module) for name, module in modules.items()}
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    visits = dict(visits or {}) if accelerator.is_main_process else {}
+    if first in visits:  # saved, but perhaps killed while it was there
+        visits[first]()
     started = saved = time.perf_counter()
     summary: dict[str, Any] = {}
     # 4. Steps -------------------------------------------------------------------------------------------------------------------
@@ -162,9 +168,11 @@ def train(
                 if on_log:
                     on_log(summary)
             must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
+            if (must_stop or step + 1 in visits) and not last and accelerator.is_main_process:
+                save_checkpoint(checkpoints, step + 1, bare, {n: o.optimizer for n, o in optimizers.items()})
+            if step + 1 in visits:
+                visits[step + 1]()
             if must_stop and not last:
-                if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, bare, {n: o.optimizer for n, o in optimizers.items()})
                 saved = time.perf_counter()
                 if _agree(accelerator, stop.requested):
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")

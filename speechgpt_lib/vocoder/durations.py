@@ -19,23 +19,26 @@ class DurationPredictor(nn.Module):
     """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
 
     Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that it can be
-    trained beside the generator (a published checkpoint shares one, which then is copied here).  `width` is that of
-    embedding and convolutions, 128 as published.
+    trained beside the generator (a published checkpoint shares one, which then is copied here).  `embedding` and `width`, that of the
+    convolutions, are 128 as published.
     """
 
-    def __init__(self, unit_count: int, width: int = 128, kernel: int = 3, dropout: float = 0.5):
+    reach = 2  # units before and after, on which a duration depends
+
+    def __init__(self, unit_count: int, embedding: int = 128, width: int | None = None, dropout: float = 0.5):
         super().__init__()
-        self.dict = nn.Embedding(unit_count, width)
-        self.conv1 = nn.Sequential(nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.ReLU())
+        self.width = width = width or embedding
+        self.dict = nn.Embedding(unit_count, embedding)
+        self.conv1 = nn.Sequential(nn.Conv1d(embedding, width, 3, padding=1), nn.ReLU())
         self.ln1 = nn.LayerNorm(width)
-        self.conv2 = nn.Sequential(nn.Conv1d(width, width, kernel, padding=kernel // 2), nn.ReLU())
+        self.conv2 = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.ReLU())
         self.ln2 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(width, 1)
 
     def forward(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`mask` (batch, n), true where a unit is: what a shorter row is padded with then changes nothing."""
-        keep = 1.0 if mask is None else mask[..., None].float()
+        keep = 1.0 if mask is None else mask[..., None].to(self.proj.weight.dtype)
         x = self.dict(units) * keep
         for conv, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
             x = self.dropout(norm(conv(x.transpose(1, 2)).transpose(1, 2))) * keep
@@ -59,11 +62,20 @@ def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     Raises:
         UserError: `speed` outside 0.25 … 4.
     """
-    if not SLOWEST <= speed <= FASTEST:
-        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned")
+    check_speed(speed)
     durations = np.asarray(durations, dtype=np.int64)
     if speed == 1 or durations.sum() == 0:
         return durations
-    borders = np.floor(np.cumsum(durations) / speed + 0.5).astype(np.int64)
+    borders = scaled_borders(np.cumsum(durations), speed)
     borders[-1] = max(1, borders[-1])
     return np.diff(borders, prepend=0)
+
+
+def scaled_borders(borders: np.ndarray, speed: float) -> np.ndarray:
+    """Where units end, in frames from the start (n,), when speech is `speed` times as fast."""
+    return np.floor(borders / speed + 0.5).astype(np.int64)
+
+
+def check_speed(speed: float) -> None:
+    if not SLOWEST <= speed <= FASTEST:
+        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned")

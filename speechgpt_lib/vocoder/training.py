@@ -1,4 +1,4 @@
-"""Pairs of units and waves → a trained generator; merged units and durations → a trained duration predictor.
+"""Units and waves → a trained generator; merged units and durations → a trained duration predictor.
 
 **Differs from the paper** in `lab`: the generator first learns from the reconstruction loss alone (a warm-up), at three
 resolutions of the spectrum, and the discriminators join for the last fifth of the steps only.  HiFi-GAN starts with
@@ -8,30 +8,36 @@ add is texture.  With `adversarial_from: 0` they join at once, as published.
 
 from __future__ import annotations
 
+import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
+from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.metrics.waveform import log_mel
 from speechgpt_lib.recipes.schema import VocoderSettings
+from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.training.loop import train
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.durations import DurationPredictor
-from speechgpt_lib.vocoder.generator import HOP, UnitGenerator
+from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.losses import discriminator_loss, feature_matching_loss, generator_loss, reconstruction_loss
+from speechgpt_lib.vocoder.speech import Pair, Speech
+from speechgpt_lib.vocoder.synthesis import pad_units
 
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45 so that the loss stays on one scale when the discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-
-Pair = tuple[np.ndarray, np.ndarray]
+QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a picture of a spectrogram shows as black and as brightest
 
 
 def train_vocoder(
-    pairs: list[Pair],
+    speech: Speech,
     unit_count: int,
     settings: VocoderSettings,
     work: Path,
@@ -40,55 +46,77 @@ def train_vocoder(
     device: str = "cpu",
     world_size: int = 1,
     on_log=None,
+    sample: np.ndarray | None = None,
+    joined_from: Path | None = None,
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
 
-    pairs: units (frames,), one id a frame, not merged; and the wave they come from, float32 at 16 kHz, at least
-    frames · 320 samples.  Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).
+    Args:
+        sample: frames (n,) of an utterance that is spoken now and then as training goes on, into `work/samples/`: a sound file and a
+            picture of its mel spectrogram each time.
+        joined_from: work folder of a training that has passed the step at which the discriminators join.  This one starts there, with
+            the same batches and the same schedule, but without them: what they are good for is the difference.
+
+    Returns:
+        (generator with weight norm, summary of the loop plus `adversarial_steps`).
 
     Raises:
-        UserError: ids out of range, a wave that does not reach as far as its units, or no pair as long as a segment.
+        UserError: no utterance as long as a segment, or what the loop raises.
     """
-    segment = settings.segment_frames
-    check_pairs(pairs, unit_count)
-    long_enough = [i for i, (units, _) in enumerate(pairs) if len(units) >= segment]
-    if not long_enough:
-        raise UserError(f"none of {len(pairs)} utterances has {segment} frames: lower vocoder.segment_frames or give more speech")
+    segment, steps = settings.segment_frames, settings.optimization.steps
+    long_enough = np.flatnonzero(speech.lengths >= segment)
+    if not len(long_enough):
+        found = len(speech.lengths)
+        raise UserError(f"none of {found} utterances has {segment} frames: lower vocoder.segment_frames or give more speech")
     torch.manual_seed(seed)
-    generator, discriminators = UnitGenerator(unit_count, settings), Discriminators(settings.discriminator_channels)
-    joined = round(settings.adversarial_from * settings.optimization.steps)
+    generator = UnitGenerator(unit_count, settings, len(speech.names))
+    discriminators = Discriminators(settings.discriminator_channels)
+    joined = round(settings.adversarial_from * steps)
+    adversarial_from = joined if joined_from is None else steps
 
     def batch_at(step: int, rank: int, world_size: int):
         rng = np.random.default_rng((seed, step))
         chosen = rng.choice(long_enough, settings.batch_size)
-        starts = [int(rng.integers(0, len(pairs[i][0]) - segment + 1)) for i in chosen]
+        starts = [int(rng.integers(0, speech.lengths[i] - segment + 1)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
-        units = np.stack([pairs[i][0][s : s + segment] for i, s in mine])
-        waves = np.stack([pairs[i][1][s * HOP : (s + segment) * HOP] for i, s in mine])
-        return torch.from_numpy(units).long(), torch.from_numpy(waves)
+        units, waves = (np.stack(parts) for parts in zip(*(speech.piece(i, s, segment) for i, s in mine), strict=True))
+        return torch.from_numpy(units), torch.from_numpy(waves), torch.from_numpy(speech.speakers[[i for i, _ in mine]])
 
     made: dict[int, torch.Tensor] = {}  # the waves of this step: both phases need them, the generator runs once
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        units, real = (tensor.to(device) for tensor in batch)
+        units, real, speakers = (tensor.to(device) for tensor in batch)
         if phase == "discriminators":
-            if step < joined:
+            if step < adversarial_from:
                 return None
-            made[step] = modules["generator"](units)
+            made[step] = modules["generator"](units, speakers)
             # One pass over both halves: DistributedDataParallel wants a single forward before each backward.
             judged = modules["discriminators"](torch.cat([real, made[step].detach()]))
             loss = discriminator_loss(*_halves(judged, len(real)))
             return loss * len(real), len(real), {}
-        ours = made.pop(step) if step >= joined else modules["generator"](units)
+        ours = made.pop(step) if step >= adversarial_from else modules["generator"](units, speakers)
         reconstruction = reconstruction_loss(ours, real)
         metrics = {"reconstruction": reconstruction.detach()}
         loss = reconstruction
-        if step >= joined:
+        if step >= adversarial_from:
             adversarial, matching = _judged_loss(discriminators, ours, real)
             metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
             loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
         return loss * len(real), len(real), metrics
 
+    listening = [] if sample is None else sample_steps(settings)
+    to_keep = joined if joined_from is None and 0 < joined < steps else None
+
+    def visit(step: int) -> None:
+        if step in listening:
+            speak_sample(generator, sample, work, step)
+        if step == to_keep and not (work / "joined").exists():
+            with atomic_path(work / "joined") as temporary:
+                shutil.copytree(work / "checkpoints" / f"step_{step:08d}", temporary / f"step_{step:08d}")
+
+    if joined_from is not None and not (work / "checkpoints").exists():
+        with atomic_path(work / "checkpoints") as temporary:
+            shutil.copytree(joined_from / "joined", temporary)
     summary = train(
         {"generator": generator, "discriminators": discriminators},
         step_function,
@@ -100,8 +128,30 @@ def train_vocoder(
         device=device,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         on_log=on_log,
+        visits={step: functools.partial(visit, step) for step in {*listening, to_keep} - {None}},
     )
-    return generator.eval(), summary | {"adversarial_steps": settings.optimization.steps - joined}
+    return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
+
+
+def sample_steps(settings: VocoderSettings) -> list[int]:
+    """When the sample is spoken: often early, when much changes; where the discriminators join; at the end."""
+    steps = settings.optimization.steps
+    return sorted({max(1, steps // 32), max(1, steps // 8), max(1, steps // 2), max(1, round(settings.adversarial_from * steps)), steps})
+
+
+@torch.inference_mode()
+def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step: int) -> None:
+    """Write `samples/step_000300.wav` and `.png`, the log-mel spectrogram with time from left to right."""
+    from matplotlib.image import imsave
+
+    weights = generator.dict.weight
+    units = torch.from_numpy(np.asarray(frames, dtype=np.int64))[None].to(weights.device)
+    speakers = torch.zeros(1, dtype=torch.int64, device=weights.device)
+    wave = generator(units, speakers)[0].float().cpu().numpy()
+    path = work / "samples" / f"step_{step:06d}"
+    write_audio(path.with_suffix(".wav"), wave)
+    with atomic_path(path.with_suffix(".png")) as temporary:
+        imsave(temporary, log_mel(wave).T, format="png", origin="lower", cmap="magma", vmin=QUIETEST, vmax=LOUDEST)
 
 
 def _halves(judged: list, count: int) -> tuple[list, list]:
@@ -170,23 +220,3 @@ def train_durations(
         on_log=on_log,
     )
     return predictor.eval(), summary
-
-
-def pad_units(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths → (values (batch, n) int64 padded with 0, mask (batch, n) true where a value is)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    values = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        values[index, : len(row)] = torch.as_tensor(np.asarray(row))
-    return values, torch.arange(values.shape[1]) < lengths[:, None]
-
-
-def check_pairs(pairs: list[Pair], unit_count: int) -> None:
-    """Refuse units out of range and waves that end before their units do."""
-    for index, (units, wave) in enumerate(pairs):
-        check_range(units, unit_count)
-        if len(wave) < len(units) * HOP:
-            raise UserError(
-                f"utterance {index} has {len(units)} frames but {len(wave)} samples, fewer than {len(units) * HOP}: "
-                "units must be one a frame of 20 ms, of this very wave at 16 kHz"
-            )

@@ -1,29 +1,18 @@
 """The real fairseq beside our own reader: the same features and units from the same file.  Needs `make fairseq`."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units import fairseq_backend
-from speechgpt_lib.units.fairseq_backend import FairseqEncoder, import_fairseq, is_installed, refuse_code
+from speechgpt_lib.units.fairseq_backend import FairseqEncoder, import_fairseq, refuse_code
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.foreign import hubert_from_fairseq
 from speechgpt_lib.units.long_audio import encode_long
 from tests.foreign.hostile import Hostile
 from tests.units.test_features import noise
 from tests.units.test_foreign import SETTINGS
-
-
-@pytest.fixture(scope="module")
-def fairseq():
-    if not is_installed():
-        if "fairseq" in os.environ.get("SPEECHGPT_REQUIRE", ""):
-            pytest.fail("fairseq is required here, but it isn't installed: make fairseq")
-        pytest.skip("fairseq isn't installed: make fairseq")
-    return import_fairseq()
 
 
 def checkpoint(path, fairseq, normalize=False, **changes):

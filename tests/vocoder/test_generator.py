@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
-from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 
 OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
@@ -78,36 +75,29 @@ def test_a_geometry_that_cannot_be_built_is_refused(changes, words):
         UnitGenerator(6, SMALL.model_copy(update=changes))
 
 
-def test_layers_carry_the_names_of_fairseq(reference):
-    """The tensors of a genuine checkpoint, weight norm folded, fit one to one; so does the sound it makes."""
-    folder = reference / "fairseq" / "vocoder"
-    if not folder.is_dir():
-        folder = reference / "fixtures" / "fairseq" / "vocoder"
-    if not folder.is_dir():
-        pytest.skip("the reference material has no fairseq vocoder")
-    import numpy as np
-
-    config = json.loads((folder / "config.json").read_text())
-    saved = torch.load(folder / "vocoder.pt", weights_only=True, map_location="cpu")["generator"]
-    tensors = {}
-    for name, tensor in saved.items():
-        if name.endswith("weight_g"):
-            direction = saved[name[:-1] + "v"]
-            tensors[name[:-2]] = tensor * direction / direction.norm(dim=(1, 2), keepdim=True)
-        elif not name.endswith("weight_v"):
-            tensors[name] = tensor
-    geometry = {"channels": config["upsample_initial_channel"], "embedding": config["embedding_dim"]}
-    settings = SMALL.model_copy(update=geometry)
-    generator = UnitGenerator(config["num_embeddings"], settings).fold_weight_norm().eval()
-    durations = DurationPredictor(config["num_embeddings"], config["embedding_dim"]).eval()
-    ours = {n.removeprefix("dur_predictor."): t for n, t in tensors.items() if n.startswith("dur_predictor.")}
-    durations.load_state_dict(ours | {"dict.weight": tensors["dict.weight"]})
-    generator.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("dur_predictor.")})
-
-    expected = np.load(folder / "expected.npz")
-    code = torch.from_numpy(expected["code"])[None]
+@pytest.mark.parametrize("lengths", [[5, 5], [1, 9], [3, 8, 1, 8, 2]])
+def test_each_row_of_a_padded_batch_sounds_as_if_alone(tiny, lengths):
+    torch.manual_seed(0)
+    generator = UnitGenerator(6, tiny, speakers=2).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():  # biases are what padding turns into sound
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    units = torch.randint(0, 6, (len(lengths), max(lengths)))
+    speakers = torch.arange(len(lengths)) % 2
     with torch.inference_mode():
-        wave, log_durations = generator(code)[0], durations(code)[0]
-    assert np.abs(wave.numpy() - expected["wav_no_dur"]).max() <= 1e-5
-    assert np.abs(log_durations.numpy() - expected["log_durations"]).max() <= 1e-5
-    assert durations.predict(code)[0].tolist() == expected["durations"].tolist()
+        together = generator(units, speakers, torch.tensor(lengths))
+        careless = generator(units, speakers)
+        for i, length in enumerate(lengths):
+            alone = generator(units[i : i + 1, :length], speakers[i : i + 1])[0]
+            assert alone.std() > 1e-3
+            assert (together[i, : length * 320] - alone).abs().max() <= 1e-5
+            if length < max(lengths):
+                assert (careless[i, : length * 320] - alone).abs().max() > 1e-3, "this test would not notice careless padding"
+
+
+def test_speakers_differ(tiny):
+    torch.manual_seed(0)
+    generator = UnitGenerator(6, tiny, speakers=2).eval()
+    assert generator.conv_pre.in_channels == 2 * tiny.embedding
+    waves = generator(torch.zeros(2, 9, dtype=torch.long), torch.tensor([0, 1]))
+    assert not torch.allclose(waves[0], waves[1])

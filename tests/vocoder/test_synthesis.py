@@ -76,13 +76,70 @@ def test_units_of_another_inventory_are_refused(vocoder, tmp_path):
         ([1, 2], {"durations": [0, 0]}, "all durations are 0"),
         ([1, 2], {"durations": [1.5, 2.0]}, "whole numbers"),
         ([1, 2], {"speed": 0.0}, "speed"),
-        ([1, 2], {"durations": [6000, 1]}, "the limit is 120 s"),
+        ([1, 2], {"durations": [180_000, 1]}, "the limit is 3600 s"),
+        ([1, 2], {"speaker": "anna"}, "single voice"),
     ],
 )
 def test_bad_units_get_one_clear_line(vocoder, units, options, words):
     with pytest.raises(UserError, match=words) as caught:
         vocoder.synthesize(units, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch_s", [0.0, 0.3, 60.0])
+def test_a_batch_sounds_as_its_utterances_one_by_one(vocoder, batch_s):
+    """In any batch: the same length, the same samples, in the order given; with predicted durations, with given ones, at any speed."""
+    with torch.no_grad():
+        vocoder.durations.proj.weight.mul_(4)
+        vocoder.durations.proj.bias += 1
+        for name, parameter in vocoder.generator.named_parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter) if name.endswith("bias") else 3 * parameter)
+    rng = np.random.default_rng(0)
+    utterances = [rng.integers(0, 6, n) for n in (3, 17, 1, 8, 8, 30)]
+    durations = [rng.integers(0, 4, len(u)) + (np.arange(len(u)) == 0) for u in utterances]
+    for given in (None, durations):
+        for speed in (1.0, 1.7):
+            together = vocoder.synthesize_many(utterances, given, speed, batch_s=batch_s)
+            for i, units in enumerate(utterances):
+                alone = vocoder.synthesize(units, None if given is None else given[i], speed)
+                assert alone.std() > 1e-3 and together[i].shape == alone.shape
+                assert np.abs(together[i] - alone).max() <= 1e-4
+
+
+def test_batches_stay_within_their_budget():
+    lengths = [10, 400, 50, 50, 60, 700, 5]
+    batches = synthesis.plan_batches(lengths, batch_s=3.0)  # 150 frames
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 150 for b in batches)
+    assert batches == [[5], [1], [4, 2], [3, 0, 6]]
+    assert synthesis.plan_batches([], 1.0) == []
+
+
+def test_nobody_to_speak_to_is_nothing_to_say(vocoder):
+    assert vocoder.synthesize_many([]) == []
+    with pytest.raises(UserError, match="no units"):
+        vocoder.synthesize_many([[1], []])
+
+
+def test_long_speech_is_spoken_piece_by_piece_and_sounds_the_same(vocoder):
+    units = np.random.default_rng(0).integers(0, 6, synthesis.PIECE + 77)
+    with torch.inference_mode():
+        whole = vocoder.generator(torch.from_numpy(units)[None])[0].numpy()
+    assert np.abs(vocoder.synthesize(units, np.ones_like(units)) - whole).max() <= 1e-5
+
+
+def test_half_precision_is_close_and_unknown_precision_refused(vocoder, tmp_path):
+    vocoder.save(tmp_path)
+    half = Vocoder.load(tmp_path, precision="bf16")
+    a, b = vocoder.synthesize([1, 4, 2], [5, 5, 5]), half.synthesize([1, 4, 2], [5, 5, 5])
+    assert b.dtype == np.float32 and not np.array_equal(a, b)
+    assert np.abs(a - b).max() < 0.05 * np.abs(a).max() + 0.01
+    streamed = np.concatenate([stream.push([1, 4, 2, 0]) if i == 0 else stream.finish() for stream in [half.stream()] for i in range(2)])
+    assert len(streamed) == len(half.synthesize([1, 4, 2, 0]))
+    half.save(tmp_path / "again")  # the file has full precision in form
+    assert Vocoder.load(tmp_path / "again").unit_count == 6
+    with pytest.raises(UserError, match="precision"):
+        Vocoder.load(tmp_path, precision="fp8")
 
 
 def test_a_damaged_folder_is_refused(vocoder, tmp_path):

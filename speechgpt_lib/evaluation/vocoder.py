@@ -1,0 +1,85 @@
+"""How good a vocoder is: held-out speech → units → speech, beside the original, measured in sound, in units and in words.
+
+| figure               | what                                                                             | durations      |
+|----------------------|----------------------------------------------------------------------------------|----------------|
+| `mcd_db`             | mel-cepstral distance, frames paired by time warping                             | both           |
+| `lsd_db`             | log-spectral distance, frame by frame                                            | gold only      |
+| `f0_rmse_hz`         | pitch where both are voiced                                                      | gold only      |
+| `voicing_error`      | share of frames voiced in one and not in the other                               | gold only      |
+| `unit_round_trip`    | unit error rate of units → speech → units                                        | both           |
+| `wer`, `wer_bigram`  | words, by the independent judge with the lab's grammar, and with word pairs only | both           |
+| `duration_error`     | mean distance in frames of predicted from gold durations                         | predicted only |
+| `length_ratio`       | predicted over gold length of the whole                                          | predicted only |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.evaluation.judges import lab_judges
+from speechgpt_lib.metrics.unit_errors import unit_error_rate
+from speechgpt_lib.metrics.waveform import f0_rmse, f0_track, log_spectral_distance, mel_cepstral_distance, voicing_error
+from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.vocoder.synthesis import Vocoder
+
+
+@dataclass(frozen=True)
+class Original:
+    """A held-out utterance: wave (samples,) at 16 kHz, its words, its merged units and their durations in frames."""
+
+    wave: np.ndarray
+    text: str
+    units: np.ndarray
+    durations: np.ndarray
+
+
+def evaluate_vocoder(vocoder: Vocoder, originals: Sequence[Original], inventory: UnitInventory, judges: tuple | None = None) -> dict:
+    """{"gold": figures, "predicted": figures} of the table above; without `judges` (template, bigram) there are no words."""
+    units = [o.units for o in originals]
+    gold = vocoder.synthesize_many(units, [o.durations for o in originals], inventory=inventory.id)
+    predicted = vocoder.synthesize_many(units, inventory=inventory.id)
+    figures = {name: _both(waves, originals, inventory, judges) for name, waves in (("gold", gold), ("predicted", predicted))}
+    tracks = [(f0_track(wave), f0_track(o.wave)) for wave, o in zip(gold, originals, strict=True)]
+    pitch_errors = [error for a, b in tracks if not np.isnan(error := f0_rmse(a, b))]
+    figures["gold"] |= {
+        "lsd_db": float(np.mean([log_spectral_distance(o.wave, wave) for wave, o in zip(gold, originals, strict=True)])),
+        "f0_rmse_hz": float(np.mean(pitch_errors)) if pitch_errors else None,
+        "voicing_error": float(np.mean([voicing_error(a, b) for a, b in tracks])),
+    }
+    guessed = [vocoder.predict_durations(o.units) for o in originals]
+    apart = np.concatenate([np.abs(g - o.durations) for g, o in zip(guessed, originals, strict=True)])
+    figures["predicted"] |= {
+        "duration_error": float(apart.mean()),
+        "length_ratio": float(sum(g.sum() for g in guessed) / sum(o.durations.sum() for o in originals)),
+    }
+    return figures
+
+
+def judge_originals(originals: Sequence[Original], judges: tuple) -> dict:
+    """What the judges make of the recordings themselves: no vocoder can be expected to be understood better."""
+    return _words([o.wave for o in originals], originals, judges)
+
+
+def judges_if_installed(say) -> tuple | None:
+    try:
+        return lab_judges()
+    except UserError as error:
+        say(f"no word error rates of the vocoder: {error}")
+        return None
+
+
+def _both(waves: list[np.ndarray], originals: Sequence[Original], inventory: UnitInventory, judges: tuple | None) -> dict:
+    distances = [mel_cepstral_distance(o.wave, wave) for wave, o in zip(waves, originals, strict=True)]
+    again = [inventory.encode(wave)[0] for wave in waves]
+    found = {"mcd_db": float(np.mean(distances)), "unit_round_trip": unit_error_rate([o.units for o in originals], again)}
+    return found | (_words(waves, originals, judges) if judges else {})
+
+
+def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: tuple) -> dict:
+    texts = [o.text for o in originals]
+    return {name: wer(texts, judge.transcribe_many(waves)) for name, judge in zip(("wer", "wer_bigram"), judges, strict=True)}

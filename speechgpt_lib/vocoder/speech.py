@@ -1,0 +1,48 @@
+"""Speech to train a vocoder on: frames of units and the wave they come from, a piece of one utterance at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.units.sequence import check_range
+from speechgpt_lib.vocoder.generator import HOP
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Speech(Protocol):
+    """`lengths`: frames of each utterance.  `speakers`: the number of each one's speaker in `names`, which is empty for a single voice."""
+
+    lengths: np.ndarray
+    speakers: np.ndarray
+    names: tuple[str, ...]
+
+    def piece(self, index: int, start: int, count: int) -> Pair:
+        """`count` frames from frame `start` on of one utterance: (units (count,) int64, wave (count · 320,) float32)."""
+
+
+class SpeechInMemory:
+    """Utterances that fit in memory: units (frames,), one id a frame, not merged; and waves at 16 kHz, at least frames · 320 samples.
+
+    speakers: the name of each one's speaker, where there are several; the first speaker is that of the first utterance.
+    Raises UserError for ids outside 0 … unit_count − 1 and for waves that end before their units do.
+    """
+
+    def __init__(self, pairs: list[Pair], unit_count: int, speakers: list[str] | None = None):
+        for index, (units, wave) in enumerate(pairs):
+            check_range(units, unit_count)
+            if len(wave) < len(units) * HOP:
+                raise UserError(
+                    f"utterance {index} has {len(units)} frames but {len(wave)} samples, fewer than {len(units) * HOP}: "
+                    "units must be one a frame of 20 ms, of this very wave at 16 kHz"
+                )
+        self.pairs, self.lengths = pairs, np.array([len(units) for units, _ in pairs], dtype=np.int64)
+        self.names = tuple(dict.fromkeys(speakers or ()))
+        self.speakers = np.array([self.names.index(name) for name in speakers] if speakers else [0] * len(pairs), dtype=np.int64)
+
+    def piece(self, index: int, start: int, count: int) -> Pair:
+        units, wave = self.pairs[index]
+        return units[start : start + count].astype(np.int64), wave[start * HOP : (start + count) * HOP]
