@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from speechgpt_lib import __version__, corpora_cli
+from speechgpt_lib import __version__, corpora_cli, vocoder_cli
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units_cli import units_app
 
@@ -24,6 +24,7 @@ corpora_app = typer.Typer(help="Speech to train and test on.", no_args_is_help=T
 corpora_app.add_typer(corpora_cli.commands)
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(units_app, name="units")
+app.add_typer(vocoder_cli.vocoder_app, name="vocoder")
 
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory to use.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -59,24 +60,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 # --- talking to a trained run -------------------------------------------------------------------------------------------------------
-@app.command()
-def speak(units: str, out: OutOption, run: RunOption = DEFAULT_RUN, speed: float = 1.0, as_json: JsonOption = False) -> None:
-    """Turn units, given as `<sosp><12><7>…<eosp>` (or - for standard input), into a sound file."""
-    from speechgpt_lib import pipeline
-    from speechgpt_lib.corpora.audio import SAMPLE_RATE, write_audio
-    from speechgpt_lib.units.sequence import parse_units
-    from speechgpt_lib.vocoder.synthesis import Vocoder
-
-    opened = _open(run)
-    vocoder = Vocoder.load(opened.require(pipeline.VOCODER).path)
-    parsed = parse_units(sys.stdin.read() if units == "-" else units, vocoder.unit_count)
-    wave = vocoder.synthesize(parsed, speed=speed)
-    write_audio(out, wave)
-    _print(
-        {"audio": str(out), "seconds": round(len(wave) / SAMPLE_RATE, 3)},
-        f"wrote {out} ({len(wave) / SAMPLE_RATE:.1f} s)",
-        as_json,
-    )
+app.command()(vocoder_cli.speak)
 
 
 @app.command()

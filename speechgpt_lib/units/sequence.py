@@ -6,6 +6,7 @@ The text form exists for people and for the released JSONL; inside the language 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -62,6 +63,43 @@ def parse_units(text: str, unit_count: int | None = None) -> np.ndarray:
         raise UserError(f"unit string is empty: put at least one unit between {SOSP} and {EOSP}")
     check_range(units, unit_count)
     return units
+
+
+def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> Iterator[int]:
+    """The text form in pieces, as it comes → unit ids, each as soon as it is complete.
+
+    Raises:
+        UserError: as `parse_units`, as soon as it shows; the units before have been given by then.
+    """
+    text, begun, ended, count = "", False, False, 0
+    for piece in pieces:
+        text += piece
+        while text := text if begun and not ended else text.lstrip():
+            token, closed, rest = text.partition(">")
+            if not (SOSP.startswith(token) or EOSP.startswith(token) or re.fullmatch("<[0-9]{0,9}", token)):
+                raise UserError(
+                    f"unit stream has something that is no unit at {text[:30]!r}: only <id> may stand between {SOSP} and {EOSP}"
+                )
+            if not closed:
+                break
+            text = rest
+            if (token == SOSP[:-1] and begun) or (token != SOSP[:-1] and not begun) or ended:
+                raise UserError(f"unit stream is unbalanced: found {token}> where it does not belong, expected {SOSP}<12><7>{EOSP}")
+            if token == SOSP[:-1]:
+                begun = True
+            elif token == EOSP[:-1]:
+                ended = True
+            elif token == "<":
+                raise UserError(f"unit stream has something that is no unit at '<>': only <id> may stand in {SOSP}…{EOSP}")
+            else:
+                unit = int(token[1:])
+                check_range(np.array([unit]), unit_count)
+                count += 1
+                yield unit
+    if not ended or text.strip():
+        raise UserError(f"unit stream is unbalanced: it stopped {'before' if not begun else 'without'} {SOSP if not begun else EOSP}")
+    if not count:
+        raise UserError(f"unit stream is empty: put at least one unit between {SOSP} and {EOSP}")
 
 
 def check_range(units: np.ndarray, unit_count: int | None) -> None:

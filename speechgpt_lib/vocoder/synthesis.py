@@ -30,7 +30,7 @@ from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 LONGEST_S = 3600.0  # of one utterance: more is a mistake
 # Batches are padded to a multiple of so many frames.  For every length that is new to it a CPU writes its convolutions anew, which takes
 # as long as a second of speech; so few lengths should occur.
-GRID = 50
+GRID = 32
 PIECE = 500  # frames; whatever is longer than that is spoken piece by piece, so memory doesn't grow with the length
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
 BATCH_S = {"cpu": 0.0, "cuda": 240.0}  # seconds in a padded batch; on a CPU one utterance at a time is fastest
@@ -116,6 +116,8 @@ class Vocoder:
             check_inventory(inventory, self.inventory, "this vocoder")
         chosen = self._speaker(speaker)
         checked = [self._check_units(units) for units in utterances]
+        if durations is not None and len(durations) != len(utterances):
+            raise UserError(f"{len(utterances)} utterances but durations for {len(durations)}: give one row each, or none at all")
         if durations is None:
             lengths = self._predict(checked)
         else:

@@ -22,6 +22,7 @@ from speechgpt_lib.metrics.waveform import log_mel
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.durations import DurationPredictor
@@ -47,6 +48,7 @@ def train_vocoder(
     world_size: int = 1,
     on_log=None,
     sample: np.ndarray | None = None,
+    ahead: int = 0,
     joined_from: Path | None = None,
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
@@ -54,6 +56,7 @@ def train_vocoder(
     Args:
         sample: frames (n,) of an utterance that is spoken now and then as training goes on, into `work/samples/`: a sound file and a
             picture of its mel spectrogram each time.
+        ahead: how many batches to read beforehand, beside the training: for speech that lies on a disk.
         joined_from: work folder of a training that has passed the step at which the discriminators join.  This one starts there, with
             the same batches and the same schedule, but without them: what they are good for is the difference.
 
@@ -120,7 +123,7 @@ def train_vocoder(
     summary = train(
         {"generator": generator, "discriminators": discriminators},
         step_function,
-        batch_at,
+        Prefetched(batch_at, ahead) if ahead else batch_at,
         settings.optimization,
         work,
         seed=seed,

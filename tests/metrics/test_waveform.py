@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from speechgpt_lib.metrics import waveform
-from speechgpt_lib.metrics.waveform import f0_rmse, f0_track, log_mel, loudness_db, mel_cepstral_distance, warping_path
+from speechgpt_lib.metrics.waveform import (
+    f0_rmse,
+    f0_track,
+    log_mel,
+    log_spectral_distance,
+    loudness_db,
+    mel_cepstral_distance,
+    voicing_error,
+    warping_path,
+)
 
 
 def tone(hz, seconds=1.0, rate=16000):
@@ -123,3 +132,22 @@ def test_f0_rmse():
     assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(np.sqrt((9 + 16) / 2))
     assert np.isnan(f0_rmse(np.array([100, 0]), np.array([0, 100])))
     assert f0_rmse(f0_track(buzz(120)), f0_track(buzz(150))) == pytest.approx(30, abs=1)
+
+
+def test_log_spectral_distance_is_how_much_louder_each_frequency_is():
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal(16_000)
+    assert log_spectral_distance(noise, noise) == 0
+    assert log_spectral_distance(noise, 0.3 * noise) < 1e-9, "level does not matter"
+    assert log_spectral_distance(noise, noise + 1e-3 * rng.standard_normal(16_000)) < 1
+    assert log_spectral_distance(noise, np.cumsum(noise) / 10) > 5  # other timbre
+    assert log_spectral_distance(noise[:8000], noise) == pytest.approx(0, abs=0.5)  # the longer is cut
+    with pytest.raises(ValueError, match="25 ms"):
+        log_spectral_distance(noise, noise[:300])
+
+
+def test_voicing_error_counts_frames_voiced_in_one_only():
+    a, b = np.array([0, 100, 100, 0, 120]), np.array([0, 0, 90, 80, 118, 100])
+    assert voicing_error(a, b) == pytest.approx(2 / 5)
+    assert voicing_error(a, a) == 0
+    assert np.isnan(voicing_error(a[:0], b))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.units.sequence import check_range, expand, format_units, merge, parse_units
+from speechgpt_lib.units.sequence import check_range, expand, format_units, merge, parse_units, read_unit_stream
 
 frames = st.lists(st.integers(0, 5), max_size=60)
 
@@ -55,3 +55,49 @@ def test_bad_durations_and_ranges_are_refused() -> None:
         expand([1], [-1])
     with pytest.raises(UserError, match="out of range"):
         check_range(np.array([3, -1]), 5)
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=30), st.integers(1, 9), st.sampled_from(["", " ", "\n"]))
+def test_a_stream_in_any_pieces_gives_the_units(units, size, around):
+    text = around + format_units(units) + around
+    pieces = [text[k : k + size] for k in range(0, len(text), size)]
+    assert list(read_unit_stream(pieces, 1000)) == units
+
+
+def test_units_of_a_stream_come_as_soon_as_they_are_complete():
+    came = []
+
+    def pieces():
+        for piece in ("<so", "sp><1", "2", "><7>", "<eosp>"):
+            came.append(len(given_so_far))
+            yield piece
+
+    given_so_far: list[int] = []
+    for unit in read_unit_stream(pieces()):
+        given_so_far.append(unit)
+    assert given_so_far == [12, 7]
+    assert came == [0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "before <sosp>"),
+        ("<sosp><1>", "without <eosp>"),
+        ("<sosp><eosp>", "empty"),
+        ("<1><eosp>", "unbalanced"),
+        ("<eosp>", "unbalanced"),
+        ("<sosp><sosp><1><eosp>", "unbalanced"),
+        ("<sosp><1><eosp><2>", "unbalanced"),
+        ("<sosp><1><eosp> more", "no unit"),
+        ("<sosp><1> <2><eosp>", "no unit"),
+        ("<sosp><1x><eosp>", "no unit"),
+        ("<sosp><><eosp>", "no unit"),
+        ("<sosp><-1><eosp>", "no unit"),
+        ("<sosp><1000><eosp>", "out of range"),
+        ("hello", "no unit"),
+    ],
+)
+def test_a_stream_that_is_none_is_refused(text, words):
+    with pytest.raises(UserError, match=words):
+        list(read_unit_stream(iter(text), 1000))

@@ -119,6 +119,8 @@ def test_nobody_to_speak_to_is_nothing_to_say(vocoder):
     assert vocoder.synthesize_many([]) == []
     with pytest.raises(UserError, match="no units"):
         vocoder.synthesize_many([[1], []])
+    with pytest.raises(UserError, match="2 utterances but durations for 1"):
+        vocoder.synthesize_many([[1], [2]], [[3]])
 
 
 def test_long_speech_is_spoken_piece_by_piece_and_sounds_the_same(vocoder):
