@@ -169,9 +169,7 @@ def make_vocoder_evaluation(run: Run, force: bool = False) -> Step:
 
     def make(work: Path) -> dict:
         inventory, judges = inventory_of(run), judges_if_installed(run.say)
-        originals = _originals(
-            run, {row.id: row for row in _held_out(run, inventory.id) if row.voice == run.recipe.corpus.target_voice}, count
-        )
+        originals = _originals(run, inventory.id, count)
         figures = {"utterances": len(originals)} | ({"original": judge_originals(originals, judges)} if judges else {})
         figures |= evaluate_vocoder(Vocoder.load(vocoder.path, inventory.id), originals, inventory, judges)
         if (vocoder.path / WITHOUT).is_dir():

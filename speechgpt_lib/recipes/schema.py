@@ -116,6 +116,7 @@ class VocoderSettings(Section):
     resblock_kernels: tuple[Count, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     discriminator_channels: int = Field(32, gt=0, description="width of the first discriminator layer")
+    discriminator_rate: float = Field(1.0, gt=0, description="the discriminators' learning rate as a share of the generator's")
     segment_frames: int = Field(32, gt=0)
     batch_size: int = Field(16, gt=0)
     adversarial_from: float = Field(0.8, ge=0, le=1, description="share of the steps before the discriminators join")
