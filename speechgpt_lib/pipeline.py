@@ -1,15 +1,13 @@
 """The whole pipeline, one function a step: what it reads, what it writes, and by which settings.  Notebooks call these in order.
 
 Every function takes an open `Run` and returns the finished `Step`; a step whose settings and inputs are unchanged is reused, an
-interrupted one resumes.  The work itself is done in the rooms; here stands only who hands what to whom.
+interrupted one resumes.  The work itself is done in the rooms; here stands only who hands what to whom.  The vocoder's steps stand in its
+room, `vocoder/steps.py`; what all steps share, their names above all, in `steps.py`.
 """
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.lab import build_corpus
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_originals, judges_if_installed
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
@@ -29,44 +26,42 @@ from speechgpt_lib.metrics.unit_errors import unit_error_rate
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.steps import (
+    CHAIN_SET,
+    CORPUS,
+    CROSS_MODAL_SET,
+    EXPANDED,
+    HUBERT,
+    INVENTORY,
+    STAGE1,
+    STAGE2,
+    STAGE3,
+    TEXT_MODEL,
+    TEXT_TO_UNIT,
+    UNIT_GRID,
+    UNITS,
+    OnLog,
+    held_out_units,
+    training_options,
+    training_speech,
+)
+from speechgpt_lib.steps import VOCODER as VOCODER
+from speechgpt_lib.steps import VOCODER_EVALUATION as VOCODER_EVALUATION
+from speechgpt_lib.steps import inventory_of as inventory_of
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.checkpoints import load_module, save_module
-from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.hubert import build_encoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.mfcc import mfcc
-from speechgpt_lib.units.sequence import merge
 from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
-from speechgpt_lib.vocoder.speech import SpeechInMemory
-from speechgpt_lib.vocoder.synthesis import Vocoder
-from speechgpt_lib.vocoder.training import train_durations, train_vocoder
-
-CORPUS = "01_unit_extraction/corpus"
-HUBERT = "01_unit_extraction/hubert"
-INVENTORY = "01_unit_extraction/inventory"
-UNITS = "01_unit_extraction/units"
-UNIT_GRID = "01_unit_extraction/grid"
-VOCODER = "02_unit_vocoder/vocoder"
-VOCODER_EVALUATION = "02_unit_vocoder/evaluation"
-WITHOUT = "without_discriminators"  # beside the vocoder: the one to compare with
-CROSS_MODAL_SET = "03_cross_modal_instructions/cross_modal_set"
-TEXT_TO_UNIT = "04_chain_of_modality_instructions/text_to_unit"
-CHAIN_SET = "04_chain_of_modality_instructions/chain_set"
-TEXT_MODEL = "05_vocabulary_expansion/text_model"
-EXPANDED = "05_vocabulary_expansion/expanded_model"
-STAGE1 = "06_stage1_modality_adaptation/model"
-STAGE2 = "07_stage2_cross_modal_finetuning/model"
-STAGE3 = "08_stage3_chain_of_modality_lora/adapter"
-
-OnLog = Callable[[dict], None] | None
-
-
-def training_options(run: Run, on_log: OnLog) -> dict:
-    return {"seed": run.recipe.seed, "device": resolve_device(run.recipe.device), "world_size": run.recipe.processes, "on_log": on_log}
+from speechgpt_lib.vocoder.steps import WITHOUT as WITHOUT
+from speechgpt_lib.vocoder.steps import make_vocoder as make_vocoder
+from speechgpt_lib.vocoder.steps import make_vocoder_evaluation as make_vocoder_evaluation
+from speechgpt_lib.vocoder.steps import make_vocoder_of as make_vocoder_of
 
 
 # --- 01 units -----------------------------------------------------------------------------------------------------------------------
@@ -79,7 +74,7 @@ def make_hubert(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     corpus, settings = run.require(CORPUS), run.recipe.units.hubert
 
     def make(work: Path) -> dict:
-        waves = [u.wave for u in _training_speech(corpus, settings.utterances, run.recipe.seed)]
+        waves = [u.wave for u in training_speech(corpus, settings.utterances, run.recipe.seed)]
         encoder, targets, summary = train_encoder(waves, run.recipe.units, work, **training_options(run, on_log))
         targets.save(work / "mfcc_centroids.safetensors")
         save_module(encoder, work / "encoder.safetensors")
@@ -96,7 +91,7 @@ def make_inventory(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         encoder = build_encoder(settings.hubert).eval()
         load_module(encoder, hubert.path / "encoder.safetensors")
-        speech = _training_speech(corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1)
+        speech = training_speech(corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1)
         inventory = cluster_layer(encoder, [u.wave for u in speech], settings, run.recipe.seed)
         inventory.save(work)
         return {
@@ -125,7 +120,7 @@ def make_unit_grid(run: Run, force: bool = False, utterances: int = 300) -> Step
     def make(work: Path) -> dict:
         encoder = build_encoder(settings.hubert).eval()
         load_module(encoder, hubert.path / "encoder.safetensors")
-        training = [u.wave for u in _training_speech(corpus, utterances, run.recipe.seed + 1)]
+        training = [u.wave for u in training_speech(corpus, utterances, run.recipe.seed + 1)]
         clusters = sorted({max(2, settings.clusters * factor // 4) for factor in (1, 2, 4, 8)})
         return {"rows": list(quality_grid(encoder, training, _aligned(run, 20), clusters, run.recipe.seed))}
 
@@ -149,103 +144,6 @@ def make_units(run: Run, force: bool = False) -> Step:
         return extract_units(corpus.path, inventory.path, inventory.metrics["id"], work)
 
     return run.step(UNITS, make, settings={}, inputs={"corpus": corpus, "inventory": inventory}, force=force)
-
-
-# --- 02 vocoder ---------------------------------------------------------------------------------------------------------------------
-def make_vocoder(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
-    corpus, units, inventory = run.require(CORPUS), run.require(UNITS), run.require(INVENTORY)
-
-    def make(work: Path) -> dict:
-        rows = read_units(units.path, inventory.metrics["id"], _vocoder_speech(run))
-        frames = {row.id: row.frames for row in rows}
-        return _train_vocoder(run, frames, run.recipe.units.clusters, inventory.metrics["id"], work, on_log)
-
-    return run.step(VOCODER, make, settings=run.recipe.vocoder, inputs={"corpus": corpus, "units": units}, version=2, force=force)
-
-
-def make_vocoder_evaluation(run: Run, force: bool = False) -> Step:
-    """Held-out speech through units and back, measured in sound, units and words; also without discriminators, where that was trained."""
-    units, vocoder, count = run.require(UNITS), run.require(VOCODER), run.recipe.evaluation.vocoder_utterances
-
-    def make(work: Path) -> dict:
-        inventory, judges = inventory_of(run), judges_if_installed(run.say)
-        originals = _originals(run, inventory.id, count)
-        figures = {"utterances": len(originals)} | ({"original": judge_originals(originals, judges)} if judges else {})
-        figures |= evaluate_vocoder(Vocoder.load(vocoder.path, inventory.id), originals, inventory, judges)
-        if (vocoder.path / WITHOUT).is_dir():
-            alone = Vocoder.load(vocoder.path / WITHOUT, inventory.id)
-            figures["without_discriminators"] = evaluate_vocoder(alone, originals, inventory, judges)
-        return figures
-
-    section = {"utterances": count, "seed": run.recipe.seed}
-    return run.step(VOCODER_EVALUATION, make, settings=section, inputs={"units": units, "vocoder": vocoder}, force=force)
-
-
-def make_vocoder_of(run: Run, clusters: int, force: bool = False, on_log: OnLog = None) -> Step:
-    """The same vocoder for another number of units, to hear what fewer or more of them keep.  No other step needs it.
-
-    Its folder holds the inventory, the vocoder, and the figures of its evaluation on the same held-out sentences.
-    """
-    corpus, hubert, settings = run.require(CORPUS), run.require(HUBERT), run.recipe.units
-
-    def make(work: Path) -> dict:
-        encoder = build_encoder(settings.hubert).eval()
-        load_module(encoder, hubert.path / "encoder.safetensors")
-        speech = _training_speech(corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1)
-        other = settings.model_copy(update={"clusters": clusters})
-        inventory = cluster_layer(encoder, [u.wave for u in speech], other, run.recipe.seed)
-        inventory.save(work / "inventory")
-        spoken = read_utterances(corpus.path, audio=True, where=_vocoder_speech(run))
-        frames = {u.id: inventory.kmeans.assign(inventory.features(u.wave)) for u in spoken}
-        summary = _train_vocoder(run, frames, clusters, inventory.id, work, on_log)
-        originals = _originals(run, None, run.recipe.evaluation.vocoder_utterances)
-        originals = [replace(o, **dict(zip(("units", "durations"), inventory.encode(o.wave), strict=True))) for o in originals]
-        judges = judges_if_installed(run.say)
-        return summary | {"id": inventory.id} | evaluate_vocoder(Vocoder.load(work, inventory.id), originals, inventory, judges)
-
-    section = {"clusters": clusters, "vocoder": run.recipe.vocoder.model_dump(mode="json")}
-    return run.step(f"{VOCODER}_{clusters}", make, settings=section, inputs={"corpus": corpus, "hubert": hubert}, force=force)
-
-
-def _vocoder_speech(run: Run) -> dict:
-    """Which utterances the vocoder learns from."""
-    corpus = run.recipe.corpus
-    if run.recipe.vocoder.all_voices:
-        return {"split": ["train", "unlabelled"]}
-    return {"voice": corpus.target_voice, "split": "train"}
-
-
-def _train_vocoder(run: Run, frames: dict[str, np.ndarray], count: int, inventory: str, work: Path, on_log: OnLog) -> dict:
-    """Utterance → frames of units, and the speech in the corpus → generator and duration predictor in `work`."""
-    settings, options, target = run.recipe.vocoder, training_options(run, on_log), run.recipe.corpus.target_voice
-    spoken = sets.shuffled(list(read_utterances(run.require(CORPUS).path, audio=True, where=_vocoder_speech(run))), run.recipe.seed)
-    spoken = sorted(spoken[: settings.utterances], key=lambda u: u.voice != target)  # its voice is the one spoken by default
-    speech = SpeechInMemory([(frames[u.id], u.wave) for u in spoken], count, [u.voice for u in spoken] if settings.all_voices else None)
-    checkpoints = work / "checkpoints"
-    options["sample"] = frames[spoken[0].id]
-    generator, summary = train_vocoder(speech, count, settings, checkpoints / "generator", **options)
-    # In several processes only the first has the checkpoint to start from; comparing is a lesson for one.
-    compared = settings.compare and run.recipe.processes == 1 and 0 < summary["adversarial_steps"] < summary["steps"]
-    if compared:
-        alone, _ = train_vocoder(speech, count, settings, checkpoints / "alone", **options, joined_from=checkpoints / "generator")
-    del options["sample"]
-    merged = [merge(row) for row in frames.values()]
-    durations, duration_summary = train_durations(merged, count, settings, checkpoints / "durations", **options)
-    (checkpoints / "generator" / "metrics.jsonl").rename(work / "metrics.jsonl")
-    if (checkpoints / "generator" / "samples").is_dir():  # the first process listens
-        (checkpoints / "generator" / "samples").rename(work / "samples")
-    if compared:
-        Vocoder(alone, copy.deepcopy(durations), inventory, settings, speech.names).save(work / WITHOUT)
-    Vocoder(generator, durations, inventory, settings, speech.names).save(work)
-    return {"generator": summary, "durations": duration_summary}
-
-
-def _originals(run: Run, inventory_id: str | None, count: int) -> list[Original]:
-    """Held-out sentences of the target voice, with their sound."""
-    rows = [row for row in _held_out(run, inventory_id) if row.voice == run.recipe.corpus.target_voice][:count]
-    chosen = {row.id: row for row in rows}
-    spoken = read_utterances(run.require(CORPUS).path, audio=True, where={"id": list(chosen)})
-    return [Original(u.wave, u.text, chosen[u.id].units, chosen[u.id].durations) for u in spoken]
 
 
 # --- 03 and 04 SpeechInstruct -------------------------------------------------------------------------------------------------------
@@ -290,7 +188,7 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
         spoken = list(read_units(units.path, identity, {"split": "train", "kind": list(world.KINDS)}))
         dialogues = [(row.id, row.kind, row.text, row.answer, row.units) for row in spoken]
         rng = random.Random(f"written dialogues {run.recipe.seed}")
-        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.is_held_out(q.text)]
+        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.isheld_out(q.text)]
         voiced = model.generate([q.text for q in written], beams=run.recipe.text_to_unit.beams)
         dialogues += [(f"t{k:06d}", q.kind, q.text, q.answer, u) for k, (q, u) in enumerate(zip(written, voiced, strict=True)) if len(u)]
         answers = sorted({answer for _, _, _, answer, _ in dialogues})
@@ -370,7 +268,7 @@ def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     def make(work: Path) -> dict:
         model, vocabulary = load_model(start.path)
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
-        held_out = [row.units for row in _held_out(run, vocabulary.inventory)][:200]
+        held_out = [row.units for row in held_out_units(run, vocabulary.inventory)][:200]
         before = stages.unit_perplexity(model, vocabulary, held_out)
         plan = stages.stage1_plan(vocabulary, speech, settings.replay, run.recipe.seed)
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
@@ -392,7 +290,7 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
             by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
         plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
-        held_out = _held_out(run, vocabulary.inventory)[:64]
+        held_out = held_out_units(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out)
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         save_model(model, vocabulary, work)
@@ -412,7 +310,7 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         rows = [
             sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path / "chain.parquet", vocabulary.inventory)
         ]
-        questions = [row for row in _held_out(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
+        questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
         before = _chain_accuracy(model, vocabulary, questions)
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -432,18 +330,6 @@ def _row_settings(instructions) -> dict:
 
 
 # --- what the steps share -----------------------------------------------------------------------------------------------------------
-def _training_speech(corpus: Step, count: int, seed: int) -> list:
-    """A seeded sample of training utterances over all voices, with their sound."""
-    identities = [u.id for u in read_utterances(corpus.path, where={"split": ["train", "unlabelled"]})]
-    chosen = set(sets.shuffled(identities, seed)[:count])
-    return list(read_utterances(corpus.path, audio=True, where={"id": chosen}))
-
-
-def _held_out(run: Run, inventory_id: str | None) -> list[UnitRow]:
-    """Held-out utterances in the voices of training, shuffled."""
-    return sets.shuffled(list(read_units(run.require(UNITS).path, inventory_id, {"split": "test"})), run.recipe.seed)
-
-
 def _transcription_wer(model, vocabulary: Vocabulary, rows: list[UnitRow]) -> float:
     return wer([row.text for row in rows], generation.transcribe(model, vocabulary, [row.units for row in rows]))
 
@@ -463,7 +349,3 @@ def _example_rows() -> list:
     for task in ("asr", "tts"):
         rows += [cross_modal_row(task, d, "a", units) for d in load_descriptions(task)]
     return rows
-
-
-def inventory_of(run: Run) -> UnitInventory:
-    return UnitInventory.load(run.require(INVENTORY).path)
