@@ -44,7 +44,7 @@ def list_corpora(as_json: JsonOption = False) -> None:
 
 @commands.command()
 def prepare(
-    corpus: Annotated[str, typer.Argument(help="librispeech, common_voice, gigaspeech or libri_light.")],
+    corpus: Annotated[str, typer.Argument(help="librispeech, common_voice, gigaspeech, libri_light, lj_speech or vctk.")],
     root: Annotated[Path, typer.Argument(help="The corpus' folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: the utterance table.")],
     split: SplitOption = None,

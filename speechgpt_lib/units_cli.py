@@ -35,7 +35,7 @@ EncoderOption = Annotated[str | None, typer.Option(help="Instead of --run: a tra
 LayerOption = Annotated[int | None, typer.Option(help="Layer of --encoder, 1 is the first block.")]
 KmeansOption = Annotated[str | None, typer.Option(help="Centroids for --encoder: .npy, .safetensors, or the published joblib .bin.")]
 BackendOption = Annotated[str, typer.Option(help="own, or fairseq (real fairseq, installed by `make fairseq`; needs --encoder x.pt).")]
-CorpusOption = Annotated[str, typer.Option(help="librispeech, common_voice, gigaspeech or libri_light.")]
+CorpusOption = Annotated[str, typer.Option(help="librispeech, common_voice, gigaspeech, libri_light, lj_speech or vctk.")]
 RootOption = Annotated[Path, typer.Option(help="The corpus on disk.")]
 SplitOption = Annotated[list[str] | None, typer.Option(help="Only this split or subset; may be given several times.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

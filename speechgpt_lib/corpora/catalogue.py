@@ -1,4 +1,4 @@
-"""The four corpora of recorded speech: what they are, how their folders look, and which corpus a folder holds."""
+"""The corpora of recorded speech: what they are, how their folders look, and which corpus a folder holds."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ def _is_libri_light(root: Path) -> bool:
     return any(files(folder, ".json") and files(folder, ".flac") for folder in itertools.islice(_third_level(root), 20))
 
 
+def _is_lj_speech(root: Path) -> bool:
+    return (root / "metadata.csv").is_file() and (root / "wavs").is_dir()
+
+
+def _is_vctk(root: Path) -> bool:
+    return any((root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48"))
+
+
 CORPORA = {
     corpus.name: corpus
     for corpus in (
@@ -101,6 +109,28 @@ CORPORA = {
             "public domain (LibriVox)",
             "SUBSET/SPEAKER/BOOK/*.flac, a .json with voice_activity beside each, with the subsets small, medium, large",
             _is_libri_light,
+        ),
+        Corpus(
+            "lj_speech",
+            "LJSpeech",
+            "24 h of one speaker, with text",
+            "public domain (LibriVox)",
+            "metadata.csv and wavs/*.wav",
+            _is_lj_speech,
+            "1. Get LJSpeech-1.1.tar.bz2 (2.6 GB) from keithito.com/LJ-Speech-Dataset.\n"
+            "2. tar -xjf LJSpeech-1.1.tar.bz2 -C DIR\n"
+            "3. speechgpt corpora prepare lj_speech DIR/LJSpeech-1.1 -o TABLE",
+        ),
+        Corpus(
+            "vctk",
+            "VCTK",
+            "44 h of 110 speakers, with text",
+            "CC BY 4.0",
+            "wav48_silence_trimmed/SPEAKER/*_mic1.flac (or wav48/SPEAKER/*.wav) and txt/SPEAKER/*.txt",
+            _is_vctk,
+            "1. Get VCTK-Corpus-0.92.zip (11 GB) from Edinburgh DataShare (datashare.ed.ac.uk, handle 10283/3443).\n"
+            "2. unzip VCTK-Corpus-0.92.zip -d DIR\n"
+            "3. speechgpt corpora prepare vctk DIR -o TABLE",
         ),
     )
 }

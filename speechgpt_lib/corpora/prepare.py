@@ -15,7 +15,7 @@ from dataclasses import asdict, astuple
 from itertools import islice
 from pathlib import Path
 
-from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech
+from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, lj_speech, vctk
 from speechgpt_lib.corpora.catalogue import find_corpus
 from speechgpt_lib.corpora.segment_tables import QUARANTINE, QUARANTINE_SCHEMA, SCHEMA, SUMMARY, write_rows
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Segment, Skipped, check_segment
@@ -28,6 +28,8 @@ READERS = {
     "common_voice": common_voice.rows,
     "gigaspeech": gigaspeech.rows,
     "libri_light": libri_light.rows,
+    "lj_speech": lj_speech.rows,
+    "vctk": vctk.rows,
 }
 NO_FAULT = {"not_speech"}  # counted, but neither bad nor in quarantine
 SETTINGS = "settings.json"

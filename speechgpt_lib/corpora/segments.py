@@ -30,7 +30,7 @@ from speechgpt_lib.corpora.audio import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.corpora.sound_files import BadAudio, Header, decode, inspect
 
 SILENCE = 1e-4  # of full scale: 16-bit dither stays below
-MAXIMUM_S = 7200.0  # two hours: longer than any file of the four corpora, 460 MB as float32 at 16 kHz
+MAXIMUM_S = 7200.0  # two hours: longer than any file of these corpora, 460 MB as float32 at 16 kHz
 SLACK_S = 0.05  # by so much a list's end time may lie beyond the file's: lists are rounded, and codecs pad
 
 

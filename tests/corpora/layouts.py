@@ -1,4 +1,4 @@
-"""The four corpora in small: folders laid out as the corpora are, with sound in their formats."""
+"""The corpora in small: folders laid out as the corpora are, with sound in their formats."""
 
 from __future__ import annotations
 
@@ -56,4 +56,24 @@ def libri_light(root: Path, books: dict[str, list], seconds: float = 6.0) -> Pat
     for name, activity in books.items():
         write_sound(root / f"{name}.flac", tone(seconds))
         (root / f"{name}.json").write_text(json.dumps({"speaker": name.split("/")[1], "snr": 9.5, "voice_activity": activity}))
+    return root
+
+
+def lj_speech(root: Path, texts: dict[str, str]) -> Path:
+    """`texts`: name → what is said; numbers are written out in the third column."""
+    for k, name in enumerate(texts):
+        write_sound(root / "wavs" / f"{name}.wav", tone(0.4, 22_050, 200 + 20 * k), 22_050)
+    (root / "metadata.csv").write_text("".join(f"{name}|{text}|{text.replace('4', 'four')}\n" for name, text in texts.items()))
+    return root
+
+
+def vctk(root: Path, texts: dict[str, str | None], old: bool = False) -> Path:
+    """`texts`: speaker/name → what is said, None where there is no file of it."""
+    folder, suffixes = ("wav48", [".wav"]) if old else ("wav48_silence_trimmed", ["_mic1.flac", "_mic2.flac"])
+    for name, text in texts.items():
+        for suffix in suffixes:
+            write_sound(root / folder / f"{name}{suffix}", tone(0.4, 48_000), 48_000)
+        if text is not None:
+            (root / "txt" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "txt" / f"{name}.txt").write_text(text + "\n")
     return root

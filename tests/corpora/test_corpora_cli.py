@@ -33,6 +33,8 @@ def test_list_names_corpora_licences_layouts_and_archives():
         "common_voice": True,
         "gigaspeech": True,
         "libri_light": False,
+        "lj_speech": True,
+        "vctk": True,
     }
     assert [archive["name"] for archive in listed["archives"]] == list(ARCHIVES)
 
