@@ -188,7 +188,7 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
         spoken = list(read_units(units.path, identity, {"split": "train", "kind": list(world.KINDS)}))
         dialogues = [(row.id, row.kind, row.text, row.answer, row.units) for row in spoken]
         rng = random.Random(f"written dialogues {run.recipe.seed}")
-        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.isheld_out(q.text)]
+        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.is_held_out(q.text)]
         voiced = model.generate([q.text for q in written], beams=run.recipe.text_to_unit.beams)
         dialogues += [(f"t{k:06d}", q.kind, q.text, q.answer, u) for k, (q, u) in enumerate(zip(written, voiced, strict=True)) if len(u)]
         answers = sorted({answer for _, _, _, answer, _ in dialogues})
