@@ -11,6 +11,7 @@ from speechgpt_lib import pipeline
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.vocoder import steps
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
 pytestmark = pytest.mark.slow
@@ -36,6 +37,27 @@ def test_the_vocoder_is_compared_and_measured(copied):
     assert {"duration_error", "length_ratio"} <= figures["predicted"].keys()
     assert figures["original"]["wer"] < 0.5 < figures["gold"]["wer"], "recordings are understood, the smoke recipe's noise is not"
     assert figures["without_discriminators"]["gold"] != figures["gold"]
+
+
+@pytest.mark.parametrize("where", ["train_durations", "Vocoder"])
+def test_a_step_that_was_killed_resumes_to_the_same_files(copied, monkeypatch, where):
+    """Killed between its trainings, or when all are done and nothing is saved."""
+    step = pipeline.make_vocoder(copied, force=True)
+    shutil.rmtree(step.path)
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(steps, where, killed)
+        pipeline.make_vocoder(copied)
+    again = pipeline.make_vocoder(copied)
+    assert again.facts["resumed"] and _without_log(again) == _without_log(step)
+
+
+def _without_log(step) -> dict:
+    """The hashes of a step's files but of its log, which holds seconds."""
+    return {name: digest for name, digest in step.facts["outputs"].items() if name != "metrics.jsonl"}
 
 
 def test_another_number_of_units_gets_a_vocoder_of_its_own(copied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,9 +117,9 @@ def _train_vocoder(run: Run, frames: dict[str, np.ndarray], count: int, inventor
     del options["sample"]
     merged = [merge(row) for row in frames.values()]
     durations, duration_summary = train_durations(merged, count, settings, checkpoints / "durations", **options)
-    (checkpoints / "generator" / "metrics.jsonl").rename(work / "metrics.jsonl")
+    shutil.copy(checkpoints / "generator" / "metrics.jsonl", work)  # not moved: a step that is killed here must still resume
     if (checkpoints / "generator" / "samples").is_dir():  # the first process listens
-        (checkpoints / "generator" / "samples").rename(work / "samples")
+        shutil.copytree(checkpoints / "generator" / "samples", work / "samples", dirs_exist_ok=True)
     if compared:
         Vocoder(alone, copy.deepcopy(durations), inventory, settings, speech.names).save(work / WITHOUT)
     Vocoder(generator, durations, inventory, settings, speech.names).save(work)
