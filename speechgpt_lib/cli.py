@@ -12,6 +12,8 @@ import typer
 
 from speechgpt_lib import __version__, corpora_cli, vocoder_cli
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.instruct_cli import instruct_app
+from speechgpt_lib.text_to_unit_cli import text_to_unit_app
 from speechgpt_lib.units_cli import units_app
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ corpora_app.add_typer(corpora_cli.commands)
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(units_app, name="units")
 app.add_typer(vocoder_cli.vocoder_app, name="vocoder")
+app.add_typer(text_to_unit_app, name="text-to-unit")
+app.add_typer(instruct_app, name="instruct")
 
 RunOption = Annotated[Path, typer.Option("--run", help="The run directory to use.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -2,12 +2,11 @@
 
 Every function takes an open `Run` and returns the finished `Step`; a step whose settings and inputs are unchanged is reused, an
 interrupted one resumes.  The work itself is done in the rooms; here stands only who hands what to whom.  The vocoder's steps stand in its
-room, `vocoder/steps.py`; what all steps share, their names above all, in `steps.py`.
+room, `vocoder/steps.py`, those of SpeechInstruct in `instructions/steps.py`; what all steps share, their names above all, in `steps.py`.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,15 @@ import torch
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.lab import build_corpus
 from speechgpt_lib.corpora.tables import read_utterances
-from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
+from speechgpt_lib.instructions.steps import make_chain_set as make_chain_set
+from speechgpt_lib.instructions.steps import make_cross_modal_set as make_cross_modal_set
+from speechgpt_lib.instructions.steps import make_text_to_unit as make_text_to_unit
+from speechgpt_lib.instructions.steps import make_voicing_evaluation as make_voicing_evaluation
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
 from speechgpt_lib.language_model.text import lab_texts
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
-from speechgpt_lib.metrics.unit_errors import unit_error_rate
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.runs.run import Run, Step
@@ -37,7 +38,6 @@ from speechgpt_lib.steps import (
     STAGE2,
     STAGE3,
     TEXT_MODEL,
-    TEXT_TO_UNIT,
     UNIT_GRID,
     UNITS,
     OnLog,
@@ -45,11 +45,11 @@ from speechgpt_lib.steps import (
     training_options,
     training_speech,
 )
+from speechgpt_lib.steps import TEXT_TO_UNIT as TEXT_TO_UNIT
 from speechgpt_lib.steps import VOCODER as VOCODER
 from speechgpt_lib.steps import VOCODER_EVALUATION as VOCODER_EVALUATION
+from speechgpt_lib.steps import VOICING_EVALUATION as VOICING_EVALUATION
 from speechgpt_lib.steps import inventory_of as inventory_of
-from speechgpt_lib.text_to_unit.synthesis import TextToUnit
-from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
 from speechgpt_lib.units.grid import quality_grid
@@ -146,84 +146,6 @@ def make_units(run: Run, force: bool = False) -> Step:
     return run.step(UNITS, make, settings={}, inputs={"corpus": corpus, "inventory": inventory}, force=force)
 
 
-# --- 03 and 04 SpeechInstruct -------------------------------------------------------------------------------------------------------
-def make_cross_modal_set(run: Run, force: bool = False) -> Step:
-    units, inventory, corpus = run.require(UNITS), run.require(INVENTORY), run.recipe.corpus
-
-    def make(work: Path) -> dict:
-        rows = read_units(units.path, inventory.metrics["id"], {"split": "train"})
-        records = sets.cross_modal_records(rows, corpus.target_voice, run.recipe.seed)
-        path, identity = work / "cross_modal.parquet", inventory.metrics["id"]
-        count = sets.write_set(path, records, sets.CROSS_MODAL_SCHEMA, identity)
-        return {"rows": count, "tasks": sets.split_counts(sets.read_set(path, identity), "task")}
-
-    return run.step(CROSS_MODAL_SET, make, settings={"voice": corpus.target_voice}, inputs={"units": units}, force=force)
-
-
-def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
-    units, inventory, settings = run.require(UNITS), run.require(INVENTORY), run.recipe.text_to_unit
-    voice = run.recipe.corpus.target_voice
-
-    def make(work: Path) -> dict:
-        pairs = [(r.text, r.units) for r in read_units(units.path, inventory.metrics["id"], {"voice": voice, "split": "train"})]
-        count = run.recipe.units.clusters
-        model, summary = train_text_to_unit(
-            pairs, count, settings, work, inventory_id=inventory.metrics["id"], **training_options(run, on_log)
-        )
-        model.save(work)
-        test = list(read_units(units.path, None, {"voice": voice, "split": "test"}))[:48]
-        made = model.generate([row.text for row in test], beams=settings.beams)
-        return summary | {"held_out_unit_error_rate": unit_error_rate([row.units for row in test], made)}
-
-    return run.step(TEXT_TO_UNIT, make, settings=settings, inputs={"units": units}, force=force)
-
-
-def make_chain_set(run: Run, force: bool = False) -> Step:
-    """Quadruplets: spoken questions of the corpus and questions voiced by the text-to-unit model; every answer is voiced by it."""
-    units, inventory, voicing = run.require(UNITS), run.require(INVENTORY), run.require(TEXT_TO_UNIT)
-    settings, identity = run.recipe.instructions, inventory.metrics["id"]
-
-    def make(work: Path) -> dict:
-        model = TextToUnit.load(voicing.path)
-        spoken = list(read_units(units.path, identity, {"split": "train", "kind": list(world.KINDS)}))
-        dialogues = [(row.id, row.kind, row.text, row.answer, row.units) for row in spoken]
-        rng = random.Random(f"written dialogues {run.recipe.seed}")
-        written = [q for q in (world.sample_question(rng) for _ in range(settings.written_dialogues)) if not world.is_held_out(q.text)]
-        voiced = model.generate([q.text for q in written], beams=run.recipe.text_to_unit.beams)
-        dialogues += [(f"t{k:06d}", q.kind, q.text, q.answer, u) for k, (q, u) in enumerate(zip(written, voiced, strict=True)) if len(u)]
-        answers = sorted({answer for _, _, _, answer, _ in dialogues})
-        if settings.answers_from == "speech":
-            responses = _spoken_answers(run, units, identity, answers)
-        else:
-            responses = dict(zip(answers, model.generate(answers, beams=run.recipe.text_to_unit.beams), strict=True))
-        records = sets.chain_records(dialogues, responses, settings.chain_shares, run.recipe.seed)
-        count = sets.write_set(work / "chain.parquet", records, sets.CHAIN_SCHEMA, identity)
-        kept = list(sets.read_set(work / "chain.parquet", identity))
-        return {
-            "rows": count,
-            "spoken": len(spoken),
-            "voiced": count - len(spoken),
-            "formats": sets.split_counts(kept, "format"),
-            "kinds": sets.split_counts(kept, "kind"),
-        }
-
-    section = settings.model_dump(mode="json", include={"chain_shares", "written_dialogues", "answers_from"})
-    return run.step(CHAIN_SET, make, settings=section, inputs={"units": units, "text_to_unit": voicing}, force=force)
-
-
-def _spoken_answers(run: Run, units: Step, identity: str, answers: list[str]) -> dict[str, np.ndarray]:
-    """Answer → units of its recording in the target voice, which the authors recommend over a text-to-unit model."""
-    where = {"voice": run.recipe.corpus.target_voice, "kind": "answer"}
-    spoken = {row.text: row.units for row in read_units(units.path, identity, where)}
-    missing = [answer for answer in answers if answer not in spoken]
-    if missing:
-        raise UserError(
-            f"{len(missing)} answers were never spoken by {where['voice']}, such as {missing[0]!r}: "
-            "set instructions.answers_from to text_to_unit"
-        )
-    return spoken
-
-
 # --- 05 text LLM and vocabulary -----------------------------------------------------------------------------------------------------
 def make_text_model(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     settings = run.recipe.language_model
@@ -286,7 +208,7 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     def make(work: Path) -> dict:
         model, vocabulary = load_model(start.path)
         by_task: dict[str, list] = {"asr": [], "tts": []}
-        for record in sets.read_set(instructions.path / "cross_modal.parquet", vocabulary.inventory):
+        for record in sets.read_set(instructions.path, vocabulary.inventory):
             by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
         plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
@@ -307,9 +229,7 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = load_model(start.path)
-        rows = [
-            sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path / "chain.parquet", vocabulary.inventory)
-        ]
+        rows = [sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path, vocabulary.inventory)]
         questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
         before = _chain_accuracy(model, vocabulary, questions)
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed)

@@ -108,7 +108,7 @@ def extract(
     if world != launched:  # a launcher that starts processes which don't know of each other would do everything N times
         raise UserError(f"--launched says {launched}, but {world} processes know of each other: start exactly {launched}, or change it")
     settings = Extraction(_device(device), precision, batch_seconds, long_audio)
-    chosen = _shards(shards, rank, world)
+    chosen = shard_slice(shards, rank, world)
     folder = run or (Path("runs") / recipe if encoder is None else None)
     inventory = _save_inventory(_inventory(folder, encoder, layer, kmeans), out / "inventory")
     table = out / "utterances"
@@ -200,7 +200,7 @@ def _device(device: str | None) -> str:
     return device
 
 
-def _shards(text: str | None, rank: int, world: int) -> slice:
+def shard_slice(text: str | None, rank: int, world: int) -> slice:
     if text is None:
         return slice(rank, None, world)
     if world > 1:

@@ -32,7 +32,7 @@ def speak(
     from speechgpt_lib.units.sequence import parse_units
 
     opened = _open(run, vocoder)
-    identity = _identity(inventory)
+    identity = inventory_id(inventory)
     if stream:
         if units != "-":
             raise UserError(f"--stream reads units from standard input: give - instead of {units[:30]!r}")
@@ -61,7 +61,7 @@ def import_published(
     """Make a published unit HiFi-GAN of fairseq a vocoder of this project; nothing in the file is run, fairseq isn't needed."""
     from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 
-    made = vocoder_from_fairseq(checkpoint, config, _identity(inventory))
+    made = vocoder_from_fairseq(checkpoint, config, inventory_id(inventory))
     made.save(out)
     facts = {"folder": str(out), "units": made.unit_count, "speakers": list(made.speakers), "inventory": made.inventory}
     print(json.dumps(facts) if as_json else f"{out}: {made.unit_count} units of inventory {made.inventory}; use it with --vocoder {out}")
@@ -109,17 +109,22 @@ def _open(run: Path, folder: Path | None):
     return Vocoder.load(folder or Run.open(run, say=_say).require(pipeline.VOCODER).path)
 
 
-def _identity(inventory: str | None) -> str | None:
-    """The id of an inventory that is given as such, or by the folder of an inventory, of a run, or of `units extract`."""
+def inventory_id(inventory: str | None) -> str | None:
+    """The id of an inventory that is given as such, or by a folder that `inventory_facts` takes."""
+    if inventory is None or not Path(inventory).is_dir():
+        return inventory
+    return str(inventory_facts(Path(inventory))["id"])
+
+
+def inventory_facts(folder: Path) -> dict:
+    """What is known of the inventory in `folder`: its own, that of a run, or that of `units extract`."""
     from speechgpt_lib.runs.artefacts import read_json
     from speechgpt_lib.units.foreign import RUN_INVENTORY
 
-    if inventory is None or not Path(inventory).is_dir():
-        return inventory
-    for folder in (Path(inventory), Path(inventory) / "inventory", Path(inventory) / RUN_INVENTORY):
-        if (folder / "inventory.json").is_file():
-            return str(read_json(folder / "inventory.json")["id"])
-    raise UserError(f"no unit inventory in {inventory}: give its id, its folder, or that of a run or of `units extract`")
+    for place in (folder, folder / "inventory", folder / RUN_INVENTORY):
+        if (place / "inventory.json").is_file():
+            return read_json(place / "inventory.json")
+    raise UserError(f"no unit inventory in {folder}: give its id, its folder, or that of a run or of `units extract`")
 
 
 def _stream(vocoder, out: Path, speed: float, identity: str | None, speaker: str | None) -> float:

@@ -1,106 +1,224 @@
-"""The two SpeechInstruct sets as tables: cross-modal pairs with their descriptions, and chain-of-modality quadruplets.
+"""The two SpeechInstruct sets on disk: cross-modal pairs with their descriptions, and chain-of-modality quadruplets.
+
+    rows-00000.parquet …         training rows, a shard at a time
+    held_out-00000.parquet …     rows whose sentence is kept out of training (cross-modal sets)
+    quarantine-00000.parquet …   what could not be used: where it stood, why
+    summary.json, CARD.md        counts, the set's hash, its data card; written when every shard is there
 
 A table keeps what a row is made of, not its text: templates are applied when it is read, so both sets can be shown in any format.
+A shard says in its metadata what it was made from, so a second start keeps what is finished and refuses to mix.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.descriptions import choose_description
-from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, cross_modal_row
-from speechgpt_lib.runs.artefacts import atomic_path
-from speechgpt_lib.units.extract import UnitRow
+from speechgpt_lib.instructions.card import write_card
+from speechgpt_lib.instructions.statistics import Statistics
+from speechgpt_lib.instructions.templates import Row, chain_row, cross_modal_row
+from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.units.inventory import check_inventory
 
-_UNITS = pyarrow.list_(pyarrow.int16())
-CROSS_MODAL_SCHEMA = pyarrow.schema([(n, pyarrow.string()) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)])
+Kind = Literal["cross_modal", "chain"]
+_TEXT, _UNITS = pyarrow.string(), pyarrow.list_(pyarrow.int16())
+CROSS_MODAL_SCHEMA = pyarrow.schema([(n, _TEXT) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)])
 CHAIN_SCHEMA = pyarrow.schema(
-    [(n, pyarrow.string()) for n in ("id", "format", "kind", "instruction", "response")]
-    + [("instruction_units", _UNITS), ("response_units", _UNITS)]
+    [(n, _TEXT) for n in ("id", "format", "kind", "instruction", "response")] + [("instruction_units", _UNITS), ("response_units", _UNITS)]
 )
+VERBATIM = pyarrow.field("verbatim", _TEXT)  # in imported sets: a line that would be written differently from how it was found
+SCHEMAS: dict[Kind, pyarrow.Schema] = {"cross_modal": CROSS_MODAL_SCHEMA, "chain": CHAIN_SCHEMA}
+QUARANTINE_SCHEMA = pyarrow.schema([(n, _TEXT) for n in ("source", "place", "id", "reason", "detail")])
+LARGEST_UNIT = np.iinfo(np.int16).max
+BATCH = 4096
 
 
-def cross_modal_records(rows: Iterable[UnitRow], speaking_voice: str, seed: int) -> Iterator[dict]:
-    """One ASR record for every pair, and one TTS record where the voice is the one that shall speak.
+@dataclass(frozen=True)
+class SetFacts:
+    """What every shard of a set has in common."""
 
-    The description is a function of task, id and seed: the same in any order and any sharding.
-    """
-    for row in rows:
-        for task in ("asr", "tts") if row.voice == speaking_voice else ("asr",):
-            identity = f"{task}-{row.id}"
-            description = choose_description(task, identity, seed)
-            yield {
-                "id": identity,
-                "task": task,
-                "description": description,
-                "text": row.text,
-                "voice": row.voice,
-                "units": row.units,
-            }
+    kind: Kind
+    inventory: str
+    unit_count: int
+    templates: str = "paper"
+
+    def metadata(self) -> dict[str, str]:
+        return {"kind": self.kind, "inventory": self.inventory, "unit_count": str(self.unit_count), "templates": self.templates}
 
 
-def chain_records(
-    dialogues: Sequence[tuple[str, str, str, str, np.ndarray]],
-    responses: dict[str, np.ndarray],
-    shares: dict[str, float],
-    seed: int,
-) -> Iterator[dict]:
-    """Quadruplets in the four formats.
+@dataclass
+class ShardCounts:
+    """What is known of the rows of one or more shards.  `digest` is the sum of the SHA-256 of all training rows, modulo 2^256."""
 
-    Args:
-        dialogues: (id, kind, instruction, response, units of the spoken instruction).
-        responses: response text → units of the spoken response.
-        shares: format → share of the records; each record's format is a function of its id and the seed.
-    """
-    bounds = np.cumsum([shares.get(name, 0.0) for name in CHAIN_FORMATS])
-    for identity, kind, instruction, response, units in dialogues:
-        digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()
-        draw = int.from_bytes(digest[:7], "big") / 2**56
-        chosen = CHAIN_FORMATS[min(int(np.searchsorted(bounds, draw, side="right")), len(CHAIN_FORMATS) - 1)]
-        yield {
-            "id": identity,
-            "format": chosen,
-            "kind": kind,
-            "instruction": instruction,
-            "response": response,
-            "instruction_units": units,
-            "response_units": responses[response],
-        }
+    statistics: Statistics = field(default_factory=Statistics)
+    digest: int = 0
+    held_out: int = 0
+    reasons: Counter = field(default_factory=Counter)
+
+    def merge(self, other: ShardCounts) -> None:
+        self.statistics.merge(other.statistics)
+        self.digest = (self.digest + other.digest) % 2**256
+        self.held_out += other.held_out
+        self.reasons.update(other.reasons)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {"statistics": self.statistics.to_json(), "digest": f"{self.digest:064x}", "held_out": self.held_out, "reasons": self.reasons}
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> ShardCounts:
+        values = json.loads(text)
+        digest, reasons = int(values["digest"], 16), Counter(values["reasons"])
+        return cls(Statistics.from_json(values["statistics"]), digest, values["held_out"], reasons)
 
 
-def write_set(path: Path, records: Iterable[dict], schema: pyarrow.Schema, inventory_id: str) -> int:
-    """Write records to one Parquet file, a thousand at a time; returns how many."""
-    schema, count, buffer = schema.with_metadata({"inventory": inventory_id}), 0, []
-    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-        for record in records:
-            buffer.append(record)
-            count += 1
-            if len(buffer) == 1000:
-                writer.write_table(pyarrow.Table.from_pylist(buffer, schema))
-                buffer = []
-        writer.write_table(pyarrow.Table.from_pylist(buffer, schema))
-    return count
+def row_digest(texts: Sequence[str], *units: np.ndarray) -> int:
+    """SHA-256 of what a row says: its texts and units (n,), but not its id, voice or place."""
+    digest = hashlib.sha256("\x1f".join(texts).encode())
+    for part in units:
+        digest.update(b"\x1f" + part.astype("<i2").tobytes())
+    return int.from_bytes(digest.digest(), "big")
 
 
-def read_set(path: Path, inventory_id: str) -> Iterator[dict]:
-    """Stream the records of a set; units come as int64 arrays.  Refuses a set of another inventory."""
-    if not path.is_file():
-        raise UserError(f"instruction set {path} is missing: run notebooks 03 and 04 first")
-    with pyarrow.parquet.ParquetFile(path) as file:
-        found = (file.schema_arrow.metadata or {}).get(b"inventory", b"none").decode()
-        check_inventory(found, inventory_id, f"the reader of {path}")
-        for batch in file.iter_batches(1000):
-            for record in batch.to_pylist():
-                yield {k: np.array(v, dtype=np.int64) if k.endswith("units") else v for k, v in record.items()}
+# --- writing ------------------------------------------------------------------------------------------------------------------------
+class ShardWriter:
+    """Writes one shard of a set; all of it appears at once, at the end of the `with` block, the training rows last."""
+
+    def __init__(self, folder: Path, number: int, facts: SetFacts, key: str, extra: pyarrow.Field | None = None):
+        self.folder, self.number, self.facts, self.key = folder, number, facts, key
+        self.schema = SCHEMAS[facts.kind].append(extra) if extra else SCHEMAS[facts.kind]
+        self.counts, self._bad = ShardCounts(), []
+
+    def __enter__(self) -> ShardWriter:
+        self._stack = contextlib.ExitStack()
+        self._rows = self._open("rows", self.schema)
+        self._held_out: pyarrow.parquet.ParquetWriter | None = None
+        return self
+
+    def add(self, rows: pyarrow.Table, held_out: bool = False) -> None:
+        """Rows in the set's schema.  Their statistics and digests are the caller's to keep in `counts`."""
+        if held_out and self._held_out is None:
+            self._held_out = self._open("held_out", self.schema)
+        (self._held_out if held_out else self._rows).write_table(rows.cast(self.schema))
+        self.counts.held_out += rows.num_rows if held_out else 0
+
+    def refuse(self, source: str, place: str, identity: str, reason: str, detail: str) -> None:
+        self._bad.append({"source": source, "place": place, "id": identity, "reason": reason, "detail": detail})
+        self.counts.reasons[reason] += 1
+
+    def __exit__(self, *error) -> bool | None:
+        if error[0] is None:
+            if self._bad:
+                self._open("quarantine", QUARANTINE_SCHEMA).write_table(pyarrow.Table.from_pylist(self._bad, QUARANTINE_SCHEMA))
+            self._rows.add_key_value_metadata({"counts": self.counts.to_json()})
+        return self._stack.__exit__(*error)
+
+    def _open(self, name: str, schema: pyarrow.Schema) -> pyarrow.parquet.ParquetWriter:
+        path = shard_path(self.folder, self.number, name)
+        temporary = self._stack.enter_context(atomic_path(path))
+        schema = schema.with_metadata(self.facts.metadata() | {"key": self.key})
+        return self._stack.enter_context(pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd"))
+
+
+def shard_path(folder: Path, number: int, name: str = "rows") -> Path:
+    return folder / f"{name}-{number:05d}.parquet"
+
+
+def is_made(folder: Path, number: int, key: str) -> bool:
+    """Whether a shard is there; refuses one that was made from something else."""
+    path = shard_path(folder, number)
+    if not path.exists():
+        return False
+    found = _metadata(path).get(b"key", b"").decode()
+    if found != key:
+        raise UserError(f"{path} was made from other rows, settings or another inventory: choose another folder, or delete this one")
+    return True
+
+
+def finish(folder: Path, shards: int, facts: SetFacts, sources: list[dict], split_rule: str, **more: object) -> dict:
+    """Add up the shards; when all `shards` are there, write summary.json and CARD.md.  Returns the summary."""
+    strangers = {path.name for path in folder.glob("rows-*.parquet")} - {shard_path(folder, k).name for k in range(shards)}
+    if strangers:
+        raise UserError(f"{folder} holds {sorted(strangers)[0]}, which is no shard of this set: choose another folder")
+    made = [path for k in range(shards) if (path := shard_path(folder, k)).exists()]
+    counts = ShardCounts()
+    for path in made:
+        counts.merge(ShardCounts.from_json(_file_metadata(path)[b"counts"]))
+    summary = {
+        **facts.metadata(),
+        "unit_count": facts.unit_count,
+        "shards": f"{len(made)} of {shards}",
+        "table_hash": f"{counts.digest:064x}",
+        "held_out": counts.held_out,
+        "held_out_rule": split_rule,
+        "quarantined": dict(sorted(counts.reasons.items())),
+        "sources": sources,
+        "statistics": counts.statistics.summary(),
+        **more,
+    }
+    if len(made) == shards:
+        write_json(folder / "summary.json", summary)
+        write_card(folder / "CARD.md", summary)
+    return summary
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------------------
+def set_facts(folder: Path) -> SetFacts:
+    """What kind of set lies in `folder`; a UserError where there is none, or a part of one only."""
+    first = shard_path(Path(folder), 0)
+    if not first.is_file():
+        raise UserError(f"instruction set {folder} is missing: run notebooks 03 and 04, speechgpt instruct build, or instruct import")
+    if not (Path(folder) / "summary.json").is_file():
+        raise UserError(f"{folder} is unfinished (no summary.json): start the command that was making it again, it goes on")
+    found = {k.decode(): v.decode() for k, v in _metadata(first).items() if not k.startswith(b"ARROW")}
+    return SetFacts(found["kind"], found["inventory"], int(found["unit_count"]), found["templates"])
+
+
+def read_summary(folder: Path) -> dict:
+    set_facts(folder)
+    return read_json(Path(folder) / "summary.json")
+
+
+def read_set(folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows") -> Iterator[dict]:
+    """Stream the records of a set; units come as int64 arrays.  Refuses a set of another inventory than `inventory_id`."""
+    for batch in read_batches(folder, inventory_id, part):
+        units = [name for name in batch.schema.names if name.endswith("units")]
+        arrays = {name: split_lists(batch[name]) for name in units}
+        for k, record in enumerate(batch.drop_columns(units).to_pylist()):
+            yield record | {name: arrays[name][k].astype(np.int64) for name in units}
+
+
+def read_batches(folder: Path, inventory_id: str | None = None, part: str = "rows", size: int = 1024) -> Iterator[pyarrow.RecordBatch]:
+    """The same in Arrow batches of at most `size` rows."""
+    facts = set_facts(folder)
+    if inventory_id is not None:
+        check_inventory(facts.inventory, inventory_id, f"the reader of {folder}")
+    for shard in sorted(Path(folder).glob(f"{part}-*.parquet")):
+        try:
+            with pyarrow.parquet.ParquetFile(shard) as file:
+                yield from file.iter_batches(size)
+        except pyarrow.ArrowInvalid as error:
+            raise UserError(f"{shard} is damaged ({str(error).splitlines()[0][:120]}): delete it and build the set again") from None
+
+
+def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
+    """A column of lists → one array a row, without copying."""
+    values = column.values.to_numpy(zero_copy_only=False)
+    bounds = column.offsets.to_numpy()
+    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def record_to_row(record: dict, templates: str = "paper") -> Row:
@@ -117,12 +235,16 @@ def record_to_row(record: dict, templates: str = "paper") -> Row:
     )
 
 
-def split_counts(records: Iterable[dict], key: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record[key]] = counts.get(record[key], 0) + 1
-    return dict(sorted(counts.items()))
-
-
 def shuffled(items: list, seed: int) -> list:
     return random.Random(seed).sample(items, len(items))
+
+
+def _metadata(path: Path) -> dict:
+    try:
+        return pyarrow.parquet.read_schema(path).metadata or {}
+    except pyarrow.ArrowInvalid:
+        raise UserError(f"{path} is damaged or half-written: delete it and build the set again") from None
+
+
+def _file_metadata(path: Path) -> dict:
+    return pyarrow.parquet.read_metadata(path).metadata or {}

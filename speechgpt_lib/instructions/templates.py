@@ -30,7 +30,8 @@ CROSS_MODAL = {
     "paper": ("[Human]:{description}. This is input: {input}<eoh>.[SpeechGPT]: ", "{output}<eos>"),
     "release": ("[Human]: {description} This is input: {input}<eoh> [SpeechGPT]: ", "{output}<eoa>"),
 }
-TEXT_TAIL = {"paper": "..", "release": " "}
+TEXT_TAIL = {"paper": "..", "release": " "}  # what follows the end marker of a cross-modal row, in the text form only
+CHAIN_END = "."  # and of a chain
 CHAIN_FORMATS = ("speech_speech", "speech_text", "text_speech", "text_text")
 ChainFormat = Literal["speech_speech", "speech_text", "text_speech", "text_text"]
 CHAIN = {

@@ -104,13 +104,16 @@ class Vocabulary:
     def is_unit(self, token: int) -> bool:
         return 0 <= token - self.text_size < self.unit_count
 
+    def is_text(self, token: int) -> bool:
+        return FIRST_PIECE <= token < self.text_size
+
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
         return np.array([i - self.text_size for i in ids if self.is_unit(i)], dtype=np.int64)
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """The text pieces among token ids as text."""
-        return self.tokenizer.decode([i - FIRST_PIECE for i in ids if FIRST_PIECE <= i < self.text_size]).strip()
+        return self.tokenizer.decode([i - FIRST_PIECE for i in ids if self.is_text(i)]).strip()
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""

@@ -166,10 +166,17 @@ class InstructionSettings(Section):
         default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
     )
     maximum_response_words: Count = 35
-    answers_from: Literal["text_to_unit", "speech"] = Field(
-        "text_to_unit", description="units of the spoken answers: by the text-to-unit model (paper), or from speech of the target voice"
+    pairing: Literal["one", "both"] = Field(
+        "both", description="rows of each pair of text and units: a transcript or speech is asked for, by chance (paper), or both are"
     )
-    written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced by the text-to-unit model")
+    held_out_share: float = Field(0.002, ge=0, lt=1, description="share of a corpus' sentences that are kept out of training")
+    questions_from: Literal["text_to_unit", "tts"] = Field(
+        "text_to_unit",
+        description="what voices written questions: the text-to-unit model (paper), or a synthesiser and the unit extractor",
+    )
+    answers_from: Literal["text_to_unit", "tts"] = Field("text_to_unit", description="the same for the answers")
+    synthesiser: str = Field("espeak", description="for tts: espeak in the target voice, or a command that writes {wav}")
+    written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced as questions_from says")
     loss: Literal["all", "answer"] = "answer"
     text_weight: float = Field(1.0, gt=0, description="how much a text token counts in the loss beside a unit, of which there are far more")
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +48,9 @@ class PairVocabulary:
     tokenizer: Tokenizer
     unit_count: int
     first_unit: int = FIRST_UNIT
+    pad: ClassVar[int] = PAD
+    begin: ClassVar[int] = BEGIN
+    end: ClassVar[int] = END
 
     @property
     def size(self) -> int:
@@ -78,12 +83,15 @@ class PairVocabulary:
         """The units (n,) among ids, everything else left out."""
         return np.array([i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count], dtype=np.int64)
 
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save(str(folder / "tokenizer.json"))
 
-def pad_rows(rows: Sequence[list[int]], pad: int) -> torch.Tensor:
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
     """Rows of ids → (rows, longest) int64, padded on the right."""
     padded = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
     for k, row in enumerate(rows):
-        padded[k, : len(row)] = torch.tensor(row)
+        padded[k, : len(row)] = torch.as_tensor(row)
     return padded
 
 

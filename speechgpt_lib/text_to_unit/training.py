@@ -19,7 +19,9 @@ from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
-Pair = tuple[list[int], list[int]]
+Pair = tuple[
+    np.ndarray, np.ndarray
+]  # ids of a text and of its units: half a gigabyte for LibriSpeech, where lists would take ten times that
 
 
 def train_text_to_unit(
@@ -67,7 +69,7 @@ def train_text_to_unit(
             device=device,
             on_log=on_log,
         )
-    return TextToUnit(model.cpu().eval(), vocabulary, inventory_id, rate, settings), summary
+    return TextToUnit(model.cpu().eval(), vocabulary, inventory_id, settings, rate, beams=settings.beams), summary
 
 
 class PairBatches:
@@ -117,4 +119,4 @@ def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pa
             f"the pair of {text[:40]!r} has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS} of each: "
             "cut long recordings into sentences"
         )
-    return source, target
+    return np.array(source, np.int32), np.array(target, np.int32)

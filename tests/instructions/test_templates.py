@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS, META_PREFIX, TEXT_TAIL, chain_row, cross_modal_row
-from speechgpt_lib.units.extract import UnitRow
 
 U, V = np.array([12, 7]), np.array([3])
 CHAINS = {
@@ -68,35 +64,3 @@ def test_prompts_have_no_answer_and_wrong_names_are_refused() -> None:
         cross_modal_row("sing", "d", "t", U)
     with pytest.raises(UserError, match="no template"):
         chain_row("text_text", "why", templates="release")
-
-
-def unit_rows() -> list[UnitRow]:
-    voices = ("Female2", "Male1") * 20
-    return [UnitRow(f"{k:03d}", f"text {k}", "", "sum", v, "train", np.array([k % 5, 7]), np.array([1, 2])) for k, v in enumerate(voices)]
-
-
-def test_the_cross_modal_set_speaks_in_one_voice_and_ignores_order(tmp_path: Path) -> None:
-    records = list(sets.cross_modal_records(unit_rows(), "Female2", 0))
-    backwards = list(sets.cross_modal_records(reversed(unit_rows()), "Female2", 0))
-    key = {r["id"]: (r["description"], r["text"]) for r in records}
-    assert len(records) == 60 and key == {r["id"]: (r["description"], r["text"]) for r in backwards}
-    assert {r["voice"] for r in records if r["task"] == "tts"} == {"Female2"}
-    count = sets.write_set(tmp_path / "s.parquet", records, sets.CROSS_MODAL_SCHEMA, "inv")
-    back = list(sets.read_set(tmp_path / "s.parquet", "inv"))
-    assert count == len(back) == 60
-    assert [sets.record_to_row(r).text() for r in back] == [sets.record_to_row(r).text() for r in records]
-    with pytest.raises(UserError, match="inventory"):
-        list(sets.read_set(tmp_path / "s.parquet", "other"))
-    with pytest.raises(UserError, match="missing"):
-        list(sets.read_set(tmp_path / "none.parquet", "inv"))
-
-
-def test_chain_formats_follow_their_shares() -> None:
-    dialogues = [(f"{k}", "sum", f"q{k}", "so", U) for k in range(4000)]
-    shares = {"speech_speech": 0.4, "speech_text": 0.3, "text_speech": 0.2, "text_text": 0.1}
-    records = list(sets.chain_records(dialogues, {"so": V}, shares, 1))
-    counts = sets.split_counts(records, "format")
-    for name, share in shares.items():
-        assert counts[name] / 4000 == pytest.approx(share, abs=0.03)
-    only = sets.chain_records(dialogues[:50], {"so": V}, {"text_text": 1.0}, 1)
-    assert {r["format"] for r in only} == {"text_text"}

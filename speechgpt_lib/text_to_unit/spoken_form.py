@@ -1,0 +1,48 @@
+"""Written text → the words that are spoken, as transcripts of speech have them: small letters, no punctuation, numbers in words.
+
+Dialogues are written with digits, signs and capitals; a model that learned from transcripts (LibriSpeech's are bare words) has never seen
+those.  English only: another language needs its own rules.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import inflect
+
+SIGNS = {"%": " percent ", "&": " and ", "+": " plus ", "=": " equals ", "@": " at ", "$": " dollars ", "€": " euros ", "£": " pounds "}
+_MONEY = re.compile(r"([$€£])\s?(\d[\d,]*(?:\.\d+)?)")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|\d+")
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
+_ENGINE = inflect.engine()
+LONGEST_NUMBER = 15  # digits; longer ones are read digit by digit
+
+
+def spoken_form(text: str) -> str:
+    """`In 1969, 2.5% paid $30.` → `in nineteen sixty-nine two point five percent paid thirty dollars`, with blanks for hyphens."""
+    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    text = _MONEY.sub(lambda found: f"{found[2]}{SIGNS[found[1]]}", text)
+    text = _NUMBER.sub(lambda found: f" {_number(found[0])} ", text)
+    for sign, word in SIGNS.items():
+        text = text.replace(sign, word)
+    letters = unicodedata.normalize("NFKD", text.lower())
+    letters = "".join(c for c in letters if not unicodedata.combining(c))
+    words = (word.strip("'") for word in re.sub(r"[^a-z' ]+", " ", letters).split())
+    return " ".join(word for word in words if word)
+
+
+def _number(written: str) -> str:
+    digits = written.replace(",", "")
+    if digits[-2:] in ("st", "nd", "rd", "th"):
+        return _ENGINE.ordinal(_words(digits[:-2]))
+    if re.fullmatch(r"1[1-9]\d\d|20[1-9]\d", written):  # a year, most likely
+        century, years = written[:2], written[2:]
+        return f"{_words(century)} {'hundred' if years == '00' else f'oh {_words(years[1])}' if years[0] == '0' else _words(years)}"
+    return _words(digits)
+
+
+def _words(digits: str) -> str:
+    if len(digits) > LONGEST_NUMBER or (len(digits) > 1 and digits[0] == "0" and "." not in digits):
+        return " ".join(_ENGINE.number_to_words(digit) for digit in digits if digit.isdigit())
+    return _ENGINE.number_to_words(digits, andword="").replace(",", "")
