@@ -10,6 +10,7 @@ Sources: the seed slides for `paper`, the released files for `release`.  Where t
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -124,10 +125,17 @@ def chain_row(
 def _parts(template: str, **values) -> tuple[Part, ...]:
     """Split a template at its `{slots}`: a string value becomes content text, an array units."""
     parts = []
-    for piece in re.split(r"(\{\w+\})", template):
-        if piece.startswith("{"):
-            value = values[piece[1:-1]]
+    for piece in _cut(template):
+        if isinstance(piece, Part):
+            parts.append(piece)
+        else:
+            value = values[piece]
             parts.append(Part("text", value) if isinstance(value, str) else Part("units", np.asarray(value)))
-        elif piece:
-            parts.append(Part("template", piece))
     return tuple(parts)
+
+
+@functools.cache
+def _cut(template: str) -> tuple[Part | str, ...]:
+    """A template as parts and names of slots in turn."""
+    pieces = re.split(r"\{(\w+)\}", template)
+    return tuple(piece if k % 2 else Part("template", piece) for k, piece in enumerate(pieces) if piece)

@@ -67,6 +67,9 @@ def train_on_units(
         raise UserError(f"{folders[0]} has no utterance with text ({dropped}): a text-to-unit model needs transcripts")
     identity = {"settings": settings.model_dump(mode="json"), "inventory": inventory["id"], "seed": seed}
     _claim(out, hash_json(identity | {"texts": [text for text, _ in pairs]}))
+    if (out / "facts.json").is_file():
+        say(f"{out} is finished already")
+        return read_json(out / "facts.json")
     say(f"{len(pairs)} pairs, {sum(len(units) for _, units in pairs)} units; left out: {dropped}")
 
     def tell(record: dict) -> None:

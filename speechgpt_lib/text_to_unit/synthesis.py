@@ -5,7 +5,6 @@ text_to_unit/{text_to_unit.json, tokenizer.json or spm.model, model.safetensors}
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit import published
+from speechgpt_lib.text_to_unit.beam_search import beam_search
 from speechgpt_lib.text_to_unit.model import POSITIONS, PairVocabulary, build_model, pad_rows
 from speechgpt_lib.text_to_unit.spoken_form import spoken_form
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -77,21 +77,18 @@ class TextToUnit:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             sources = pad_rows([encoded[k] for k in chosen], pad).to(self.model.device)
-            limits = torch.tensor([self._limit(len(encoded[k])) for k in chosen], device=self.model.device)
-            output = self.model.generate(
-                input_ids=sources,
-                attention_mask=(sources != pad).long(),
-                max_new_tokens=int(limits.max()) + 1,
-                logits_processor=[UnitsUpTo(limits.repeat_interleave(beams), self.vocabulary)],
-                num_beams=beams,
-                early_stopping=beams > 1,
-                do_sample=False,
-                length_penalty=1.0,  # scores are means over the units, as in fairseq
-                decoder_start_token_id=self.vocabulary.begin,
-                eos_token_id=self.vocabulary.end,
-                pad_token_id=pad,
+            first = self.vocabulary.first_unit
+            output = beam_search(
+                self.model,
+                sources,
+                sources != pad,
+                [self._limit(len(encoded[k])) for k in chosen],
+                beams,
+                allowed=slice(first, first + self.vocabulary.unit_count),
+                begin=self.vocabulary.begin,
+                end=self.vocabulary.end,
             )
-            for k, ids in zip(chosen, output.tolist(), strict=True):
+            for k, ids in zip(chosen, output, strict=True):
                 units = self.vocabulary.units_in(ids)
                 results[k] = merge(units)[0] if self.merges else units
         return results
@@ -155,7 +152,7 @@ class TextToUnit:
             raise UserError(f"{folder} does not describe a text-to-unit model ({reason}): run its step again") from None
         load_module(model, folder / "model.safetensors")
         made = cls(model.eval(), vocabulary, facts["inventory"], settings, facts["rate"])
-        own = PUBLISHED if facts["kind"] == "published" else {"beams": settings.beams, "spoken_form": facts["spoken_form"]}
+        own = PUBLISHED if facts["kind"] == "published" else {"beams": settings.beams, "spoken_form": facts.get("spoken_form", False)}
         return replace(made, **own)
 
 
@@ -172,25 +169,3 @@ def from_fairseq(checkpoint: Path | str, spm: Path | str, inventory: str, dictio
     vocabulary = published.load_vocabulary(spm, Path(dictionary).expanduser() if dictionary else None)
     model, settings = published.model_from_fairseq(checkpoint, vocabulary.size)
     return TextToUnit(model, vocabulary, inventory, settings, **PUBLISHED)
-
-
-class UnitsUpTo(LogitsProcessor):
-    """Lets only units be written, at least one and at most `limits` (rows × beams,) of them.
-
-    Each row has a limit of its own, so that it does not depend on the other texts in the batch.
-    """
-
-    def __init__(self, limits: torch.Tensor, vocabulary: PairVocabulary | published.SentencePieceVocabulary):
-        self.limits, self.vocabulary = limits, vocabulary
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        written = input_ids.shape[1] - 1  # the start id is no unit
-        units = slice(self.vocabulary.first_unit, self.vocabulary.first_unit + self.vocabulary.unit_count)
-        allowed = torch.full_like(scores, -math.inf)
-        allowed[:, units] = scores[:, units]
-        if written:
-            allowed[:, self.vocabulary.end] = scores[:, self.vocabulary.end]
-        full = self.limits <= written
-        allowed[full] = -math.inf
-        allowed[full, self.vocabulary.end] = 0.0
-        return allowed
