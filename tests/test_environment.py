@@ -161,7 +161,7 @@ def test_every_import_is_declared(project, root):
     declared = {canonicalize_name(Requirement(text).name) for text in everything}
     # The wheel of parselmouth is one compiled module, which packages_distributions overlooks.
     providers = {**importlib.metadata.packages_distributions(), "parselmouth": ["praat-parselmouth"]}
-    own = {"speechgpt_lib", "tests", "fairseq", *sys.stdlib_module_names}  # fairseq: by `make fairseq` only, and never required
+    own = {"speechgpt_lib", "tests", "benchmarks", "fairseq", *sys.stdlib_module_names}  # fairseq: by `make fairseq` only, and never required
     for module in sorted(set(imported) - own):
         distributions = {canonicalize_name(name) for name in providers.get(module, [module])}
         assert distributions & declared, f"{imported[module]} imports {module}, which pyproject.toml doesn't ask for"
