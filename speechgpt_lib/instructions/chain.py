@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -82,9 +82,10 @@ def build_chain(
     for voicing in (questions, answers):
         check_inventory(voicing.inventory, facts.inventory, f"the set in {out}")
     settings = {"shares": shares, "seed": seed, "questions": questions.name, "answers": answers.name, "held_out": held_out_share}
+    facts = replace(facts, settings=hash_json(settings))
     stream, seen, number = iter(dialogues), set(), 0
     while (group := list(islice(stream, shard_size))) or number == 0:
-        key = hash_json({"dialogues": [_identity(d) for d in group], "settings": settings} | facts.metadata())
+        key = hash_json({"dialogues": [_identity(d) for d in group]} | facts.metadata())
         fresh = [(d, None if _new(d.id, seen) else ("duplicate id", "the same id stands in a dialogue before it")) for d in group]
         if not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:

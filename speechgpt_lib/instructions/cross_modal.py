@@ -83,10 +83,10 @@ def build_cross_modal(
     for table in tables:
         found = (pyarrow.parquet.read_schema(table).metadata or {}).get(b"inventory", b"none").decode()
         check_inventory(found, inventory_id, f"the set in {out}")
-    facts = SetFacts("cross_modal", inventory_id, unit_count, pairing.templates)
     settings = {name: value for name, value in vars(pairing).items() if name != "descriptions"} | {"lists": pairing.lists()}
+    facts = SetFacts("cross_modal", inventory_id, unit_count, pairing.templates, hash_json(settings))
     chosen = range(len(tables))[shards]
-    keys = {k: hash_json({"table": hash_file(tables[k]), "settings": settings} | facts.metadata()) for k in chosen}
+    keys = {k: hash_json({"table": hash_file(tables[k])} | facts.metadata()) for k in chosen}
     missing = [k for k in chosen if not is_made(out, k, keys[k])]
     duplicates = find_duplicates(tables) if missing else Duplicates({})
     for k in missing:

@@ -218,8 +218,9 @@ def import_jsonl(path: Path, out: Path, inventory_id: str, unit_count: int, shar
     first = _first_good(path, unit_count)
     kind, templates, prefix = _kind(first[0]), first[0]["templates"], first[1]
     dialect = _dialect(path, templates)
-    facts = sets.SetFacts(kind, inventory_id, unit_count, templates)
-    key = hash_json({"file": hash_file(path), "shard_rows": shard_rows, "dialect": vars(dialect)} | facts.metadata())
+    settings = hash_json({"file": hash_file(path), "shard_rows": shard_rows, "dialect": vars(dialect)})
+    facts = sets.SetFacts(kind, inventory_id, unit_count, templates, settings)
+    key = hash_json(facts.metadata())
     lines, number = read_lines(path), 0
     while (group := list(itertools.islice(lines, shard_rows))) or number == 0:
         if not sets.is_made(out, number, key):

@@ -47,15 +47,16 @@ BATCH = 4096
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What every shard of a set has in common."""
+    """What every shard of a set has in common; `settings` is a hash of whatever else decides its rows."""
 
     kind: Kind
     inventory: str
     unit_count: int
     templates: str = "paper"
+    settings: str = ""
 
     def metadata(self) -> dict[str, str]:
-        return {"kind": self.kind, "inventory": self.inventory, "unit_count": str(self.unit_count), "templates": self.templates}
+        return {name: str(value) for name, value in vars(self).items()}
 
 
 @dataclass
@@ -156,7 +157,11 @@ def finish(folder: Path, shards: int, facts: SetFacts, sources: list[dict], spli
     made = [path for k in range(shards) if (path := shard_path(folder, k)).exists()]
     counts = ShardCounts()
     for path in made:
-        counts.merge(ShardCounts.from_json(_file_metadata(path)[b"counts"]))
+        metadata = _file_metadata(path)
+        found = {name: metadata.get(name.encode(), b"").decode() for name in facts.metadata()}
+        if found != facts.metadata():
+            raise UserError(f"{path} was made with other settings or of another inventory ({found}): delete it and build the set again")
+        counts.merge(ShardCounts.from_json(metadata[b"counts"]))
     summary = {
         **facts.metadata(),
         "unit_count": facts.unit_count,
@@ -184,7 +189,7 @@ def set_facts(folder: Path) -> SetFacts:
     if not (Path(folder) / "summary.json").is_file():
         raise UserError(f"{folder} is unfinished (no summary.json): start the command that was making it again, it goes on")
     found = {k.decode(): v.decode() for k, v in _metadata(first).items() if not k.startswith(b"ARROW")}
-    return SetFacts(found["kind"], found["inventory"], int(found["unit_count"]), found["templates"])
+    return SetFacts(found["kind"], found["inventory"], int(found["unit_count"]), found["templates"], found["settings"])
 
 
 def read_summary(folder: Path) -> dict:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -94,6 +96,38 @@ def test_an_interrupted_build_goes_on_without_loss_or_repetition(tmp_path: Path)
     assert build(table, tmp_path / "again", on_rows=done.append) == whole
     assert sum(done) == 200
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def test_jobs_with_other_settings_do_not_mix(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t", unit_rows(30), unit_rows(30, 30))
+    build(table, tmp_path / "s", shards=slice(0, 1))
+    with pytest.raises(UserError, match="other settings"):
+        build(table, tmp_path / "s", Pairing(seed=3, held_out_share=0.0), shards=slice(1, 2))
+    assert not (tmp_path / "s" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a shard, again and again, until it gets through."""
+    table = write_table(tmp_path / "t", *(unit_rows(3000, 3000 * k) for k in range(6)))
+    whole = build(table, tmp_path / "whole")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tests.instructions.test_cross_modal import build\n"
+        "budget = int(sys.argv[3])\n"
+        "def die(rows):\n"
+        "    global budget\n"
+        "    budget -= rows\n"
+        "    if budget < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build(Path(sys.argv[1]), Path(sys.argv[2]), on_rows=die)\n"
+    )
+    returned = []
+    for budget in (5000, 4000, 3500, 100_000):
+        command = [sys.executable, "-c", code, str(table), str(tmp_path / "again"), str(budget)]
+        returned.append(subprocess.run(command, cwd=Path(__file__).parents[2]).returncode)
+    assert returned == [-9, -9, -9, 0]
+    assert sets.read_summary(tmp_path / "again") == whole
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_a_sentence_is_never_on_both_sides(tmp_path: Path) -> None:
