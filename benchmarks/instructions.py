@@ -90,7 +90,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     path = folder / "tokenizer.model"
     path.write_bytes(train_tokenizer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    vocabulary = LlamaVocabulary.load(path, UNITS)
+    vocabulary = LlamaVocabulary.from_file(path, UNITS)
     names = (*(f"<{k}>" for k in range(UNITS)), *ADDED_MARKERS)
     added = {name: vocabulary.text_size + k for k, name in enumerate(names)}
     rows = records(count)

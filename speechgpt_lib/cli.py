@@ -192,6 +192,25 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Option(help="release, paper, lab, or the path of a .yaml file.")] = "release",
+    gpus: Annotated[int, typer.Option(min=1)] = 8,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="GB of each GPU.")] = 80.0,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the matmul peak that training reaches.")] = 0.4,
+    peak_tflops: Annotated[float, typer.Option(min=0.01, help="The matmul peak of a GPU; 989 is an H100 in bf16.")] = 989.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the three stages of a recipe need on so many GPUs: memory, tokens, hours, disk; refuse what can't fit."""
+    from dataclasses import asdict
+
+    from speechgpt_lib.language_model import planning
+    from speechgpt_lib.recipes.schema import load_recipe
+
+    found = planning.plan(load_recipe(recipe), gpus, gpu_memory, mfu=mfu, peak_tflops=peak_tflops)
+    _print(found | {"stages": [asdict(stage) for stage in found["stages"]]}, planning.render(found), as_json)
+
+
+@app.command()
 def ablate(
     without: Annotated[str, typer.Argument(help="stage1, stage2 or stage3.")],
     run: RunOption = DEFAULT_RUN,

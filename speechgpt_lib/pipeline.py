@@ -193,7 +193,8 @@ def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         held_out = [row.units for row in held_out_units(run, vocabulary.inventory)][:200]
         before = stages.unit_perplexity(model, vocabulary, held_out)
         plan = stages.stage1_plan(vocabulary, speech, settings.replay, run.recipe.seed)
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
+        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         save_model(model, vocabulary, work)
         after = stages.unit_perplexity(model, vocabulary, held_out)
         return summary | {"unit_perplexity_before": before, "unit_perplexity": after}
@@ -214,7 +215,8 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
         held_out = held_out_units(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out)
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
+        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         save_model(model, vocabulary, work)
         return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out)}
 
@@ -235,7 +237,8 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         plan = stages.stage3_plan(vocabulary, rows, templates)
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
+        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
+        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         adapted.save_pretrained(str(work))
         after = _chain_accuracy(model, vocabulary, questions)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}

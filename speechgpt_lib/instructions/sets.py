@@ -41,7 +41,7 @@ CHAIN_SCHEMA = pyarrow.schema(
 VERBATIM = pyarrow.field("verbatim", _TEXT)  # in imported sets: a line that would be written differently from how it was found
 SCHEMAS: dict[Kind, pyarrow.Schema] = {"cross_modal": CROSS_MODAL_SCHEMA, "chain": CHAIN_SCHEMA}
 QUARANTINE_SCHEMA = pyarrow.schema([(n, _TEXT) for n in ("source", "place", "id", "reason", "detail")])
-LARGEST_UNIT = np.iinfo(np.int16).max
+MOST_UNITS = np.iinfo(np.int16).max + 1
 BATCH = 4096
 
 
@@ -54,6 +54,10 @@ class SetFacts:
     unit_count: int
     templates: str = "paper"
     settings: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.unit_count <= MOST_UNITS:
+            raise UserError(f"a set holds 1 to {MOST_UNITS} different units, the inventory has {self.unit_count}")
 
     def metadata(self) -> dict[str, str]:
         return {name: str(value) for name, value in vars(self).items()}

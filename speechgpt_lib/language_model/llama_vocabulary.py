@@ -25,10 +25,12 @@ import sentencepiece
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import META_PREFIX, Part, Row
+from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
 BLANK = "▁"
 ADDED_MARKERS = (SOSP, EOSP, "[Human]", "[SpeechGPT]", "<eoh>", "<eos>")
+TOKENIZER = "tokenizer.model"
 REMEMBERED = 200_000  # words; then all are forgotten
 
 
@@ -37,17 +39,17 @@ class LlamaVocabulary:
     """LLaMA's pieces and the added tokens; `inventory` is the id of the units' inventory."""
 
     processor: sentencepiece.SentencePieceProcessor
-    unit_count: int = 1000
+    unit_count: int = 0
     inventory: str = ""
     _words: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
     _literals: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, path: Path | str, unit_count: int = 1000, inventory: str = "") -> LlamaVocabulary:
+    def from_file(cls, path: Path | str, unit_count: int = 0, inventory: str = "") -> LlamaVocabulary:
         """From LLaMA's `tokenizer.model`.  Raises UserError for a file that is none, or whose pieces reach beyond blanks."""
         path = Path(path).expanduser()
         if not path.is_file():
-            raise UserError(f"no file at {path}: give LLaMA's tokenizer.model")
+            raise UserError(f"no file at {path}: give LLaMA's {TOKENIZER}")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
             pieces = [processor.id_to_piece(k) for k in range(processor.get_piece_size())]
@@ -61,6 +63,26 @@ class LlamaVocabulary:
             raise UserError(f"{path} rewrites characters before it cuts them up; LLaMA's tokenizer doesn't")
         return cls(processor, unit_count, inventory)
 
+    def expand(self, unit_count: int, inventory: str) -> LlamaVocabulary:
+        """Add `unit_count` units and the markers; expanding again by the same is the same vocabulary."""
+        if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
+            raise UserError(f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}")
+        return LlamaVocabulary(self.processor, unit_count, inventory)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TOKENIZER).write_bytes(self.processor.serialized_model_proto())
+        write_json(folder / "vocabulary.json", {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size})
+
+    @classmethod
+    def load(cls, folder: Path) -> LlamaVocabulary:
+        """What `save` wrote."""
+        facts = read_json(Path(folder) / "vocabulary.json")
+        found = cls.from_file(Path(folder) / TOKENIZER, facts["unit_count"], facts["inventory"])
+        if found.size != facts["size"]:
+            raise UserError(f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?")
+        return found
+
     # --- ids ----------------------------------------------------------------------------------------------------------------------
     @property
     def text_size(self) -> int:
@@ -68,11 +90,16 @@ class LlamaVocabulary:
 
     @property
     def size(self) -> int:
-        return self.text_size + self.unit_count + len(ADDED_MARKERS)
+        return self.text_size + (self.unit_count + len(ADDED_MARKERS) if self.unit_count else 0)
 
     @property
     def begin(self) -> int:
         return 1
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a row: `</s>`, `<eosp>` and `<eos>` (the release's `<eoa>` is no token)."""
+        return frozenset({2, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())})
 
     def marker(self, name: str) -> int:
         """The id of one of `ADDED_MARKERS`."""

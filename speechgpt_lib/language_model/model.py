@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
 CONTEXT = 1024
+LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 LOOK_BACK = 4  # tokens of context that the induction circuit compares
 
 
@@ -96,12 +99,13 @@ class CausalLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """ids (batch, tokens) padded on the right, weights (batch, tokens) of predicting each token → (sum of losses, sum of weights).
 
-        Right padding needs no attention mask: no real token looks ahead.
+        Right padding needs no attention mask: no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
+        that, and the missing cache, is what keeps them apart.
         """
-        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        hidden = self.model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         weights, targets = weights[:, 1:].flatten(), ids[:, 1:].flatten()
         counted = torch.nonzero(weights > 0)[:, 0]
         # Filled up with a position of weight 0: the fewer different shapes, the fewer kernels the CPU must prepare.
@@ -113,36 +117,62 @@ class CausalLoss(nn.Module):
 
 
 @torch.no_grad()
-def expand_model(model: LlamaForCausalLM, before: Vocabulary, after: Vocabulary, seed: int) -> LlamaForCausalLM:
+def expand_model(
+    model: LlamaForCausalLM,
+    before: Vocabulary | LlamaVocabulary,
+    after: Vocabulary | LlamaVocabulary,
+    seed: int,
+    *,
+    centroids: np.ndarray | None = None,
+    multiple: int = 1,
+) -> LlamaForCausalLM:
     """Add embeddings for the new tokens: the mean of the old ones plus noise of their spread, so that no two start equal.
 
-    Logits of old tokens do not change.  Input and output embeddings stay tied.
+    Logits of old tokens do not change, input and output stay tied if they were, and a model that is expanded already stays as it is.
+
+    Args:
+        before, after: the vocabularies without and with units.
+        centroids: (units, width) of the inventory.  Units then start where a random projection puts their centroids, at the same spread, so
+            units that sound alike start alike.
+        multiple: round the number of embeddings up to this, for hardware that likes round shapes; those beyond `after` stand for nothing.
     """
     old = model.get_input_embeddings().weight
-    if len(old) == after.size:
+    size = -(-after.size // multiple) * multiple
+    if len(old) == size:
         return model
     if len(old) != before.size:
         raise UserError(f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?")
-    mean, spread = old.mean(0), old.std(0)
-    model.resize_token_embeddings(after.size, mean_resizing=False)
+    tables = [old] if model.config.tie_word_embeddings else [old, model.get_output_embeddings().weight]
+    moments = [(table.mean(0), table.std(0)) for table in tables]
+    model.resize_token_embeddings(size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    new = model.get_input_embeddings().weight
-    new[before.size :] = mean + spread * torch.randn(after.size - before.size, new.shape[1], generator=generator)
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight][: len(tables)]
+    for table, (mean, spread) in zip(tables, moments, strict=True):
+        table[before.size :] = mean + spread * torch.randn(size - before.size, table.shape[1], generator=generator)
+        if centroids is not None:
+            table[before.size : before.size + len(centroids)] = mean + spread * _projected(centroids, table.shape[1], generator)
     return model
 
 
-def save_model(model: LlamaForCausalLM, vocabulary: Vocabulary, folder: Path) -> None:
+def _projected(centroids: np.ndarray, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Centroids (units, features) → (units, width) by a random projection, of mean 0 and spread 1 in every place."""
+    points = torch.from_numpy(np.asarray(centroids, dtype=np.float32))
+    points = (points - points.mean(0)) @ torch.randn(points.shape[1], width, generator=generator)
+    return points / points.std(0).clamp(min=1e-6)
+
+
+def save_model(model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     save_module(model, folder / "model.safetensors")
     vocabulary.save(folder)
 
 
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary]:
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary = Vocabulary.load(folder)
+    vocabulary = (LlamaVocabulary if (folder / TOKENIZER).is_file() else Vocabulary).load(folder)
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa"))
     load_module(model, folder / "model.safetensors")
-    if model.config.vocab_size != vocabulary.size:
+    if not vocabulary.size <= model.config.vocab_size < vocabulary.size + LARGEST_MULTIPLE:
         raise UserError(f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens")
     return model.eval(), vocabulary

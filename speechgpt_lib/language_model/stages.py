@@ -28,10 +28,11 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
+from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
-from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization, Stage2Settings
+from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
@@ -50,16 +51,21 @@ def fit(
     device: str = "cpu",
     world_size: int = 1,
     on_log=None,
+    stage: StageSettings | None = None,
+    ends: frozenset[int] = frozenset(),
 ) -> dict:
-    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second."""
-    batches = EpochBatches(rows_of, tokens_per_batch, seed)
+    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second.
+
+    `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers that a shortened row keeps.
+    """
+    batches, counts = batches_of(rows_of, tokens_per_batch, seed, stage, ends)
     tokens = 0
 
     def step_function(phase: str, modules: dict, batch, step: int):
         nonlocal tokens
-        ids, weights = (tensor.to(device) for tensor in batch)
-        tokens += ids.numel()
-        loss, weight = modules["model"](ids, weights)
+        batch = [tensor.to(device) for tensor in batch]
+        tokens += batch[0].numel()
+        loss, weight = modules["model"](*batch)
         return loss, weight, {"tokens": tokens}
 
     with training_attention(model, device):
@@ -75,7 +81,28 @@ def fit(
             on_log=on_log,
         )
     summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
-    return summary
+    return summary | ({"rows": counts} if counts.get("dropped") or counts.get("truncated") else {})
+
+
+def batches_of(
+    rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, stage: StageSettings | None, ends: frozenset[int]
+) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
+    """Batches by step number as `stage` wants them, and a dictionary that counts the rows of the last epoch: kept, dropped, truncated."""
+    if stage is None:
+        return EpochBatches(rows_of, tokens_per_batch, seed), {}
+    counts: dict[str, int] = {}
+
+    def fitting(epoch: int, step: int) -> list[TokenRow]:
+        rows = rows_of(epoch, step)
+        if stage.packing == "concatenated":
+            return concatenate(random.Random(f"order {seed} {epoch}").sample(rows, len(rows)), stage.block)
+        rows, found = fit_rows(rows, stage.block, stage.too_long, ends)
+        counts.update(found)
+        return rows
+
+    if stage.packing == "none":
+        return EpochBatches(fitting, tokens_per_batch, seed, stage.block), counts
+    return PackedBatches(fitting, tokens_per_batch, seed, stage.block), counts
 
 
 def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, int], list[TokenRow]]:

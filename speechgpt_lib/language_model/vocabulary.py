@@ -70,6 +70,11 @@ class Vocabulary:
         """The id of `<sosp>`, `<eosp>` or one of `MARKERS`."""
         return self.text_size + self.unit_count + (SOSP, EOSP, *MARKERS).index(name)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a row."""
+        return frozenset({END, *(self.marker(name) for name in ("<eos>", "<eoa>", EOSP) if self.unit_count)})
+
     # --- to ids ---------------------------------------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
         """Plain text → ids; markers written in it stay plain characters."""

@@ -36,7 +36,9 @@ class Optimization(Section):
     matrix_weight_decay: float = Field(0.5, ge=0, description="Muon's; with little of it the matrices grow until LoRA can't move them")
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
+    accumulation: int = Field(1, gt=0, description="parts of a batch that each process computes one after the other, for want of memory")
     warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after `hold`")
     hold: float = Field(0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in")
     floor: float = Field(0.03, ge=0, le=1, description="share of the learning rate at the last step")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -218,6 +220,15 @@ class LanguageModelSettings(Section):
 
 class StageSettings(Section):
     tokens_per_batch: Count = 2000
+    packing: Literal["none", "isolated", "concatenated"] = Field(
+        "none",
+        description="none: rows of like length side by side; isolated: several in a block, none sees another; concatenated: cut wherever a "
+        "block is full (the release's stage 1)",
+    )
+    block: Count = Field(1024, description="tokens of a block, and of the longest row")
+    too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="longer rows: refused, left out, or cut with their end marker kept; both are counted"
+    )
     replay: dict[Literal["text", "units"], Share] = Field(
         default_factory=dict, description="rows of earlier stages mixed in, as a share of the stage's own rows"
     )

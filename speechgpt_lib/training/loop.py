@@ -7,6 +7,7 @@ not seconds.  So a run that is killed and started again ends in the same weights
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -56,11 +57,14 @@ def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> d
 
 
 def learning_rate_at(step: int, settings: Optimization) -> float:
-    """Linear warm-up, plateau, linear decay to `floor`; `step` counts from 0."""
+    """Linear warm-up, plateau, then a straight line or half a cosine down to `floor`; `step` counts from 0."""
     rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup))
     progress = step / settings.steps
     if progress > settings.hold:
-        rate *= max(settings.floor, (1 - progress) / (1 - settings.hold))
+        left = (1 - progress) / (1 - settings.hold)
+        if settings.schedule == "cosine":
+            left = settings.floor + (1 - settings.floor) * (1 - math.cos(math.pi * left)) / 2
+        rate *= max(settings.floor, left)
     return rate
 
 
@@ -131,28 +135,28 @@ def train(
     # 4. Steps -------------------------------------------------------------------------------------------------------------------
     with StopRequest() as stop:
         for step in range(first, settings.steps):
-            torch.manual_seed((seed * 1_000_003 + step) * 4099 + accelerator.process_index)
-            batch = batch_at(step, accelerator.process_index, world_size)
+            # A process that accumulates stands for as many processes, one after the other.
+            parts = [accelerator.process_index * settings.accumulation + part for part in range(settings.accumulation)]
+            batches = []
+            for part in parts:
+                _seed(seed, step, part)
+                batches.append(batch_at(step, part, world_size * settings.accumulation))
             record: dict[str, Any] = {}
             for phase, names in phases.items():
                 rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
                 own = [optimizer for name, optimizer in optimizers.items() if name in (phase, phase + MATRICES)]
-                result = step_function(phase, modules, batch, step)
-                if result is None:
+                for optimizer in own:
+                    optimizer.zero_grad()
+                parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
+                found = _backward(accelerator, phase, names, modules, step_function, batches, parts, step, seed, parameters)
+                if found is None:
                     continue
-                loss_sum, weight, metrics = result
-                weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
-                total = accelerator.reduce(weight, "sum") if world_size > 1 else weight
-                loss = loss_sum * (world_size / total)  # DDP averages gradients over processes
+                loss, metrics = found
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"the loss of {phase} became {loss.item()} at step {step + 1} in {work}; the last good checkpoint is kept. "
                         "Lower the learning rate or look at that batch"
                     )
-                for optimizer in own:
-                    optimizer.zero_grad()
-                accelerator.backward(loss)
-                parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
                 norm = accelerator.clip_grad_norm_(parameters, settings.clip)
                 for optimizer in own:
                     for group in optimizer.param_groups:
@@ -178,6 +182,55 @@ def train(
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
     summary.pop("step", None)
     return {"steps": settings.steps, "resumed_from": first, **summary}
+
+
+def _backward(
+    accelerator: Accelerator,
+    phase: str,
+    names: list[str],
+    modules: dict[str, torch.nn.Module],
+    step_function: Callable,
+    batches: list,
+    parts: list[int],
+    step: int,
+    seed: int,
+    parameters: list[torch.nn.Parameter],
+) -> tuple[torch.Tensor, dict] | None:
+    """Gradients of the mean over all processes and parts; returns that mean's share of this process, and the metrics of the last part.
+
+    The mean is over the weight of all of them, which is known at the end only.  So the loss of several parts goes back as a sum, and the
+    gradients are divided; that of a single part is divided before.
+    """
+    world, loss, own_weight, metrics = accelerator.num_processes, 0.0, 0.0, {}
+    for part, batch in zip(parts, batches, strict=True):
+        if len(parts) > 1:
+            _seed(seed, step, part)
+        result = step_function(phase, modules, batch, step)
+        if result is None:
+            return None
+        loss_sum, weight, metrics = result
+        weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
+        if len(parts) == 1:
+            total = accelerator.reduce(weight, "sum") if world > 1 else weight
+            loss = loss_sum * (world / total)  # DDP averages gradients over processes
+            if torch.isfinite(loss):
+                accelerator.backward(loss)
+            return loss, metrics
+        with contextlib.ExitStack() as stack:
+            for name in names if part != parts[-1] else ():  # processes exchange gradients once
+                stack.enter_context(accelerator.no_sync(modules[name]))
+            accelerator.backward(loss_sum * world)
+        loss, own_weight = loss + loss_sum.detach(), own_weight + weight
+    total = accelerator.reduce(own_weight, "sum") if world > 1 else own_weight
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= total
+    return loss * (world / total), metrics
+
+
+def _seed(seed: int, step: int, part: int) -> None:
+    """Randomness begins anew with every step, for each part of its batch."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4099 + part)
 
 
 def _pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:

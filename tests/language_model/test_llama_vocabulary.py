@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.instructions import records
 from benchmarks.llama_reference import release_tokenizer, train_tokenizer
@@ -17,6 +19,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import META_PREFIX, TEXT_TAIL, chain_row, cross_modal_row
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
+from speechgpt_lib.language_model.model import expand_model, load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "llama_ids.json"
 UNITS = 1000
@@ -32,7 +35,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vocabulary(model_file: Path) -> LlamaVocabulary:
-    return LlamaVocabulary.load(model_file, UNITS, "feed")
+    return LlamaVocabulary.from_file(model_file, UNITS, "feed")
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +100,58 @@ def test_forgetting_words_changes_nothing(vocabulary: LlamaVocabulary, monkeypat
 
 def test_refusals(tmp_path: Path, vocabulary: LlamaVocabulary) -> None:
     with pytest.raises(UserError, match="no file"):
-        LlamaVocabulary.load(tmp_path / "none")
+        LlamaVocabulary.from_file(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="SentencePiece"):
-        LlamaVocabulary.load(tmp_path / "text")
+        LlamaVocabulary.from_file(tmp_path / "text")
     with pytest.raises(UserError, match="1000"):
         vocabulary.encode_units(np.array([1000]))
     from tests.text_to_unit.test_published import tiny_spm
 
     (tmp_path / "other.model").write_bytes(tiny_spm())
     with pytest.raises(UserError, match="no tokenizer of LLaMA"):
-        LlamaVocabulary.load(tmp_path / "other.model")
+        LlamaVocabulary.from_file(tmp_path / "other.model")
+
+
+def test_expansion_keeps_the_old_and_is_made_once(model_file: Path, tmp_path: Path) -> None:
+    """A tiny LLaMA with LLaMA's own vocabulary: untied tables, units and markers at the released places, saved and loaded."""
+    before = LlamaVocabulary.from_file(model_file)
+    after = before.expand(UNITS, "feed")
+    assert (before.size, after.size) == (32_000, 33_006) and after.expand(UNITS, "feed").size == after.size
+    with pytest.raises(UserError, match="can't also hold"):
+        after.expand(UNITS, "other")
+    config = LlamaConfig(vocab_size=32_000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.tensor([[1, 500, 7000, 31_999]])
+    with torch.inference_mode():
+        old = model(ids).logits
+        expand_model(model, before, after, seed=0)
+        new = model(ids).logits
+        head = model.get_output_embeddings().weight.clone()
+        expand_model(model, before, after, seed=5)
+    assert new.shape[-1] == 33_006 and torch.equal(old, new[..., :32_000])
+    assert torch.equal(head, model.get_output_embeddings().weight), "a second expansion changes nothing"
+    assert model.get_input_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr()
+    assert len(torch.unique(model.get_input_embeddings().weight[32_000:], dim=0)) == 1006
+    save_model(model, after, tmp_path / "m")
+    loaded, vocabulary = load_model(tmp_path / "m")
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, new)
+    assert (vocabulary.size, vocabulary.inventory) == (33_006, "feed")
+
+
+def test_units_can_start_where_their_centroids_lie_and_tables_be_rounded(model_file: Path, tmp_path: Path) -> None:
+    before = LlamaVocabulary.from_file(model_file)
+    after = before.expand(4, "feed")
+    config = LlamaConfig(vocab_size=32_000, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = LlamaForCausalLM(config)
+    centroids = np.array([[0.0, 0, 1, 0], [0.0, 0.1, 1, 0], [5, 5, 0, 1], [5, 5.1, 0, 1]])
+    expand_model(model, before, after, seed=0, centroids=centroids, multiple=128)
+    table = model.get_input_embeddings().weight.detach()
+    assert len(table) == 32_128
+    units = table[32_000:32_004]
+    near, far = (units[0] - units[1]).norm(), (units[0] - units[2]).norm()
+    assert near < far / 5
+    assert table[32_000:32_004].std().item() == pytest.approx(table[:32_000].std().item(), rel=0.3)
+    save_model(model, after, tmp_path / "m")
+    assert load_model(tmp_path / "m")[0].config.vocab_size == 32_128

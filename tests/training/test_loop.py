@@ -199,3 +199,41 @@ def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(tmp_path: Path) -
 def test_every_third_step_is_logged_when_asked_and_the_last_always(tmp_path: Path) -> None:
     train({"model": fresh()}, step_function, batch_at, few_steps(7, log_every=3), tmp_path, seed=0)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 7]
+
+
+def test_a_cosine_falls_from_the_full_rate_to_the_floor() -> None:
+    settings = few_steps(100, learning_rate=1.0, warmup=10, hold=0.1, floor=0.1, schedule="cosine")
+    rates = [learning_rate_at(step, settings) for step in range(101)]
+    assert rates[10] == 1.0 and rates[100] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.55), "half-way it has half of the way to go"
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_parts_one_after_the_other_are_the_whole_batch(tmp_path: Path, accumulation: int) -> None:
+    """Unequal parts, weighted by what counts in them: the same losses and weights as the batch at once."""
+
+    def weighted(phase, modules, batch, step):
+        x, y = batch
+        weights = x.abs()[:, :1]
+        return ((modules["model"](x) - y).square() * weights).sum(), weights.sum(), {}
+
+    logs, weights = [], []
+    for count in (1, accumulation):
+        model = fresh()
+        folder = tmp_path / str(count)
+        train({"model": model}, weighted, batch_at, few_steps(6, learning_rate=0.05, accumulation=count), folder, seed=0)
+        logs.append(read_metrics(folder / "metrics.jsonl"))
+        weights.append(model.weight.detach().clone())
+    for one, several in zip(*logs, strict=True):
+        assert several["loss"] == pytest.approx(one["loss"], abs=1e-5) and several["grad_norm"] == pytest.approx(one["grad_norm"], abs=1e-5)
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_accumulation_too(tmp_path: Path) -> None:
+    def broken(phase, modules, batch, step):
+        loss = (modules["model"](batch[0]) - batch[1]).square().sum()
+        return loss * (float("nan") if step == 2 else 1.0), 4, {}
+
+    with pytest.raises(UserError, match="step 3"):
+        train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0)

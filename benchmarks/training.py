@@ -1,0 +1,210 @@
+"""Speed of training the language model: python benchmarks/training.py [--steps 12] [--rounds 3] [--precision bf16]
+
+The baseline is the release's way: transformers' Trainer, rows in random order, padded on the left to the longest of their batch, attention
+written out, logits of every token.  Then a ladder of our own loop, one change more in every arm.  All arms start from the same weights and
+read the same rows; what counts is useful tokens, those of rows, a second.  Two mixes of rows: the lab's instructions, and lengths as the
+released set has them.  Parity: the mean loss of the same rows with the same weights, in fp32, baseline against packed.
+
+Model FLOP/s count what the rows need (`Shape.flops_per_token`), not padding, and stand beside the matmul peak measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import device_name, finish, measure
+from speechgpt_lib.language_model.model import CausalLoss
+from speechgpt_lib.language_model.packing import PackedBatches, collate_packed, pack
+from speechgpt_lib.language_model.planning import Shape
+from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
+from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.training.attention import training_attention
+from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.throughput import matmul_peak
+
+LAB = Shape(vocabulary=2300, hidden_size=192, layers=4, heads=6, feed_forward=512, tied=True)
+IGNORED = -100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
+    parser.add_argument("--out", type=Path, help="write the result to this file, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    model, ratios, parity = build(LAB), {}, {}
+    names = {"fp32": "no", "bf16": "bf16"}
+    peaks = {name: matmul_peak("cpu", precision, torch.get_num_threads(), seconds=1.0) for name, precision in names.items()}
+    print("matmul peak: " + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items()))
+    for mix, (rows, budget, block) in {"lab": (lab_rows(1600), 2000, 512), "released": (released_rows(600), 4096, 1024)}.items():
+        ratios |= ladder(mix, model, rows, budget, block, arguments, peaks["fp32"])
+        parity[mix] = round(parity_of(model, rows[:24], block), 8)
+    print(f"difference of the mean loss, baseline against packed, fp32: {parity}")
+    parity |= {"matmul_peak_gflops": {name: round(peak / 1e9) for name, peak in peaks.items()}}
+    finish("training", ratios, parity, device_name(), arguments.out)
+
+
+def build(shape: Shape) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=2048,
+        tie_word_embeddings=shape.tied,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------------------
+def lab_rows(count: int, seed: int = 0) -> list[TokenRow]:
+    """Instructions as the lab has them: 40 tokens of template and words, about 85 units; half listen (a short answer), half speak."""
+    rng, rows = random.Random(seed), []
+    for k in range(count):
+        units, words = max(28, min(150, round(rng.gauss(85, 25)))), rng.randrange(5, 16)
+        prompt, answer = (26 + units, words) if k % 2 else (26 + words, units)
+        rows.append(_row(rng, prompt, answer))
+    return rows
+
+
+def released_rows(count: int, seed: int = 0) -> list[TokenRow]:
+    """Lengths as in the released set: English of 2 to 20 s, 25 units a second, and a prefix of 130 tokens without a loss."""
+    rng, rows = random.Random(seed), []
+    for _ in range(count):
+        seconds = min(20.0, max(2.0, rng.lognormvariate(1.9, 0.6)))
+        rows.append(_row(rng, 130, round(25 * seconds + 4 * seconds) + 20))
+    return rows
+
+
+def _row(rng: random.Random, prompt: int, answer: int) -> TokenRow:
+    return TokenRow([1, *(rng.randrange(3, LAB.vocabulary) for _ in range(prompt + answer - 1))], [0.0] * prompt + [1.0] * answer)
+
+
+# --- arms ---------------------------------------------------------------------------------------------------------------------------
+class AllLogits(CausalLoss):
+    """The same loss from the logits of every token."""
+
+    def forward(self, ids, weights, positions=None):
+        logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        losses = nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        return (losses * weights[:, 1:].flatten()).sum(), weights[:, 1:].sum()
+
+
+class RandomOrder:
+    """Batches of rows as they come, as many as fit the budget when all are as long as the longest of the set."""
+
+    def __init__(self, rows: list[TokenRow], per_batch: int):
+        self.rows, self.per_batch = rows, per_batch
+
+    def rows_at(self, step: int) -> list[TokenRow]:
+        start = step * self.per_batch
+        return [self.rows[(start + k) % len(self.rows)] for k in range(self.per_batch)]
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1):
+        return collate(self.rows_at(step))
+
+
+def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], budget: int, block: int, arguments, peak: float) -> dict:
+    """Useful tokens a second of every arm, printed; the ratios to the baseline."""
+    plan, plain = (lambda epoch, step: rows), RandomOrder(rows, max(1, budget // max(map(len, rows))))
+    steps = arguments.steps
+    useful = {"random": sum(len(row) for k in range(steps) for row in plain.rows_at(k))}
+    like, packed = EpochBatches(plan, budget, 0), PackedBatches(plan, max(budget, block), 0, block)
+    for name, batches in (("like", like), ("packed", packed)):
+        useful[name] = sum(int((batches(k)[0] != 0).sum()) for k in range(steps))
+    run = lambda loss, batches: _ours(model, loss, batches, steps, arguments.precision)  # noqa: E731
+    arms = {
+        "release's way": ("random", lambda: _trainer(model, plain, steps, arguments.precision)),
+        "our loop": ("random", lambda: run(AllLogits, plain)),
+        "logits where they count": ("random", lambda: run(CausalLoss, plain)),
+        "rows of like length": ("like", lambda: run(CausalLoss, like)),
+        f"packed, blocks of {block}": ("packed", lambda: run(CausalLoss, packed)),
+    }
+    seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
+    speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
+    base = speeds["release's way"]
+    print(f"{mix}: {len(rows)} rows of {min(map(len, rows))} to {max(map(len, rows))} tokens, {steps} steps")
+    for name, speed in speeds.items():
+        flops = speed * LAB.flops_per_token(round(sum(map(len, rows)) / len(rows)))
+        share = f"{flops / 1e9:6.1f} GFLOP/s = {flops / peak:.2f} × fp32 peak"
+        print(f"  {name:26} {speed:8.0f} useful tokens/s   ratio {speed / base:5.2f}   {share}")
+    best = max(speeds, key=speeds.get)
+    ratios = {f"{mix}": speeds[best] / base, f"{mix}_flops_of_fp32_peak": speeds[best] * LAB.flops_per_token(100) / peak}
+    return ratios | {f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"}
+
+
+def _ours(model: LlamaForCausalLM, loss: type[CausalLoss], batches, steps: int, precision: str) -> None:
+    own = copy.deepcopy(model)
+    settings = Optimization(steps=steps, learning_rate=1e-4, warmup=0, precision=precision, save_every_s=1e9, log_every=steps)
+
+    def step_function(phase, modules, batch, step):
+        total, weight = modules["model"](*batch)
+        return total, weight, {}
+
+    with tempfile.TemporaryDirectory() as folder, training_attention(own, "cpu"):
+        train({"model": loss(own)}, step_function, batches, settings, Path(folder), seed=0)
+
+
+def _trainer(model: LlamaForCausalLM, batches: RandomOrder, steps: int, precision: str) -> None:
+    """transformers' Trainer with left padding and an attention mask."""
+    rows = [row for step in range(steps) for row in batches.rows_at(step)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=batches.per_batch,
+            max_steps=steps,
+            learning_rate=1e-4,
+            bf16=precision == "bf16",
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        Trainer(copy.deepcopy(model), arguments, train_dataset=rows, data_collator=left_padded).train()
+
+
+def left_padded(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED)
+    for k, row in enumerate(rows):
+        place = slice(longest - len(row), longest)
+        ids[k, place], mask[k, place] = torch.tensor(row.ids), 1
+        labels[k, place] = torch.tensor([i if w else IGNORED for i, w in zip(row.ids, row.weights, strict=True)])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+# --- parity --------------------------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def parity_of(model: LlamaForCausalLM, rows: list[TokenRow], block: int) -> float:
+    model.eval()
+    baseline = sum(model(**left_padded([row])).loss.item() * sum(w > 0 for w in row.weights[1:]) for row in rows)
+    blocks = [[rows[k] for k in numbers] for numbers in pack([len(row) for row in rows], block)]
+    loss, weight = CausalLoss(model)(*collate_packed(blocks, block))
+    return abs(baseline / weight.item() - loss.item() / weight.item())
+
+
+if __name__ == "__main__":
+    main()

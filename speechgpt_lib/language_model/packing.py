@@ -1,0 +1,140 @@
+"""Rows of any length → blocks of one length with hardly any padding, in which no row sees another.
+
+Padding a batch of rows to the longest wastes what the others lack; here rows share blocks instead.  Positions start anew with every row,
+and transformers, given such positions and no cache, lets no token look beyond the start of its row: a packed row has the loss it has
+alone.
+
+Stage 1 of the release does something simpler, which `concatenate` does too: all rows one after the other, cut wherever a block is full.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.rows import TokenRow
+from speechgpt_lib.language_model.vocabulary import PAD
+
+
+def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
+    """Which rows share a block: best fit, longest first.  lengths (rows,) in tokens, none above `block`; returns lists of row numbers."""
+    if lengths and max(lengths) > block:
+        raise UserError(f"a row has {max(lengths)} tokens, a block {block}: drop or shorten long rows first (`fit_rows`)")
+    blocks: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # tokens left → blocks
+    rooms = 0  # bit n is set where a block has n tokens left, so the tightest room is found by one shift
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        roomy = rooms >> lengths[k]
+        if roomy:
+            room = lengths[k] + (roomy & -roomy).bit_length() - 1
+            number = with_room[room].pop()
+            if not with_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            number, room = len(blocks), block
+            blocks.append([])
+        blocks[number].append(k)
+        left = room - lengths[k]
+        with_room.setdefault(left, []).append(number)
+        rooms |= 1 << left
+    return blocks
+
+
+def utilisation(rows: Sequence[TokenRow], blocks: Sequence[Sequence[int]], block: int) -> float:
+    """Share of the blocks' places that hold a token of a row."""
+    return sum(map(len, rows)) / (len(blocks) * block) if blocks else 0.0
+
+
+def fit_rows(
+    rows: Sequence[TokenRow], limit: int, too_long: str = "error", end: frozenset[int] = frozenset()
+) -> tuple[list[TokenRow], dict]:
+    """Rows of at most `limit` tokens, and how many were kept, dropped and truncated.
+
+    Args:
+        too_long: "error" refuses them; "drop" leaves them out; "truncate" cuts them but keeps their last token if it is one of `end`, so
+            that a model which learned from them still knows how to stop.
+    """
+    if too_long not in ("error", "drop", "truncate"):
+        raise UserError(f"unknown way with long rows {too_long!r}: choose error, drop or truncate")
+    counts, fitting = {"kept": 0, "dropped": 0, "truncated": 0}, []
+    for row in rows:
+        if len(row) <= limit:
+            counts["kept"] += 1
+            fitting.append(row)
+        elif too_long == "drop":
+            counts["dropped"] += 1
+        elif too_long == "truncate":
+            counts["truncated"] += 1
+            fitting.append(_truncated(row, limit, end))
+        else:
+            raise UserError(
+                f"a row has {len(row)} tokens, the model reads {limit}: shorten the data, or set too_long: drop or truncate in the recipe"
+            )
+    return fitting, counts
+
+
+def _truncated(row: TokenRow, limit: int, end: frozenset[int]) -> TokenRow:
+    if row.ids[-1] in end:
+        return TokenRow(row.ids[: limit - 1] + row.ids[-1:], row.weights[: limit - 1] + row.weights[-1:])
+    return TokenRow(row.ids[:limit], row.weights[:limit])
+
+
+def concatenate(rows: Sequence[TokenRow], block: int) -> list[TokenRow]:
+    """One row after the other, cut into blocks; what is left at the end is a shorter row."""
+    ids = [token for row in rows for token in row.ids]
+    weights = [weight for row in rows for weight in row.weights]
+    return [TokenRow(ids[k : k + block], weights[k : k + block]) for k in range(0, len(ids), block)]
+
+
+def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks of rows → ids, weights and positions (blocks, block), filled up on the right with a row of padding that counts nothing.
+
+    Nothing predicts a row's first token: what stands before it is another row's.
+    """
+    ids = torch.full((len(blocks), block), PAD, dtype=torch.long)
+    weights, positions = torch.zeros(len(blocks), block), torch.zeros(len(blocks), block, dtype=torch.long)
+    for k, rows in enumerate(blocks):
+        place = 0
+        for row in rows:
+            after = place + len(row)
+            ids[k, place:after] = torch.tensor(row.ids)
+            weights[k, place + 1 : after] = torch.tensor(row.weights[1:])
+            positions[k, place:after] = torch.arange(len(row))
+            place = after
+        positions[k, place:] = torch.arange(block - place)
+    return ids, weights, positions
+
+
+class PackedBatches:
+    """Batches of packed blocks by step number, in a new order in every epoch; the packed brother of `rows.EpochBatches`.
+
+    A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of the blocks.
+    """
+
+    def __init__(self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, block: int = 1024):
+        if tokens_per_batch < block:
+            raise UserError(f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: raise it, or choose a smaller block")
+        self.rows_of, self.blocks_per_batch, self.seed, self.block = rows_of, tokens_per_batch // block, seed, block
+        self._epoch, self._first, self._batches = -1, 0, []
+
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if step < self._first:
+            self._epoch, self._first, self._batches = -1, 0, []
+        while step >= self._first + len(self._batches):
+            self._first += len(self._batches)
+            self._epoch += 1
+            self._batches = self._plan(self._epoch, self._first)
+        return collate_packed(self._batches[step - self._first][rank::world_size] or [[]], self.block)
+
+    def _plan(self, epoch: int, first: int) -> list[list[list[TokenRow]]]:
+        rows = self.rows_of(epoch, first)
+        if not rows:
+            raise UserError("there are no rows to train on: the data step before this one made none")
+        rng = random.Random(f"{self.seed} {epoch}")
+        shuffled = rng.sample(rows, len(rows))
+        packed = [[shuffled[k] for k in numbers] for numbers in pack([len(row) for row in shuffled], self.block)]
+        rng.shuffle(packed)
+        return [packed[k : k + self.blocks_per_batch] for k in range(0, len(packed), self.blocks_per_batch)]

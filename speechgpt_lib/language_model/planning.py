@@ -1,0 +1,216 @@
+"""What a training of the language model will need, before anything is started: parameters, memory, tokens, hours, disk.
+
+The estimates are sums of what is known to be kept; `tests/language_model/test_planning.py` holds them against measured runs (15 %).
+Shapes are LLaMA's: attention with as many key as query heads, a gated feed-forward layer, no biases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
+from speechgpt_lib.recipes.schema import LanguageModelSettings, Recipe, StageSettings
+
+GIB = 2**30
+MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
+PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
+TEXT_PIECES = 32_000
+RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A LLaMA: `vocabulary` tokens with everything added; `tied` where one table serves input and output."""
+
+    vocabulary: int
+    hidden_size: int
+    layers: int
+    heads: int
+    feed_forward: int
+    tied: bool = False
+
+    @classmethod
+    def of(cls, settings: LanguageModelSettings, units: int) -> Shape:
+        added = units + len(ADDED_MARKERS)
+        vocabulary = (TEXT_PIECES if settings.pretrained else settings.vocabulary) + added
+        return cls(vocabulary, settings.hidden_size, settings.layers, settings.heads, settings.feed_forward, not settings.pretrained)
+
+    @property
+    def layer_parameters(self) -> int:
+        d = self.hidden_size
+        return 4 * d * d + 3 * d * self.feed_forward + 2 * d
+
+    @property
+    def table_parameters(self) -> int:
+        return self.vocabulary * self.hidden_size * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_parameters + self.table_parameters + self.hidden_size
+
+    def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        d, ff = self.hidden_size, self.feed_forward
+        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * d) | dict.fromkeys(
+            ("gate_proj", "up_proj", "down_proj"), d + ff
+        )
+        if strange := [name for name in targets if name not in sizes]:
+            raise UserError(f"LoRA on {strange[0]}: a LLaMA has {', '.join(sizes)}")
+        return self.layers * rank * sum(sizes[name] for name in targets)
+
+    def flops_per_token(self, block: int, trained: float = 1.0) -> float:
+        """Forward and backward: 6 a weight of every matrix product, and the products of attention (causal: half a block on average).
+
+        `trained`: 1 where all weights learn; with a frozen base their gradients are not computed, 2/3 of the work is left.
+        """
+        matrices = self.layers * (self.layer_parameters - 2 * self.hidden_size) + self.vocabulary * self.hidden_size
+        attention = 6 * self.layers * block * self.hidden_size
+        return (6 * matrices + attention) * (2 + trained) / 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def block_bytes(shape: Shape, tokens: int, precision: str = "bf16") -> int:
+    """What the backward pass of one block needs of its forward pass, with fused attention.
+
+    In fp32 ten numbers of the block's width for each token (the input of both norms and what they make of it, queries, keys, values, the
+    result of attention) and four of its feed-forward width (gate, its activation, up, their product).  Under bf16 the residual stream and
+    the norms stay fp32.
+    """
+    d, ff = shape.hidden_size, shape.feed_forward
+    return tokens * (34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff) + tokens * (4 * shape.heads + 8)
+
+
+def activation_bytes(shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True, counted: float = 1.0) -> int:
+    """What is kept between the forward and the backward pass of `tokens` tokens in one process.
+
+    With checkpointing each block keeps its input alone.  `counted`: share of the tokens with a loss, and so a row of log-probabilities.
+    """
+    d = shape.hidden_size
+    blocks = shape.layers * (tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision))
+    return blocks + int(tokens * counted) * (4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d)
+
+
+def working_bytes(shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True, counted: float = 1.0) -> int:
+    """What the backward pass needs at most: the gradient of the log-probabilities or, with checkpointing, one block computed again."""
+    return max(int(tokens * counted) * 4 * shape.vocabulary, block_bytes(shape, tokens, precision) if checkpointing else 0)
+
+
+def full_memory(shape: Shape, gpus: int, tokens: int, precision: str = "bf16", checkpointing: bool = True) -> Memory:
+    """Full fine-tuning, everything sharded over `gpus` (FSDP2): fp32 weights, gradients and two moments, and what is at work whole.
+
+    At work are two blocks and the tables, in the precision of the products; on a single GPU in bf16 it is a copy of all weights.
+    """
+    size = 2 if precision == "bf16" else 4
+    gathered = size * (2 * shape.layer_parameters + shape.table_parameters)
+    if gpus == 1:
+        gathered = 2 * shape.parameters if precision == "bf16" else 0
+    own = -(-shape.parameters // gpus)
+    activations = activation_bytes(shape, tokens, precision, checkpointing) + working_bytes(shape, tokens, precision, checkpointing)
+    return Memory(4 * own + gathered, 4 * own + (gathered // 2 if gpus > 1 else 0), 8 * own, activations)
+
+
+def lora_memory(
+    shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base_bytes: float = 2.0, checkpointing: bool = True
+) -> Memory:
+    """Adapters on a frozen base that every GPU holds whole, `base_bytes` a weight (2: bf16, 1: int8, 0.5: 4 bit)."""
+    adapters = shape.lora_parameters(rank, targets)
+    activations = activation_bytes(shape, tokens, "bf16", checkpointing) + working_bytes(shape, tokens, "bf16", checkpointing)
+    return Memory(int(base_bytes * shape.parameters) + 4 * adapters, 4 * adapters, 8 * adapters, activations)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage on `gpus` GPUs; `tokens` of a GPU and step, which may take `accumulation` turns of `tokens_at_once`."""
+
+    name: str
+    steps: int
+    tokens: int
+    accumulation: int
+    tokens_at_once: int
+    memory: Memory
+    hours: float
+
+
+def plan(recipe: Recipe, gpus: int, gpu_memory: float, *, mfu: float = MFU, peak_tflops: float = PEAK_TFLOPS, block: int = 1024) -> dict:
+    """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
+
+    Returns {shape, parameters, stages, disk_gb, hours}.
+
+    Raises:
+        UserError: a stage can't fit even a block at a time; the message says what is short and what to change.
+    """
+    shape = Shape.of(recipe.language_model, recipe.units.clusters)
+    budget = gpu_memory * 1e9 * (1 - RESERVE)
+    stages = [
+        _stage(name, settings, shape, recipe, gpus, budget, mfu * peak_tflops * 1e12, block)
+        for name, settings in (("stage1", recipe.stage1), ("stage2", recipe.stage2), ("stage3", recipe.stage3))
+    ]
+    checkpoint = 16 * shape.parameters  # weights and two moments in fp32, and the copy that is being written
+    disk = 2 * checkpoint + 3 * 2 * shape.parameters
+    return {
+        "recipe": recipe.name,
+        "gpus": gpus,
+        "parameters": shape.parameters,
+        "mfu": mfu,
+        "stages": stages,
+        "hours": sum(stage.hours for stage in stages),
+        "disk_gb": disk / 1e9,
+    }
+
+
+def _stage(
+    name: str, settings: StageSettings, shape: Shape, recipe: Recipe, gpus: int, budget: float, flops: float, block: int
+) -> StagePlan:
+    lora = recipe.stage3.lora if name == "stage3" else None
+
+    def memory(tokens: int) -> Memory:
+        return lora_memory(shape, lora.rank, lora.targets, tokens) if lora else full_memory(shape, gpus, tokens)
+
+    needed = memory(block)
+    if needed.total > budget:
+        cure = "an int8 or 4-bit base" if lora else "more GPUs (weights, gradients and moments are shared out)"
+        parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
+        raise UserError(
+            f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for a single block of {block} tokens "
+            f"({parts}), and there are {budget / 1e9:.0f}: take GPUs with more memory, {cure}, or a smaller model"
+        )
+    share = -(-settings.tokens_per_batch // gpus)
+    blocks = max(1, share // block)
+    at_once = max(n for n in range(1, blocks + 1) if memory(n * block).total <= budget)
+    accumulation = -(-blocks // at_once)
+    at_once = -(-blocks // accumulation)
+    work = shape.flops_per_token(block, trained=0.0 if lora else 1.0)
+    hours = settings.optimization.steps * settings.tokens_per_batch * work / (gpus * flops) / 3600
+    return StagePlan(name, settings.optimization.steps, share, accumulation, at_once * block, memory(at_once * block), hours)
+
+
+def render(found: dict) -> str:
+    """A plan as a table for people."""
+    lines = [
+        f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, {found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
+        f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} {'grads':>7} {'optim.':>7} {'activ.':>7} "
+        f"{'GB/GPU':>7} {'hours':>8}",
+    ]
+    for stage in found["stages"]:
+        memory = stage.memory
+        parts = [part / 1e9 for part in (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)]
+        sizes = f"{parts[0]:8.2f} {parts[1]:7.2f} {parts[2]:7.2f} {parts[3]:7.2f} {parts[4]:7.2f}"
+        lines.append(
+            f"{stage.name:8} {stage.steps:7} {stage.tokens * found['gpus']:12} {stage.tokens_at_once:8} {stage.accumulation:6} {sizes} "
+            f"{stage.hours:8.2f}"
+        )
+    lines.append(f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two checkpoints and the three models")
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""The plan against what a training really keeps, and the published figures it must come to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.model import CausalLoss
+from speechgpt_lib.language_model.planning import Shape, activation_bytes, full_memory, lora_memory, plan, render
+from speechgpt_lib.language_model.stages import add_lora
+from speechgpt_lib.recipes.schema import LoraSettings, load_recipe
+
+SMALL = Shape(vocabulary=3000, hidden_size=256, layers=4, heads=8, feed_forward=688)
+
+
+def small_model(shape: Shape, checkpointing: bool = False) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=1024,
+        tie_word_embeddings=shape.tied,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def kept_by_autograd(run, parameters) -> int:
+    """Bytes of all tensors that the forward pass saves for the backward pass, each storage once, without the weights."""
+    weights, storages = {p.untyped_storage().data_ptr() for p in parameters}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            storages[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = run()
+    size = sum(nbytes for nbytes, _ in storages.values())
+    loss.backward()
+    return size
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_those_of_the_model(tied: bool) -> None:
+    shape = Shape(500, 64, 3, 4, 160, tied)
+    assert shape.parameters == sum(p.numel() for p in small_model(shape).parameters())
+
+
+def test_published_sizes() -> None:
+    release, paper = (load_recipe(name) for name in ("release", "paper"))
+    assert Shape.of(release.language_model, 1000).parameters == pytest.approx(6.746e9, rel=1e-3)
+    assert Shape.of(paper.language_model, 1000).parameters == pytest.approx(13.03e9, rel=2e-3)
+    assert Shape.of(release.language_model, 1000).vocabulary == 33_006
+    assert Shape.of(release.language_model, 1000).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_autograd_keeps(precision: str, checkpointing: bool) -> None:
+    shape = Shape(3000, 256, 6, 8, 688)
+    model, ids = small_model(shape, checkpointing), torch.randint(3, 3000, (4, 512))
+    score = CausalLoss(model)
+
+    def run() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return score(ids, torch.ones(4, 512))[0]
+
+    kept = kept_by_autograd(run, model.parameters())
+    copies = 0  # autocast's bf16 copies of the weights, which the plan counts among the weights
+    if precision == "bf16":
+        copies = 2 * shape.vocabulary * shape.hidden_size + (0 if checkpointing else 2 * shape.layers * shape.layer_parameters)
+    assert activation_bytes(shape, 2048, precision, checkpointing) == pytest.approx(kept - copies, rel=0.05)
+
+
+def test_the_plan_is_the_tensor_bytes_of_a_training() -> None:
+    """Weights, gradients and moments to the byte; together with what autograd keeps within 15 %."""
+    model, ids = small_model(SMALL), torch.randint(3, SMALL.vocabulary, (4, 256))
+    kept = kept_by_autograd(lambda: CausalLoss(model)(ids, torch.ones(4, 256))[0], model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    estimate = full_memory(SMALL, 1, 1024, "no", checkpointing=False)
+    weights, gradients = (sum(t.nbytes for t in tensors) for tensors in (model.parameters(), [p.grad for p in model.parameters()]))
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
+    assert (estimate.weights, estimate.gradients, estimate.optimizer) == (weights, gradients, moments)
+    assert estimate.total == pytest.approx(weights + gradients + moments + kept, rel=0.15)
+
+
+def test_lora_parameters_are_pefts() -> None:
+    model = add_lora(small_model(SMALL), LoraSettings(rank=8, targets=("q_proj", "v_proj", "down_proj")), seed=0)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert SMALL.lora_parameters(8, ("q_proj", "v_proj", "down_proj")) == trainable
+    assert lora_memory(SMALL, 8, ("q_proj",), 1024).weights < full_memory(SMALL, 1, 1024).weights
+    with pytest.raises(UserError, match="LoRA on key"):
+        SMALL.lora_parameters(8, ("key",))
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, ids = small_model(SMALL), torch.randint(3, 3000, (2, 256))
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        CausalLoss(model)(ids, torch.ones(2, 256))[0].backward()
+    # The counter sees whole squares of attention where ours counts the causal half.
+    whole = SMALL.flops_per_token(256) + 6 * SMALL.layers * 256 * SMALL.hidden_size
+    assert counter.get_total_flops() == pytest.approx(whole * 512, rel=0.05)
+
+
+def test_a_plan_for_the_release() -> None:
+    found = plan(load_recipe("release"), 8, 80)
+    text = render(found)
+    for stage in found["stages"]:
+        assert stage.memory.total < 80e9 and stage.tokens_at_once % 1024 == 0
+        assert stage.accumulation * stage.tokens_at_once >= stage.tokens
+        assert stage.name in text
+    stage1 = found["stages"][0]
+    assert stage1.hours * 8 == pytest.approx(6 * 6.746e9 * 900 * 196_608 / (0.4 * 989e12) / 3600, rel=0.12)
+
+
+def test_what_cannot_fit_is_refused_with_a_cure() -> None:
+    with pytest.raises(UserError, match="stage1 of release needs .* GB on each of 1 GPUs.*more GPUs"):
+        plan(load_recipe("release"), 1, 80)
+    with pytest.raises(UserError, match="stage1 of paper"):
+        plan(load_recipe("paper"), 2, 80)
+    assert plan(load_recipe("paper"), 96, 80)["parameters"] > 13e9
