@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import device_name, finish, measure
@@ -60,17 +60,7 @@ def main() -> None:
 
 
 def build(shape: Shape) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.feed_forward,
-        max_position_embeddings=2048,
-        tie_word_embeddings=shape.tied,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
+    config = shape.config(max_position_embeddings=2048, pad_token_id=0, attn_implementation="eager")
     torch.manual_seed(0)
     return LlamaForCausalLM(config)
 

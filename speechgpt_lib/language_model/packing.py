@@ -17,6 +17,7 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.rows import TokenRow
 from speechgpt_lib.language_model.vocabulary import PAD
+from speechgpt_lib.training.epochs import Epochs
 
 
 def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
@@ -118,16 +119,10 @@ class PackedBatches:
         if tokens_per_batch < block:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: raise it, or choose a smaller block")
         self.rows_of, self.blocks_per_batch, self.seed, self.block = rows_of, tokens_per_batch // block, seed, block
-        self._epoch, self._first, self._batches = -1, 0, []
+        self.epochs = Epochs(self._plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if step < self._first:
-            self._epoch, self._first, self._batches = -1, 0, []
-        while step >= self._first + len(self._batches):
-            self._first += len(self._batches)
-            self._epoch += 1
-            self._batches = self._plan(self._epoch, self._first)
-        return collate_packed(self._batches[step - self._first][rank::world_size] or [[]], self.block)
+        return collate_packed(self.epochs.at(step)[rank::world_size] or [[]], self.block)
 
     def _plan(self, epoch: int, first: int) -> list[list[list[TokenRow]]]:
         rows = self.rows_of(epoch, first)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import LlamaConfig
+
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
 from speechgpt_lib.recipes.schema import LanguageModelSettings, Recipe, StageSettings
@@ -35,6 +37,18 @@ class Shape:
         added = units + len(ADDED_MARKERS)
         vocabulary = (TEXT_PIECES if settings.pretrained else settings.vocabulary) + added
         return cls(vocabulary, settings.hidden_size, settings.layers, settings.heads, settings.feed_forward, not settings.pretrained)
+
+    def config(self, **others) -> LlamaConfig:
+        """The shape as transformers takes it."""
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.feed_forward,
+            tie_word_embeddings=self.tied,
+            **others,
+        )
 
     @property
     def layer_parameters(self) -> int:

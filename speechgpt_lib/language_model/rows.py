@@ -11,6 +11,7 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+from speechgpt_lib.training.epochs import Epochs
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,10 @@ class EpochBatches:
 
     def __init__(self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, limit: int = 1024):
         self.rows_of, self.tokens_per_batch, self.seed, self.limit = rows_of, tokens_per_batch, seed, limit
-        self._epoch, self._first, self._batches = -1, 0, []
+        self.epochs = Epochs(self._plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        if step < self._first:
-            self._epoch, self._first, self._batches = -1, 0, []
-        while step >= self._first + len(self._batches):
-            self._first += len(self._batches)
-            self._epoch += 1
-            self._batches = self._plan(self._epoch, self._first)
-        batch = self._batches[step - self._first]
+        batch = self.epochs.at(step)
         return collate(batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))])
 
     def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:

@@ -43,8 +43,15 @@ class Optimization(Section):
     floor: float = Field(0.03, ge=0, le=1, description="share of the learning rate at the last step")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["no", "bf16"] = "bf16"
+    sharding: Literal["none", "full"] = Field("none", description="full: weights, gradients and moments shared out over processes (FSDP2)")
     save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
     log_every: int = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def muon_is_whole(self) -> Optimization:
+        if self.sharding == "full" and self.matrix_learning_rate:
+            raise ValueError("sharding: full and matrix_learning_rate exclude each other: Muon needs whole matrices")
+        return self
 
 
 class CorpusSettings(Section):

@@ -17,6 +17,7 @@ from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairLoss, PairVocabulary, build_model, pad_rows, train_tokenizer
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
+from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import train
 
 Pair = tuple[
@@ -80,22 +81,16 @@ class PairBatches:
 
     def __init__(self, pairs: list[Pair], tokens_per_batch: int, seed: int):
         self.pairs, self.tokens_per_batch, self.seed = pairs, tokens_per_batch, seed
-        self._epoch, self._first, self._batches = -1, 0, []
+        self.epochs = Epochs(self._plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        if step < self._first:
-            self._epoch, self._first, self._batches = -1, 0, []
-        while step >= self._first + len(self._batches):
-            self._first += len(self._batches)
-            self._epoch += 1
-            self._batches = self._plan(self._epoch)
-        whole = [self.pairs[k] for k in self._batches[step - self._first]]
+        whole = [self.pairs[k] for k in self.epochs.at(step)]
         mine = whole[rank::world_size]
         if not mine:  # more processes than rows: take part with a row that counts nothing
             return pad_rows([whole[0][0]], PAD), pad_rows([[PAD]], PAD)
         return pad_rows([text for text, _ in mine], PAD), pad_rows([units for _, units in mine], PAD)
 
-    def _plan(self, epoch: int) -> list[list[int]]:
+    def _plan(self, epoch: int, first: int) -> list[list[int]]:
         rng = random.Random(f"text to unit {self.seed} {epoch}")
         order = sorted(range(len(self.pairs)), key=lambda k: len(self.pairs[k][1]) + 6 * rng.random())
         batches: list[list[int]] = [[]]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,22 +34,47 @@ def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, ke
     return target
 
 
-def load_checkpoint(folder: Path, modules: dict, optimizers: dict) -> int:
-    """Restore the newest whole checkpoint in `folder` in place; returns its step, 0 when there is none."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk, after `step` optimizer steps."""
+
+    path: Path
+    step: int
+
+    def load_modules(self, modules: dict) -> int:
+        """Restore weights in place; returns the step."""
+        for name, module in modules.items():
+            load_module(module, self.path / f"{name}.safetensors")
+        return self.step
+
+    def load_optimizers(self, optimizers: dict, load: Callable[[torch.optim.Optimizer, dict], None]) -> None:
+        """Restore optimizers in place, each by `load`."""
+        saved = torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
+        for name, optimizer in optimizers.items():
+            load(optimizer, saved[name])
+
+
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None; damaged ones are passed over with a warning."""
     for path in reversed(_folders(folder)):
         try:
             state = read_json(path / "state.json")
             if hash_folder(path, skip=("state.json",)) != state["files"]:
                 raise UserError("its files do not match the hashes in state.json")
-            for name, module in modules.items():
-                load_module(module, path / f"{name}.safetensors")
-            saved = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
-            for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(saved[name])
-            return int(state["step"])
+            return Checkpoint(path, int(state["step"]))
         except (UserError, KeyError) as error:
             warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
-    return 0
+    return None
+
+
+def load_checkpoint(folder: Path, modules: dict, optimizers: dict) -> int:
+    """Restore the newest whole checkpoint in `folder` in place; returns its step, 0 when there is none."""
+    found = find_checkpoint(folder)
+    if found is None:
+        return 0
+    found.load_modules(modules)
+    found.load_optimizers(optimizers, lambda optimizer, state: optimizer.load_state_dict(state))
+    return found.step
 
 
 def save_module(module: torch.nn.Module, path: Path) -> None:

@@ -24,7 +24,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
-from speechgpt_lib.training.checkpoints import load_checkpoint, save_checkpoint
+from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
+from speechgpt_lib.training.sharding import Whole, copy_back, exchange_gradients, load_optimizer, shard, whole
 
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
@@ -116,17 +117,26 @@ def train(
     # 2. Optimizers --------------------------------------------------------------------------------------------------------------
     phases = phases or {"model": list(modules)}
     bare = dict(modules)
+    sharded = settings.sharding == "full" and world_size > 1
+    if sharded and (len(phases) > 1 or visits):
+        raise UserError(f"a training with {len(phases)} optimizers or visits can't be sharded: set sharding: none")
+    checkpoints = work / "checkpoints"
+    # 3. Resume: weights before they are shared out, moments after -----------------------------------------------------------------
+    checkpoint = find_checkpoint(checkpoints)
+    first = checkpoint.load_modules(bare) if checkpoint else 0
+    if sharded:
+        modules = {name: shard(module, accelerator.device, settings.precision) for name, module in bare.items()}
     optimizers = {
         f"{phase}{suffix}": optimizer
         for phase, names in phases.items()
-        for suffix, optimizer in make_optimizers([bare[name] for name in names], settings).items()
+        for suffix, optimizer in make_optimizers([modules[name] for name in names], settings).items()
     }
-    # 3. Resume ------------------------------------------------------------------------------------------------------------------
-    checkpoints = work / "checkpoints"
-    first = load_checkpoint(checkpoints, bare, optimizers)
+    if checkpoint:
+        checkpoint.load_optimizers(optimizers, load_optimizer)
     log = MetricsLog(work / "metrics.jsonl", first, accelerator.is_main_process)
-    modules = {name: accelerator.prepare(module) for name, module in modules.items()}
-    optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    if not sharded:
+        modules = {name: accelerator.prepare(module) for name, module in modules.items()}
+        optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     visits = dict(visits or {}) if accelerator.is_main_process else {}
     if first in visits:  # saved, but perhaps killed while it was there
         visits[first]()
@@ -157,7 +167,7 @@ def train(
                         f"the loss of {phase} became {loss.item()} at step {step + 1} in {work}; the last good checkpoint is kept. "
                         "Lower the learning rate or look at that batch"
                     )
-                norm = accelerator.clip_grad_norm_(parameters, settings.clip)
+                norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
                 for optimizer in own:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * group["scale"]
@@ -172,14 +182,19 @@ def train(
                 if on_log:
                     on_log(summary)
             must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
-            if (must_stop or step + 1 in visits) and not last and accelerator.is_main_process:
-                save_checkpoint(checkpoints, step + 1, bare, {n: o.optimizer for n, o in optimizers.items()})
+            if (must_stop or step + 1 in visits) and not last:
+                kept = {name: Whole(module) for name, module in modules.items()} if sharded else bare
+                moments = {name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()}
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoints, step + 1, kept, moments)
             if step + 1 in visits:
                 visits[step + 1]()
             if must_stop and not last:
                 saved = time.perf_counter()
                 if _agree(accelerator, stop.requested):
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
+    for name in bare if sharded else ():
+        copy_back(modules[name], bare[name])
     summary.pop("step", None)
     return {"steps": settings.steps, "resumed_from": first, **summary}
 
@@ -217,8 +232,10 @@ def _backward(
                 accelerator.backward(loss)
             return loss, metrics
         with contextlib.ExitStack() as stack:
-            for name in names if part != parts[-1] else ():  # processes exchange gradients once
-                stack.enter_context(accelerator.no_sync(modules[name]))
+            for name in names:  # processes exchange gradients once
+                exchange_gradients(modules[name], part == parts[-1])
+                if part != parts[-1]:
+                    stack.enter_context(accelerator.no_sync(modules[name]))
             accelerator.backward(loss_sum * world)
         loss, own_weight = loss + loss_sum.detach(), own_weight + weight
     total = accelerator.reduce(own_weight, "sum") if world > 1 else own_weight

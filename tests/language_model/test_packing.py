@@ -117,7 +117,7 @@ def test_batches_depend_on_the_step_alone_and_are_shared_out() -> None:
     whole, halves = batches(2), [batches(2, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([whole[0][0::2], whole[0][1::2]]), torch.cat([h[0] for h in halves]))
     assert sum(h[1].sum() for h in halves) == whole[1].sum()
-    seen = sum(int((batches(k)[0] == 1).sum()) for k in range(len(batches._batches)))
+    seen = sum(int((batches(k)[0] == 1).sum()) for k in range(len(batches.epochs.batches)))
     assert seen >= 80
     with pytest.raises(UserError, match="less than one block"):
         PackedBatches(plan, 32, seed=0, block=64)
@@ -136,5 +136,5 @@ def test_less_padding_than_in_batches_of_like_length() -> None:
     rows = rows_of_lengths([rng.randrange(30, 400) for _ in range(400)])
     padded, packed = EpochBatches(lambda e, s: rows, 4096, 0), PackedBatches(lambda e, s: rows, 4096, 0, block=1024)
     padded(0), packed(0)
-    sizes = [sum(batches(k)[0].numel() for k in range(len(batches._batches))) for batches in (padded, packed)]
+    sizes = [sum(batches(k)[0].numel() for k in range(len(batches.epochs.batches))) for batches in (padded, packed)]
     assert sizes[1] < sizes[0] and sum(map(len, rows)) / sizes[1] > 0.97

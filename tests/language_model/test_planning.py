@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
@@ -16,16 +16,7 @@ SMALL = Shape(vocabulary=3000, hidden_size=256, layers=4, heads=8, feed_forward=
 
 
 def small_model(shape: Shape, checkpointing: bool = False) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.feed_forward,
-        max_position_embeddings=1024,
-        tie_word_embeddings=shape.tied,
-        attn_implementation="sdpa",
-    )
+    config = shape.config(max_position_embeddings=1024, attn_implementation="sdpa")
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     if checkpointing:

@@ -1,0 +1,28 @@
+"""Batches by step number: epochs are planned one at a time, and which batch a step gets depends on the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Batch = TypeVar("Batch")
+
+
+class Epochs(Generic[Batch]):
+    """`plan(epoch, first step)` gives the batches of an epoch, in order; `at(step)` is the batch of a step.
+
+    Steps are asked for in order, as a rule; going back plans again from the start, with the same result.
+    """
+
+    def __init__(self, plan: Callable[[int, int], Sequence[Batch]]):
+        self.plan = plan
+        self._epoch, self._first, self.batches = -1, 0, []
+
+    def at(self, step: int) -> Batch:
+        if step < self._first:
+            self._epoch, self._first, self.batches = -1, 0, []
+        while step >= self._first + len(self.batches):
+            self._first += len(self.batches)
+            self._epoch += 1
+            self.batches = self.plan(self._epoch, self._first)
+        return self.batches[step - self._first]

@@ -1,0 +1,82 @@
+"""FSDP2 for real, in two processes on the CPU: the same losses as in one, and checkpoints that go on in any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.training.loop import read_metrics
+
+ROOT = Path(__file__).parents[2]
+FULL = {"sharding": "full"}
+
+
+def run(folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL) -> list[dict]:
+    """Train in so many processes; returns the metrics log of the folder."""
+    worker = ["-m", "tests.training.sharded_worker", str(folder), str(steps), str(processes), str(stop_at), json.dumps(settings)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *launcher, *worker], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def same_losses(found: list[dict], wanted: list[dict]) -> None:
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5), row["step"]
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4), row["step"]
+
+
+def same_weights(folder: Path, other: Path) -> None:
+    a, b = load_file(folder / "trained.safetensors"), load_file(other / "trained.safetensors")
+    assert a.keys() == b.keys()
+    # Adam divides by the gradient's size, so rounding moves a weight whose gradient is almost nothing; a step is 3e-3 at most.
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 5e-4
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """The same training in one process, unsharded."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, run(folder, 8, 1, settings={})
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_are_one(tmp_path: Path, alone) -> None:
+    same_losses(run(tmp_path, 8, 2), alone[1])
+    same_weights(tmp_path, alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_stopped_in_two_it_goes_on_in_any_number(tmp_path: Path, alone, processes: int) -> None:
+    assert [row["step"] for row in run(tmp_path, 8, 2, stop_at=4)] == [1, 2, 3, 4]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+    same_losses(run(tmp_path, 8, processes), alone[1])
+    same_weights(tmp_path, alone[0])
+
+
+@pytest.mark.slow
+def test_begun_in_one_it_goes_on_sharded(tmp_path: Path, alone) -> None:
+    run(tmp_path, 8, 1, stop_at=3)
+    same_losses(run(tmp_path, 8, 2), alone[1])
+
+
+@pytest.mark.slow
+def test_accumulation_in_two_processes_is_the_whole_batch(tmp_path: Path, alone) -> None:
+    same_losses(run(tmp_path / "sharded", 8, 2, settings=FULL | {"accumulation": 2}), alone[1])
+    same_losses(run(tmp_path / "whole", 8, 2, settings={"accumulation": 4}), alone[1])
+
+
+def test_muon_is_not_sharded() -> None:
+    with pytest.raises(ValidationError, match="Muon needs whole matrices"):
+        Optimization(steps=1, learning_rate=1.0, matrix_learning_rate=1.0, sharding="full")
