@@ -68,6 +68,8 @@ def fit(
         loss, weight = modules["model"](*batch)
         return loss, weight, {"tokens": tokens}
 
+    if stage is not None and stage.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     with training_attention(model, device):
         summary = train(
             {"model": CausalLoss(model)},
@@ -80,6 +82,8 @@ def fit(
             device=device,
             on_log=on_log,
         )
+    if stage is not None and stage.checkpointing:
+        model.gradient_checkpointing_disable()
     summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
     return summary | ({"rows": counts} if counts.get("dropped") or counts.get("truncated") else {})
 

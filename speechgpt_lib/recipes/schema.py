@@ -45,6 +45,7 @@ class Optimization(Section):
     precision: Literal["no", "bf16"] = "bf16"
     sharding: Literal["none", "full"] = Field("none", description="full: weights, gradients and moments shared out over processes (FSDP2)")
     save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
+    most_hours: float | None = Field(None, gt=0, description="if set, stop (and save) after so many hours; started again it goes on")
     log_every: int = Field(10, gt=0)
 
     @model_validator(mode="after")
@@ -233,6 +234,7 @@ class StageSettings(Section):
         "block is full (the release's stage 1)",
     )
     block: Count = Field(1024, description="tokens of a block, and of the longest row")
+    checkpointing: bool = Field(False, description="keep only each layer's input and compute the rest again: less memory, more time")
     too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="longer rows: refused, left out, or cut with their end marker kept; both are counted"
     )

@@ -178,9 +178,12 @@ def train(
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.log_every == 0:
                 seconds = time.perf_counter() - started
-                summary = log.write({"step": step + 1, **_pooled(accelerator, record), "seconds": seconds})
+                left = seconds / (step + 1 - first) * (settings.steps - step - 1)
+                summary = log.write({"step": step + 1, **_pooled(accelerator, record), "seconds": seconds, "seconds_left": left})
                 if on_log:
                     on_log(summary)
+            if settings.most_hours and time.perf_counter() - started > 3600 * settings.most_hours:
+                stop.requested = True
             must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
             if (must_stop or step + 1 in visits) and not last:
                 kept = {name: Whole(module) for name, module in modules.items()} if sharded else bare
@@ -195,7 +198,8 @@ def train(
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
     for name in bare if sharded else ():
         copy_back(modules[name], bare[name])
-    summary.pop("step", None)
+    for name in ("step", "seconds_left"):
+        summary.pop(name, None)
     return {"steps": settings.steps, "resumed_from": first, **summary}
 
 

@@ -237,3 +237,25 @@ def test_a_loss_that_is_no_number_stops_accumulation_too(tmp_path: Path) -> None
 
     with pytest.raises(UserError, match="step 3"):
         train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0)
+
+
+def test_a_clock_that_runs_out_stops_and_saves(tmp_path: Path) -> None:
+    """Stopped by the clock again and again, it ends in the weights of a training without one."""
+    whole = fresh()
+    train({"model": whole}, step_function, batch_at, few_steps(5), tmp_path / "whole", seed=0)
+    for turn in range(5):
+        model = fresh()
+        settings = few_steps(5, most_hours=1e-9)
+        if turn == 4:
+            train({"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0)
+        else:
+            with pytest.raises(KeyboardInterrupt, match=f"after step {turn + 1}"):
+                train({"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0)
+    assert torch.equal(whole.weight, model.weight)
+    assert [row["step"] for row in read_metrics(tmp_path / "short" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_the_log_says_how_long_it_will_take(tmp_path: Path) -> None:
+    summary = train({"model": fresh()}, step_function, batch_at, few_steps(4), tmp_path, seed=0)
+    left = [row["seconds_left"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert left[-1] == 0 and all(each > 0 for each in left[:-1]) and "seconds_left" not in summary
