@@ -234,12 +234,13 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         rows = [sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path, vocabulary.inventory)]
         questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
         before = _chain_accuracy(model, vocabulary, questions)
-        adapted = stages.add_lora(model, settings.lora, run.recipe.seed)
+        new_tokens = range(vocabulary.text_size, vocabulary.size) if settings.lora.new_tokens else ()
+        adapted = stages.add_lora(model, settings.lora, run.recipe.seed, new_tokens)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         plan = stages.stage3_plan(vocabulary, rows, templates)
         options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
-        adapted.save_pretrained(str(work))
+        stages.save_adapter(adapted, work)
         after = _chain_accuracy(model, vocabulary, questions)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}
 

@@ -11,7 +11,7 @@ from speechgpt_lib import pipeline
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.report import make_evaluation, write_report
 from speechgpt_lib.language_model.model import load_model
-from speechgpt_lib.language_model.stages import add_lora
+from speechgpt_lib.language_model.stages import add_lora, save_adapter
 from speechgpt_lib.runs.run import Run
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -61,7 +61,7 @@ def _silent_adapter(run: Run) -> None:
         for name, parameter in adapter.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.zeros_(parameter)
-        adapter.save_pretrained(str(work))
+        save_adapter(adapter, work)
         return {}
 
     run.step(pipeline.STAGE3, make, settings={"adapter": "none"}, inputs={"model": stage2})

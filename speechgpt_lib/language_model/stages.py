@@ -20,19 +20,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora import world
-from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
+from speechgpt_lib.language_model.adapters import add_lora as add_lora
+from speechgpt_lib.language_model.adapters import load_adapter as load_adapter
+from speechgpt_lib.language_model.adapters import save_adapter as save_adapter
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
-from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Optimization, Stage2Settings, StageSettings
+from speechgpt_lib.recipes.schema import InstructionSettings, Optimization, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
@@ -168,29 +169,6 @@ def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], instructions: Instr
 def unit_row(vocabulary: Vocabulary, units: np.ndarray) -> TokenRow:
     ids = [BEGIN, *vocabulary.encode_units(units)]
     return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1))
-
-
-def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int) -> PeftModel:
-    """Freeze `model` and put low-rank adapters into it (in place); after the vocabulary was expanded, never before."""
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"stage3.lora.targets {settings.targets} are not layers of this model: {error}") from None
-
-
-def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
-    """The model with a saved adapter merged into its weights."""
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first")
-    return PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload().eval()
 
 
 # --- held-out metrics ---------------------------------------------------------------------------------------------------------------

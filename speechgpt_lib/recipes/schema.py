@@ -253,6 +253,7 @@ class LoraSettings(Section):
     alpha: Count = 16
     dropout: Fraction = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    new_tokens: bool = Field(False, description="train the embeddings of units and markers as well; they are saved with the adapter")
 
 
 class Stage3Settings(StageSettings):

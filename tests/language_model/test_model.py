@@ -14,7 +14,7 @@ from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 from speechgpt_lib.language_model.generation import answer, generate, speak, transcribe
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
-from speechgpt_lib.language_model.stages import add_lora, held_out_questions, load_adapter, stage2_plan, unit_perplexity
+from speechgpt_lib.language_model.stages import add_lora, held_out_questions, load_adapter, save_adapter, stage2_plan, unit_perplexity
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Stage2Settings
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
@@ -161,7 +161,7 @@ def test_an_adapter_reloads_as_it_was(tmp_path) -> None:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    adapted.save_pretrained(str(tmp_path))
+    save_adapter(adapted, tmp_path)
     _, ids = VOCABULARY.encode_row(chain_row("text_text", "why", "so"))
     with torch.inference_mode():
         expected = adapted.eval()(torch.tensor([ids])).logits

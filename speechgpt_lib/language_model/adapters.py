@@ -1,0 +1,93 @@
+"""LoRA adapters (Hu et al. 2021): put into a model, saved with the id of the model they belong to, and merged again.
+
+The release wrapped its model before it added the new tokens, so its adapters were saved without their embeddings and answered in noise
+when they were loaded.  Here the vocabulary is expanded before; what an adapter trains of the embeddings it carries; and an adapter refuses
+any base but its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import LlamaForCausalLM
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import LoraSettings
+
+CONFIG = "adapter_config.json"
+SAMPLED = 4096  # numbers of each tensor that go into a model's id
+
+
+def model_id(model: LlamaForCausalLM) -> str:
+    """16 hex digits that tell models apart: a hash of every tensor's name, shape and first and last numbers (a few seconds for 7B)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]]).float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode() + ends.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()) -> PeftModel:
+    """Freeze `model` and put low-rank adapters into it (in place); after the vocabulary was expanded, never before.
+
+    new_tokens: ids whose embeddings learn too, and are saved with the adapter.
+
+    Raises:
+        UserError: a target that is no layer of the model.
+    """
+    identity = model_id(model)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        trainable_token_indices={"embed_tokens": list(new_tokens)} if new_tokens else None,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"stage3.lora.targets {settings.targets} are not layers of this model: {error}") from None
+    for each in adapted.peft_config.values():
+        each.base_model_name_or_path = identity  # peft writes it down; nothing is ever fetched by it
+    return adapted
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Adapters, and the embeddings they trained, into `folder`; of the base only its id."""
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up to compare vocabularies
+
+
+def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
+    """A saved adapter on the model it was trained on, not merged: its outputs are those it had in memory, bit for bit.
+
+    Raises:
+        UserError: no adapter there, damaged, or one of another base.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first")
+    try:
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error}): run its step again") from None
+    found = model_id(model)
+    if base not in (None, "", found):
+        raise UserError(f"the adapter {folder} belongs to the base model {base}, this is {found}: load the stage-2 model of the same run")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(f"the adapter {folder} does not fit this model: {str(error).splitlines()[0][:200]}") from None
+
+
+def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+    """The model with a saved adapter merged into its weights.  Raises as `attach_adapter`."""
+    return attach_adapter(model, folder).merge_and_unload().eval()
