@@ -31,6 +31,7 @@ from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.row_attention import NAME
 from speechgpt_lib.training.throughput import matmul_peak
 
 LAB = Shape(vocabulary=2300, hidden_size=192, layers=4, heads=6, feed_forward=512, tied=True)
@@ -121,13 +122,14 @@ def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], budget: int,
     like, packed = EpochBatches(plan, budget, 0), PackedBatches(plan, max(budget, block), 0, block)
     for name, batches in (("like", like), ("packed", packed)):
         useful[name] = sum(int((batches(k)[0] != 0).sum()) for k in range(steps))
-    run = lambda loss, batches: _ours(model, loss, batches, steps, arguments.precision)  # noqa: E731
+    run = lambda loss, batches, attention="auto": _ours(model, loss, batches, steps, arguments.precision, attention)  # noqa: E731
     arms = {
         "release's way": ("random", lambda: _trainer(model, plain, steps, arguments.precision)),
         "our loop": ("random", lambda: run(AllLogits, plain)),
         "logits where they count": ("random", lambda: run(CausalLoss, plain)),
         "rows of like length": ("like", lambda: run(CausalLoss, like)),
         f"packed, blocks of {block}": ("packed", lambda: run(CausalLoss, packed)),
+        "packed, attention by row": ("packed", lambda: run(CausalLoss, packed, NAME)),
     }
     seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
     speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
@@ -142,7 +144,7 @@ def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], budget: int,
     return ratios | {f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"}
 
 
-def _ours(model: LlamaForCausalLM, loss: type[CausalLoss], batches, steps: int, precision: str) -> None:
+def _ours(model: LlamaForCausalLM, loss: type[CausalLoss], batches, steps: int, precision: str, attention: str = "auto") -> None:
     own = copy.deepcopy(model)
     settings = Optimization(steps=steps, learning_rate=1e-4, warmup=0, precision=precision, save_every_s=1e9, log_every=steps)
 
@@ -150,7 +152,7 @@ def _ours(model: LlamaForCausalLM, loss: type[CausalLoss], batches, steps: int, 
         total, weight = modules["model"](*batch)
         return total, weight, {}
 
-    with tempfile.TemporaryDirectory() as folder, training_attention(own, "cpu"):
+    with tempfile.TemporaryDirectory() as folder, training_attention(own, "cpu", attention):
         train({"model": loss(own)}, step_function, batches, settings, Path(folder), seed=0)
 
 

@@ -22,6 +22,7 @@ from speechgpt_lib.instructions.steps import make_text_to_unit as make_text_to_u
 from speechgpt_lib.instructions.steps import make_voicing_evaluation as make_voicing_evaluation
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
+from speechgpt_lib.language_model.pretrained import fingerprint, load_pretrained
 from speechgpt_lib.language_model.text import lab_texts
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.unit_quality import unit_quality
@@ -51,6 +52,7 @@ from speechgpt_lib.steps import VOCODER_EVALUATION as VOCODER_EVALUATION
 from speechgpt_lib.steps import VOICING_EVALUATION as VOICING_EVALUATION
 from speechgpt_lib.steps import inventory_of as inventory_of
 from speechgpt_lib.training.checkpoints import load_module, save_module
+from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.extract import UnitRow, extract_units, read_units
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.hubert import build_encoder
@@ -148,51 +150,64 @@ def make_units(run: Run, force: bool = False) -> Step:
 
 # --- 05 text LLM and vocabulary -----------------------------------------------------------------------------------------------------
 def make_text_model(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
+    """The text LLM: trained here, or a published LLaMA from a folder on disk."""
     settings = run.recipe.language_model
 
     def make(work: Path) -> dict:
-        words = [part.value for row in _example_rows() for part in row.prompt + row.answer if part.kind == "template"]
-        texts = [*lab_texts(run.recipe.seed), *words]
-        vocabulary = Vocabulary(train_text_tokenizer(texts, settings.vocabulary))
-        model = build_model(settings, vocabulary.size, run.recipe.seed)
-        plan = stages.text_plan(vocabulary, settings.optimization.steps, run.recipe.seed)
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
+        if settings.pretrained:
+            (model, vocabulary), summary = load_pretrained(settings), {}
+        else:
+            words = [part.value for row in _example_rows() for part in row.prompt + row.answer if part.kind == "template"]
+            vocabulary = Vocabulary(train_text_tokenizer([*lab_texts(run.recipe.seed), *words], settings.vocabulary))
+            model = build_model(settings, vocabulary.size, run.recipe.seed)
+            plan = stages.text_plan(vocabulary, settings.optimization.steps, run.recipe.seed)
+            summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
         save_model(model, vocabulary, work)
         accuracy = stages.text_accuracy(model, vocabulary)
         parameters = sum(p.numel() for p in model.parameters())
         return summary | {"held_out_text_accuracy": accuracy, "parameters": parameters, "vocabulary": vocabulary.size}
 
-    return run.step(TEXT_MODEL, make, settings=settings, force=force)
+    section = settings.model_dump(mode="json") | ({"files": fingerprint(settings.pretrained)} if settings.pretrained else {})
+    return run.step(TEXT_MODEL, make, settings=section, force=force)
 
 
 def make_expanded_model(run: Run, force: bool = False) -> Step:
     """Add units and markers to the vocabulary, once and before any stage."""
-    text_model, inventory = run.require(TEXT_MODEL), run.require(INVENTORY)
+    text_model, inventory, settings = run.require(TEXT_MODEL), run.require(INVENTORY), run.recipe.language_model
 
     def make(work: Path) -> dict:
         model, before = load_model(text_model.path)
         after = before.expand(run.recipe.units.clusters, inventory.metrics["id"])
-        probe = torch.tensor([[1, *before.encode_text("the big dog is in the house")]])
+        centroids = inventory_of(run).kmeans.centroids if settings.new_embeddings == "centroids" else None
+        probe = torch.tensor([[before.begin, *before.encode_text("the big dog is in the house")]])
         with torch.inference_mode():
             old_logits = model(probe).logits
-            expand_model(model, before, after, run.recipe.seed)
+            expand_model(model, before, after, run.recipe.seed, centroids=centroids, multiple=settings.multiple)
             change = (model(probe).logits[..., : before.size] - old_logits).abs().max().item()
         save_model(model, after, work)
         return {"before": before.size, "after": after.size, "largest_change_of_old_logits": change}
 
-    return run.step(EXPANDED, make, settings={}, inputs={"text_model": text_model, "inventory": inventory}, force=force)
+    section = {"new_embeddings": settings.new_embeddings, "multiple": settings.multiple}
+    return run.step(EXPANDED, make, settings=section, inputs={"text_model": text_model, "inventory": inventory}, force=force)
 
 
 # --- 06, 07, 08 the three stages ----------------------------------------------------------------------------------------------------
+def _start(run: Run, folder: Path):
+    """The model and vocabulary that a stage begins with, on the device it trains on."""
+    model, vocabulary = load_model(folder)
+    return model.to(resolve_device(run.recipe.device)), vocabulary
+
+
 def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     start, units, settings = run.require(EXPANDED), run.require(UNITS), run.recipe.stage1
 
     def make(work: Path) -> dict:
-        model, vocabulary = load_model(start.path)
-        speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
+        model, vocabulary = _start(run, start.path)
+        speech = list(read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]}))
         held_out = [row.units for row in held_out_units(run, vocabulary.inventory)][:200]
         before = stages.unit_perplexity(model, vocabulary, held_out)
-        plan = stages.stage1_plan(vocabulary, speech, settings.replay, run.recipe.seed)
+        sequences, names = [row.units for row in speech], [row.id for row in speech]
+        plan = stages.stage1_plan(vocabulary, sequences, settings.replay, run.recipe.seed, names)
         options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         save_model(model, vocabulary, work)
@@ -207,18 +222,18 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     settings, templates = run.recipe.stage2, run.recipe.instructions
 
     def make(work: Path) -> dict:
-        model, vocabulary = load_model(start.path)
+        model, vocabulary = _start(run, start.path)
         by_task: dict[str, list] = {"asr": [], "tts": []}
         for record in sets.read_set(instructions.path, vocabulary.inventory):
             by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
         speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
         plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
         held_out = held_out_units(run, vocabulary.inventory)[:64]
-        before = _transcription_wer(model, vocabulary, held_out)
+        before = _transcription_wer(model, vocabulary, held_out, templates.templates)
         options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         save_model(model, vocabulary, work)
-        return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out)}
+        return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out, templates.templates)}
 
     inputs = {"model": start, "units": units, "instructions": instructions}
     section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
@@ -230,10 +245,10 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     settings, templates = run.recipe.stage3, run.recipe.instructions
 
     def make(work: Path) -> dict:
-        model, vocabulary = load_model(start.path)
+        model, vocabulary = _start(run, start.path)
         rows = [sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path, vocabulary.inventory)]
         questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
-        before = _chain_accuracy(model, vocabulary, questions)
+        before = _chain_accuracy(model, vocabulary, questions, templates.templates)
         new_tokens = range(vocabulary.text_size, vocabulary.size) if settings.lora.new_tokens else ()
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed, new_tokens)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -241,7 +256,7 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
         summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
         stages.save_adapter(adapted, work)
-        after = _chain_accuracy(model, vocabulary, questions)
+        after = _chain_accuracy(model, vocabulary, questions, templates.templates)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}
 
     section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
@@ -254,12 +269,13 @@ def _row_settings(instructions) -> dict:
 
 
 # --- what the steps share -----------------------------------------------------------------------------------------------------------
-def _transcription_wer(model, vocabulary: Vocabulary, rows: list[UnitRow]) -> float:
-    return wer([row.text for row in rows], generation.transcribe(model, vocabulary, [row.units for row in rows]))
+def _transcription_wer(model, vocabulary: Vocabulary, rows: list[UnitRow], templates: str) -> float:
+    return wer([row.text for row in rows], generation.transcribe(model, vocabulary, [row.units for row in rows], templates))
 
 
-def _chain_accuracy(model, vocabulary: Vocabulary, rows: list[UnitRow]) -> float:
-    chains = generation.answer(model, vocabulary, [row.units for row in rows], reply="text")
+def _chain_accuracy(model, vocabulary: Vocabulary, rows: list[UnitRow], templates: str) -> float:
+    reply = "speech" if templates == "release" else "text"  # the release knows one format
+    chains = generation.answer(model, vocabulary, [row.units for row in rows], reply, templates)
     return float(np.mean([chain.ta == row.answer for chain, row in zip(chains, rows, strict=True)]))
 
 

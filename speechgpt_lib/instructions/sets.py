@@ -17,7 +17,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -233,15 +233,11 @@ def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
 def record_to_row(record: dict, templates: str = "paper") -> Row:
     """A record of either set as a row in the given templates."""
     if "task" in record:
-        return cross_modal_row(record["task"], record["description"], record["text"], record["units"], templates)
-    return chain_row(
-        record["format"],
-        record["instruction"],
-        record["response"],
-        record["instruction_units"],
-        record["response_units"],
-        templates,
-    )
+        row = cross_modal_row(record["task"], record["description"], record["text"], record["units"], templates)
+    else:
+        parts = (record[name] for name in ("format", "instruction", "response", "instruction_units", "response_units"))
+        row = chain_row(*parts, templates)
+    return replace(row, name=record.get("id", ""))
 
 
 def shuffled(items: list, seed: int) -> list:

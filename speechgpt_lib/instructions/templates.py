@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -75,10 +75,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Row:
-    """A training row, or a bare prompt when `answer` is empty."""
+    """A training row, or a bare prompt when `answer` is empty; `name` tells people where it comes from."""
 
     prompt: tuple[Part, ...]
     answer: tuple[Part, ...] = ()
+    name: str = field(default="", compare=False)
 
     def text(self, tail: str = "") -> str:
         """The row as text, with the characters that stand after the end marker in the published text form."""

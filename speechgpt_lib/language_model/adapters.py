@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.frozen_base import store_as
 from speechgpt_lib.recipes.schema import LoraSettings
 
 CONFIG = "adapter_config.json"
@@ -35,14 +36,16 @@ def model_id(model: LlamaForCausalLM) -> str:
 
 
 def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()) -> PeftModel:
-    """Freeze `model` and put low-rank adapters into it (in place); after the vocabulary was expanded, never before.
+    """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it (in place); after the vocabulary was expanded,
+    never before.
 
     new_tokens: ids whose embeddings learn too, and are saved with the adapter.
 
     Raises:
-        UserError: a target that is no layer of the model.
+        UserError: a target that is no layer of the model; int8 or 4 bit without bitsandbytes.
     """
     identity = model_id(model)
+    store_as(model, settings.base)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=settings.rank,

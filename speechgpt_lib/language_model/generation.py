@@ -6,6 +6,8 @@ are handled as ids and never searched as text.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +17,14 @@ from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import ChainFormat, chain_row, cross_modal_row
-from speechgpt_lib.language_model.vocabulary import END, FIRST_PIECE, PAD, Vocabulary
+from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
+from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
 ASR_PROMPT = "Please write down what you hear."
 TTS_PROMPT = "Please say this sentence aloud."
+CHAIN_MARKERS = ("[tq]", "[ta]", "[ua]", "<eoa>")
+_SPELLED = re.compile("(" + "|".join(map(re.escape, CHAIN_MARKERS)) + ")")
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Chain:
 @torch.inference_mode()
 def generate(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | LlamaVocabulary,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -54,7 +59,7 @@ def generate(
 
     The answer to a prompt does not depend on the others in its batch (greedy decoding).
     """
-    stops = [END, vocabulary.marker("<eos>"), vocabulary.marker("<eoa>")] if vocabulary.unit_count else [END]
+    stops = vocabulary.stops
     context = model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
     if longest + 8 > context:
@@ -91,23 +96,29 @@ def generate(
     return answers
 
 
-def transcribe(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[np.ndarray], **options) -> list[str]:
+def transcribe(
+    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, units: Sequence[np.ndarray], templates: str = "paper", **options
+) -> list[str]:
     """Merged units → text, by a cross-modal prompt."""
-    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("asr", ASR_PROMPT, "", u)))[0] for u in units]
+    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("asr", ASR_PROMPT, "", u, templates)))[0] for u in units]
     return [vocabulary.decode_text(ids) for ids in generate(model, vocabulary, prompts, 48, **options)]
 
 
-def speak(model: LlamaForCausalLM, vocabulary: Vocabulary, texts: Sequence[str], **options) -> list[np.ndarray]:
+def speak(
+    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, texts: Sequence[str], templates: str = "paper", **options
+) -> list[np.ndarray]:
     """Text → merged units, by a cross-modal prompt."""
-    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("tts", TTS_PROMPT, text, np.array([]))))[0] for text in texts]
+    empty = np.array([])
+    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("tts", TTS_PROMPT, text, empty, templates)))[0] for text in texts]
     return [vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, 320, **options)]
 
 
 def answer(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | LlamaVocabulary,
     instructions: Sequence[np.ndarray | str],
     reply: str = "speech",
+    templates: str = "paper",
     **options,
 ) -> list[Chain]:
     """Answer spoken (units) or written instructions through the chain of modality; `reply` is "speech" or "text"."""
@@ -117,49 +128,62 @@ def answer(
     for instruction in instructions:
         written = isinstance(instruction, str)
         chain_format: ChainFormat = f"{'text' if written else 'speech'}_{reply}"  # type: ignore[assignment]
-        row = chain_row(chain_format, instruction if written else "", instruction_units=None if written else instruction)
+        text, units = (instruction, None) if written else ("", instruction)
+        row = chain_row(chain_format, text, instruction_units=units, templates=templates)
         prompts.append(vocabulary.encode_row(row)[0])
         formats.append(chain_format)
     outputs = generate(model, vocabulary, prompts, 384 if reply == "speech" else 80, **options)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 
-def parse_chain(ids: list[int], vocabulary: Vocabulary, chain_format: ChainFormat) -> Chain:
+def parse_chain(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary, chain_format: ChainFormat) -> Chain:
     """Split answer ids at their markers.
 
     Well-formed means: the markers of the format and nothing before, between or after them but what belongs there, that is text (one
     piece at least) after `[tq]` and `[ta]`, units in their brackets after `[ua]`, and `<eoa>` at the end.
     """
-    expected = [
-        m
-        for m, wanted in (
-            ("[tq]", chain_format.startswith("speech")),
-            ("[ta]", True),
-            ("[ua]", chain_format.endswith("speech")),
-        )
-        if wanted
-    ]
-    names = {vocabulary.marker(m): m for m in ("[tq]", "[ta]", "[ua]", "<eoa>")}
-    found = [names[i] for i in ids if i in names]
-    segments: dict[str, list[int]] = {}
+    wanted = {"[tq]": chain_format.startswith("speech"), "[ta]": True, "[ua]": chain_format.endswith("speech")}
+    expected = [marker for marker, is_wanted in wanted.items() if is_wanted]
+    pieces = _pieces(ids, vocabulary)
+    found = [piece for piece in pieces if piece in CHAIN_MARKERS]
+    segments: dict[str, list[str | int]] = {}
     current = None
-    for i in ids:
-        if i in names:
-            current = names[i]
+    for piece in pieces:
+        if piece in CHAIN_MARKERS:
+            current = str(piece)
             segments.setdefault(current, [])
         elif current:
-            segments[current].append(i)
+            segments[current].append(piece)
     spoken = segments.get("[ua]")
     brackets = [vocabulary.marker(SOSP), vocabulary.marker(EOSP)]
     units_whole = spoken is None or (
-        len(spoken) > 2 and [spoken[0], spoken[-1]] == brackets and all(vocabulary.is_unit(i) for i in spoken[1:-1])
+        len(spoken) > 2 and [spoken[0], spoken[-1]] == brackets and all(isinstance(i, int) and vocabulary.is_unit(i) for i in spoken[1:-1])
     )
-    text = {name: vocabulary.decode_text(segments.get(name, [])).removesuffix(";").strip() for name in ("[tq]", "[ta]")}
-    words_only = all(FIRST_PIECE <= i < vocabulary.text_size for name in text for i in segments.get(name, []))
+    text = {}
+    for name in ("[tq]", "[ta]"):
+        text[name] = " ".join(piece for piece in segments.get(name, []) if isinstance(piece, str)).removesuffix(";").strip()
+    words_only = all(isinstance(piece, str) for name in text for piece in segments.get(name, []))
     parts_whole = units_whole and words_only and all(text[name] for name in expected if name in text)
-    nothing_else = found == [*expected, "<eoa>"] and names.get(ids[0]) == expected[0] and not segments["<eoa>"]
-    units = None if spoken is None else vocabulary.units_in(spoken)
+    nothing_else = found == [*expected, "<eoa>"] and pieces[0] == expected[0] and not segments["<eoa>"]
+    units = None if spoken is None else vocabulary.units_in(i for i in spoken if isinstance(i, int))
     return Chain(text["[tq]"], text["[ta]"], units, nothing_else and parts_whole)
+
+
+def _pieces(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary) -> list[str | int]:
+    """Ids → the markers of a chain and the texts between them as strings, everything else as it is.
+
+    In the released vocabulary these markers are text, and told from it as the release does, by their spelling.
+    """
+    markers = {vocabulary.marker(name): name for name in CHAIN_MARKERS if vocabulary.has_marker(name)}
+    pieces: list[str | int] = []
+    for is_text, run in itertools.groupby(ids, vocabulary.is_text):
+        if not is_text:
+            pieces += [markers.get(token, token) for token in run]
+        elif markers:
+            pieces.append(vocabulary.decode_text(run))
+        else:
+            pieces += [piece.strip() for piece in _SPELLED.split(vocabulary.decode_text(run)) if piece.strip()]
+    return pieces if markers else [piece for piece in pieces if piece != vocabulary.marker("<eos>")]  # which follows the spelled one
 
 
 def _without_answer(row):

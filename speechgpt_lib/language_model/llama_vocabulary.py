@@ -97,13 +97,25 @@ class LlamaVocabulary:
         return 1
 
     @property
+    def end(self) -> int:
+        return 2
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids at which an answer is complete."""
+        return [self.end, *((self.marker("<eos>"),) if self.unit_count else ())]
+
+    @property
     def ends(self) -> frozenset[int]:
         """The ids that end a row: `</s>`, `<eosp>` and `<eos>` (the release's `<eoa>` is no token)."""
-        return frozenset({2, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())})
+        return frozenset({self.end, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())})
 
     def marker(self, name: str) -> int:
         """The id of one of `ADDED_MARKERS`."""
         return self.text_size + self.unit_count + ADDED_MARKERS.index(name)
+
+    def has_marker(self, name: str) -> bool:
+        return bool(self.unit_count) and name in ADDED_MARKERS
 
     def is_unit(self, token: int) -> bool:
         return 0 <= token - self.text_size < self.unit_count
@@ -114,6 +126,16 @@ class LlamaVocabulary:
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
         return np.array([i - self.text_size for i in ids if self.is_unit(i)], dtype=np.int64)
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text pieces among token ids as text."""
+        return self.processor.decode([token for token in ids if self.is_text(token)]).strip()
+
+    def name(self, token: int) -> str:
+        """A token as people write it, for pictures and error messages."""
+        if self.is_text(token):
+            return self.processor.id_to_piece(token)
+        return f"<{token - self.text_size}>" if self.is_unit(token) else ADDED_MARKERS[token - self.text_size - self.unit_count]
 
     # --- to ids -------------------------------------------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:

@@ -79,15 +79,19 @@ def fit_rows(
 
 def _truncated(row: TokenRow, limit: int, end: frozenset[int]) -> TokenRow:
     if row.ids[-1] in end:
-        return TokenRow(row.ids[: limit - 1] + row.ids[-1:], row.weights[: limit - 1] + row.weights[-1:])
-    return TokenRow(row.ids[:limit], row.weights[:limit])
+        return TokenRow(row.ids[: limit - 1] + row.ids[-1:], row.weights[: limit - 1] + row.weights[-1:], row.name)
+    return TokenRow(row.ids[:limit], row.weights[:limit], row.name)
 
 
 def concatenate(rows: Sequence[TokenRow], block: int) -> list[TokenRow]:
     """One row after the other, cut into blocks; what is left at the end is a shorter row."""
     ids = [token for row in rows for token in row.ids]
     weights = [weight for row in rows for weight in row.weights]
-    return [TokenRow(ids[k : k + block], weights[k : k + block]) for k in range(0, len(ids), block)]
+    names = [row.name for row in rows for _ in row.ids]
+    return [
+        TokenRow(ids[k : k + block], weights[k : k + block], f"the block from {names[k]}" * bool(names[k]))
+        for k in range(0, len(ids), block)
+    ]
 
 
 def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -123,6 +127,10 @@ class PackedBatches:
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return collate_packed(self.epochs.at(step)[rank::world_size] or [[]], self.block)
+
+    def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
+        """The rows of that batch."""
+        return [row for block in self.epochs.at(step)[rank::world_size] for row in block]
 
     def _plan(self, epoch: int, first: int) -> list[list[list[TokenRow]]]:
         rows = self.rows_of(epoch, first)

@@ -13,7 +13,7 @@ import numpy as np
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.parsing import fit_row, shapes
 from speechgpt_lib.instructions.templates import MARKERS
-from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
+from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
 
@@ -24,7 +24,7 @@ def parse_ids(ids: Sequence[int], vocabulary: Vocabulary, templates: str | None 
     """
     names = {vocabulary.marker(name): name for name in MARKERS}
     markers, pieces = [], [""]
-    for token in ids[1:] if len(ids) and ids[0] == BEGIN else ids:
+    for token in ids[1:] if len(ids) and ids[0] == vocabulary.begin else ids:
         if token in names:
             markers.append(names[token])
             pieces.append("")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.frozen_base import BYTES
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
 from speechgpt_lib.recipes.schema import LanguageModelSettings, Recipe, StageSettings
 
@@ -37,6 +38,11 @@ class Shape:
         added = units + len(ADDED_MARKERS)
         vocabulary = (TEXT_PIECES if settings.pretrained else settings.vocabulary) + added
         return cls(vocabulary, settings.hidden_size, settings.layers, settings.heads, settings.feed_forward, not settings.pretrained)
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel) -> Shape:
+        c = model.config
+        return cls(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size, c.tie_word_embeddings)
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -136,13 +142,12 @@ def full_memory(shape: Shape, gpus: int, tokens: int, precision: str = "bf16", c
     return Memory(4 * own + gathered, 4 * own + (gathered // 2 if gpus > 1 else 0), 8 * own, activations)
 
 
-def lora_memory(
-    shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base_bytes: float = 2.0, checkpointing: bool = True
-) -> Memory:
-    """Adapters on a frozen base that every GPU holds whole, `base_bytes` a weight (2: bf16, 1: int8, 0.5: 4 bit)."""
+def lora_memory(shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base: str = "bf16", checkpointing: bool = True) -> Memory:
+    """Adapters on a frozen base that every GPU holds whole, its matrices stored as `base` says (see `frozen_base.py`)."""
     adapters = shape.lora_parameters(rank, targets)
     activations = activation_bytes(shape, tokens, "bf16", checkpointing) + working_bytes(shape, tokens, "bf16", checkpointing)
-    return Memory(int(base_bytes * shape.parameters) + 4 * adapters, 4 * adapters, 8 * adapters, activations)
+    weights = int(shape.layers * shape.layer_parameters * BYTES[base]) + (4 if base == "fp32" else 2) * shape.table_parameters
+    return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,11 @@ def _stage(
     lora = recipe.stage3.lora if name == "stage3" else None
 
     def memory(tokens: int) -> Memory:
-        return lora_memory(shape, lora.rank, lora.targets, tokens) if lora else full_memory(shape, gpus, tokens)
+        return lora_memory(shape, lora.rank, lora.targets, tokens, lora.base) if lora else full_memory(shape, gpus, tokens)
 
     needed = memory(block)
     if needed.total > budget:
-        cure = "an int8 or 4-bit base" if lora else "more GPUs (weights, gradients and moments are shared out)"
+        cure = "lora.base: int8 or 4bit" if lora else "more GPUs (weights, gradients and moments are shared out)"
         parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
         raise UserError(
             f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for a single block of {block} tokens "

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
+from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
 from speechgpt_lib.training.epochs import Epochs
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Ids of one row and, for each, how much its prediction counts (0 = not at all)."""
+    """Ids of one row and, for each, how much its prediction counts (0 = not at all); `name` tells people where it comes from."""
 
     ids: list[int]
     weights: list[float]
+    name: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def row_to_tokens(row: Row, vocabulary: Vocabulary, loss: str = "answer", text_weight: float = 1.0) -> TokenRow:
-    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all".
+def row_to_tokens(row: Row, vocabulary: Vocabulary | LlamaVocabulary, loss: str = "answer", text_weight: float = 1.0) -> TokenRow:
+    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all" (of the prompt only the meta prefix is not, as in the release).
 
     `text_weight` is what a text token counts beside a unit: a transcript has a tenth of the tokens of the speech it belongs to, and
     counted alike, listening would be learned ten times slower than speaking.
     """
     prompt, answer = vocabulary.encode_row(row)
-    counts = [float(loss == "all")] * len(prompt) + [1.0] * len(answer)
+    unlearned = len(vocabulary.encode_prefix()) if loss == "all" else len(prompt)
+    counts = [0.0] * unlearned + [1.0] * (len(prompt) - unlearned + len(answer))
     ids = prompt + answer
-    return TokenRow(ids, [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)])
+    return TokenRow(ids, [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)], row.name)
 
 
 def padded_length(tokens: int) -> int:
@@ -65,8 +68,12 @@ class EpochBatches:
         self.epochs = Epochs(self._plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        return collate(self.rows_at(step, rank, world_size))
+
+    def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
+        """The rows of that batch; where there are fewer than processes, one that counts nothing."""
         batch = self.epochs.at(step)
-        return collate(batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))])
+        return batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))]
 
     def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:
         rows = self.rows_of(epoch, first)

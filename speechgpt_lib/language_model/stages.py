@@ -28,11 +28,13 @@ from speechgpt_lib.language_model.adapters import add_lora as add_lora
 from speechgpt_lib.language_model.adapters import load_adapter as load_adapter
 from speechgpt_lib.language_model.adapters import save_adapter as save_adapter
 from speechgpt_lib.language_model.generation import generate
+from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
+from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
-from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
+from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings, Optimization, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
@@ -55,25 +57,28 @@ def fit(
     stage: StageSettings | None = None,
     ends: frozenset[int] = frozenset(),
 ) -> dict:
-    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second.
+    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second (no padding).
 
     `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers that a shortened row keeps.
     """
     batches, counts = batches_of(rows_of, tokens_per_batch, seed, stage, ends)
-    tokens = 0
+    scorer = CausalLoss(model)
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        nonlocal tokens
-        batch = [tensor.to(device) for tensor in batch]
-        tokens += batch[0].numel()
-        loss, weight = modules["model"](*batch)
-        return loss, weight, {"tokens": tokens}
+        useful = int((batch[0] != PAD).sum())
+        loss, weight = modules["model"](*(tensor.to(device) for tensor in batch))
+        return loss, weight, {"tokens": useful}
 
+    def name_rows(step: int, rank: int, processes: int) -> str:
+        rows = batches.rows_at(step, rank, processes)
+        return _suspects(scorer, rows, sharded=optimization.sharding == "full" and world_size > 1)
+
+    model.train()  # dropout, and checkpointing, which does nothing else
     if stage is not None and stage.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with training_attention(model, device):
+    with training_attention(model, device, stage.attention if stage else "auto", packed=bool(stage and stage.packing != "none")):
         summary = train(
-            {"model": CausalLoss(model)},
+            {"model": scorer},
             step_function,
             batches,
             optimization,
@@ -82,11 +87,28 @@ def fit(
             world_size=world_size,
             device=device,
             on_log=on_log,
+            flops_per_token=Shape.of_model(model).flops_per_token(0, trained=float(all(p.requires_grad for p in model.parameters()))),
+            name_rows=name_rows,
         )
     if stage is not None and stage.checkpointing:
         model.gradient_checkpointing_disable()
-    summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
+    model.eval().to(device)  # where a sharded training has left it in main memory
+    if "tokens" in summary:
+        summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
     return summary | ({"rows": counts} if counts.get("dropped") or counts.get("truncated") else {})
+
+
+@torch.no_grad()
+def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most: int = 5) -> str:
+    """Which of `rows` has a loss that is no number; of a sharded model, which computes nothing alone, all of them."""
+    place = next(scorer.parameters()).device
+    losses = [] if sharded else [scorer(*(tensor.to(place) for tensor in collate([row])))[0] for row in rows]
+    alone = [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()] if losses else []
+    named = [f"{row.name or f'a row of ids {row.ids[:6]} …'} ({len(row)} tokens)" for row in (alone or rows)[:most]]
+    more = f" and {len(alone or rows) - most} more" * (len(alone or rows) > most)
+    if alone and len(alone) == len(rows) > 1:
+        return f"every row of its batch, so the weights are at fault: {', '.join(named)}{more}"
+    return f"{'row' if alone else 'in a batch of'} {', '.join(named)}{more}"
 
 
 def batches_of(
@@ -120,9 +142,11 @@ def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, i
     return rows_of
 
 
-def stage1_plan(vocabulary: Vocabulary, units: Sequence[np.ndarray], replay: dict[str, float], seed: int):
-    """Rows of stage 1: every token of every unit sequence, and documents."""
-    own = [unit_row(vocabulary, u) for u in units]
+def stage1_plan(
+    vocabulary: Vocabulary | LlamaVocabulary, units: Sequence[np.ndarray], replay: dict[str, float], seed: int, names: Sequence[str] = ()
+):
+    """Rows of stage 1: every token of every unit sequence (called by `names` in errors), and documents."""
+    own = [unit_row(vocabulary, u, name) for u, name in zip(units, names or [""] * len(units), strict=True)]
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 1 {seed} {epoch}")
@@ -166,9 +190,9 @@ def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], instructions: Instr
     return lambda epoch, step: own
 
 
-def unit_row(vocabulary: Vocabulary, units: np.ndarray) -> TokenRow:
-    ids = [BEGIN, *vocabulary.encode_units(units)]
-    return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1))
+def unit_row(vocabulary: Vocabulary | LlamaVocabulary, units: np.ndarray, name: str = "") -> TokenRow:
+    ids = [vocabulary.begin, *vocabulary.encode_units(units)]
+    return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1), name)
 
 
 # --- held-out metrics ---------------------------------------------------------------------------------------------------------------
@@ -178,7 +202,8 @@ def unit_perplexity(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequ
     model.eval()
     scorer, total, count = CausalLoss(model), 0.0, 0.0
     for start in range(0, len(units), 32):
-        loss, weight = scorer(*collate([unit_row(vocabulary, u) for u in units[start : start + 32]]))
+        batch = collate([unit_row(vocabulary, u) for u in units[start : start + 32]])
+        loss, weight = scorer(*(tensor.to(model.device) for tensor in batch))
         total, count = total + loss.item(), count + weight.item()
     return math.exp(total / max(count, 1.0))
 

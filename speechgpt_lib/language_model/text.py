@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.language_model.rows import TokenRow
-from speechgpt_lib.language_model.vocabulary import BEGIN, END, Vocabulary
+from speechgpt_lib.language_model.vocabulary import Vocabulary
 
 BACKGROUND = 0.1  # weight of words that can't be foreseen, beside 1 for those that can
 
@@ -40,19 +40,20 @@ def text_rows(vocabulary: Vocabulary, rng: random.Random, count: int, curriculum
 
 def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
     """The ids after which the pre-trained text model continues with the answer to `question`."""
-    return [BEGIN, *vocabulary.encode_text(question), *vocabulary.encode_text(";")]
+    return [vocabulary.begin, *vocabulary.encode_text(question), *vocabulary.encode_text(";")]
 
 
 def _question(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
     kind = rng.choice((*world.KINDS, "sum", "sum"))  # there are a hundred sums to know, but eight capitals
     question = _seen(lambda: world.sample_question(rng, kind))
-    return _document((question_prompt(vocabulary, question.text)[1:], BACKGROUND), (vocabulary.encode_text(question.answer), 1.0))
+    prompt, answer = question_prompt(vocabulary, question.text)[1:], vocabulary.encode_text(question.answer)
+    return _document(vocabulary, (prompt, BACKGROUND), (answer, 1.0))
 
 
 def _statement(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
     while world.is_held_out(text := world.sample_statement(rng)):
         pass
-    return _document((vocabulary.encode_text(text), BACKGROUND))
+    return _document(vocabulary, (vocabulary.encode_text(text), BACKGROUND))
 
 
 def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
@@ -62,7 +63,7 @@ def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
         question = _seen(lambda: world.sample_question(rng, kind))
         answer = vocabulary.encode_text(question.answer)
         prompt = question_prompt(vocabulary, question.text)[1:]
-        return _document((prompt, 0.0), (answer[:-1], BACKGROUND), (answer[-1:], 1.0))
+        return _document(vocabulary, (prompt, 0.0), (answer[:-1], BACKGROUND), (answer[-1:], 1.0))
     fact, ask = world.FACTS[kind]
     facts = world.sample_facts(rng, kind, rng.randrange(3, 5))
     parts = [(vocabulary.encode_text(" and ".join(world.place(fact, [*pair]) for pair in facts)), 0.0)]
@@ -73,7 +74,7 @@ def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
             (answer[:-1], BACKGROUND),
             (answer[-1:], 1.0),
         ]
-    return _document(*parts)
+    return _document(vocabulary, *parts)
 
 
 def _echo(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
@@ -84,11 +85,11 @@ def _echo(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
         rng.shuffle(chunks)
         for chunk in chunks:
             parts += [(vocabulary.encode_text(chunk[0]), 0.0), (vocabulary.encode_text(" ".join(chunk[1:])), 1.0)]
-    return _document(*parts)
+    return _document(vocabulary, *parts)
 
 
-def _document(*parts: tuple[list[int], float]) -> TokenRow:
-    ids = [BEGIN] + [i for piece, _ in parts for i in piece] + [END]
+def _document(vocabulary: Vocabulary, *parts: tuple[list[int], float]) -> TokenRow:
+    ids = [vocabulary.begin] + [i for piece, _ in parts for i in piece] + [vocabulary.end]
     weights = [0.0] + [w for piece, w in parts for _ in piece] + [1.0]
     return TokenRow(ids, weights)
 

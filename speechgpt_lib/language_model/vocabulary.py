@@ -7,14 +7,14 @@
     then                    [Human] [SpeechGPT] <eoh> <eos> <eoa> [tq] [ta] [ua]
 
 That is the order of the release, to which the lab adds the last four.  Text can never become a marker or a unit: it passes through the
-text tokenizer alone.
+text tokenizer alone.  A published model with a fast BPE tokenizer brings ids of its own for everything below T (`TextIds`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +45,44 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
+class TextIds:
+    """How a text tokenizer's pieces become ids: moved up by `first_piece`, `size` ids in all (None: as many as there are pieces).
+
+    lead: what is written before a text, a blank for tokenizers that expect one before a word and don't add it themselves.
+    """
+
+    first_piece: int = FIRST_PIECE
+    begin: int = BEGIN
+    end: int = END
+    size: int | None = None
+    lead: str = ""
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """Text pieces, and once expanded (`unit_count` > 0) units and markers; `inventory` is the id of the units' inventory."""
 
     tokenizer: Tokenizer
     unit_count: int = 0
     inventory: str = ""
+    text: TextIds = TextIds()
+
+    @classmethod
+    def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Vocabulary:
+        """The vocabulary of a published model: the tokenizer's own ids, as many as the model has embeddings (`size`)."""
+        tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
+        without = tokenizer.encode("a", add_special_tokens=False).ids == tokenizer.encode(" a", add_special_tokens=False).ids
+        return cls(tokenizer, text=TextIds(0, begin, end, size, "" if without else " "))
 
     def expand(self, unit_count: int, inventory: str) -> Vocabulary:
         """Add `unit_count` units and the markers; expanding again by the same is the same vocabulary."""
         if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
             raise UserError(f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}")
-        return Vocabulary(self.tokenizer, unit_count, inventory)
+        return Vocabulary(self.tokenizer, unit_count, inventory, self.text)
 
     @property
     def text_size(self) -> int:
-        return FIRST_PIECE + self.tokenizer.get_vocab_size()
+        return self.text.size or self.text.first_piece + self.tokenizer.get_vocab_size()
 
     @property
     def size(self) -> int:
@@ -70,10 +92,26 @@ class Vocabulary:
         """The id of `<sosp>`, `<eosp>` or one of `MARKERS`."""
         return self.text_size + self.unit_count + (SOSP, EOSP, *MARKERS).index(name)
 
+    def has_marker(self, name: str) -> bool:
+        return bool(self.unit_count) and name in (SOSP, EOSP, *MARKERS)
+
+    @property
+    def begin(self) -> int:
+        return self.text.begin
+
+    @property
+    def end(self) -> int:
+        return self.text.end
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids at which an answer is complete."""
+        return [self.end, *(self.marker(name) for name in ("<eos>", "<eoa>") if self.unit_count)]
+
     @property
     def ends(self) -> frozenset[int]:
         """The ids that end a row."""
-        return frozenset({END, *(self.marker(name) for name in ("<eos>", "<eoa>", EOSP) if self.unit_count)})
+        return frozenset({self.end, *(self.marker(name) for name in ("<eos>", "<eoa>", EOSP) if self.unit_count)})
 
     # --- to ids ---------------------------------------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
@@ -96,21 +134,27 @@ class Vocabulary:
             ids += [self.marker(piece)] if _SPLIT.fullmatch(piece) else self._plain(piece)
         return ids
 
+    def encode_prefix(self) -> list[int]:
+        """The beginning of every row, which is never learned: the templates of the lab have no meta prefix."""
+        return [self.begin]
+
     def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
         """A row → (prompt ids starting with the beginning-of-document id, answer ids)."""
         prompt = [i for part in row.prompt for i in self.encode_part(part)]
-        return [BEGIN, *prompt], [i for part in row.answer for i in self.encode_part(part)]
+        return [self.begin, *prompt], [i for part in row.answer for i in self.encode_part(part)]
 
     def _plain(self, text: str) -> list[int]:
         # A blank between two parts is not encoded: the next word's piece carries its own.
-        return [FIRST_PIECE + piece for piece in self.tokenizer.encode(text.strip()).ids]
+        text = text.strip()
+        pieces = self.tokenizer.encode(self.text.lead + text, add_special_tokens=False).ids if text else []
+        return [self.text.first_piece + piece for piece in pieces]
 
     # --- from ids -------------------------------------------------------------------------------------------------------------
     def is_unit(self, token: int) -> bool:
         return 0 <= token - self.text_size < self.unit_count
 
     def is_text(self, token: int) -> bool:
-        return FIRST_PIECE <= token < self.text_size
+        return self.text.first_piece <= token < self.text_size
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
@@ -118,14 +162,14 @@ class Vocabulary:
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """The text pieces among token ids as text."""
-        return self.tokenizer.decode([i - FIRST_PIECE for i in ids if self.is_text(i)]).strip()
+        return self.tokenizer.decode([i - self.text.first_piece for i in ids if self.is_text(i)]).strip()
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
-        if token < FIRST_PIECE:
-            return ("<pad>", "<begin>", "<end>")[token]
+        if token in (self.begin, self.end):
+            return "<begin>" if token == self.begin else "<end>"
         if token < self.text_size:
-            return self.tokenizer.decode([token - FIRST_PIECE])
+            return self.tokenizer.decode([token - self.text.first_piece]) if self.is_text(token) else "<pad>"
         if self.is_unit(token):
             return f"<{token - self.text_size}>"
         return (SOSP, EOSP, *MARKERS)[token - self.text_size - self.unit_count]
@@ -134,12 +178,16 @@ class Vocabulary:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(folder / "vocabulary.json", {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size})
+        facts = {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size, "text": asdict(self.text)}
+        write_json(folder / "vocabulary.json", facts)
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
         facts = read_json(folder / "vocabulary.json")
-        found = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), facts["unit_count"], facts["inventory"])
+        text = TextIds(**facts.get("text", {}))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.encode_special_tokens = True
+        found = cls(tokenizer, facts["unit_count"], facts["inventory"], text)
         if found.size != facts["size"]:
             raise UserError(f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?")
         return found

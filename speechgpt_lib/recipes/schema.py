@@ -45,6 +45,10 @@ class Optimization(Section):
     precision: Literal["no", "bf16"] = "bf16"
     sharding: Literal["none", "full"] = Field("none", description="full: weights, gradients and moments shared out over processes (FSDP2)")
     save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
+    compile: bool = Field(False, description="compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler")
+    most_tokens: int | None = Field(
+        None, gt=0, description="if set, end after so many tokens (padding not counted), however many steps are left"
+    )
     most_hours: float | None = Field(None, gt=0, description="if set, stop (and save) after so many hours; started again it goes on")
     log_every: int = Field(10, gt=0)
 
@@ -211,6 +215,10 @@ class LanguageModelSettings(Section):
     heads: Count = 6
     feed_forward: Count = 512
     rope_theta: float = Field(10_000.0, gt=0)
+    new_embeddings: Literal["mean", "centroids"] = Field(
+        "mean", description="where new tokens start: at the mean of the old ones plus noise, or units at their projected k-means centroids"
+    )
+    multiple: Count = Field(1, le=256, description="to which the number of embeddings is rounded up, for hardware that likes round shapes")
     induction_start: bool = Field(True, description="start attention as an induction circuit (see language_model/model.py)")
     tokens_per_batch: Count = 2000
     optimization: Optimization
@@ -233,6 +241,9 @@ class StageSettings(Section):
         description="none: rows of like length side by side; isolated: several in a block, none sees another; concatenated: cut wherever a "
         "block is full (the release's stage 1)",
     )
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = Field(
+        "auto", description="auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's fused one on a GPU"
+    )
     block: Count = Field(1024, description="tokens of a block, and of the longest row")
     checkpointing: bool = Field(False, description="keep only each layer's input and compute the rest again: less memory, more time")
     too_long: Literal["error", "drop", "truncate"] = Field(
@@ -253,6 +264,9 @@ class LoraSettings(Section):
     alpha: Count = 16
     dropout: Fraction = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    base: Literal["fp32", "bf16", "int8", "4bit"] = Field(
+        "fp32", description="how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes"
+    )
     new_tokens: bool = Field(False, description="train the embeddings of units and markers as well; they are saved with the adapter")
 
 

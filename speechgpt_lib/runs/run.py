@@ -17,7 +17,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ MADE_BY = {  # which notebook makes which folder: what to tell a reader whose in
     "08_stage3_chain_of_modality_lora": "08_stage3_chain_of_modality_lora",
     "09_talk_to_speechgpt": "09_talk_to_speechgpt",
 }
-_SCRAP = ("key", "progress.json", "checkpoints", "facts.json")  # what an unfinished step keeps beside its results
+_SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # what stands beside a step's results
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "praat-parselmouth")
 
 
@@ -229,11 +228,16 @@ class Run:
             if found and found.key == key:
                 return found
             time.sleep(0.05)
-        with tempfile.TemporaryDirectory() as scratch:
-            # A copy: rank 0 changes and moves what it has there.  It can't have begun, since the first update waits for all.
+        scratch = target.with_name(f"{target.name}.rank{self.rank}")
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+        try:
+            scratch.mkdir()
+            # Names of its own for the same files: rank 0 moves what it has there.  It can't have begun, since the first update waits for all.
             if (partial / "checkpoints").is_dir():
-                shutil.copytree(partial / "checkpoints", Path(scratch) / "checkpoints")
-            metrics = make(Path(scratch)) or {}
+                shutil.copytree(partial / "checkpoints", scratch / "checkpoints", copy_function=_link)
+            metrics = make(scratch) or {}
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         return Step(name, target, {"key": key, "metrics": metrics})
 
     @contextlib.contextmanager
@@ -280,3 +284,11 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, where the file system knows such; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,21 +1,40 @@
-"""Which of transformers' attentions a model trains with: on a CPU the written-out one, elsewhere the fused one.
+"""How a model computes attention while it trains: the same function everywhere, in the way that is fastest on a device.
 
 In bf16 on a CPU the backward pass of torch's fused attention takes nearly as long as all the rest of a step.  Written out as matrix
-products, a step of the lab's language model makes 14,700 tokens a second instead of 9,200 (one thread, rows of 128, torch 2.13).
+products, a step of the lab's language model makes 14,700 tokens a second instead of 9,200 (one thread, rows of 128, torch 2.13).  Packed
+rows are computed each by itself (`row_attention.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from transformers import PreTrainedModel
 
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.training.row_attention import NAME
+
 
 @contextmanager
-def training_attention(model: PreTrainedModel, device: str) -> Iterator[None]:
-    """Within the block `model` computes attention in the way that trains fastest on `device`; after it, fused again."""
-    model.set_attn_implementation("eager" if device == "cpu" else "sdpa")
+def training_attention(model: PreTrainedModel, device: str, wanted: str = "auto", packed: bool = False) -> Iterator[None]:
+    """Within the block `model` computes attention as `wanted`, by default as trains fastest on `device`; after it, fused again.
+
+    Args:
+        wanted: a name that transformers knows.  "flex_attention" and "flash_attention_2" want a GPU, and skip what packed rows don't see of
+            each other, which "sdpa" and "eager" compute and mask.
+        packed: whether several rows share a block.
+    """
+    if wanted == "auto" and device == "cpu":
+        wanted = NAME if packed else "eager"
+    elif wanted == "auto":
+        wanted = "flash_attention_2" if packed and device == "cuda" and find_spec("flash_attn") else "sdpa"
+    try:
+        model.set_attn_implementation(wanted)
+    except (ImportError, ValueError) as error:
+        why = str(error).splitlines()[0][:150]
+        raise UserError(f"attention: {wanted} can't be had here ({why}): install it or set attention: auto") from None
     try:
         yield
     finally:

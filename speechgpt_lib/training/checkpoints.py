@@ -2,7 +2,8 @@
 
     checkpoints/step_00000120/{model.safetensors, optimizer.pt, state.json}
 
-`state.json` holds the step and the SHA-256 of the other files, so that a damaged checkpoint is recognised and the one before it used.
+`state.json` holds the step, the tokens read and the SHA-256 of the other files, so that a damaged checkpoint is recognised and the one
+before it used.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
 
 
-def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2) -> Path:
-    """Write the state after `step` optimizer steps, then drop all but the newest `keep` checkpoints."""
+def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2, tokens: int = 0) -> Path:
+    """Write the state after `step` optimizer steps and `tokens` tokens, then drop all but the newest `keep` checkpoints."""
     target = folder / f"step_{step:08d}"
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
         torch.save({name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt")
-        write_json(temporary / "state.json", {"step": step, "files": hash_folder(temporary)})
+        write_json(temporary / "state.json", {"step": step, "tokens": tokens, "files": hash_folder(temporary)})
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -36,10 +37,11 @@ def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, ke
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk, after `step` optimizer steps."""
+    """A whole checkpoint on disk, after `step` optimizer steps and `tokens` tokens."""
 
     path: Path
     step: int
+    tokens: int = 0
 
     def load_modules(self, modules: dict) -> int:
         """Restore weights in place; returns the step."""
@@ -61,7 +63,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
             state = read_json(path / "state.json")
             if hash_folder(path, skip=("state.json",)) != state["files"]:
                 raise UserError("its files do not match the hashes in state.json")
-            return Checkpoint(path, int(state["step"]))
+            return Checkpoint(path, int(state["step"]), int(state.get("tokens", 0)))
         except (UserError, KeyError) as error:
             warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
     return None

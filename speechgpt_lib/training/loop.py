@@ -8,23 +8,25 @@ not seconds.  So a run that is killed and started again ends in the same weights
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
+from speechgpt_lib.training.compilation import compile_layers
+from speechgpt_lib.training.log import MetricsLog
+from speechgpt_lib.training.log import read_metrics as read_metrics
 from speechgpt_lib.training.sharding import Whole, copy_back, exchange_gradients, load_optimizer, shard, whole
 
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
@@ -83,24 +85,29 @@ def train(
     learning_rates: dict[str, float] | None = None,
     on_log: Callable[[dict], None] | None = None,
     visits: Mapping[int, Callable[[], None]] | None = None,
+    flops_per_token: float = 0.0,
+    name_rows: Callable[[int, int, int], str] | None = None,
 ) -> dict[str, Any]:
-    """Train `modules` in place and return a summary {steps, seconds, loss, tokens_per_second, …}.
+    """Train `modules` in place and return a summary {steps, resumed_from, seconds, loss, …}.
 
     Args:
         modules: what is trained, by name.
         step_function: called as `step_function(phase, modules, batch, step)`; returns (sum of losses, their weight, metrics) or
             None to skip the phase.  The loss minimised is the sum over all processes divided by the weight over all processes,
-            so that two processes with unequal batches equal one process with both.
+            so that two processes with unequal batches equal one process with both.  A metric "tokens" (int) is added up over steps.
         batch_at: called as `batch_at(step, rank, world_size)`, must depend on nothing else.
-        work: folder for `metrics.jsonl` and `checkpoints/`; training resumes from what it finds there.
+        work: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; training resumes from what it finds there.
         world_size: the number of processes this training must have; any other is refused.
         phases: optimizer name → names of the modules it drives, run in order within a step (a GAN has two).
         learning_rates: optimizer name → factor on the learning rate.
         visits: step → what the first process does when so many steps are made and saved, such as listening to the modules.  After a
             kill a visit may be made again.
+        flops_per_token: forward and backward, for `mfu` in the log.
+        name_rows: called as `batch_at` is, says in words which rows are in that batch, for the error about a loss that is not finite.
 
     Raises:
-        UserError: wrong world size, or a loss that is not finite (the last good checkpoint is kept).
+        UserError: wrong world size, no memory for the batch, or a loss that is not finite (the last good checkpoint is kept).
+        KeyboardInterrupt: stopped by a signal or the clock, and saved.
     """
     # 1. Devices and processes -------------------------------------------------------------------------------------------------
     AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
@@ -114,18 +121,19 @@ def train(
             f"this training was meant for {world_size} process(es) but runs in {accelerator.num_processes}: start it with "
             f"`speechgpt train STEP --run RUN --processes {world_size}` (`accelerate launch --cpu` would let each process train alone)"
         )
-    # 2. Optimizers --------------------------------------------------------------------------------------------------------------
     phases = phases or {"model": list(modules)}
     bare = dict(modules)
     sharded = settings.sharding == "full" and world_size > 1
     if sharded and (len(phases) > 1 or visits):
         raise UserError(f"a training with {len(phases)} optimizers or visits can't be sharded: set sharding: none")
+    # 2. Resume: weights before they are shared out, moments after -----------------------------------------------------------------
     checkpoints = work / "checkpoints"
-    # 3. Resume: weights before they are shared out, moments after -----------------------------------------------------------------
     checkpoint = find_checkpoint(checkpoints)
-    first = checkpoint.load_modules(bare) if checkpoint else 0
+    first, tokens_before = (checkpoint.load_modules(bare), checkpoint.tokens) if checkpoint else (0, 0)
     if sharded:
         modules = {name: shard(module, accelerator.device, settings.precision) for name, module in bare.items()}
+    if settings.compile:
+        compile_layers(modules.values())
     optimizers = {
         f"{phase}{suffix}": optimizer
         for phase, names in phases.items()
@@ -133,24 +141,27 @@ def train(
     }
     if checkpoint:
         checkpoint.load_optimizers(optimizers, load_optimizer)
-    log = MetricsLog(work / "metrics.jsonl", first, accelerator.is_main_process)
     if not sharded:
         modules = {name: accelerator.prepare(module) for name, module in modules.items()}
         optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    # 3. A log, and visits that are due --------------------------------------------------------------------------------------------
+    log = MetricsLog(work / "metrics.jsonl", accelerator, first, tokens_before, settings, flops_per_token)
     visits = dict(visits or {}) if accelerator.is_main_process else {}
     if first in visits:  # saved, but perhaps killed while it was there
         visits[first]()
     started = saved = time.perf_counter()
+    own_tokens = 0
     summary: dict[str, Any] = {}
     # 4. Steps -------------------------------------------------------------------------------------------------------------------
     with StopRequest() as stop:
         for step in range(first, settings.steps):
             # A process that accumulates stands for as many processes, one after the other.
             parts = [accelerator.process_index * settings.accumulation + part for part in range(settings.accumulation)]
+            of = world_size * settings.accumulation
             batches = []
             for part in parts:
                 _seed(seed, step, part)
-                batches.append(batch_at(step, part, world_size * settings.accumulation))
+                batches.append(batch_at(step, part, of))
             record: dict[str, Any] = {}
             for phase, names in phases.items():
                 rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
@@ -158,49 +169,56 @@ def train(
                 for optimizer in own:
                     optimizer.zero_grad()
                 parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
-                found = _backward(accelerator, phase, names, modules, step_function, batches, parts, step, seed, parameters)
+                with _explained(step, settings):
+                    found = _backward(accelerator, phase, names, modules, step_function, batches, parts, step, seed, parameters)
                 if found is None:
                     continue
-                loss, metrics = found
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"the loss of {phase} became {loss.item()} at step {step + 1} in {work}; the last good checkpoint is kept. "
-                        "Lower the learning rate or look at that batch"
-                    )
+                losses, metrics = found
                 norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
+                if not torch.isfinite(norm if world_size > 1 else norm + sum(losses)):  # the norm is the same everywhere
+                    where = [
+                        name_rows(step, part, of) if name_rows else "" for part, x in zip(parts, losses, strict=True) if not x.isfinite()
+                    ]
+                    raise UserError(_not_finite(accelerator, phase, step, work, sum(losses), norm, where))
                 for optimizer in own:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * group["scale"]
                     optimizer.step()
+                own_tokens += metrics.pop("tokens", 0)
                 prefix = "" if len(phases) == 1 else f"{phase}_"
-                record |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm, "lr": rate, **metrics}
+                record |= {f"{prefix}loss": sum(losses), f"{prefix}grad_norm": norm, "lr": rate, **metrics}
             # 5. Log and save ------------------------------------------------------------------------------------------------------
             last = step + 1 == settings.steps
+            if settings.most_tokens:
+                last = last or tokens_before + _total(accelerator, own_tokens) >= settings.most_tokens
             if last or (step + 1) % settings.log_every == 0:
-                seconds = time.perf_counter() - started
-                left = seconds / (step + 1 - first) * (settings.steps - step - 1)
-                summary = log.write({"step": step + 1, **_pooled(accelerator, record), "seconds": seconds, "seconds_left": left})
+                summary = log.write(step + 1, record, tokens_before + _total(accelerator, own_tokens))
                 if on_log:
                     on_log(summary)
             if settings.most_hours and time.perf_counter() - started > 3600 * settings.most_hours:
                 stop.requested = True
-            must_stop = _agree(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s)
+            must_stop = _total(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s) > 0
             if (must_stop or step + 1 in visits) and not last:
                 kept = {name: Whole(module) for name, module in modules.items()} if sharded else bare
                 moments = {name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()}
+                tokens = tokens_before + _total(accelerator, own_tokens) if must_stop else tokens_before + own_tokens
                 if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, kept, moments)
+                    save_checkpoint(checkpoints, step + 1, kept, moments, tokens=tokens)
             if step + 1 in visits:
                 visits[step + 1]()
             if must_stop and not last:
                 saved = time.perf_counter()
-                if _agree(accelerator, stop.requested):
+                if _total(accelerator, stop.requested) > 0:
                     raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
+            if last:
+                break
     for name in bare if sharded else ():
         copy_back(modules[name], bare[name])
-    for name in ("step", "seconds_left"):
-        summary.pop(name, None)
-    return {"steps": settings.steps, "resumed_from": first, **summary}
+    if settings.compile:
+        compile_layers(bare.values(), undo=True)
+    steps = summary.pop("step", first)
+    summary.pop("seconds_left", None)
+    return {"steps": steps, "resumed_from": first, **summary}
 
 
 def _backward(
@@ -214,39 +232,67 @@ def _backward(
     step: int,
     seed: int,
     parameters: list[torch.nn.Parameter],
-) -> tuple[torch.Tensor, dict] | None:
-    """Gradients of the mean over all processes and parts; returns that mean's share of this process, and the metrics of the last part.
+) -> tuple[list[torch.Tensor], dict] | None:
+    """Gradients of the mean over all processes and parts; returns what each part here adds to that mean, and the metrics of the parts.
 
     The mean is over the weight of all of them, which is known at the end only.  So the loss of several parts goes back as a sum, and the
     gradients are divided; that of a single part is divided before.
     """
-    world, loss, own_weight, metrics = accelerator.num_processes, 0.0, 0.0, {}
+    world, losses, own_weight, metrics = accelerator.num_processes, [], 0.0, {}
     for part, batch in zip(parts, batches, strict=True):
         if len(parts) > 1:
             _seed(seed, step, part)
         result = step_function(phase, modules, batch, step)
         if result is None:
             return None
-        loss_sum, weight, metrics = result
+        loss_sum, weight, found = result
+        metrics = found | {name: value + metrics.get(name, 0) for name, value in found.items() if isinstance(value, int)}
         weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
         if len(parts) == 1:
             total = accelerator.reduce(weight, "sum") if world > 1 else weight
             loss = loss_sum * (world / total)  # DDP averages gradients over processes
-            if torch.isfinite(loss):
-                accelerator.backward(loss)
-            return loss, metrics
+            accelerator.backward(loss)
+            return [loss.detach()], metrics
         with contextlib.ExitStack() as stack:
             for name in names:  # processes exchange gradients once
                 exchange_gradients(modules[name], part == parts[-1])
                 if part != parts[-1]:
                     stack.enter_context(accelerator.no_sync(modules[name]))
             accelerator.backward(loss_sum * world)
-        loss, own_weight = loss + loss_sum.detach(), own_weight + weight
+        losses.append(loss_sum.detach())
+        own_weight = own_weight + weight
     total = accelerator.reduce(own_weight, "sum") if world > 1 else own_weight
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad /= total
-    return loss * (world / total), metrics
+    return [loss * (world / total) for loss in losses], metrics
+
+
+@contextlib.contextmanager
+def _explained(step: int, settings: Optimization) -> Iterator[None]:
+    """A batch that finds no memory, in words."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is no class for it
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        cures = ["lower tokens_per_batch, or raise accumulation", "set checkpointing: true"]
+        cures += ["set sharding: full and take more processes"] if settings.sharding == "none" else []
+        raise UserError(
+            f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept: {'; '.join(cures)}"
+        ) from error
+
+
+def _not_finite(
+    accelerator: Accelerator, phase: str, step: int, work: Path, loss: torch.Tensor, norm: torch.Tensor, where: list[str]
+) -> str:
+    """What all processes say of a loss or gradient that is no number; `where`: the rows of the parts of this one whose loss is none."""
+    everywhere = [text for text in (gather_object(where) if accelerator.num_processes > 1 else where) if text]
+    value = f"loss of {phase} became {loss.item()}" if not loss.isfinite() or everywhere else f"gradient of {phase} became {norm.item()}"
+    rows = f" ({'; '.join(everywhere)})" if everywhere else ""
+    return (
+        f"the {value} at step {step + 1} in {work}{rows}; the last good checkpoint is kept. Lower the learning rate or look at that batch"
+    )
 
 
 def _seed(seed: int, step: int, part: int) -> None:
@@ -254,22 +300,11 @@ def _seed(seed: int, step: int, part: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + part)
 
 
-def _pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:
-    """This process's figures → those of all: counts (int) are added up, everything else is averaged."""
+def _total(accelerator: Accelerator, own: int | bool) -> int:
+    """The sum over all processes; of wishes: how many have it, so that all act in the same step."""
     if accelerator.num_processes == 1:
-        return record
-    own = torch.tensor([torch.as_tensor(value).item() for value in record.values()], dtype=torch.float64, device=accelerator.device)
-    sums = accelerator.reduce(own, "sum").tolist()
-    pairs = zip(record.items(), sums, strict=True)
-    return {name: round(total) if isinstance(value, int) else total / accelerator.num_processes for (name, value), total in pairs}
-
-
-def _agree(accelerator: Accelerator, wish: bool) -> bool:
-    """Whether any process wishes it, so that all of them act in the same step."""
-    if accelerator.num_processes == 1:
-        return wish
-    flag = torch.tensor(float(wish), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum") > 0)
+        return int(own)
+    return int(accelerator.reduce(torch.tensor(int(own), device=accelerator.device), "sum"))
 
 
 class StopRequest:
@@ -291,44 +326,3 @@ class StopRequest:
 
     def _ask(self, number: int, frame: object) -> None:
         self.requested = True
-
-
-class MetricsLog:
-    """One JSON object a line; on resume, lines after the checkpoint are dropped so that no step is logged twice.
-
-    Only the first process writes; the others' log stays empty, but is there for whoever moves it.
-    """
-
-    def __init__(self, path: Path, first: int, active: bool):
-        self.path, self.active = path, active
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        if active:
-            kept = [row for row in read_metrics(path) if row["step"] <= first]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-    def write(self, record: dict[str, Any]) -> dict[str, float]:
-        row = {name: _number(value) for name, value in record.items()}
-        if self.active:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        return row
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics log; a last line cut off by a kill is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
-
-
-def _number(value: Any) -> float:
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value

@@ -26,10 +26,12 @@ def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
-    sharded = copy.deepcopy(module).to(device)
-    for layers in (m for m in sharded.modules() if isinstance(m, nn.ModuleList)):
+    lists = [m for m in module.cpu().modules() if isinstance(m, nn.ModuleList)]
+    empty = {id(layers): nn.ModuleList() for layers in lists}
+    sharded = copy.deepcopy(module, dict(empty)).to(device)  # without its layers: those come one by one, so the device never holds all
+    for layers in lists:
         for layer in layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            empty[id(layers)].append(fully_shard(copy.deepcopy(layer).to(device), mesh=mesh, mp_policy=policy))
     return fully_shard(sharded, mesh=mesh, mp_policy=policy)
 
 

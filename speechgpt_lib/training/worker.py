@@ -1,6 +1,11 @@
-"""One process of a training that `training.launch` started through torchrun: step, run directory and number of processes → its part.
+"""One process of a training of several: step, run directory and number of processes → its part.
 
-python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.training.worker stage1 runs/lab 2
+`training.launch` starts such processes on this machine, through torchrun:
+
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.training.worker stage1 runs/lab 2
+
+Any other launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do, on one machine or on several that see the
+same run directory: `accelerate launch` with a configuration from `recipes/accelerate`, torchrun on every node, or srun.
 """
 
 from __future__ import annotations
@@ -24,7 +29,10 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     end_with_parent()  # torchrun gives each worker a session of its own: without this a killed launcher leaves them running
     rank = int(os.environ.get("RANK", 0))
     # What the run is told is how many there must be, not how many there are: the training loop refuses when the two differ.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     say = functools.partial(print, flush=True) if rank == 0 else lambda line: None
     run = Run.open(run_dir, say=say).as_worker(rank, int(processes))
     getattr(pipeline, f"make_{name}")(run, force="force" in options)

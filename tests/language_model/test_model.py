@@ -76,7 +76,7 @@ def test_answers_count_and_text_counts_more() -> None:
     assert tokens.weights == [0.0] * len(prompt) + [5.0] * len(reply)
     spoken = row_to_tokens(cross_modal_row("tts", "Say it.", "the dog", np.array([1, 2])), VOCABULARY, "answer", 5.0)
     assert spoken.weights[-5:] == [5.0, 1.0, 1.0, 5.0, 5.0]
-    assert min(row_to_tokens(row, VOCABULARY, "all").weights) == 1.0
+    assert row_to_tokens(row, VOCABULARY, "all").weights == [0.0] + [1.0] * (len(prompt) + len(reply) - 1)
 
 
 def rows_of_length(epoch: int, step: int) -> list[TokenRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,9 +14,16 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, collate_packed, concatenate, fit_rows, pack, utilisation
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
+from speechgpt_lib.training.row_attention import NAME
 from tests.builders import tiny_language_model, tiny_vocabulary
 
-BACK_ENDS = ("sdpa", "eager", "flex_attention")
+BACK_ENDS = (
+    "sdpa",
+    "eager",
+    NAME,
+    # compiled at first use
+    pytest.param("flex_attention", marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")]),
+)
 
 
 def rows_of_lengths(lengths, seed: int = 0) -> list[TokenRow]:
@@ -42,7 +50,7 @@ def test_blocks_of_real_lengths_are_full() -> None:
     assert utilisation(rows_of_lengths(lengths), pack(lengths, 1024), 1024) > 0.97
 
 
-@pytest.mark.parametrize("back_end", BACK_ENDS[:2])
+@pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_no_row_sees_its_neighbours(model, back_end) -> None:
     """Through the call that training makes: change the other rows of a block, and a row's states stay as they are."""
     model.set_attn_implementation(back_end)
@@ -60,7 +68,7 @@ def test_no_row_sees_its_neighbours(model, back_end) -> None:
         assert torch.allclose(hidden[0][10:27], model.model(input_ids=alone, use_cache=False).last_hidden_state[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("back_end", BACK_ENDS[:2])
+@pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_the_packed_loss_is_the_sum_of_the_rows_losses(model, back_end) -> None:
     model.set_attn_implementation(back_end)
     rows = rows_of_lengths([5, 30, 12, 44, 9, 21])
@@ -74,8 +82,9 @@ def test_the_packed_loss_is_the_sum_of_the_rows_losses(model, back_end) -> None:
     assert (loss / weight).item() == pytest.approx((sum(each for each, _ in alone) / weight).item(), abs=1e-5)
 
 
-def test_gradients_too(model) -> None:
-    model.set_attn_implementation("eager")
+@pytest.mark.parametrize("back_end", ["sdpa", "eager", NAME])
+def test_gradients_too(model, back_end) -> None:
+    model.set_attn_implementation(back_end)
     rows = rows_of_lengths([15, 30, 12])
     gradients = []
     for batch in (collate(rows), collate_packed([rows], 64)):

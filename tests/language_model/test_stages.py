@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import stages
@@ -64,8 +66,50 @@ def test_long_rows_are_counted_in_the_summary(fitted) -> None:
 
 
 def test_checkpointing_changes_nothing_but_memory(fitted) -> None:
+    computed: list[int] = []
+
+    def count(layer, arguments, output) -> None:
+        computed[-1] += 1
+
+    handle = nn.modules.module.register_module_forward_hook(lambda m, a, o: count(m, a, o) if isinstance(m, LlamaAttention) else None)
+    computed.append(0)
     plain, summary = fitted(packing="isolated")
+    computed.append(0)
     again, other = fitted(packing="isolated", checkpointing=True)
+    handle.remove()
+    assert computed[1] == 2 * computed[0] > 0, "every layer is computed a second time"
     assert other["loss"] == pytest.approx(summary["loss"], abs=1e-5)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
     assert not again.is_gradient_checkpointing
+
+
+def rows_with_a_bad_one(bad: float) -> list[TokenRow]:
+    """One row whose weight makes its loss no number."""
+    found = [TokenRow(row.ids, row.weights, f"asr-{k:03}") for k, row in enumerate(trimmed())]
+    found[7] = TokenRow(found[7].ids, [bad] * len(found[7]), "asr-007")
+    return found
+
+
+@pytest.mark.parametrize("packing", ["none", "isolated"])
+def test_a_row_that_breaks_the_loss_is_named(tmp_path: Path, packing: str) -> None:
+    stage, model = settings(packing=packing, optimization=few_steps(40)), tiny_language_model(tiny_vocabulary())
+    plan = lambda epoch, step: rows_with_a_bad_one(float("inf"))  # noqa: E731
+    with pytest.raises(
+        UserError, match=r"became (inf|nan) at step \d+ in .* \(row asr-007 \(\d+ tokens\)\); the last good checkpoint is kept"
+    ):
+        stages.fit(model, plan, 256, stage.optimization, tmp_path, seed=0, stage=stage)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_weights_at_fault_are_told_from_rows_at_fault(tmp_path: Path) -> None:
+    stage, model = settings(packing="isolated"), tiny_language_model(tiny_vocabulary())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"step 1 in .* \(every row of its batch, so the weights are at fault"):
+        stages.fit(model, lambda e, s: trimmed(), 256, stage.optimization, tmp_path, seed=0, stage=stage)
+
+
+def test_the_summary_counts_tokens_without_padding(fitted) -> None:
+    _, summary = fitted(packing="concatenated", optimization=few_steps(3))
+    assert 3 * 256 * 0.9 < summary["tokens"] <= 3 * 256 and summary["mfu"] > 0
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"], rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.training.checkpoints import save_module
 from speechgpt_lib.training.loop import MATRICES, learning_rate_at, make_optimizers, read_metrics, train
-from tests.builders import few_steps
+from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 
 def step_function(phase, modules, batch, step):
@@ -237,6 +239,71 @@ def test_a_loss_that_is_no_number_stops_accumulation_too(tmp_path: Path) -> None
 
     with pytest.raises(UserError, match="step 3"):
         train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0)
+
+
+def test_the_error_names_the_rows(tmp_path: Path) -> None:
+    """Of a batch in parts, those of the part that went wrong."""
+
+    def broken(phase, modules, batch, step):
+        x, y = batch
+        loss = (modules["model"](x) - y).square().sum()
+        return loss * (float("nan") if step == 1 and torch.equal(x, batch_at(1, 1, 2)[0]) else 1.0), 4, {}
+
+    asked = []
+
+    def name_rows(step: int, rank: int, world_size: int) -> str:
+        asked.append((step, rank, world_size))
+        return "row asr-00012 (57 tokens)"
+
+    with pytest.raises(UserError, match=r"at step 2 in .* \(row asr-00012 \(57 tokens\)\); the last good"):
+        train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0, name_rows=name_rows)
+    assert asked == [(1, 1, 2)]
+
+
+def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path) -> None:
+    def steep(phase, modules, batch, step):
+        loss = modules["model"](batch[0]).square().sum()
+        return loss + (0 * loss).sqrt() if step == 2 else loss, 4, {}  # the square root of 0 has an infinite slope
+
+    model = fresh()
+    with pytest.raises(UserError, match="gradient of model became nan at step 3"):
+        train({"model": model}, steep, batch_at, few_steps(4), tmp_path, seed=0)
+    assert model.weight.isfinite().all()
+
+
+def test_a_batch_that_finds_no_memory_says_what_to_change(tmp_path: Path) -> None:
+    def greedy(phase, modules, batch, step):
+        if step == 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return step_function(phase, modules, batch, step)
+
+    settings = few_steps(5, save_every_s=1e-6)
+    with pytest.raises(UserError, match="batch of step 3 does not fit into memory.*tokens_per_batch.*checkpointing.*sharding"):
+        train({"model": fresh()}, greedy, batch_at, settings, tmp_path, seed=0)
+    assert train({"model": fresh()}, step_function, batch_at, settings, tmp_path, seed=0)["resumed_from"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, which is not here")
+def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
+    """The same losses, the same names of weights, and afterwards the model is as it was."""
+    logs = []
+    for compiled in (False, True):
+        model = CausalLoss(tiny_language_model(tiny_vocabulary()))
+        names, folder = list(model.state_dict()), tmp_path / str(compiled)
+
+        def score(phase, modules, batch, step):
+            loss, weight = modules["model"](batch, torch.ones(batch.shape))
+            return loss, weight, {}
+
+        def ids_at(step, rank, world_size):
+            return torch.randint(3, 300, (4, 16 + step), generator=torch.Generator().manual_seed(step))
+
+        train({"model": model}, score, ids_at, few_steps(3, compile=compiled), folder, seed=0)
+        logs.append([row["loss"] for row in read_metrics(folder / "metrics.jsonl")])
+        assert list(model.state_dict()) == names
+        assert all(layer._compiled_call_impl is None for layer in model.model.model.layers)
+    assert logs[0] == pytest.approx(logs[1], abs=1e-4)
 
 
 def test_a_clock_that_runs_out_stops_and_saves(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""A published LLaMA in a folder on disk → the model and vocabulary with which this pipeline goes on.
+
+The folder is what transformers saves: `config.json`; weights as `model.safetensors` or `pytorch_model.bin`, whole or in shards; and a
+tokenizer, `tokenizer.model` (SentencePiece: LLaMA 1 and 2) or `tokenizer.json` (fast BPE: LLaMA 3 and its relatives).  Nothing is
+fetched and no code of the folder runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
+from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.recipes.schema import LanguageModelSettings
+
+FAST = "tokenizer.json"
+SHAPE = {
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+
+
+def load_pretrained(settings: LanguageModelSettings) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
+    """Model (fp32) and vocabulary of `settings.pretrained`.
+
+    Raises:
+        UserError: no such folder, another architecture, other sizes than the recipe's, weights or tokenizer missing or damaged.
+    """
+    folder = Path(settings.pretrained or "").expanduser()
+    config = read_config(folder)
+    for ours, theirs in SHAPE.items():
+        wanted, found = getattr(settings, ours), getattr(config, theirs)
+        if wanted != found:
+            raise UserError(
+                f"language_model.{ours} is {wanted}, the model in {folder} has {found}: set it to that in the recipe, so that plans and "
+                "reports are about this model"
+            )
+    vocabulary = load_tokenizer(folder, config)
+    if vocabulary.size != config.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {config.vocab_size} embeddings, its tokenizer {vocabulary.size} pieces: files of two models?"
+        )
+    try:
+        model, report = LlamaForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
+        )
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise UserError(f"the weights in {folder} were not read: {str(error).splitlines()[0][:200]}") from None
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise UserError(f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing or of another shape")
+    return model.eval(), vocabulary
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LLaMA."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no config.json in {folder}: language_model.pretrained names a folder as transformers saves a model")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise UserError(f"{folder / 'config.json'} is damaged: get it again") from None
+    if kind != "llama":
+        raise UserError(f"{folder} holds a model of type {kind}, expected llama: SpeechGPT builds on LLaMA")
+    return LlamaConfig.from_pretrained(folder, local_files_only=True)
+
+
+def load_tokenizer(folder: Path, config: LlamaConfig) -> Vocabulary | LlamaVocabulary:
+    """SentencePiece where it is there, else the fast tokenizer."""
+    if (folder / TOKENIZER).is_file():
+        return LlamaVocabulary.from_file(folder / TOKENIZER)
+    if not (folder / FAST).is_file():
+        raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} (SentencePiece) or {FAST}")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / FAST))
+    except Exception as error:  # the library raises its bare base class
+        raise UserError(f"{folder / FAST} is no tokenizer ({str(error)[:100]}): get it again") from None
+    pieces = tokenizer.get_vocab_size()
+    if pieces > config.vocab_size:
+        raise UserError(f"{folder}: {FAST} has {pieces} pieces, the model {config.vocab_size} embeddings: of two models?")
+    begin, end = (ids[0] if isinstance(ids, list) else ids for ids in (config.bos_token_id, config.eos_token_id))
+    if begin is None or end is None:
+        raise UserError(f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, which begin and end a document: add them")
+    return Vocabulary.of_published(tokenizer, begin, end, config.vocab_size)
+
+
+def fingerprint(folder: Path | str) -> dict[str, int]:
+    """Names and sizes (bytes) of the files of a published model, to notice another one in its place."""
+    folder = Path(folder).expanduser()
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else {}
