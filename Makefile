@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install tutorial lab fairseq test test-fast lint clean
+.PHONY: help install tutorial lab fairseq quantized test test-fast lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -20,6 +20,8 @@ lab: install  ## open the notebooks in JupyterLab
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks
 
 fairseq: $(VENV)/.fairseq  ## install the real fairseq beside the rest, to compare with (1 minute; needs g++ and Python's headers)
+
+quantized: $(VENV)/.quantized  ## install bitsandbytes, for stage 3 on an int8 or 4-bit base (130 MB)
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2
@@ -54,6 +56,10 @@ $(VENV)/.lock: requirements.lock
 # The lock has brought setuptools and every dependency: nothing is left to resolve or to download.
 $(VENV)/.package: $(VENV)/.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.quantized: $(VENV)/.package
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps bitsandbytes==0.50.2
 	@touch $@
 
 # fairseq comes as sources.  Its own requirements name versions that can't be installed here: hence --no-deps and a list of its own.

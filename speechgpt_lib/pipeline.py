@@ -7,6 +7,9 @@ room, `vocoder/steps.py`, those of SpeechInstruct in `instructions/steps.py`; wh
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +27,11 @@ from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
 from speechgpt_lib.language_model.pretrained import fingerprint, load_pretrained
 from speechgpt_lib.language_model.text import lab_texts
+from speechgpt_lib.language_model.token_table import write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.recipes.schema import StageSettings
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.steps import (
     CHAIN_SET,
@@ -203,13 +208,14 @@ def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = _start(run, start.path)
-        speech = list(read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]}))
+        speech = read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})
+        rows = (stages.unit_row(vocabulary, row.units, row.id) for row in speech)
         held_out = [row.units for row in held_out_units(run, vocabulary.inventory)][:200]
         before = stages.unit_perplexity(model, vocabulary, held_out)
-        sequences, names = [row.units for row in speech], [row.id for row in speech]
-        plan = stages.stage1_plan(vocabulary, sequences, settings.replay, run.recipe.seed, names)
-        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
+        with _tokens(work) as tokens:
+            own = write_table(tokens / "units", rows, vocabulary.size)
+            plan = stages.stage1_plan(vocabulary, own, settings.replay, run.recipe.seed)
+            summary = _fit(run, model, vocabulary, plan, settings, work, on_log)
         save_model(model, vocabulary, work)
         after = stages.unit_perplexity(model, vocabulary, held_out)
         return summary | {"unit_perplexity_before": before, "unit_perplexity": after}
@@ -223,15 +229,17 @@ def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = _start(run, start.path)
-        by_task: dict[str, list] = {"asr": [], "tts": []}
-        for record in sets.read_set(instructions.path, vocabulary.inventory):
-            by_task[record["task"]].append(sets.record_to_row(record, templates.templates))
-        speech = [row.units for row in read_units(units.path, vocabulary.inventory, {"split": ["train", "unlabelled"]})]
-        plan = stages.stage2_plan(vocabulary, by_task["asr"], by_task["tts"], speech, settings, templates, run.recipe.seed)
+        splits = {"split": ["train", "unlabelled"]}
+        speech = [row.units for row in read_units(units.path, vocabulary.inventory, splits)] if settings.replay.get("units") else []
         held_out = held_out_units(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out, templates.templates)
-        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
+        with _tokens(work) as tokens:
+            tasks = []
+            for task in ("asr", "tts"):
+                records = (r for r in sets.read_set(instructions.path, vocabulary.inventory) if r["task"] == task)
+                tasks.append(stages.encoded(records, vocabulary, templates, tokens / task))
+            plan = stages.stage2_plan(vocabulary, *tasks, speech, settings, templates.text_weight, run.recipe.seed)
+            summary = _fit(run, model, vocabulary, plan, settings, work, on_log)
         save_model(model, vocabulary, work)
         return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out, templates.templates)}
 
@@ -246,21 +254,36 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = _start(run, start.path)
-        rows = [sets.record_to_row(r, templates.templates) for r in sets.read_set(instructions.path, vocabulary.inventory)]
         questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
         before = _chain_accuracy(model, vocabulary, questions, templates.templates)
         new_tokens = range(vocabulary.text_size, vocabulary.size) if settings.lora.new_tokens else ()
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed, new_tokens)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        plan = stages.stage3_plan(vocabulary, rows, templates)
-        options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
-        summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
+        with _tokens(work) as tokens:
+            records = sets.read_set(instructions.path, vocabulary.inventory)
+            own = list(stages.encoded(records, vocabulary, templates, tokens / "chains"))
+            summary = _fit(run, model, vocabulary, lambda epoch, step: own, settings, work, on_log)
         stages.save_adapter(adapted, work)
         after = _chain_accuracy(model, vocabulary, questions, templates.templates)
         return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}
 
     section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
     return run.step(STAGE3, make, settings=section, inputs={"model": start, "instructions": instructions}, force=force)
+
+
+def _fit(run: Run, model, vocabulary, plan, settings: StageSettings, work: Path, on_log: OnLog) -> dict:
+    options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
+    return stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
+
+
+@contextlib.contextmanager
+def _tokens(work: Path) -> Iterator[Path]:
+    """A folder for encoded rows, which are made anew by every attempt and are no result."""
+    folder = work / "tokens"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
 
 
 def _row_settings(instructions) -> dict:

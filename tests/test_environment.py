@@ -298,6 +298,6 @@ def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_pa
     environment.pop("SPEECHGPT_REQUIRE", None)  # this test itself runs under .ci/run, which sets it
     command = ["bash", str(root / ".ci" / "run")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, text=True, capture_output=True)
-    expected = [str(root), "make fairseq requires []", str(root), "make test requires [fairseq,descriptions]"]
+    expected = [str(root), "make fairseq quantized requires []", str(root), "make test requires [fairseq,descriptions,bitsandbytes]"]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7

@@ -25,6 +25,7 @@ import sentencepiece
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import META_PREFIX, Part, Row
+from speechgpt_lib.language_model.vocabulary import UNEXPANDED
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
@@ -111,7 +112,9 @@ class LlamaVocabulary:
         return frozenset({self.end, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())})
 
     def marker(self, name: str) -> int:
-        """The id of one of `ADDED_MARKERS`."""
+        """The id of one of `ADDED_MARKERS`.  Raises UserError before the vocabulary is expanded."""
+        if not self.unit_count:
+            raise UserError(UNEXPANDED)
         return self.text_size + self.unit_count + ADDED_MARKERS.index(name)
 
     def has_marker(self, name: str) -> bool:
@@ -153,8 +156,9 @@ class LlamaVocabulary:
 
     def encode_units(self, units: np.ndarray) -> list[int]:
         """Units → `<sosp>` … `<eosp>` as ids, by adding the first unit's id."""
+        start, end = self.marker(SOSP), self.marker(EOSP)
         check_range(units, self.unit_count)
-        return [self.marker(SOSP), *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), self.marker(EOSP)]
+        return [start, *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), end]
 
     def encode_prefix(self, prefix: str = META_PREFIX) -> list[int]:
         """The beginning of every row: what the stages of the release don't learn."""

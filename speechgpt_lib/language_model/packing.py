@@ -9,9 +9,12 @@ Stage 1 of the release does something simpler, which `concatenate` does too: all
 
 from __future__ import annotations
 
+import bisect
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 
 from speechgpt_lib.errors import UserError
@@ -79,19 +82,24 @@ def fit_rows(
 
 def _truncated(row: TokenRow, limit: int, end: frozenset[int]) -> TokenRow:
     if row.ids[-1] in end:
-        return TokenRow(row.ids[: limit - 1] + row.ids[-1:], row.weights[: limit - 1] + row.weights[-1:], row.name)
+        return TokenRow([*row.ids[: limit - 1], row.ids[-1]], [*row.weights[: limit - 1], row.weights[-1]], row.name)
     return TokenRow(row.ids[:limit], row.weights[:limit], row.name)
 
 
-def concatenate(rows: Sequence[TokenRow], block: int) -> list[TokenRow]:
-    """One row after the other, cut into blocks; what is left at the end is a shorter row."""
-    ids = [token for row in rows for token in row.ids]
-    weights = [weight for row in rows for weight in row.weights]
-    names = [row.name for row in rows for _ in row.ids]
-    return [
-        TokenRow(ids[k : k + block], weights[k : k + block], f"the block from {names[k]}" * bool(names[k]))
-        for k in range(0, len(ids), block)
-    ]
+def concatenate(rows: Iterable[TokenRow], block: int) -> list[TokenRow]:
+    """One row after the other, cut into blocks; what is left at the end is a shorter row.  A block is called by the row it begins in."""
+    ids, weights, starts, names = array("i"), array("f"), [], []
+    for row in rows:
+        starts.append(len(ids))
+        names.append(row.name)
+        ids.extend(row.ids)
+        weights.extend(row.weights)
+    all_ids, all_weights = np.array(ids), np.array(weights)
+    blocks = []
+    for k in range(0, len(ids), block):
+        name = names[bisect.bisect_right(starts, k) - 1]
+        blocks.append(TokenRow(all_ids[k : k + block], all_weights[k : k + block], f"the block that begins in {name}" if name else ""))
+    return blocks
 
 
 def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from speechgpt_lib.errors import UserError
@@ -19,8 +20,8 @@ from speechgpt_lib.training.epochs import Epochs
 class TokenRow:
     """Ids of one row and, for each, how much its prediction counts (0 = not at all); `name` tells people where it comes from."""
 
-    ids: list[int]
-    weights: list[float]
+    ids: list[int] | np.ndarray
+    weights: list[float] | np.ndarray
     name: str = field(default="", compare=False)
 
     def __len__(self) -> int:

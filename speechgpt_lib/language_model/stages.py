@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora import world
-from speechgpt_lib.instructions.templates import Row
+from speechgpt_lib.instructions import sets
 from speechgpt_lib.language_model.adapters import add_lora as add_lora
 from speechgpt_lib.language_model.adapters import load_adapter as load_adapter
 from speechgpt_lib.language_model.adapters import save_adapter as save_adapter
@@ -34,6 +34,7 @@ from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit
 from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.text import question_prompt, text_rows
+from speechgpt_lib.language_model.token_table import TokenTable, write_table
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings, Optimization, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
@@ -142,26 +143,23 @@ def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, i
     return rows_of
 
 
-def stage1_plan(
-    vocabulary: Vocabulary | LlamaVocabulary, units: Sequence[np.ndarray], replay: dict[str, float], seed: int, names: Sequence[str] = ()
-):
-    """Rows of stage 1: every token of every unit sequence (called by `names` in errors), and documents."""
-    own = [unit_row(vocabulary, u, name) for u, name in zip(units, names or [""] * len(units), strict=True)]
+def stage1_plan(vocabulary: Vocabulary | LlamaVocabulary, own: Sequence[TokenRow], replay: dict[str, float], seed: int):
+    """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 1 {seed} {epoch}")
-        return own + text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))
+        return [*own, *text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))]
 
     return rows_of
 
 
 def stage2_plan(
-    vocabulary: Vocabulary,
-    listening: Sequence[Row],
-    speaking: Sequence[Row],
+    vocabulary: Vocabulary | LlamaVocabulary,
+    listening: Sequence[TokenRow],
+    speaking: Sequence[TokenRow],
     units: Sequence[np.ndarray],
     settings: Stage2Settings,
-    instructions: InstructionSettings,
+    text_weight: float,
     seed: int,
 ):
     """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
@@ -169,25 +167,27 @@ def stage2_plan(
     An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task that runs out first, and a new
     sample of the other's.
     """
-    tasks = [[row_to_tokens(r, vocabulary, instructions.loss, instructions.text_weight) for r in rows] for rows in (listening, speaking)]
-    shares = (1.0, settings.speaking)
-    size = min((len(rows) / share for rows, share in zip(tasks, shares, strict=True) if rows), default=0.0)
+    tasks, shares = (listening, speaking), (1.0, settings.speaking)
+    size = min((len(rows) / share for rows, share in zip(tasks, shares, strict=True) if len(rows)), default=0.0)
     replay = settings.replay
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        own = [row for rows, share in zip(tasks, shares, strict=True) if rows for row in rng.sample(rows, int(size * share))]
+        own = [row for rows, share in zip(tasks, shares, strict=True) if len(rows) for row in rng.sample(rows, int(size * share))]
         spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
-        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=instructions.text_weight)
+        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=text_weight)
         return own + documents + [unit_row(vocabulary, u) for u in spoken]
 
     return rows_of
 
 
-def stage3_plan(vocabulary: Vocabulary, rows: Sequence[Row], instructions: InstructionSettings):
-    """Rows of stage 3: chains of modality, all of them in every epoch."""
-    own = [row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows]
-    return lambda epoch, step: own
+def encoded(
+    records: Iterable[dict], vocabulary: Vocabulary | LlamaVocabulary, instructions: InstructionSettings, folder: Path
+) -> TokenTable:
+    """Records of a set as rows of tokens, written into `folder`."""
+    rows = (sets.record_to_row(record, instructions.templates) for record in records)
+    tokens = (row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows)
+    return write_table(folder, tokens, vocabulary.size)
 
 
 def unit_row(vocabulary: Vocabulary | LlamaVocabulary, units: np.ndarray, name: str = "") -> TokenRow:

@@ -27,6 +27,7 @@ from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
 PAD, BEGIN, END = 0, 1, 2
 FIRST_PIECE = 3
+UNEXPANDED = "this vocabulary has no units and markers yet: expand it and its model first (notebook 05_vocabulary_expansion.ipynb)"
 _SPLIT = re.compile("(" + "|".join(re.escape(marker) for marker in (SOSP, EOSP, *MARKERS)) + ")")
 
 
@@ -89,7 +90,9 @@ class Vocabulary:
         return self.text_size + (self.unit_count + 2 + len(MARKERS) if self.unit_count else 0)
 
     def marker(self, name: str) -> int:
-        """The id of `<sosp>`, `<eosp>` or one of `MARKERS`."""
+        """The id of `<sosp>`, `<eosp>` or one of `MARKERS`.  Raises UserError before the vocabulary is expanded."""
+        if not self.unit_count:
+            raise UserError(UNEXPANDED)
         return self.text_size + self.unit_count + (SOSP, EOSP, *MARKERS).index(name)
 
     def has_marker(self, name: str) -> bool:
@@ -120,9 +123,9 @@ class Vocabulary:
 
     def encode_units(self, units: np.ndarray) -> list[int]:
         """Units → `<sosp>` … `<eosp>` as ids, by adding the first unit's id."""
+        start, end = self.marker(SOSP), self.marker(EOSP)
         check_range(units, self.unit_count)
-        shifted = (np.asarray(units, dtype=np.int64) + self.text_size).tolist()
-        return [self.marker(SOSP), *shifted, self.marker(EOSP)]
+        return [start, *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), end]
 
     def encode_part(self, part: Part) -> list[int]:
         if part.kind == "units":

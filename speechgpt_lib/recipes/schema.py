@@ -46,6 +46,7 @@ class Optimization(Section):
     sharding: Literal["none", "full"] = Field("none", description="full: weights, gradients and moments shared out over processes (FSDP2)")
     save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
     compile: bool = Field(False, description="compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler")
+    keep: Count = Field(2, description="checkpoints kept, the newest ones")
     most_tokens: int | None = Field(
         None, gt=0, description="if set, end after so many tokens (padding not counted), however many steps are left"
     )

@@ -203,7 +203,7 @@ def train(
                 moments = {name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()}
                 tokens = tokens_before + _total(accelerator, own_tokens) if must_stop else tokens_before + own_tokens
                 if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, kept, moments, tokens=tokens)
+                    save_checkpoint(checkpoints, step + 1, kept, moments, settings.keep, tokens)
             if step + 1 in visits:
                 visits[step + 1]()
             if must_stop and not last:

@@ -16,7 +16,7 @@ from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.stages import add_lora, held_out_questions, load_adapter, save_adapter, stage2_plan, unit_perplexity
 from speechgpt_lib.language_model.text import question_prompt, text_rows
-from speechgpt_lib.recipes.schema import InstructionSettings, LoraSettings, Stage2Settings
+from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
@@ -150,7 +150,8 @@ def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own:
     listening = [cross_modal_row("asr", "Write.", "the dog", np.array([1, 2]))] * 9
     speaking = [cross_modal_row("tts", "Say.", "the dog", np.array([1, 2]))] * 4
     settings = Stage2Settings(speaking=speaking_share, replay={"text": 0.5, "units": 0.25}, optimization=few_steps(1))
-    plan = stage2_plan(VOCABULARY, listening, speaking, [np.array([1])], settings, InstructionSettings(), 0)
+    encoded = [[row_to_tokens(row, VOCABULARY) for row in rows] for rows in (listening, speaking)]
+    plan = stage2_plan(VOCABULARY, *encoded, [np.array([1])], settings, 1.0, 0)
     assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 

@@ -115,6 +115,8 @@ def test_concatenation_loses_nothing() -> None:
     blocks = concatenate(rows, 8)
     assert [len(b) for b in blocks] == [8, 8, 8, 8, 2]
     assert [i for b in blocks for i in b.ids] == [i for r in rows for i in r.ids]
+    named = concatenate([TokenRow([1] * 5, [1.0] * 5, "a"), TokenRow([1] * 20, [1.0] * 20, "b")], 8)
+    assert [b.name for b in named] == [f"the block that begins in {name}" for name in "abbb"]
 
 
 def test_batches_depend_on_the_step_alone_and_are_shared_out() -> None:

@@ -96,3 +96,10 @@ def test_expansion_keeps_old_logits_and_ties_and_saves(tmp_path: Path) -> None:
     assert vocabulary.inventory == "inv" and all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     with pytest.raises(UserError, match="two runs"):
         expand_model(tiny_language_model(before), after, Vocabulary(before.tokenizer, 30, "y"), 0)
+
+
+def test_before_it_is_expanded_there_are_no_units_and_markers() -> None:
+    vocabulary = tiny_vocabulary(units=0)
+    for ask in (lambda: vocabulary.marker("<sosp>"), lambda: vocabulary.encode_units(np.array([1]))):
+        with pytest.raises(UserError, match="no units and markers yet: expand it.*notebook 05"):
+            ask()
