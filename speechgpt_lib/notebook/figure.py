@@ -61,6 +61,13 @@ def show_figure(fig: Figure, alt: str, caption: str, name: str | None = None, sa
     `alt` says what there is to see to somebody who can't see it; `caption` stands below.  The resolution is 100 dots
     an inch, less when the PNG would exceed 150 kB.
     """
+    from IPython.display import display
+
+    display(figure_bundle(fig, alt, caption, name, save_dir), raw=True)
+
+
+def figure_bundle(fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None) -> dict[str, str]:
+    """What `show_figure` shows: MIME type → content, for a place of one's own."""
     import matplotlib.pyplot as plt
 
     if not alt.strip():
@@ -72,7 +79,7 @@ def show_figure(fig: Figure, alt: str, caption: str, name: str | None = None, sa
             temporary.write_bytes(png)
     data = base64.b64encode(png).decode()
     image = f'<img alt="{html.escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}"/>'
-    _display(_figure(image, caption), f"[figure] {alt}\n{caption}")
+    return _bundle(_figure(image, caption), f"[figure] {alt}\n{caption}")
 
 
 def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | str | None = None) -> None:
@@ -147,4 +154,8 @@ def _cell(value: Any) -> str:
 def _display(markup: str, plain: str) -> None:
     from IPython.display import display
 
-    display({"text/html": markup, "text/plain": plain}, raw=True)
+    display(_bundle(markup, plain), raw=True)
+
+
+def _bundle(markup: str, plain: str) -> dict[str, str]:
+    return {"text/html": markup, "text/plain": plain}

@@ -9,26 +9,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.log import read_metrics
 
 TRAINED = ("hubert", "vocoder", "text_to_unit", "text_model", "stage1", "stage2", "stage3")
+METRICS = "metrics.jsonl"  # in a step's folder
+LOOK_S = 0.5  # between two looks at the log
 LOG = "launch.log"  # in the run directory: what the processes of the last launch wrote to stderr
 PATIENCE_S = 60.0  # to finish the current step and save, after which torchrun itself kills its workers (30 s)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def train_step(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:
-    """Make the trained step `name` ("stage1") of `run` in `processes` processes.
+def train_step(run: Run, name: str, processes: int = 1, force: bool = False, on_log: Callable[[dict], None] | None = None) -> Step:
+    """Make the trained step `name` ("stage1") of `run` in `processes` processes; `on_log` is told every row of its metrics log.
 
     Raises:
         UserError: unknown step, or a process failed (with its reason; all it wrote is in `launch.log` in the run directory).
@@ -38,17 +44,49 @@ def train_step(run: Run, name: str, processes: int = 1, force: bool = False) -> 
     if name not in TRAINED:
         raise UserError(f"unknown step {name!r}: choose one of {', '.join(TRAINED)}")
     if processes == 1:
-        return getattr(pipeline, f"make_{name}")(run, force=force)
+        return getattr(pipeline, f"make_{name}")(run, force=force, on_log=on_log)
     target = getattr(pipeline, name.upper())
     if force:  # else some workers might still see the checkpoints that the first one is about to drop
         shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
     command = torchrun_command(name, run, processes, force)
     run.say("$ " + " ".join(["python", *command[1:]]))
-    status = supervise(command, run.say, run.path / LOG)
+    follower = Follower(on_log or (lambda row: None), run.path / f"{target}.partial")
+    earlier = run.find(target)
+    status = supervise(command, run.say, run.path / LOG, follower.look)
     if status != 0:
         reason = _reason(run.path / LOG)
         raise UserError(f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})")
-    return run.require(target)
+    step = run.require(target)
+    if earlier is None or earlier.facts != step.facts:  # it was made just now
+        follower.tell_new(step.path)
+    return step
+
+
+class Follower:
+    """Tells the rows of the metrics log that others write in `work`, each once and in order; a line half written waits until it is whole.
+
+    What an earlier attempt has left there counts once this attempt has taken it up, which it says by writing the file `key` anew.
+    """
+
+    def __init__(self, tell: Callable[[dict], None], work: Path):
+        self.tell, self.work, self.told = tell, work, 0  # the last step that was told
+        self.before = self._key_written()
+
+    def look(self) -> None:
+        if self._key_written() not in (None, self.before):
+            self.tell_new(self.work)
+
+    def tell_new(self, folder: Path) -> None:
+        for row in read_metrics(folder / METRICS):
+            if row["step"] > self.told:
+                self.told = row["step"]
+                self.tell(row)
+
+    def _key_written(self) -> int | None:
+        try:
+            return (self.work / "key").stat().st_mtime_ns
+        except OSError:
+            return None
 
 
 def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
@@ -57,8 +95,11 @@ def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -
     return [*launcher, "-m", "speechgpt_lib.training.worker", name, str(run.path), str(processes), *["force"] * force]
 
 
-def supervise(command: list[str], say: Callable[[str], None], log: Path) -> int:
-    """Run a command in a session of its own that ends when we do; say what it prints, and return its exit code."""
+def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Run a command in a session of its own that ends when we do; say what it prints, and return its exit code.
+
+    `meanwhile` is called again and again while it runs, twice a second or so.
+    """
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
     with open(log, "w") as errors:
         process = subprocess.Popen(
@@ -70,15 +111,35 @@ def supervise(command: list[str], say: Callable[[str], None], log: Path) -> int:
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         try:
-            for line in process.stdout:
-                say(line.rstrip())
+            reader.start()
+            while (line := _next(lines)) is not None:
+                if line:
+                    say(line.rstrip())
+                meanwhile()
             return process.wait()
         except BaseException:  # an interrupt above all: whatever takes us away, nothing is left behind
             stop(process)
             raise
         finally:
+            reader.join()
             process.stdout.close()
+
+
+def _read(stream: IO[str], lines: queue.SimpleQueue) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _next(lines: queue.SimpleQueue) -> str | None:
+    """The next line, "" when none comes for a while, None at the end."""
+    try:
+        return lines.get(timeout=LOOK_S)
+    except queue.Empty:
+        return ""
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -216,9 +216,8 @@ def train(
         copy_back(modules[name], bare[name])
     if settings.compile:
         compile_layers(bare.values(), undo=True)
-    steps = summary.pop("step", first)
-    summary.pop("seconds_left", None)
-    return {"steps": steps, "resumed_from": first, **summary}
+    kept = {name: value for name, value in summary.items() if name not in ("step", "seconds_left")}
+    return {"steps": summary.get("step", first), "resumed_from": first, **kept}
 
 
 def _backward(

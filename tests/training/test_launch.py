@@ -5,6 +5,7 @@ The step that is trained is the text model's, which needs no input but the recip
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from speechgpt_lib import pipeline
@@ -104,12 +107,37 @@ def test_a_follower_takes_part_and_keeps_nothing(tmp_path: Path) -> None:
     assert run.find("05_part/model") is None
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_a_log_is_followed_row_by_row_however_it_is_written(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    work, told = tmp_path_factory.mktemp("work"), []
+    lines = "".join(json.dumps({"step": k, "loss": 1 / k}) + "\n" for k in range(1, 15))
+    (work / "metrics.jsonl").write_text('{"step": 99, "loss": 5.0}\n')  # of an earlier attempt with other settings
+    (work / "key").write_text("old")
+    follower = launch.Follower(told.append, work)
+    follower.look()
+    assert not told
+    (work / "metrics.jsonl").write_text("")
+    (work / "key").write_text("new")
+    os.utime(work / "key", ns=(10**18, 10**18))
+    with open(work / "metrics.jsonl", "a") as log:
+        while lines:
+            size = cuts.pop() if cuts else len(lines)
+            log.write(lines[:size])
+            log.flush()
+            lines = lines[size:]
+            follower.look()
+    follower.look()
+    assert [row["step"] for row in told] == list(range(1, 15))
+
+
 # --- processes that train together --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = (new_run(tmp_path / name, steps=6) for name in ("one", "two"))
     launch.train_step(one, "text_model")
-    launch.train_step(two, "text_model", processes=2)
+    told: list[dict] = []
+    launch.train_step(two, "text_model", processes=2, on_log=told.append)
+    assert told == metrics_of(two)
     assert [row["step"] for row in metrics_of(two)] == [1, 2, 3, 4, 5, 6]
     for alone, together in zip(metrics_of(one), metrics_of(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)

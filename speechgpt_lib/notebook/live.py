@@ -1,0 +1,76 @@
+"""A training in a notebook: its loss drawn while it runs, in one process or several, and nothing left behind when the cell is stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from speechgpt_lib.notebook.figure import figure_bundle
+from speechgpt_lib.notebook.progress import clock
+from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.launch import train_step
+
+SHARE = 0.05  # of the time that drawing may take
+
+
+class LossCurve:
+    """Told the rows of a metrics log, draws the loss over the steps, always in the same place; once a second at most.
+
+    A headless run keeps the last picture only.
+    """
+
+    def __init__(self, title: str, steps: int):
+        self.title, self.steps, self.rows = title, steps, []
+        self.place = uuid.uuid4().hex
+        self.drawn, self.next = 0, 0.0  # rows in the picture; when the next one is due
+
+    def __call__(self, row: dict) -> None:
+        self.rows.append(row)
+        if time.monotonic() >= self.next:
+            self.draw()
+
+    def finish(self) -> None:
+        """Draw what has not been drawn yet."""
+        if self.drawn < len(self.rows):
+            self.draw()
+
+    def draw(self) -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        started = time.monotonic()
+        fig, ax = plt.subplots(figsize=(7, 2.6))
+        ax.plot([r["step"] for r in self.rows], [r["loss"] for r in self.rows], linewidth=1.2)
+        ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel="step", ylabel="loss", title=self.title)
+        alt = f"The loss over {self.rows[-1]['step']} of {self.steps} steps, now {self.rows[-1]['loss']:.3f}."
+        bundle = figure_bundle(fig, alt, describe(self.rows[-1], self.steps))
+        display(bundle, raw=True, display_id=self.place, update=self.drawn > 0)
+        self.drawn, now = len(self.rows), time.monotonic()
+        self.next = now + max(1.0, (now - started) / SHARE)
+
+
+def describe(row: dict, steps: int) -> str:
+    """A row of the log in words: how far, how fast, how long still."""
+    parts = [f"step {row['step']} of {steps}", f"loss {row['loss']:.3f}"]
+    if row.get("tokens_per_second"):
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens a second")
+    if row["step"] < steps and row.get("seconds_left") is not None:
+        parts.append(f"{clock(row['seconds_left'])} left")
+    return ", ".join(parts)
+
+
+def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:
+    """Make the trained step `name` ("stage1") and draw its loss meanwhile; prints the command that does the same in a terminal.
+
+    Interrupting the cell stops every process after its current step, with a checkpoint; the same cell, or that command, goes on from there.
+    """
+    options = f" --processes {processes}" * (processes > 1) + " --force" * force
+    print(f"in a terminal: speechgpt train {name} --run {os.path.relpath(run.path, Path.cwd().parent)}{options}")
+    settings = run.recipe.language_model if name == "text_model" else getattr(run.recipe, name)
+    curve = LossCurve(f"{name}, {processes} process{'es' * (processes > 1)}", settings.optimization.steps)
+    try:
+        return train_step(run, name, processes, force, curve)
+    finally:
+        curve.finish()

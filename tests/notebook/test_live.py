@@ -1,0 +1,97 @@
+"""A training in a notebook: a curve that grows in its place, and a cell whose interruption ends every process."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from speechgpt_lib import pipeline
+from speechgpt_lib.notebook import live
+from speechgpt_lib.notebook.live import LossCurve, describe
+from speechgpt_lib.training.loop import read_metrics
+from tests.training.test_launch import new_run
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What was shown: (markup, place, whether it replaced what was there)."""
+    shown = []
+    keep = lambda bundle, raw, display_id, update: shown.append((bundle["text/html"], display_id, update))  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", keep)
+    return shown
+
+
+def test_the_curve_stays_in_its_place_and_ends_whole(displayed, monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    curve = LossCurve("stage1", 50)
+    for step in range(1, 51):
+        clock[0] += 0.1
+        curve({"step": step, "loss": 5 / step, "tokens_per_second": 1200.0, "seconds_left": (50 - step) * 0.1})
+    curve.finish()
+    assert 5 <= len(displayed) <= 7, "once a second, and the end"
+    assert len({place for _, place, _ in displayed}) == 1 and [update for *_, update in displayed] == [False] + [True] * (
+        len(displayed) - 1
+    )
+    assert "step 50 of 50, loss 0.100, 1,200 tokens a second" in displayed[-1][0] and "50 of 50 steps" in displayed[-1][0]
+    curve.finish()
+    assert "step 50 of 50" in displayed[-1][0] and len(displayed) <= 7, "nothing new, nothing drawn"
+
+
+def test_a_row_in_words() -> None:
+    assert describe({"step": 3, "loss": 2.5, "seconds_left": 75.0}, 10) == "step 3 of 10, loss 2.500, 1:15 min left"
+
+
+def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, capsys) -> None:
+    run = new_run(tmp_path / "run", steps=3)
+    step = live.train_live(run, "text_model")
+    assert "speechgpt train text_model --run" in capsys.readouterr().out
+    assert step.metrics["steps"] == 3 and "step 3 of 3" in displayed[-1][0]
+    shown = len(displayed)
+    assert live.train_live(run, "text_model").reused and len(displayed) == shown, "what is reused is not drawn"
+
+
+def below(pid: int) -> list[psutil.Process]:
+    return [p for p in psutil.Process(pid).children(recursive=True) if "speechgpt_lib.training.worker" in p.cmdline()]
+
+
+@pytest.mark.slow
+def test_interrupting_the_cell_stops_all_workers(tmp_path: Path, root: Path) -> None:
+    """A real kernel trains in two processes; its cell is interrupted: no orphan, a checkpoint, and the cell run again goes on."""
+    run = new_run(tmp_path / "run", steps=100_000)
+    log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
+    cell = f"""
+from speechgpt_lib.notebook.live import train_live
+from speechgpt_lib.runs.run import Run
+train_live(Run.open({str(run.path)!r}), "text_model", processes=2)
+"""
+    manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": str(root)}, cwd=str(tmp_path))
+    try:
+        reached = 0
+        for _attempt in range(2):
+            request = client.execute(cell)
+            deadline = time.monotonic() + 150
+            while len(read_metrics(log)) < reached + 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            workers = below(manager.provisioner.pid)
+            assert len(workers) == 3, "a launcher and two workers"
+            manager.interrupt_kernel()
+            reply = client.get_shell_msg(timeout=120)
+            while reply["parent_header"]["msg_id"] != request:
+                reply = client.get_shell_msg(timeout=120)
+            assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "KeyboardInterrupt"
+            _, alive = psutil.wait_procs(workers, timeout=60)
+            assert not alive and not below(manager.provisioner.pid)
+            saved = sorted((log.parent / "checkpoints").glob("step_*"))
+            assert saved and int(saved[-1].name.removeprefix("step_")) > reached, "the second attempt has gone on from the first"
+            reached = int(saved[-1].name.removeprefix("step_"))
+        assert manager.is_alive()
+        assert client.execute_interactive("1 + 1", store_history=False, timeout=60)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
