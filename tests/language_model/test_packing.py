@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.training import lab_rows
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, collate_packed, concatenate, fit_rows, pack, utilisation
@@ -48,6 +49,12 @@ def test_blocks_of_real_lengths_are_full() -> None:
     rng = random.Random(1)
     lengths = [min(512, max(20, round(rng.lognormvariate(4.9, 0.5)))) for _ in range(3000)]
     assert utilisation(rows_of_lengths(lengths), pack(lengths, 1024), 1024) > 0.97
+
+
+@pytest.mark.parametrize("block", [512, 1024])
+def test_blocks_of_the_labs_rows_are_full(block: int) -> None:
+    rows = lab_rows(2000)
+    assert utilisation(rows, pack([len(row) for row in rows], block), block) > 0.97
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)

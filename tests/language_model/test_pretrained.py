@@ -175,6 +175,34 @@ def test_what_is_wrong_is_said(tmp_path: Path, sentencepiece_folder: Path, damag
         load_pretrained(settings(folder, 1500))
 
 
+class Hostile:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_hostile_weights_run_nothing(tmp_path: Path, sentencepiece_folder: Path) -> None:
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
+    torch.save({"lm_head.weight": Hostile(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="weights in .* were not read"):
+        load_pretrained(settings(tmp_path, 1500))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_older_weights_in_one_pickle_are_read_too(tmp_path: Path, sentencepiece_folder: Path) -> None:
+    original, _ = load_pretrained(settings(sentencepiece_folder, 1500))
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
+    torch.save({name: tensor.half() for name, tensor in original.state_dict().items()}, tmp_path / "pytorch_model.bin")
+    model, _ = load_pretrained(settings(tmp_path, 1500))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
+
+
 def test_the_recipe_must_be_about_this_model(sentencepiece_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="language_model.layers is 3, the model in .* has 2"):
         load_pretrained(settings(sentencepiece_folder, 1500, layers=3))
