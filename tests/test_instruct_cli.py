@@ -103,6 +103,7 @@ def test_written_dialogues(speechgpt, tmp_path: Path) -> None:
     assert speechgpt("instruct", "check", tmp_path / "set").returncode == 0
 
 
+@pytest.mark.slow
 def test_check_prints_lines_and_exits_with_one(speechgpt, tmp_path: Path) -> None:
     good = {"prefix": "", "plain_text": "[Human]: Say it. This is input: a dog<eoh> [SpeechGPT]: <sosp><1><eosp><eoa> "}
     lines = [json.dumps(good), json.dumps(good | {"plain_text": good["plain_text"].replace("<1>", "<2000>")}), "{"]

@@ -145,6 +145,7 @@ def test_two_processes_train_one_vocoder(speechgpt, extracted, tmp_path):
     assert lonely.returncode == 1 and "meant for 2 process(es)" in lonely.stderr
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(speechgpt, extracted, tmp_path):
     missing = speechgpt("vocoder", "train", tmp_path, "--root", extracted / "LibriSpeech", "-o", tmp_path / "v")
     assert missing.returncode == 1 and "error:" in missing.stderr and "Traceback" not in missing.stderr
