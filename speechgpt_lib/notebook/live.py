@@ -10,7 +10,7 @@ from pathlib import Path
 from speechgpt_lib.notebook.figure import figure_bundle
 from speechgpt_lib.notebook.progress import clock
 from speechgpt_lib.runs.run import Run, Step
-from speechgpt_lib.training.launch import train_step
+from speechgpt_lib.training.launch import interrupts_later, train_step
 
 SHARE = 0.05  # of the time that drawing may take
 
@@ -37,6 +37,10 @@ class LossCurve:
             self.draw()
 
     def draw(self) -> None:
+        with interrupts_later():
+            self._draw()
+
+    def _draw(self) -> None:
         import matplotlib.pyplot as plt
         from IPython.display import display
 

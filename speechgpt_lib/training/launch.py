@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -101,7 +101,7 @@ def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhi
     `meanwhile` is called again and again while it runs, twice a second or so.
     """
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
-    with open(log, "w") as errors:
+    with open(log, "w") as errors, interrupts_later() as allow_them:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -115,6 +115,7 @@ def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhi
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         try:
             reader.start()
+            allow_them()  # there is something to stop now
             while (line := _next(lines)) is not None:
                 if line:
                     say(line.rstrip())
@@ -126,6 +127,29 @@ def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhi
         finally:
             reader.join()
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[Callable[[], None]]:
+    """Hold an interrupt (SIGINT) back until the block ends, or until the function that it gives is called: half a start or half an import
+    is worse than a moment's wait.  Python tells interrupts to the main thread alone; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    came, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+
+    def allow_them() -> None:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            came.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        yield allow_them
+    finally:
+        allow_them()
 
 
 def _read(stream: IO[str], lines: queue.SimpleQueue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, cap
     assert live.train_live(run, "text_model").reused and len(displayed) == shown, "what is reused is not drawn"
 
 
+def test_an_interrupt_amid_a_picture_waits_for_its_end(displayed, monkeypatch) -> None:
+    curve, bundle = LossCurve("stage1", 2), live.figure_bundle
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return bundle(*arguments)
+
+    monkeypatch.setattr(live, "figure_bundle", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        curve({"step": 1, "loss": 2.0})
+    assert len(displayed) == 1 and signal.getsignal(signal.SIGINT) is handler
+
+
 def below(pid: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(pid).children(recursive=True) if "speechgpt_lib.training.worker" in p.cmdline()]
 
@@ -78,13 +93,14 @@ train_live(Run.open({str(run.path)!r}), "text_model", processes=2)
             deadline = time.monotonic() + 150
             while len(read_metrics(log)) < reached + 3 and time.monotonic() < deadline:
                 time.sleep(0.05)
+            assert len(read_metrics(log)) >= reached + 3, "the workers train"
             workers = below(manager.provisioner.pid)
             assert len(workers) == 3, "a launcher and two workers"
             manager.interrupt_kernel()
             reply = client.get_shell_msg(timeout=120)
             while reply["parent_header"]["msg_id"] != request:
                 reply = client.get_shell_msg(timeout=120)
-            assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "KeyboardInterrupt"
+            assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "KeyboardInterrupt", reply
             _, alive = psutil.wait_procs(workers, timeout=60)
             assert not alive and not below(manager.provisioner.pid)
             saved = sorted((log.parent / "checkpoints").glob("step_*"))

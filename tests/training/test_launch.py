@@ -72,6 +72,20 @@ def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pids[0])
 
 
+def test_an_interrupt_amid_the_start_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    started, popen = [], subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch.supervise([sys.executable, "-c", "import time; time.sleep(600)"], print, tmp_path / "log")
+    assert started[0].returncode is not None
+
+
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown step 'stage4'.*stage1, stage2, stage3"):
         launch.train_step(new_run(tmp_path / "run", 1), "stage4", processes=2)
