@@ -64,7 +64,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
             if hash_folder(path, skip=("state.json",)) != state["files"]:
                 raise UserError("its files do not match the hashes in state.json")
             return Checkpoint(path, int(state["step"]), int(state.get("tokens", 0)))
-        except (UserError, KeyError) as error:
+        except (UserError, KeyError, TypeError, ValueError) as error:
             warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
     return None
 

@@ -1,10 +1,10 @@
 """Attention of packed rows, each by itself: what a row does not see is never computed.
 
 A mask over a whole block computes all and throws most of it away: of a block of 1024 tokens that holds five rows, four fifths.  On GPUs
-flash attention (varlen) and flex attention avoid that; here it is written for the CPU: the rows of like length are laid beside each other,
-filled up to the next multiple of `STEP` tokens, and multiplied at once.  So linear layers see no padding, attention little, and matrices come in few
-shapes (a CPU prepares a kernel for every new one).  It is registered with transformers under `NAME`, and finds where rows begin by
-their positions.
+flash attention (varlen) and flex attention avoid that; here it is written for the CPU.  Rows of like length are laid beside each other,
+filled up to the next multiple of `STEP` tokens, and multiplied at once: linear layers see no padding, attention little, and matrices come
+in few shapes (a CPU prepares a kernel for every new one).  It is registered with transformers under `NAME`, and finds where rows begin
+by their positions.
 """
 
 from __future__ import annotations

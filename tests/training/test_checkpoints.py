@@ -45,6 +45,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "state cut short": lambda path: (path / "state.json").write_text('{"step": 9, "fi'),
     "no state": lambda path: (path / "state.json").unlink(),
     "empty state": lambda path: (path / "state.json").write_text("{}"),
+    "a list for a state": lambda path: (path / "state.json").write_text("[]"),
+    "a step in words": lambda path: (path / "state.json").write_text((path / "state.json").read_text().replace("9", '"nine"', 1)),
 }
 
 
