@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def root() -> Path:
     """The top folder of the clone."""
     return ROOT
+
+
+@pytest.fixture
+def hears_interrupts():
+    """Ctrl-C raises KeyboardInterrupt here, even where tests run in the background of a shell, which makes them deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

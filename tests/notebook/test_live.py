@@ -57,7 +57,7 @@ def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, cap
     assert live.train_live(run, "text_model").reused and len(displayed) == shown, "what is reused is not drawn"
 
 
-def test_an_interrupt_amid_a_picture_waits_for_its_end(displayed, monkeypatch) -> None:
+def test_an_interrupt_amid_a_picture_waits_for_its_end(displayed, monkeypatch, hears_interrupts) -> None:
     curve, bundle = LossCurve("stage1", 2), live.figure_bundle
 
     def interrupted(*arguments):
@@ -89,9 +89,11 @@ train_live(Run.open({str(run.path)!r}), "text_model", processes=2)
     try:
         reached = 0
         for _attempt in range(2):
-            request = client.execute(cell)
+            request = client.execute(cell, stop_on_error=False)  # else its error may abort the next one
             deadline = time.monotonic() + 150
             while len(read_metrics(log)) < reached + 3 and time.monotonic() < deadline:
+                early = client.get_shell_msg() if client.shell_channel.msg_ready() else None
+                assert early is None or early["parent_header"]["msg_id"] != request, early["content"]
                 time.sleep(0.05)
             assert len(read_metrics(log)) >= reached + 3, "the workers train"
             workers = below(manager.provisioner.pid)

@@ -72,7 +72,7 @@ def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pids[0])
 
 
-def test_an_interrupt_amid_the_start_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupt_amid_the_start_leaves_nothing(tmp_path: Path, monkeypatch, hears_interrupts) -> None:
     started, popen = [], subprocess.Popen
 
     def interrupted(*arguments, **options):
