@@ -36,11 +36,8 @@ class LossCurve:
         if self.drawn < len(self.rows):
             self.draw()
 
+    @interrupts_later()
     def draw(self) -> None:
-        with interrupts_later():
-            self._draw()
-
-    def _draw(self) -> None:
         import matplotlib.pyplot as plt
         from IPython.display import display
 
