@@ -38,9 +38,14 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def finish(name: str, ratios: dict[str, float], parity: dict, device: str, out: Path | None = None) -> None:
+def finish(
+    name: str, ratios: dict[str, float], parity: dict, device: str, out: Path | None = None
+) -> None:
     """Print the result as one JSON line, and write it to `out` as well."""
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers", "numpy")}
+    versions = {
+        package: importlib.metadata.version(package)
+        for package in ("torch", "transformers", "numpy")
+    }
     result = {
         "name": name,
         "ratios": {key: round(value, 3) for key, value in ratios.items()},

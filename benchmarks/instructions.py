@@ -75,7 +75,14 @@ def records(count: int, seed: int = 0) -> list[dict]:
     for k, text in enumerate(texts):
         task = ("asr", "tts")[k % 2]
         units = rng.integers(0, UNITS, 11 * len(text.split()))
-        made.append({"task": task, "description": choose_description(task, str(k), seed), "text": text, "units": units})
+        made.append(
+            {
+                "task": task,
+                "description": choose_description(task, str(k), seed),
+                "text": text,
+                "units": units,
+            }
+        )
     return made
 
 
@@ -106,7 +113,9 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     def ours() -> list[list[int]]:
         made = []
         for record in rows:
-            prompt, answer = vocabulary.encode_row(record_to_row(record, "release"), META_PREFIX, TAIL)
+            prompt, answer = vocabulary.encode_row(
+                record_to_row(record, "release"), META_PREFIX, TAIL
+            )
             made.append(prompt + answer)
         return made
 
@@ -120,20 +129,31 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     ids = sum(map(len, wanted))
     print(f"rows to ids: {count} rows, {ids} ids")
     for name, spent in seconds.items():
-        print(f"  {name:20} {count / spent:10.0f} rows/s {ids / spent / 1e6:8.2f} M ids/s   ratio {seconds['release'] / spent:6.2f}")
+        print(
+            f"  {name:20} {count / spent:10.0f} rows/s {ids / spent / 1e6:8.2f} M ids/s   ratio {seconds['release'] / spent:6.2f}"
+        )
     different = sum(a != b for a, b in zip(wanted, found, strict=True))
     print(f"  rows with other ids: {different} of {count}")
     ratios = {"rows_to_ids": seconds["release"] / seconds["ours"]}
-    return ratios | {"rows_to_ids_against_compiled": seconds["release, compiled"] / seconds["ours"]}, {"rows_with_other_ids": different}
+    return ratios | {
+        "rows_to_ids_against_compiled": seconds["release, compiled"] / seconds["ours"]
+    }, {"rows_with_other_ids": different}
 
 
 # --- 2 text to unit -----------------------------------------------------------------------------------------------------------------
 def voicing(folder: Path, count: int, rounds: int) -> dict:
     """Beam search of a model of the lab's size that has learned to spell: two units a letter."""
-    texts = sorted({" ".join(text.lower().rstrip(".?!").split()[:6]) for text in sentences(7, 4 * count)})
+    texts = sorted(
+        {" ".join(text.lower().rstrip(".?!").split()[:6]) for text in sentences(7, 4 * count)}
+    )
     pairs = [(text, _spelled(text)) for text in texts]
-    settings = TextToUnitSettings(optimization=Optimization(steps=400, learning_rate=3e-3, precision="no", save_every_s=1e9), beams=5)
-    model: TextToUnit = train_text_to_unit(pairs, 60, settings, folder / "voicing", inventory_id="bench", seed=0)[0]
+    settings = TextToUnitSettings(
+        optimization=Optimization(steps=400, learning_rate=3e-3, precision="no", save_every_s=1e9),
+        beams=5,
+    )
+    model: TextToUnit = train_text_to_unit(
+        pairs, 60, settings, folder / "voicing", inventory_id="bench", seed=0
+    )[0]
     chosen = texts[:: max(1, len(texts) // count)][:count]
     made: dict[str, list] = {}
     arms = {
@@ -142,7 +162,10 @@ def voicing(folder: Path, count: int, rounds: int) -> dict:
         "batched": lambda: made.update(batched=model.generate(chosen, batch_size=32)),
     }
     seconds = measure(arms, rounds)
-    equal = sum(a.tolist() == b.tolist() == c.tolist() for a, b, c in zip(made["one"], made["batched"], made["library"], strict=True))
+    equal = sum(
+        a.tolist() == b.tolist() == c.tolist()
+        for a, b, c in zip(made["one"], made["batched"], made["library"], strict=True)
+    )
     print(f"text to unit, beams 5, {len(chosen)} texts")
     for name, spent in seconds.items():
         print(f"  {name:20} {spent:8.2f} s   ratio {seconds['library'] / spent:6.2f}")
@@ -158,8 +181,12 @@ def voicing(folder: Path, count: int, rounds: int) -> dict:
 def _by_library(model: TextToUnit, text: str) -> np.ndarray:
     """One text through the library's own search."""
     ids = torch.tensor([model.vocabulary.encode_text(text)])
-    units = range(model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count)
-    others = [[k] for k in range(model.vocabulary.size) if k not in units and k != model.vocabulary.end]
+    units = range(
+        model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count
+    )
+    others = [
+        [k] for k in range(model.vocabulary.size) if k not in units and k != model.vocabulary.end
+    ]
     output = model.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -188,17 +215,36 @@ def memory_of_building(folder: Path, many: int, few: int = 20_000) -> dict:
         for shard, start in enumerate(range(0, rows, 20_000)):
             count = min(20_000, rows - start)
             units = np.random.default_rng(shard).integers(0, UNITS, (count, 60)).tolist()
-            blank = {"answer": "", "kind": "speech", "voice": "v", "split": "train", "durations": [1] * 60}
-            made = [blank | {"id": f"{start + k}", "text": f"sentence {start + k} of many", "units": units[k]} for k in range(count)]
+            blank = {
+                "answer": "",
+                "kind": "speech",
+                "voice": "v",
+                "split": "train",
+                "durations": [1] * 60,
+            }
+            made = [
+                blank
+                | {"id": f"{start + k}", "text": f"sentence {start + k} of many", "units": units[k]}
+                for k in range(count)
+            ]
             write_units(table / f"units-{shard:05d}.parquet", made, Counts(), "bench")
         command = [sys.executable, "-c", MEMORY, str(table), str(folder / f"set-{rows}")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).resolve().parents[1],
+        )
         built, megabytes = map(int, done.stdout.split())
         if built != rows:
             raise SystemExit(f"{built} rows were built of {rows}")
         found[rows] = megabytes
         print(f"memory while a set of {rows} rows is built: {megabytes} MB")
-    return {"ratio": found[many] / found[few], "mb": {str(rows): size for rows, size in found.items()}}
+    return {
+        "ratio": found[many] / found[few],
+        "mb": {str(rows): size for rows, size in found.items()},
+    }
 
 
 if __name__ == "__main__":

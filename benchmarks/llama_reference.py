@@ -23,25 +23,37 @@ CODAS = "b d g k l m n p r s t x ck ll nd ng nt rd rk rm rn rt ss st".split()
 def made_up_words(seed: int, count: int) -> list[str]:
     """Words of one to four syllables, short ones first as in a real language's frequency list."""
     rng = random.Random(seed)
-    words = ("".join(_syllable(rng) for _ in range(rng.choice((1, 1, 2, 2, 2, 3, 3, 4)))) for _ in range(count))
+    words = (
+        "".join(_syllable(rng) for _ in range(rng.choice((1, 1, 2, 2, 2, 3, 3, 4))))
+        for _ in range(count)
+    )
     return sorted(words, key=lambda word: len(word) + 4 * rng.random())
 
 
 def _syllable(rng: random.Random) -> str:
-    return rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.6 else "")
+    return (
+        rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.6 else "")
+    )
 
 
 def sentences(seed: int, count: int, words: int = 12) -> Iterator[str]:
     """Sentences whose words are as unevenly frequent as those of a language."""
     vocabulary, rng = made_up_words(0, 60_000), random.Random(seed)
     for _ in range(count):
-        chosen = (vocabulary[int(len(vocabulary) ** rng.random()) - 1] for _ in range(words))  # Zipf's law
+        chosen = (
+            vocabulary[int(len(vocabulary) ** rng.random()) - 1] for _ in range(words)
+        )  # Zipf's law
         yield " ".join(chosen).capitalize() + rng.choice(".?!")
 
 
 def train_tokenizer(pieces: int = 32_000, count: int = 60_000) -> bytes:
     """A SentencePiece model as LLaMA's: BPE, byte fallback, no normalisation, blanks kept, dummy prefix; the same bytes every time."""
-    texts = [*sentences(1, count), *load_descriptions("asr"), *load_descriptions("tts"), *META_PREFIX.splitlines()]
+    texts = [
+        *sentences(1, count),
+        *load_descriptions("asr"),
+        *load_descriptions("tts"),
+        *META_PREFIX.splitlines(),
+    ]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -68,7 +80,9 @@ def release_tokenizer(
     `compiled` cuts by a regular expression instead of the trie in Python that it had.
     """
     if compiled:
-        pattern = re.compile("(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")")
+        pattern = re.compile(
+            "(" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + ")"
+        )
         cut = pattern.split
     else:
         from transformers.tokenization_python import Trie

@@ -57,9 +57,18 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     model, ratios, parity = build(LAB), {}, {}
     names = {"fp32": "no", "bf16": "bf16"}
-    peaks = {name: matmul_peak("cpu", precision, torch.get_num_threads(), seconds=1.0) for name, precision in names.items()}
-    print("matmul peak: " + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items()))
-    for mix, (rows, block) in {"lab": (lab_rows(1600), 512), "released": (released_rows(600), 1024)}.items():
+    peaks = {
+        name: matmul_peak("cpu", precision, torch.get_num_threads(), seconds=1.0)
+        for name, precision in names.items()
+    }
+    print(
+        "matmul peak: "
+        + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
+    )
+    for mix, (rows, block) in {
+        "lab": (lab_rows(1600), 512),
+        "released": (released_rows(600), 1024),
+    }.items():
         ratios |= ladder(mix, model, rows, block, arguments, peaks["fp32"])
         parity |= parity_of(mix, model, rows[:24], block)
     print(f"difference of the mean loss from the baseline's, fp32: {parity}")
@@ -94,7 +103,10 @@ def released_rows(count: int, seed: int = 0) -> list[TokenRow]:
 
 
 def _row(rng: random.Random, prompt: int, answer: int) -> TokenRow:
-    return TokenRow([1, *(rng.randrange(3, LAB.vocabulary) for _ in range(prompt + answer - 1))], [0.0] * prompt + [1.0] * answer)
+    return TokenRow(
+        [1, *(rng.randrange(3, LAB.vocabulary) for _ in range(prompt + answer - 1))],
+        [0.0] * prompt + [1.0] * answer,
+    )
 
 
 # --- arms ---------------------------------------------------------------------------------------------------------------------------
@@ -102,9 +114,17 @@ class AllLogits(CausalLoss):
     """The same loss from the logits of every token."""
 
     def forward(self, ids, weights, positions=None):
-        logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits.flatten(0, 1).float()
-        targets, weights = (nn.functional.pad(x[:, 1:], (0, 1)).flatten() for x in (ids, weights))  # the last token predicts nothing
-        return (nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum(), weights.sum()
+        logits = (
+            self.model(input_ids=ids, position_ids=positions, use_cache=False)
+            .logits.flatten(0, 1)
+            .float()
+        )
+        targets, weights = (
+            nn.functional.pad(x[:, 1:], (0, 1)).flatten() for x in (ids, weights)
+        )  # the last token predicts nothing
+        return (
+            nn.functional.cross_entropy(logits, targets, reduction="none") * weights
+        ).sum(), weights.sum()
 
 
 class RandomOrder:
@@ -121,7 +141,9 @@ class RandomOrder:
         return collate(self.rows_at(step))
 
 
-def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int, arguments, peak: float) -> dict:
+def ladder(
+    mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int, arguments, peak: float
+) -> dict:
     """Useful tokens a second of every arm, printed; the ratios to the baseline."""
     plan, plain = (lambda epoch, step: rows), RandomOrder(rows, BATCH // max(map(len, rows)))
     steps = arguments.steps
@@ -129,9 +151,18 @@ def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int, 
     like, packed = EpochBatches(plan, BATCH, 0), PackedBatches(plan, BATCH, 0, block)
     for name, batches in (("like", like), ("packed", packed)):
         useful[name] = sum(int((batches(k)[0] != 0).sum()) for k in range(steps))
-    settings = Optimization(steps=steps, learning_rate=1e-4, warmup=0, precision=arguments.precision, save_every_s=1e9, log_every=steps)
+    settings = Optimization(
+        steps=steps,
+        learning_rate=1e-4,
+        warmup=0,
+        precision=arguments.precision,
+        save_every_s=1e9,
+        log_every=steps,
+    )
     compiled = settings.model_copy(update={"compile": True})
-    run = lambda loss, batches, attention="auto", settings=settings: _ours(model, loss, batches, settings, attention)  # noqa: E731
+    run = lambda loss, batches, attention="auto", settings=settings: _ours(
+        model, loss, batches, settings, attention
+    )  # noqa: E731
     arms = {
         "release's way": ("random", lambda: _trainer(model, plain, steps, arguments.precision)),
         "our loop": ("random", lambda: run(AllLogits, plain)),
@@ -146,14 +177,21 @@ def ladder(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int, 
     seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
     speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
     base, flops_per_token = speeds["release's way"], flops_needed(rows)
-    print(f"{mix}: {len(rows)} rows of {min(map(len, rows))} to {max(map(len, rows))} tokens, {steps} steps")
+    print(
+        f"{mix}: {len(rows)} rows of {min(map(len, rows))} to {max(map(len, rows))} tokens, {steps} steps"
+    )
     for name, speed in speeds.items():
         flops = speed * flops_per_token
         share = f"{flops / 1e9:6.1f} GFLOP/s = {flops / peak:.2f} × fp32 peak"
         print(f"  {name:26} {speed:8.0f} useful tokens/s   ratio {speed / base:5.2f}   {share}")
     best = max(speeds, key=speeds.get)
-    ratios = {f"{mix}": speeds[best] / base, f"{mix}_flops_of_fp32_peak": speeds[best] * flops_per_token / peak}
-    return ratios | {f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"}
+    ratios = {
+        f"{mix}": speeds[best] / base,
+        f"{mix}_flops_of_fp32_peak": speeds[best] * flops_per_token / peak,
+    }
+    return ratios | {
+        f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"
+    }
 
 
 def flops_needed(rows: list[TokenRow]) -> float:
@@ -163,7 +201,9 @@ def flops_needed(rows: list[TokenRow]) -> float:
     return LAB.flops_per_token(round(tokens / len(rows))) - unread_logits
 
 
-def _ours(model: LlamaForCausalLM, loss: type[CausalLoss], batches, settings: Optimization, attention: str) -> None:
+def _ours(
+    model: LlamaForCausalLM, loss: type[CausalLoss], batches, settings: Optimization, attention: str
+) -> None:
     own = copy.deepcopy(model)
 
     def step_function(phase, modules, batch, step):
@@ -192,33 +232,48 @@ def _trainer(model: LlamaForCausalLM, batches: RandomOrder, steps: int, precisio
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        Trainer(copy.deepcopy(model), arguments, train_dataset=rows, data_collator=left_padded).train()
+        Trainer(
+            copy.deepcopy(model), arguments, train_dataset=rows, data_collator=left_padded
+        ).train()
 
 
 def left_padded(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
     longest = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), longest, dtype=torch.long),
+        torch.zeros(len(rows), longest, dtype=torch.long),
+    )
     labels = torch.full((len(rows), longest), IGNORED)
     for k, row in enumerate(rows):
         place = slice(longest - len(row), longest)
         ids[k, place], mask[k, place] = torch.tensor(row.ids), 1
-        labels[k, place] = torch.tensor([i if w else IGNORED for i, w in zip(row.ids, row.weights, strict=True)])
+        labels[k, place] = torch.tensor(
+            [i if w else IGNORED for i, w in zip(row.ids, row.weights, strict=True)]
+        )
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 # --- parity --------------------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def parity_of(mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int) -> dict[str, float]:
+def parity_of(
+    mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int
+) -> dict[str, float]:
     """Difference of the mean loss from the baseline's."""
     model.eval()
-    baseline = sum(model(**left_padded([row])).loss.item() * sum(w > 0 for w in row.weights[1:]) for row in rows)
+    baseline = sum(
+        model(**left_padded([row])).loss.item() * sum(w > 0 for w in row.weights[1:])
+        for row in rows
+    )
     blocks = [[rows[k] for k in numbers] for numbers in pack([len(row) for row in rows], block)]
     ours = {"packed": CausalLoss(model)(*collate_packed(blocks, block))}
     if COMPILER:
         compile_layers([model])
         ours["compiled"] = CausalLoss(model)(*collate(rows))
         compile_layers([model], undo=True)
-    return {f"{mix}, {name}": round(abs(baseline - loss.item()) / weight.item(), 8) for name, (loss, weight) in ours.items()}
+    return {
+        f"{mix}, {name}": round(abs(baseline - loss.item()) / weight.item(), 8)
+        for name, (loss, weight) in ours.items()
+    }
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="audio in all files together")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=2, help="for the arms with one thread a process (CPU only)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="for the arms with one thread a process (CPU only)"
+    )
     parser.add_argument("--out", type=Path, help="write the result to this file, too")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -55,7 +57,9 @@ def main() -> None:
         run(files, model, inventory, arguments)
 
 
-def run(files: list[Path], model: HubertModel, inventory: UnitInventory, arguments: argparse.Namespace) -> None:
+def run(
+    files: list[Path], model: HubertModel, inventory: UnitInventory, arguments: argparse.Namespace
+) -> None:
     device, items = arguments.device, [item_of(path) for path in files]
     found: dict[str, list[np.ndarray]] = {}
 
@@ -69,8 +73,12 @@ def run(files: list[Path], model: HubertModel, inventory: UnitInventory, argumen
     encoders["one by one"] = ShardEncoder(inventory, Extraction(device, batch_s=0.001))
     arms = {
         "release": keep("release", lambda: release_way(files, model, inventory, device)),
-        "sorted and padded": keep("sorted and padded", lambda: padded_way(files, model, inventory, device)),
-        "fp32, one file at a time": keep("fp32, one file at a time", lambda: frames_of(encoders["one by one"].encode(items)[0])),
+        "sorted and padded": keep(
+            "sorted and padded", lambda: padded_way(files, model, inventory, device)
+        ),
+        "fp32, one file at a time": keep(
+            "fp32, one file at a time", lambda: frames_of(encoders["one by one"].encode(items)[0])
+        ),
         "fp32": keep("fp32", lambda: frames_of(encoders["fp32"].encode(items)[0])),
         "bf16": keep("bf16", lambda: frames_of(encoders["bf16"].encode(items)[0])),
     }
@@ -79,9 +87,13 @@ def run(files: list[Path], model: HubertModel, inventory: UnitInventory, argumen
         with tempfile.TemporaryDirectory() as folder:
             inventory.save(Path(folder))
             for precision in ("fp32", "bf16"):
-                pool = multiprocessing.get_context("spawn").Pool(arguments.processes, _prepare, (folder, precision))
+                pool = multiprocessing.get_context("spawn").Pool(
+                    arguments.processes, _prepare, (folder, precision)
+                )
                 name = f"{precision}, {arguments.processes} processes of one thread"
-                arms[name] = keep(name, functools.partial(in_processes, pool, files, arguments.processes))
+                arms[name] = keep(
+                    name, functools.partial(in_processes, pool, files, arguments.processes)
+                )
                 pools.append(pool)
             seconds = measure(arms, arguments.rounds)
     else:
@@ -91,26 +103,52 @@ def run(files: list[Path], model: HubertModel, inventory: UnitInventory, argumen
 
     audio = sum(item.seconds for item in items)
     ties = near_ties(files, model, inventory, device)
-    parity = {name: misses(found["release"], units, ties) for name, units in found.items() if name != "release"}
+    parity = {
+        name: misses(found["release"], units, ties)
+        for name, units in found.items()
+        if name != "release"
+    }
     frames = sum(map(len, found["release"]))
-    print(f"{len(files)} files, {audio:.0f} s of audio, {frames} frames, {sum(t.sum() for t in ties)} of them near ties")
+    print(
+        f"{len(files)} files, {audio:.0f} s of audio, {frames} frames, {sum(t.sum() for t in ties)} of them near ties"
+    )
     print(f"{'':38} x real time   ratio   misses")
     for name, value in seconds.items():
         row = f"{name:38} {audio / value:11.1f} {seconds['release'] / value:7.2f}"
-        print(row + (f"   {parity[name]:6d} ({100 * parity[name] / frames:.3f} %)" if name in parity else ""))
-    ratios = {name: seconds["release"] / value for name, value in seconds.items() if name != "release"}
+        print(
+            row
+            + (
+                f"   {parity[name]:6d} ({100 * parity[name] / frames:.3f} %)"
+                if name in parity
+                else ""
+            )
+        )
+    ratios = {
+        name: seconds["release"] / value for name, value in seconds.items() if name != "release"
+    }
     best = max((n for n in ratios if n.startswith("fp32")), key=ratios.get)
-    headline = {"fp32 against release": ratios[best], "fp32 against sorted and padded": seconds["sorted and padded"] / seconds[best]}
-    headline["bf16 against release"] = max(value for name, value in ratios.items() if name.startswith("bf16"))
+    headline = {
+        "fp32 against release": ratios[best],
+        "fp32 against sorted and padded": seconds["sorted and padded"] / seconds[best],
+    }
+    headline["bf16 against release"] = max(
+        value for name, value in ratios.items() if name.startswith("bf16")
+    )
     small, large = (memory_in_a_process(count) for count in (40, 400))
     print(f"peak memory: {small:.0f} MB for 40 files, {large:.0f} MB for 400")
-    parity = {"frames": frames, "misses": parity, "peak_memory_mb": {"40 files": small, "400 files": large}}
+    parity = {
+        "frames": frames,
+        "misses": parity,
+        "peak_memory_mb": {"40 files": small, "400 files": large},
+    }
     finish("units", headline | ratios, parity, device_name(device), arguments.out)
 
 
 # --- the two baselines --------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def release_way(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str) -> list[np.ndarray]:
+def release_way(
+    files: list[Path], model: HubertModel, inventory: UnitInventory, device: str
+) -> list[np.ndarray]:
     centroids = torch.from_numpy(inventory.kmeans.centroids).to(device).T
     squares = centroids.square().sum(0, keepdim=True)
     units = []
@@ -122,7 +160,9 @@ def release_way(files: list[Path], model: HubertModel, inventory: UnitInventory,
 
 
 @torch.inference_mode()
-def padded_way(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str, size: int = 8) -> list[np.ndarray]:
+def padded_way(
+    files: list[Path], model: HubertModel, inventory: UnitInventory, device: str, size: int = 8
+) -> list[np.ndarray]:
     from sklearn.cluster import MiniBatchKMeans
 
     kmeans = MiniBatchKMeans(CLUSTERS, n_init=1)
@@ -132,9 +172,13 @@ def padded_way(files: list[Path], model: HubertModel, inventory: UnitInventory, 
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         waves = [torch.from_numpy(read_audio(files[i])) for i in chosen]
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.long) for w in waves], True).to(device)
+        mask = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(w), dtype=torch.long) for w in waves], True
+        ).to(device)
         batch = torch.nn.utils.rnn.pad_sequence(waves, True).to(device)
-        hidden = model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[LAYER].cpu()
+        hidden = (
+            model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[LAYER].cpu()
+        )
         for i, wave, states in zip(chosen, waves, hidden, strict=True):
             units[i] = kmeans.predict(states[: 1 + (len(wave) - 400) // 320].numpy())
     return units
@@ -153,7 +197,9 @@ def hidden_state(model: HubertModel, waves: torch.Tensor) -> torch.Tensor:
 # --- ours ---------------------------------------------------------------------------------------------------------------------------
 def item_of(path: Path) -> Item:
     info = soundfile.info(path)
-    return Item({"id": path.stem}, info.frames / info.samplerate, functools.partial(read_audio, path))
+    return Item(
+        {"id": path.stem}, info.frames / info.samplerate, functools.partial(read_audio, path)
+    )
 
 
 def frames_of(rows: list[dict]) -> list[np.ndarray]:
@@ -173,26 +219,43 @@ def _encode(files: list[Path]) -> list[np.ndarray]:
 def in_processes(pool, files: list[Path], processes: int) -> list[np.ndarray]:
     """Shards of neighbouring files, as the extraction cuts them."""
     size = -(-len(files) // (3 * processes))
-    return [units for shard in pool.imap(_encode, [files[i : i + size] for i in range(0, len(files), size)]) for units in shard]
+    return [
+        units
+        for shard in pool.imap(_encode, [files[i : i + size] for i in range(0, len(files), size)])
+        for units in shard
+    ]
 
 
 # --- parity and memory --------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def near_ties(files: list[Path], model: HubertModel, inventory: UnitInventory, device: str) -> list[np.ndarray]:
+def near_ties(
+    files: list[Path], model: HubertModel, inventory: UnitInventory, device: str
+) -> list[np.ndarray]:
     centroids, ties = torch.from_numpy(inventory.kmeans.centroids).double(), []
     for path in files:
-        hidden = hidden_state(model, torch.from_numpy(read_audio(path))[None].to(device))[0].cpu().double()
+        hidden = (
+            hidden_state(model, torch.from_numpy(read_audio(path))[None].to(device))[0]
+            .cpu()
+            .double()
+        )
         near, far = torch.cdist(hidden, centroids).square().topk(2, largest=False).values.T
         ties.append((far - near < 1e-4 * far).numpy())
     return ties
 
 
 def misses(expected: list[np.ndarray], found: list[np.ndarray], ties: list[np.ndarray]) -> int:
-    return int(sum(((a != b) & ~tie).sum() for a, b, tie in zip(expected, found, ties, strict=True)))
+    return int(
+        sum(((a != b) & ~tie).sum() for a, b, tie in zip(expected, found, ties, strict=True))
+    )
 
 
 def memory_in_a_process(files: int) -> float:
-    done = subprocess.run([sys.executable, __file__, "--memory-of", str(files)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory-of", str(files)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
@@ -204,7 +267,13 @@ def peak_memory_mb(count: int) -> float:
         rng = np.random.default_rng(0)
         for path in files:
             soundfile.write(path, rng.normal(scale=0.1, size=160_000), 16_000)
-        config = HubertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(32,) * 7)
+        config = HubertConfig(
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            conv_dim=(32,) * 7,
+        )
         kmeans = KMeansUnits(rng.normal(size=(50, 64)).astype(np.float32))
         encoder = ShardEncoder(UnitInventory.create(HubertModel(config), 1, kmeans), Extraction())
         for start in range(0, count, 40):
@@ -233,8 +302,12 @@ def make_inventory(files: list[Path], device: str) -> tuple[HubertModel, UnitInv
     torch.manual_seed(0)
     model = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()
     plain = UnitInventory.create(model, LAYER, KMeansUnits(np.zeros((1, 768), np.float32)))
-    features = np.concatenate([plain.features(read_audio(path)) for path in files[: max(3, len(files) // 3)]])
-    chosen = np.random.default_rng(0).choice(len(features), CLUSTERS, replace=len(features) < CLUSTERS)
+    features = np.concatenate(
+        [plain.features(read_audio(path)) for path in files[: max(3, len(files) // 3)]]
+    )
+    chosen = np.random.default_rng(0).choice(
+        len(features), CLUSTERS, replace=len(features) < CLUSTERS
+    )
     inventory = UnitInventory.create(model, LAYER, KMeansUnits(features[chosen].copy()))
     return model.to(device), inventory
 

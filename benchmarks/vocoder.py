@@ -59,11 +59,17 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     device, lengths = arguments.device, sentence_lengths(arguments.utterances)
     names = ["baseline", "weight norm folded", "channels last", "fp32", "bf16"]
-    names += [f"{p}, batches of {s} s" for s in ((30, 240) if device != "cpu" else (30,)) for p in ("fp32", "bf16")]
+    names += [
+        f"{p}, batches of {s} s"
+        for s in ((30, 240) if device != "cpu" else (30,))
+        for p in ("fp32", "bf16")
+    ]
     context, workers = multiprocessing.get_context("spawn"), {}
     for name in names:
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(name, device, arguments.threads, there), daemon=True)
+        process = context.Process(
+            target=serve, args=(name, device, arguments.threads, there), daemon=True
+        )
         process.start()
         workers[name] = (process, here)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -80,12 +86,18 @@ def run(arguments: argparse.Namespace) -> None:
                 seconds[name].append(taken / sum(map(len, utterances)) / HOP * SAMPLE_RATE)
         spoken = sum(map(len, utterances)) * HOP / SAMPLE_RATE
         for name, found in parity.items():
-            differences = [np.abs(a - b).max() for a, b in zip(waves["baseline"], waves[name], strict=True)]
-            found["greatest difference"] = max(found["greatest difference"], float(max(differences)))
+            differences = [
+                np.abs(a - b).max() for a, b in zip(waves["baseline"], waves[name], strict=True)
+            ]
+            found["greatest difference"] = max(
+                found["greatest difference"], float(max(differences))
+            )
     for name, found in parity.items():
         if name.startswith("bf16"):
             pairs = zip(waves["baseline"], waves[name], strict=True)
-            found["log-spectral distance, dB"] = round(float(np.mean([log_spectral_distance(a, b) for a, b in pairs])), 3)
+            found["log-spectral distance, dB"] = round(
+                float(np.mean([log_spectral_distance(a, b) for a, b in pairs])), 3
+            )
     for process, pipe in workers.values():
         pipe.send(None)
         process.join()
@@ -96,12 +108,22 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in medians.items():
         note = ", ".join(f"{key} {figure:.2g}" for key, figure in parity.get(name, {}).items())
         print(f"{name:28} {value:16.4f} {medians['baseline'] / value:6.2f}  {note}")
-    ratios = {name: medians["baseline"] / value for name, value in medians.items() if name != "baseline"}
-    headline = {f"{p} against baseline": max(v for name, v in ratios.items() if name.startswith(p)) for p in ("fp32", "bf16")}
+    ratios = {
+        name: medians["baseline"] / value for name, value in medians.items() if name != "baseline"
+    }
+    headline = {
+        f"{p} against baseline": max(v for name, v in ratios.items() if name.startswith(p))
+        for p in ("fp32", "bf16")
+    }
     streams = {p: streaming(make_vocoder(device, p), utterances) for p in ("fp32", "bf16")}
     for name, figures in streams.items():
-        print(f"stream, {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
-    parity |= {"real-time factor": {name: round(value, 4) for name, value in medians.items()}, "streaming": streams}
+        print(
+            f"stream, {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+        )
+    parity |= {
+        "real-time factor": {name: round(value, 4) for name, value in medians.items()},
+        "streaming": streams,
+    }
     finish("vocoder", headline | ratios, parity, device_name(device), arguments.out)
 
 
@@ -124,7 +146,9 @@ def arm(name: str, device: str) -> Speak:
     if name == "channels last":
         return lambda utterances: [exact_length(vocoder.generator, frames) for frames in utterances]
     batch_s = float(batch.removesuffix(" s") or 0)
-    return lambda utterances: vocoder.synthesize_many(utterances, [np.ones_like(u) for u in utterances], batch_s=batch_s)
+    return lambda utterances: vocoder.synthesize_many(
+        utterances, [np.ones_like(u) for u in utterances], batch_s=batch_s
+    )
 
 
 def sentence_lengths(count: int) -> list[int]:
@@ -136,7 +160,9 @@ def sentence_lengths(count: int) -> list[int]:
 def generator() -> UnitGenerator:
     torch.manual_seed(0)
     made = UnitGenerator(UNITS, PUBLISHED).eval().requires_grad_(False)
-    for module in made.modules():  # as loud as speech: the default initialisation whispers, and differences would not show
+    for module in (
+        made.modules()
+    ):  # as loud as speech: the default initialisation whispers, and differences would not show
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             module.parametrizations.weight.original0.mul_(1.6)
     return made
@@ -144,7 +170,14 @@ def generator() -> UnitGenerator:
 
 def make_vocoder(device: str, precision: str) -> Vocoder:
     torch.manual_seed(1)
-    return Vocoder(generator(), DurationPredictor(UNITS), "benchmark", PUBLISHED, device=device, precision=precision)
+    return Vocoder(
+        generator(),
+        DurationPredictor(UNITS),
+        "benchmark",
+        PUBLISHED,
+        device=device,
+        precision=precision,
+    )
 
 
 @torch.inference_mode()
@@ -154,7 +187,10 @@ def one_dimensional(model: UnitGenerator, frames: np.ndarray) -> np.ndarray:
     def convolve(layer: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
         return conv1d(x, layer.weight, layer.bias, padding=layer.padding, dilation=layer.dilation)
 
-    x = convolve(model.conv_pre, model.dict(torch.from_numpy(frames)[None].to(model.dict.weight.device)).transpose(1, 2))
+    x = convolve(
+        model.conv_pre,
+        model.dict(torch.from_numpy(frames)[None].to(model.dict.weight.device)).transpose(1, 2),
+    )
     for up, blocks in model.stages():
         x = conv_transpose1d(leaky_relu(x, 0.1), up.weight, up.bias, up.stride, up.padding)
         total = None
@@ -190,7 +226,9 @@ def streaming(vocoder: Vocoder, utterances: list[np.ndarray]) -> dict[str, float
         if turn:
             spent += time.perf_counter() - started
             heard += sum(map(len, pieces))
-            apart = max(apart, float(np.abs(np.concatenate(pieces) - vocoder.synthesize(units)).max()))
+            apart = max(
+                apart, float(np.abs(np.concatenate(pieces) - vocoder.synthesize(units)).max())
+            )
     return {
         "piece, s": synthesis.STREAM_PIECE * HOP / SAMPLE_RATE,
         "lookahead, s": lookahead(vocoder.generator) / SAMPLE_RATE,

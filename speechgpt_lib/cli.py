@@ -40,17 +40,24 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(standalone_mode=False)  # typer answers an interruption with 130 instead of raising it
+        status = app(
+            standalone_mode=False
+        )  # typer answers an interruption with 130 instead of raising it
         if status == 130:
             print("stopped; what is finished is kept", file=sys.stderr)
         sys.exit(status)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, typer.Abort) as error:
-        print(f"stopped{f': {error}' if str(error) else ''}; what is finished is kept", file=sys.stderr)
+        print(
+            f"stopped{f': {error}' if str(error) else ''}; what is finished is kept",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing finished was lost")
+        sys.exit(
+            f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; nothing finished was lost"
+        )
     except Exception as error:
         # Wrong options and arguments, in the words of the command-line library.
         if hasattr(error, "format_message"):
@@ -68,18 +75,26 @@ app.command()(vocoder_cli.speak)
 
 
 @app.command()
-def transcribe(audio: list[Path], run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+def transcribe(
+    audio: list[Path], run: RunOption = DEFAULT_RUN, as_json: JsonOption = False
+) -> None:
     """Write down what is said in one or more sound files; with --json one object a file."""
     from speechgpt_lib.corpora.audio import read_audio
 
     waves = [read_audio(path) for path in audio]
     texts = _load(run).transcribe(waves)
     for path, text in zip(audio, texts, strict=True):
-        _print({"path": str(path), "text": text}, text if len(audio) == 1 else f"{path}\t{text}", as_json)
+        _print(
+            {"path": str(path), "text": text},
+            text if len(audio) == 1 else f"{path}\t{text}",
+            as_json,
+        )
 
 
 @app.command()
-def say(text: str, out: OutOption, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+def say(
+    text: str, out: OutOption, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False
+) -> None:
     """Speak a sentence into a sound file."""
     from speechgpt_lib.corpora.audio import write_audio
     from speechgpt_lib.dialogue.speechgpt import lab_note
@@ -87,16 +102,24 @@ def say(text: str, out: OutOption, run: RunOption = DEFAULT_RUN, as_json: JsonOp
     spoken, wave = _load(run).say(text)
     write_audio(out, wave)
     note = lab_note(text)
-    _print({"audio": str(out), "units": spoken.tolist(), "note": note}, f"wrote {out}{_with(note)}", as_json)
+    _print(
+        {"audio": str(out), "units": spoken.tolist(), "note": note},
+        f"wrote {out}{_with(note)}",
+        as_json,
+    )
 
 
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="A sound file, or a question in words.")],
     reply: Annotated[str, typer.Option(help="speech or text.")] = "speech",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the spoken answer goes.")] = Path("answer.wav"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the spoken answer goes.")] = Path(
+        "answer.wav"
+    ),
     run: RunOption = DEFAULT_RUN,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; the release samples at 0.7.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; the release samples at 0.7.")
+    ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question in speech or text and get a spoken or written answer."""
@@ -121,14 +144,18 @@ def ask(
         "wellformed": answer.wellformed,
         "note": note,
     }
-    lines = f"question  {answer.question_text}\nanswer    {answer.answer_text}" + (f"\nspoken    {out}" if spoken else "")
+    lines = f"question  {answer.question_text}\nanswer    {answer.answer_text}" + (
+        f"\nspoken    {out}" if spoken else ""
+    )
     _print(result, lines + _with(note), as_json)
 
 
 # --- making and scoring a run -------------------------------------------------------------------------------------------------------
 @app.command("run")
 def run_recipe(
-    recipe: Annotated[str, typer.Option(help="smoke, lab, release, paper, or the path of a .yaml file.")] = "lab",
+    recipe: Annotated[
+        str, typer.Option(help="smoke, lab, release, paper, or the path of a .yaml file.")
+    ] = "lab",
     run_dir: Annotated[Path | None, typer.Option(help="Default: runs/<recipe>.")] = None,
     only: Annotated[str | None, typer.Option(help="Notebooks to run, such as 01,02.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Redo what could be reused.")] = False,
@@ -140,21 +167,33 @@ def run_recipe(
 
     settings = load_recipe(recipe, seed)
     if settings.needs:
-        raise UserError(f"recipe {settings.name} can't run here yet. It needs: {'; '.join(settings.needs)}")
+        raise UserError(
+            f"recipe {settings.name} can't run here yet. It needs: {'; '.join(settings.needs)}"
+        )
     folder = run_dir or Path("runs") / settings.name
-    run_notebooks(recipe, folder, [name.strip() for name in only.split(",")] if only else None, force, seed=seed)
+    run_notebooks(
+        recipe,
+        folder,
+        [name.strip() for name in only.split(",")] if only else None,
+        force,
+        seed=seed,
+    )
     if (folder / "09_talk_to_speechgpt" / "evaluation" / "facts.json").exists():
         from speechgpt_lib.evaluation.report import write_report
 
         write_report(_open(folder))
-        print(f"report    {folder / 'report.html'}\nlisten    {folder / '09_talk_to_speechgpt' / 'evaluation'}/*.wav")
+        print(
+            f"report    {folder / 'report.html'}\nlisten    {folder / '09_talk_to_speechgpt' / 'evaluation'}/*.wav"
+        )
         print(f'ask it    speechgpt ask "what is two plus three" --run {folder} -o answer.wav')
 
 
 @app.command()
 def evaluate(
     run: RunOption = DEFAULT_RUN,
-    set_folder: Annotated[Path | None, typer.Option("--set", help="A folder made by `speechgpt corpora sample`.")] = None,
+    set_folder: Annotated[
+        Path | None, typer.Option("--set", help="A folder made by `speechgpt corpora sample`.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -173,14 +212,24 @@ def evaluate(
         make_evaluation(opened, force)
         path = opened.path / "report.json"
         report = read_json(path)
-    figures = {k: v for k, v in report.items() if isinstance(v, dict) and {"value", "n", "low", "high"} <= v.keys()}
-    lines = [f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})" for k, v in figures.items()]
+    figures = {
+        k: v
+        for k, v in report.items()
+        if isinstance(v, dict) and {"value", "n", "low", "high"} <= v.keys()
+    }
+    lines = [
+        f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})"
+        for k, v in figures.items()
+    ]
     _print(report, "\n".join([*lines, f"wrote {path}"]), as_json)
 
 
 @app.command()
 def train(
-    step: Annotated[str, typer.Argument(help="hubert, vocoder, text_to_unit, text_model, stage1, stage2 or stage3.")],
+    step: Annotated[
+        str,
+        typer.Argument(help="hubert, vocoder, text_to_unit, text_model, stage1, stage2 or stage3."),
+    ],
     run: RunOption = DEFAULT_RUN,
     processes: Annotated[int, typer.Option(min=1, help="Processes to train in.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Train again.")] = False,
@@ -193,11 +242,17 @@ def train(
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Option(help="release, paper, lab, or the path of a .yaml file.")] = "release",
+    recipe: Annotated[
+        str, typer.Option(help="release, paper, lab, or the path of a .yaml file.")
+    ] = "release",
     gpus: Annotated[int, typer.Option(min=1)] = 8,
     gpu_memory: Annotated[float, typer.Option(min=1, help="GB of each GPU.")] = 80.0,
-    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the matmul peak that training reaches.")] = 0.4,
-    peak_tflops: Annotated[float, typer.Option(min=0.01, help="The matmul peak of a GPU; 989 is an H100 in bf16.")] = 989.0,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the matmul peak that training reaches.")
+    ] = 0.4,
+    peak_tflops: Annotated[
+        float, typer.Option(min=0.01, help="The matmul peak of a GPU; 989 is an H100 in bf16.")
+    ] = 989.0,
     as_json: JsonOption = False,
 ) -> None:
     """Say what the three stages of a recipe need on so many GPUs: memory, tokens, hours, disk; refuse what can't fit."""
@@ -207,7 +262,11 @@ def plan(
     from speechgpt_lib.recipes.schema import load_recipe
 
     found = planning.plan(load_recipe(recipe), gpus, gpu_memory, mfu=mfu, peak_tflops=peak_tflops)
-    _print(found | {"stages": [asdict(stage) for stage in found["stages"]]}, planning.render(found), as_json)
+    _print(
+        found | {"stages": [asdict(stage) for stage in found["stages"]]},
+        planning.render(found),
+        as_json,
+    )
 
 
 @app.command()
@@ -254,17 +313,29 @@ def corpora_sample(
     count: Annotated[int, typer.Option("-n", min=1, help="How many sentences.")] = 50,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     voice: Annotated[str | None, typer.Option(help="Default: the recipe's target voice.")] = None,
-    kind: Annotated[str | None, typer.Option(help="A kind of question, or statement; default all in turn.")] = None,
-    recipe: Annotated[str, typer.Option(help="The recipe whose training sentences count as seen.")] = "lab",
-    any_sentence: Annotated[bool, typer.Option("--any", help="Also sentences of the training side.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="A kind of question, or statement; default all in turn.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="The recipe whose training sentences count as seen.")
+    ] = "lab",
+    any_sentence: Annotated[
+        bool, typer.Option("--any", help="Also sentences of the training side.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write fresh test speech of the lab world: wavs and items.jsonl."""
     from speechgpt_lib.corpora.sample import sample_set
     from speechgpt_lib.recipes.schema import load_recipe
 
-    records = sample_set(out, count, seed, load_recipe(recipe), voice, kind, held_out=not any_sentence)
-    _print({"folder": str(out), "items": len(records)}, f"wrote {len(records)} sentences to {out}", as_json)
+    records = sample_set(
+        out, count, seed, load_recipe(recipe), voice, kind, held_out=not any_sentence
+    )
+    _print(
+        {"folder": str(out), "items": len(records)},
+        f"wrote {len(records)} sentences to {out}",
+        as_json,
+    )
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------------------
@@ -284,13 +355,22 @@ def _load(path: Path):
 
 
 def _figures(report: dict) -> str:
-    figures = {k: v for k, v in report.items() if isinstance(v, dict) and {"value", "n", "low", "high"} <= v.keys()}
-    return "\n".join(f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})" for k, v in figures.items())
+    figures = {
+        k: v
+        for k, v in report.items()
+        if isinstance(v, dict) and {"value", "n", "low", "high"} <= v.keys()
+    }
+    return "\n".join(
+        f"{k:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})"
+        for k, v in figures.items()
+    )
 
 
 def _looks_like_audio(question: str) -> bool:
     path = Path(question).expanduser()
-    return path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") or (len(question) < 255 and path.is_file())
+    return path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") or (
+        len(question) < 255 and path.is_file()
+    )
 
 
 def _print(result: dict, text: str, as_json: bool) -> None:

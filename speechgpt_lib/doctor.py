@@ -72,7 +72,13 @@ def render(checks: Iterable[Check]) -> Table:
     for column in ("", "part", "found", "without it"):
         table.add_column(column, overflow="fold", no_wrap=not column)
     for check in checks:
-        mark = "[green]ok[/]" if check.ok else "[bold red]missing[/]" if check.required else "[yellow]without[/]"
+        mark = (
+            "[green]ok[/]"
+            if check.ok
+            else "[bold red]missing[/]"
+            if check.required
+            else "[yellow]without[/]"
+        )
         meaning = "" if check.ok else f"{check.cost} (expected: {check.expected})"
         # Names and messages from outside may hold square brackets, which rich would take for markup.
         table.add_row(mark, *map(escape, (check.name, check.found, meaning)))
@@ -81,7 +87,9 @@ def render(checks: Iterable[Check]) -> Table:
 
 def python_check(version: str) -> Check:
     cost = "this version was never tried: anything may fail; make PYTHON=python3.11 install"
-    return Check("Python", SpecifierSet(PYTHONS).contains(version), version, PYTHONS, cost, required=True)
+    return Check(
+        "Python", SpecifierSet(PYTHONS).contains(version), version, PYTHONS, cost, required=True
+    )
 
 
 def declared_requirements() -> list[str]:
@@ -91,7 +99,11 @@ def declared_requirements() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         return []
     # With no extra asked for, this drops those of the extras, and those of other systems and Python versions.
-    return [text for text in declared if (marker := Requirement(text).marker) is None or marker.evaluate({"extra": ""})]
+    return [
+        text
+        for text in declared
+        if (marker := Requirement(text).marker) is None or marker.evaluate({"extra": ""})
+    ]
 
 
 def package_checks(requirements: list[str]) -> list[Check]:
@@ -101,7 +113,9 @@ def package_checks(requirements: list[str]) -> list[Check]:
         cost = "the versions of its parts can't be checked; make install"
         return [Check("speechgpt_lib", False, found, "an installation", cost, required=True)]
     checks = []
-    for requirement in sorted(map(Requirement, requirements), key=lambda requirement: requirement.name.lower()):
+    for requirement in sorted(
+        map(Requirement, requirements), key=lambda requirement: requirement.name.lower()
+    ):
         cost = _SPARED.get(requirement.name, "the steps that import it fail; make install")
         try:
             found = importlib.metadata.version(requirement.name)
@@ -109,13 +123,18 @@ def package_checks(requirements: list[str]) -> list[Check]:
             found = ""
         ok = bool(found) and requirement.specifier.contains(found, prereleases=True)
         expected = str(requirement.specifier) or "any version"
-        checks.append(Check(requirement.name, ok, found or "not installed", expected, cost, required=True))
+        checks.append(
+            Check(requirement.name, ok, found or "not installed", expected, cost, required=True)
+        )
     return checks
 
 
 def voice_check() -> Check:
     """Speak one word with the lab corpus's own voice synthesis (eSpeak NG inside parselmouth)."""
-    expected, cost = "a spoken word", "no lab corpus and no fresh questions; recordings of your own still work"
+    expected, cost = (
+        "a spoken word",
+        "no lab corpus and no fresh questions; recordings of your own still work",
+    )
     try:
         from speechgpt_lib.corpora.speech import SAMPLE_RATE, synthesize
 
@@ -124,14 +143,23 @@ def voice_check() -> Check:
         return Check("voice synthesis", False, _one_line(error), expected, cost, required=True)
     spoken = [phone.label for phone in phones if phone.label]
     found = f"{len(wave) / SAMPLE_RATE:.2f} s, {len(spoken)} phones"
-    return Check("voice synthesis", bool(spoken) and float(abs(wave).max()) > 0.01, found, expected, cost, required=True)
+    return Check(
+        "voice synthesis",
+        bool(spoken) and float(abs(wave).max()) > 0.01,
+        found,
+        expected,
+        cost,
+        required=True,
+    )
 
 
 def memory_check(gigabytes: float) -> Check:
     cost = "the lab recipe may be killed; the smoke recipe needs less: speechgpt run --recipe smoke"
     found = f"{gigabytes:.1f} GB"
     # The system keeps a part of a "4 GB" machine for itself.
-    return Check("memory", gigabytes >= 0.9 * MEMORY_GB, found, f"{MEMORY_GB:g} GB", cost, required=True)
+    return Check(
+        "memory", gigabytes >= 0.9 * MEMORY_GB, found, f"{MEMORY_GB:g} GB", cost, required=True
+    )
 
 
 def disk_check(run_dir: Path) -> Check:
@@ -145,17 +173,27 @@ def disk_check(run_dir: Path) -> Check:
         return Check("disk", False, f"no right to write in {folder}", expected, cost, required=True)
     free = shutil.disk_usage(folder).free / 1e9
     cost = "a run may stop half-way (what it has finished is kept): free some space, or give --run-dir DIR"
-    return Check("disk", free >= DISK_GB, f"{free:.1f} GB free in {folder}", expected, cost, required=True)
+    return Check(
+        "disk", free >= DISK_GB, f"{free:.1f} GB free in {folder}", expected, cost, required=True
+    )
 
 
 def cores_check(cores: int) -> Check:
-    return Check("CPU cores", cores >= CORES, str(cores), str(CORES), "the times in the notebooks are about doubled")
+    return Check(
+        "CPU cores",
+        cores >= CORES,
+        str(cores),
+        str(CORES),
+        "the times in the notebooks are about doubled",
+    )
 
 
 def bf16_check(flags: set[str] | None) -> Check:
     """Whether the CPU computes in bfloat16 itself; `flags` are its features as Linux names them, None where unknown."""
     expected = "avx512_bf16, amx_bf16 or bf16"
-    cost = "smoke and lab lose nothing, they compute in 32 bits; a bf16 run on this CPU would be slow"
+    cost = (
+        "smoke and lab lose nothing, they compute in 32 bits; a bf16 run on this CPU would be slow"
+    )
     if flags is None:
         return Check("CPU bf16", False, "this system doesn't say", expected, cost)
     found = sorted(flags & {"avx512_bf16", "amx_bf16", "bf16"})
@@ -171,12 +209,24 @@ def accelerator_checks() -> list[Check]:
         names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         cuda = ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names)
         mps = torch.backends.mps.is_available()
-    except (ImportError, OSError, RuntimeError) as error:  # no torch, a library it lacks, a driver that doesn't answer
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # no torch, a library it lacks, a driver that doesn't answer
         found = _one_line(error)
-        return [Check(name, False, found, "a device", cost) for name in ("CUDA GPU", "Apple GPU (MPS)")]
+        return [
+            Check(name, False, found, "a device", cost) for name in ("CUDA GPU", "Apple GPU (MPS)")
+        ]
     return [
         Check("CUDA GPU", bool(cuda), cuda or "none", "a device", cost),
-        Check("Apple GPU (MPS)", mps, "available" if mps else "none", "a device", "smoke and lab lose nothing"),
+        Check(
+            "Apple GPU (MPS)",
+            mps,
+            "available" if mps else "none",
+            "a device",
+            "smoke and lab lose nothing",
+        ),
     ]
 
 
@@ -184,7 +234,9 @@ def optional_checks() -> list[Check]:
     """Parts one can do without: Python modules by `find_spec`, programs by PATH; nothing is imported or started."""
     judge = "`speechgpt evaluate` can't judge spoken answers; pip install -e '.[judge]'"
     course = "no graded course labs (a later version); pip install -e '.[course]'"
-    fairseq = "no `units --backend fairseq` and no side-by-side tests with the original; make fairseq"
+    fairseq = (
+        "no `units --backend fairseq` and no side-by-side tests with the original; make fairseq"
+    )
     slurm = "no runs on a cluster (a later version); everything runs on this machine"
     browsers = ["chromium", "chromium-browser", "google-chrome"]
     return [
@@ -192,7 +244,11 @@ def optional_checks() -> list[Check]:
         _module_check("nbgrader", "nbgrader", course),
         _module_check("fairseq", "fairseq", fairseq),
         _program_check("Slurm", ["sbatch"], slurm),
-        _program_check("Chromium", browsers, "no browser tests of the notebooks (a later version); users lose nothing"),
+        _program_check(
+            "Chromium",
+            browsers,
+            "no browser tests of the notebooks (a later version); users lose nothing",
+        ),
     ]
 
 
@@ -244,4 +300,11 @@ def _cpu_flags() -> set[str] | None:
     except OSError:
         return None
     # "flags" on x86, "Features" on Arm; the first core speaks for all.
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), None)
+    return next(
+        (
+            set(line.partition(":")[2].split())
+            for line in lines
+            if line.startswith(("flags", "Features"))
+        ),
+        None,
+    )

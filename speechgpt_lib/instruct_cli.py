@@ -11,29 +11,67 @@ import typer
 
 from speechgpt_lib.errors import UserError
 
-instruct_app = typer.Typer(no_args_is_help=True, help="SpeechInstruct: the sets that teach a language model to listen, speak and answer.")
+instruct_app = typer.Typer(
+    no_args_is_help=True,
+    help="SpeechInstruct: the sets that teach a language model to listen, speak and answer.",
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="The folder for the set; several start from it again.")]
-UnitCount = Annotated[int | None, typer.Option("--unit-count", min=1, help="K: units must be below it.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The folder for the set; several start from it again."),
+]
+UnitCount = Annotated[
+    int | None, typer.Option("--unit-count", min=1, help="K: units must be below it.")
+]
 InventoryOption = Annotated[str | None, typer.Option(help="Inventory (id or folder) of the units.")]
 
 
 @instruct_app.command()
 def build(
-    recipe: Annotated[str, typer.Option(help="smoke, lab, release, paper, or the path of a .yaml file.")] = "lab",
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Without --units: the run directory [runs/<recipe>].")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="smoke, lab, release, paper, or the path of a .yaml file.")
+    ] = "lab",
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", help="Without --units: the run directory [runs/<recipe>]."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed than the recipe's.")] = None,
-    units: Annotated[list[Path] | None, typer.Option(help="Folders that `units extract` wrote: make the cross-modal set of them.")] = None,
-    moss: Annotated[Path | None, typer.Option(help="moss-002-sft-data (file or folder): make the chain-of-modality set of it.")] = None,
+    units: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders that `units extract` wrote: make the cross-modal set of them."),
+    ] = None,
+    moss: Annotated[
+        Path | None,
+        typer.Option(
+            help="moss-002-sft-data (file or folder): make the chain-of-modality set of it."
+        ),
+    ] = None,
     out: OutFolder = None,
-    descriptions: Annotated[Path | None, typer.Option(help="A folder with asr.txt and tts.txt instead of our own descriptions.")] = None,
-    templates: Annotated[str | None, typer.Option(help="paper or release; default: as in the recipe.")] = None,
-    text_to_unit: Annotated[Path | None, typer.Option("--text-to-unit", help="Voice dialogues by this model (paper).")] = None,
-    synthesiser: Annotated[str | None, typer.Option(help="Or: espeak, or a command that writes {wav}; its units by --inventory.")] = None,
-    inventory: Annotated[Path | None, typer.Option(help="Folder of the inventory, for --synthesiser.")] = None,
-    classroom: Annotated[bool, typer.Option("--classroom", help="Leave out dialogues that are unsafe for classrooms.")] = False,
-    shards: Annotated[str | None, typer.Option(help="A:B or K::N of the unit tables, for the jobs of an array.")] = None,
+    descriptions: Annotated[
+        Path | None,
+        typer.Option(help="A folder with asr.txt and tts.txt instead of our own descriptions."),
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="paper or release; default: as in the recipe.")
+    ] = None,
+    text_to_unit: Annotated[
+        Path | None, typer.Option("--text-to-unit", help="Voice dialogues by this model (paper).")
+    ] = None,
+    synthesiser: Annotated[
+        str | None,
+        typer.Option(help="Or: espeak, or a command that writes {wav}; its units by --inventory."),
+    ] = None,
+    inventory: Annotated[
+        Path | None, typer.Option(help="Folder of the inventory, for --synthesiser.")
+    ] = None,
+    classroom: Annotated[
+        bool,
+        typer.Option("--classroom", help="Leave out dialogues that are unsafe for classrooms."),
+    ] = False,
+    shards: Annotated[
+        str | None, typer.Option(help="A:B or K::N of the unit tables, for the jobs of an array.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build the sets of a recipe: of a run directory, of corpora (--units), or of written dialogues (--moss).
@@ -46,9 +84,13 @@ def build(
     if templates is not None:
         if templates not in ("paper", "release"):
             raise UserError(f"unknown templates {templates!r}: choose paper or release")
-        shares = {"speech_speech": 1.0} if templates == "release" else settings.instructions.chain_shares
+        shares = (
+            {"speech_speech": 1.0} if templates == "release" else settings.instructions.chain_shares
+        )
         update = {"templates": templates, "chain_shares": shares}
-        settings = settings.model_copy(update={"instructions": settings.instructions.model_copy(update=update)})
+        settings = settings.model_copy(
+            update={"instructions": settings.instructions.model_copy(update=update)}
+        )
     if units and moss:
         raise UserError("--units and --moss make two different sets: call build once for each")
     if units or moss:
@@ -57,7 +99,9 @@ def build(
         if units:
             summary = _build_cross_modal(settings, units, out, descriptions, shards, as_json)
         else:
-            summary = _build_chain(settings, moss, out, text_to_unit, synthesiser, inventory, classroom)
+            summary = _build_chain(
+                settings, moss, out, text_to_unit, synthesiser, inventory, classroom
+            )
         print(json.dumps(summary) if as_json else _overview(summary, out))
         return
     _build_run(settings, run_dir or Path("runs") / settings.name, as_json)
@@ -65,10 +109,14 @@ def build(
 
 @instruct_app.command()
 def check(
-    source: Annotated[Path, typer.Argument(help="A .jsonl file (ours or the released), or the folder of a set.")],
+    source: Annotated[
+        Path, typer.Argument(help="A .jsonl file (ours or the released), or the folder of a set.")
+    ],
     unit_count: UnitCount = None,
     inventory: InventoryOption = None,
-    shown: Annotated[int, typer.Option("--show", min=0, help="Lines to print of each kind of fault.")] = 20,
+    shown: Annotated[
+        int, typer.Option("--show", min=0, help="Lines to print of each kind of fault.")
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Report every row that is not well-formed, with line number and reason; exit code 1 if there is one."""
@@ -79,7 +127,11 @@ def check(
         problems = check_set(source, _identity(inventory))
         for problem in problems:
             print(problem, file=sys.stderr if as_json else sys.stdout)
-        print(json.dumps({"problems": problems}) if as_json else f"{source}: {len(problems) or 'no'} problems")
+        print(
+            json.dumps({"problems": problems})
+            if as_json
+            else f"{source}: {len(problems) or 'no'} problems"
+        )
         raise typer.Exit(bool(problems))
     counts: dict[str, int] = {}
 
@@ -89,17 +141,33 @@ def check(
             print(f"{source}:{line.number}: {error}", file=sys.stderr if as_json else sys.stdout)
 
     found = check_jsonl(source, unit_count or _unit_count(inventory), tell)
-    result = {"lines": found.lines, "good": found.good, "bad": found.bad, "reasons": dict(found.reasons)}
-    result |= {"templates": dict(found.templates), "prefixes": dict(found.prefixes), "tasks": dict(found.statistics.groups)}
+    result = {
+        "lines": found.lines,
+        "good": found.good,
+        "bad": found.bad,
+        "reasons": dict(found.reasons),
+    }
+    result |= {
+        "templates": dict(found.templates),
+        "prefixes": dict(found.prefixes),
+        "tasks": dict(found.statistics.groups),
+    }
     if as_json:
         print(json.dumps(result))
     else:
         for reason, count in found.reasons.most_common():
-            print(f"{reason:20} {count:>9}" + (f"  ({count - shown} more lines than shown)" if count > shown else ""))
-        tasks = ", ".join(f"{name} {count}" for name, count in sorted(found.statistics.groups.items()))
+            print(
+                f"{reason:20} {count:>9}"
+                + (f"  ({count - shown} more lines than shown)" if count > shown else "")
+            )
+        tasks = ", ".join(
+            f"{name} {count}" for name, count in sorted(found.statistics.groups.items())
+        )
         print(f"{found.lines} lines, {found.good} well-formed ({tasks or 'none'}), {found.bad} not")
         if found.prefixes.get("another"):
-            print(f"note: {found.prefixes['another']} rows have another prefix than the release's: it is part of what the model learns")
+            print(
+                f"note: {found.prefixes['another']} rows have another prefix than the release's: it is part of what the model learns"
+            )
     raise typer.Exit(bool(found.bad))
 
 
@@ -122,8 +190,12 @@ def stats(
 def export(
     source: Annotated[Path, typer.Argument(help="The folder of a set.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .jsonl file to write.")],
-    templates: Annotated[str | None, typer.Option(help="paper or release; default: the set's own.")] = None,
-    held_out: Annotated[bool, typer.Option("--held-out", help="The held-out rows instead of the training rows.")] = False,
+    templates: Annotated[
+        str | None, typer.Option(help="paper or release; default: the set's own.")
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="The held-out rows instead of the training rows.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a set as the release writes it: JSON lines with `prefix` and `plain_text`."""
@@ -135,10 +207,20 @@ def export(
 
 @instruct_app.command("import")
 def import_set(
-    source: Annotated[Path, typer.Argument(help="A .jsonl file with `prefix` and `plain_text`, such as the released ones.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .jsonl file with `prefix` and `plain_text`, such as the released ones."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the set.")],
-    inventory: Annotated[str, typer.Option(help="Inventory (id or folder) of its units; the file doesn't say.")],
-    unit_count: Annotated[int | None, typer.Option("--unit-count", min=1, help="K, where --inventory is no folder [1000].")] = None,
+    inventory: Annotated[
+        str, typer.Option(help="Inventory (id or folder) of its units; the file doesn't say.")
+    ],
+    unit_count: Annotated[
+        int | None,
+        typer.Option("--unit-count", min=1, help="K, where --inventory is no folder [1000]."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read JSON lines into a set, from which the same bytes can be exported; bad lines go to quarantine."""
@@ -152,16 +234,35 @@ def import_set(
 @instruct_app.command()
 def describe(
     task: Annotated[str, typer.Argument(help="asr or tts.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The text file to write, a description a line.")],
-    model: Annotated[str, typer.Option(help="The model to ask, by the name that the endpoint knows.")],
-    base_url: Annotated[str | None, typer.Option(help="The endpoint; default: OPENAI_BASE_URL, or the client's own.")] = None,
-    key: Annotated[str | None, typer.Option(help="Default: OPENAI_API_KEY, where others don't see it.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="asr, tts, or tts_seed: the paper's, which asks for recognition by mistake.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The text file to write, a description a line.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="The model to ask, by the name that the endpoint knows.")
+    ],
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The endpoint; default: OPENAI_BASE_URL, or the client's own."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Default: OPENAI_API_KEY, where others don't see it.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="asr, tts, or tts_seed: the paper's, which asks for recognition by mistake."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 100,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a request may take.")] = 60.0,
-    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens, to print the cost.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens of answers.")] = None,
+    price_in: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million prompt tokens, to print the cost."),
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens of answers.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Have a language model write task descriptions, as the paper had GPT-4 do; stopped and started again, it goes on."""
@@ -194,18 +295,39 @@ def _build_run(recipe, folder: Path, as_json: bool) -> None:
 
     if recipe.needs:
         missing = "; ".join(recipe.needs)
-        raise UserError(f"recipe {recipe.name} can't be run here as a whole (it needs: {missing}); build its sets by --units or --moss")
+        raise UserError(
+            f"recipe {recipe.name} can't be run here as a whole (it needs: {missing}); build its sets by --units or --moss"
+        )
     transformers.logging.set_verbosity_error()
     run = Run.create(folder, recipe, say=_say)
-    before = (pipeline.make_corpus, pipeline.make_hubert, pipeline.make_inventory, pipeline.make_units)
-    for make in (*before, pipeline.make_cross_modal_set, pipeline.make_text_to_unit, pipeline.make_chain_set):
+    before = (
+        pipeline.make_corpus,
+        pipeline.make_hubert,
+        pipeline.make_inventory,
+        pipeline.make_units,
+    )
+    for make in (
+        *before,
+        pipeline.make_cross_modal_set,
+        pipeline.make_text_to_unit,
+        pipeline.make_chain_set,
+    ):
         step = make(run)
         if make in (pipeline.make_cross_modal_set, pipeline.make_chain_set):
-            facts = {"folder": str(step.path), **{k: step.metrics[k] for k in ("rows", "held_out", "table_hash")}}
-            print(json.dumps(facts) if as_json else f"{step.path}: {facts['rows']} rows, table hash {facts['table_hash'][:16]}…")
+            facts = {
+                "folder": str(step.path),
+                **{k: step.metrics[k] for k in ("rows", "held_out", "table_hash")},
+            }
+            print(
+                json.dumps(facts)
+                if as_json
+                else f"{step.path}: {facts['rows']} rows, table hash {facts['table_hash'][:16]}…"
+            )
 
 
-def _build_cross_modal(recipe, units: list[Path], out: Path, descriptions: Path | None, shards: str | None, quiet: bool) -> dict:
+def _build_cross_modal(
+    recipe, units: list[Path], out: Path, descriptions: Path | None, shards: str | None, quiet: bool
+) -> dict:
     from speechgpt_lib.instructions.card import source_facts
     from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
     from speechgpt_lib.instructions.descriptions import read_descriptions
@@ -213,7 +335,11 @@ def _build_cross_modal(recipe, units: list[Path], out: Path, descriptions: Path 
     from speechgpt_lib.units_cli import shard_slice
 
     settings = recipe.instructions
-    lists = {task: read_descriptions(descriptions / f"{task}.txt") for task in ("asr", "tts")} if descriptions else None
+    lists = (
+        {task: read_descriptions(descriptions / f"{task}.txt") for task in ("asr", "tts")}
+        if descriptions
+        else None
+    )
     pairing = Pairing(
         seed=recipe.seed,
         pairing=settings.pairing,
@@ -241,7 +367,13 @@ def _build_cross_modal(recipe, units: list[Path], out: Path, descriptions: Path 
 
 
 def _build_chain(
-    recipe, moss: Path, out: Path, text_to_unit: Path | None, synthesiser: str | None, inventory: Path | None, classroom: bool
+    recipe,
+    moss: Path,
+    out: Path,
+    text_to_unit: Path | None,
+    synthesiser: str | None,
+    inventory: Path | None,
+    classroom: bool,
 ) -> dict:
     from speechgpt_lib.instructions.card import source_facts
     from speechgpt_lib.instructions.chain import build_chain, moss_dialogues
@@ -253,15 +385,22 @@ def _build_chain(
     from speechgpt_lib.units.foreign import open_inventory
 
     if (text_to_unit is None) == (synthesiser is None):
-        raise UserError("say what voices the dialogues: --text-to-unit DIR (the paper's way), or --synthesiser with --inventory DIR")
+        raise UserError(
+            "say what voices the dialogues: --text-to-unit DIR (the paper's way), or --synthesiser with --inventory DIR"
+        )
     if text_to_unit is not None:
         voicing = TextToUnit.load(text_to_unit)
         unit_count = voicing.vocabulary.unit_count
     else:
         if inventory is None:
-            raise UserError("--synthesiser needs --inventory DIR: the units of what it says are extracted with it")
+            raise UserError(
+                "--synthesiser needs --inventory DIR: the units of what it says are extracted with it"
+            )
         opened = open_inventory(inventory, None, None, None)
-        voicing, unit_count = speech_voicing(synthesiser, opened, recipe.corpus.target_voice), opened.count
+        voicing, unit_count = (
+            speech_voicing(synthesiser, opened, recipe.corpus.target_voice),
+            opened.count,
+        )
     settings, report = recipe.instructions, Report()
     samples = select(
         read_moss(moss, report),
@@ -287,7 +426,9 @@ def _build_chain(
 def _overview(summary: dict, out: Path) -> str:
     statistics = summary["statistics"]
     tasks = ", ".join(f"{name} {count}" for name, count in statistics["counts"].items())
-    lines = [f"{out}: shards {summary['shards']}, {statistics['rows']} rows ({tasks}), {summary['held_out']} held out"]
+    lines = [
+        f"{out}: shards {summary['shards']}, {statistics['rows']} rows ({tasks}), {summary['held_out']} held out"
+    ]
     lines += [f"quarantined: {reason} {count}" for reason, count in summary["quarantined"].items()]
     return "\n".join([*lines, f"table hash {summary['table_hash']}"])
 
@@ -302,7 +443,9 @@ def _rows_bar(quiet: bool):
     def bar():
         console = Console(stderr=True)
         columns = (TextColumn("{task.completed:,} rows"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        with Progress(
+            *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+        ) as progress:
             task = progress.add_task("rows", total=None)
             yield lambda rows: progress.update(task, advance=rows)
 
@@ -319,7 +462,11 @@ def _unit_count(inventory: str | None) -> int | None:
     """K of an inventory that is given by its folder."""
     from speechgpt_lib.vocoder_cli import inventory_facts
 
-    return int(inventory_facts(Path(inventory))["clusters"]) if inventory is not None and Path(inventory).is_dir() else None
+    return (
+        int(inventory_facts(Path(inventory))["clusters"])
+        if inventory is not None and Path(inventory).is_dir()
+        else None
+    )
 
 
 def _say(line: str) -> None:

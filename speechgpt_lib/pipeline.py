@@ -74,7 +74,12 @@ from speechgpt_lib.vocoder.steps import make_vocoder_of as make_vocoder_of
 # --- 01 units -----------------------------------------------------------------------------------------------------------------------
 def make_corpus(run: Run, force: bool = False) -> Step:
     settings = run.recipe.corpus
-    return run.step(CORPUS, lambda work: build_corpus(settings, run.recipe.seed, work), settings=settings, force=force)
+    return run.step(
+        CORPUS,
+        lambda work: build_corpus(settings, run.recipe.seed, work),
+        settings=settings,
+        force=force,
+    )
 
 
 def make_hubert(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
@@ -82,12 +87,16 @@ def make_hubert(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         waves = [u.wave for u in training_speech(corpus, settings.utterances, run.recipe.seed)]
-        encoder, targets, summary = train_encoder(waves, run.recipe.units, work, **training_options(run, on_log))
+        encoder, targets, summary = train_encoder(
+            waves, run.recipe.units, work, **training_options(run, on_log)
+        )
         targets.save(work / "mfcc_centroids.safetensors")
         save_module(encoder, work / "encoder.safetensors")
         return summary
 
-    section = settings.model_dump(mode="json") | ({"layer": run.recipe.units.layer} if settings.iterations == 2 else {})
+    section = settings.model_dump(mode="json") | (
+        {"layer": run.recipe.units.layer} if settings.iterations == 2 else {}
+    )
     return run.step(HUBERT, make, settings=section, inputs={"corpus": corpus}, force=force)
 
 
@@ -98,26 +107,44 @@ def make_inventory(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         encoder = build_encoder(settings.hubert).eval()
         load_module(encoder, hubert.path / "encoder.safetensors")
-        speech = training_speech(corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1)
+        speech = training_speech(
+            corpus, utterances_for(settings.kmeans_frames), run.recipe.seed + 1
+        )
         inventory = cluster_layer(encoder, [u.wave for u in speech], settings, run.recipe.seed)
         inventory.save(work)
         return {
             "id": inventory.id,
-            **compare_units(run, inventory, KMeansUnits.load(hubert.path / "mfcc_centroids.safetensors")),
+            **compare_units(
+                run, inventory, KMeansUnits.load(hubert.path / "mfcc_centroids.safetensors")
+            ),
         }
 
-    section = {"layer": settings.layer, "clusters": settings.clusters, "frames": settings.kmeans_frames}
-    return run.step(INVENTORY, make, settings=section, inputs={"corpus": corpus, "hubert": hubert}, force=force)
+    section = {
+        "layer": settings.layer,
+        "clusters": settings.clusters,
+        "frames": settings.kmeans_frames,
+    }
+    return run.step(
+        INVENTORY, make, settings=section, inputs={"corpus": corpus, "hubert": hubert}, force=force
+    )
 
 
-def compare_units(run: Run, inventory: UnitInventory, mfcc_units: KMeansUnits, per_voice: int = 40) -> dict:
+def compare_units(
+    run: Run, inventory: UnitInventory, mfcc_units: KMeansUnits, per_voice: int = 40
+) -> dict:
     """Quality of HuBERT units and of MFCC units on the same held-out utterances, against the phones that were spoken."""
     from speechgpt_lib.units.hubert import normalise_utterance
 
     waves, phones, voices = zip(*_aligned(run, per_voice), strict=True)
     hubert = [inventory.kmeans.assign(inventory.features(wave)) for wave in waves]
-    baseline = [mfcc_units.assign(normalise_utterance(mfcc(torch.from_numpy(wave))).numpy()) for wave in waves]
-    return {name: vars(unit_quality(units, phones, voices)) for name, units in (("hubert", hubert), ("mfcc", baseline))}
+    baseline = [
+        mfcc_units.assign(normalise_utterance(mfcc(torch.from_numpy(wave))).numpy())
+        for wave in waves
+    ]
+    return {
+        name: vars(unit_quality(units, phones, voices))
+        for name, units in (("hubert", hubert), ("mfcc", baseline))
+    }
 
 
 def make_unit_grid(run: Run, force: bool = False, utterances: int = 300) -> Step:
@@ -129,15 +156,29 @@ def make_unit_grid(run: Run, force: bool = False, utterances: int = 300) -> Step
         load_module(encoder, hubert.path / "encoder.safetensors")
         training = [u.wave for u in training_speech(corpus, utterances, run.recipe.seed + 1)]
         clusters = sorted({max(2, settings.clusters * factor // 4) for factor in (1, 2, 4, 8)})
-        return {"rows": list(quality_grid(encoder, training, _aligned(run, 20), clusters, run.recipe.seed))}
+        return {
+            "rows": list(
+                quality_grid(encoder, training, _aligned(run, 20), clusters, run.recipe.seed)
+            )
+        }
 
-    return run.step(UNIT_GRID, make, settings={"clusters": settings.clusters}, inputs={"corpus": corpus, "hubert": hubert}, force=force)
+    return run.step(
+        UNIT_GRID,
+        make,
+        settings={"clusters": settings.clusters},
+        inputs={"corpus": corpus, "hubert": hubert},
+        force=force,
+    )
 
 
-def _aligned(run: Run, per_voice: int) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
+def _aligned(
+    run: Run, per_voice: int
+) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
     """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end s, label)], voice)."""
     chosen, taken = [], {}
-    for u in read_utterances(run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]}):
+    for u in read_utterances(
+        run.require(CORPUS).path, audio=True, phones=True, where={"split": ["test", "test_voice"]}
+    ):
         taken[u.voice] = taken.get(u.voice, 0) + 1
         if taken[u.voice] <= per_voice:
             chosen.append((u.wave, [(p.start, p.end, p.label) for p in u.phones], u.voice))
@@ -150,7 +191,9 @@ def make_units(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         return extract_units(corpus.path, inventory.path, inventory.metrics["id"], work)
 
-    return run.step(UNITS, make, settings={}, inputs={"corpus": corpus, "inventory": inventory}, force=force)
+    return run.step(
+        UNITS, make, settings={}, inputs={"corpus": corpus, "inventory": inventory}, force=force
+    )
 
 
 # --- 05 text LLM and vocabulary -----------------------------------------------------------------------------------------------------
@@ -162,38 +205,77 @@ def make_text_model(run: Run, force: bool = False, on_log: OnLog = None) -> Step
         if settings.pretrained:
             (model, vocabulary), summary = load_pretrained(settings), {}
         else:
-            words = [part.value for row in _example_rows() for part in row.prompt + row.answer if part.kind == "template"]
-            vocabulary = Vocabulary(train_text_tokenizer([*lab_texts(run.recipe.seed), *words], settings.vocabulary))
+            words = [
+                part.value
+                for row in _example_rows()
+                for part in row.prompt + row.answer
+                if part.kind == "template"
+            ]
+            vocabulary = Vocabulary(
+                train_text_tokenizer([*lab_texts(run.recipe.seed), *words], settings.vocabulary)
+            )
             model = build_model(settings, vocabulary.size, run.recipe.seed)
             plan = stages.text_plan(vocabulary, settings.optimization.steps, run.recipe.seed)
-            summary = stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **training_options(run, on_log))
+            summary = stages.fit(
+                model,
+                plan,
+                settings.tokens_per_batch,
+                settings.optimization,
+                work,
+                **training_options(run, on_log),
+            )
         save_model(model, vocabulary, work)
         accuracy = stages.text_accuracy(model, vocabulary)
         parameters = sum(p.numel() for p in model.parameters())
-        return summary | {"held_out_text_accuracy": accuracy, "parameters": parameters, "vocabulary": vocabulary.size}
+        return summary | {
+            "held_out_text_accuracy": accuracy,
+            "parameters": parameters,
+            "vocabulary": vocabulary.size,
+        }
 
-    section = settings.model_dump(mode="json") | ({"files": fingerprint(settings.pretrained)} if settings.pretrained else {})
+    section = settings.model_dump(mode="json") | (
+        {"files": fingerprint(settings.pretrained)} if settings.pretrained else {}
+    )
     return run.step(TEXT_MODEL, make, settings=section, force=force)
 
 
 def make_expanded_model(run: Run, force: bool = False) -> Step:
     """Add units and markers to the vocabulary, once and before any stage."""
-    text_model, inventory, settings = run.require(TEXT_MODEL), run.require(INVENTORY), run.recipe.language_model
+    text_model, inventory, settings = (
+        run.require(TEXT_MODEL),
+        run.require(INVENTORY),
+        run.recipe.language_model,
+    )
 
     def make(work: Path) -> dict:
         model, before = load_model(text_model.path)
         after = before.expand(run.recipe.units.clusters, inventory.metrics["id"])
-        centroids = inventory_of(run).kmeans.centroids if settings.new_embeddings == "centroids" else None
+        centroids = (
+            inventory_of(run).kmeans.centroids if settings.new_embeddings == "centroids" else None
+        )
         probe = torch.tensor([[before.begin, *before.encode_text("the big dog is in the house")]])
         with torch.inference_mode():
             old_logits = model(probe).logits
-            expand_model(model, before, after, run.recipe.seed, centroids=centroids, multiple=settings.multiple)
+            expand_model(
+                model,
+                before,
+                after,
+                run.recipe.seed,
+                centroids=centroids,
+                multiple=settings.multiple,
+            )
             change = (model(probe).logits[..., : before.size] - old_logits).abs().max().item()
         save_model(model, after, work)
         return {"before": before.size, "after": after.size, "largest_change_of_old_logits": change}
 
     section = {"new_embeddings": settings.new_embeddings, "multiple": settings.multiple}
-    return run.step(EXPANDED, make, settings=section, inputs={"text_model": text_model, "inventory": inventory}, force=force)
+    return run.step(
+        EXPANDED,
+        make,
+        settings=section,
+        inputs={"text_model": text_model, "inventory": inventory},
+        force=force,
+    )
 
 
 # --- 06, 07, 08 the three stages ----------------------------------------------------------------------------------------------------
@@ -220,28 +302,47 @@ def make_stage1(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
         after = stages.unit_perplexity(model, vocabulary, held_out)
         return summary | {"unit_perplexity_before": before, "unit_perplexity": after}
 
-    return run.step(STAGE1, make, settings=settings, inputs={"model": start, "units": units}, force=force)
+    return run.step(
+        STAGE1, make, settings=settings, inputs={"model": start, "units": units}, force=force
+    )
 
 
 def make_stage2(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
-    start, units, instructions = run.require(STAGE1), run.require(UNITS), run.require(CROSS_MODAL_SET)
+    start, units, instructions = (
+        run.require(STAGE1),
+        run.require(UNITS),
+        run.require(CROSS_MODAL_SET),
+    )
     settings, templates = run.recipe.stage2, run.recipe.instructions
 
     def make(work: Path) -> dict:
         model, vocabulary = _start(run, start.path)
         splits = {"split": ["train", "unlabelled"]}
-        speech = [row.units for row in read_units(units.path, vocabulary.inventory, splits)] if settings.replay.get("units") else []
+        speech = (
+            [row.units for row in read_units(units.path, vocabulary.inventory, splits)]
+            if settings.replay.get("units")
+            else []
+        )
         held_out = held_out_units(run, vocabulary.inventory)[:64]
         before = _transcription_wer(model, vocabulary, held_out, templates.templates)
         with _tokens(work) as tokens:
             tasks = []
             for task in ("asr", "tts"):
-                records = (r for r in sets.read_set(instructions.path, vocabulary.inventory) if r["task"] == task)
+                records = (
+                    r
+                    for r in sets.read_set(instructions.path, vocabulary.inventory)
+                    if r["task"] == task
+                )
                 tasks.append(stages.encoded(records, vocabulary, templates, tokens / task))
-            plan = stages.stage2_plan(vocabulary, *tasks, speech, settings, templates.text_weight, run.recipe.seed)
+            plan = stages.stage2_plan(
+                vocabulary, *tasks, speech, settings, templates.text_weight, run.recipe.seed
+            )
             summary = _fit(run, model, vocabulary, plan, settings, work, on_log)
         save_model(model, vocabulary, work)
-        return summary | {"asr_wer_before": before, "asr_wer": _transcription_wer(model, vocabulary, held_out, templates.templates)}
+        return summary | {
+            "asr_wer_before": before,
+            "asr_wer": _transcription_wer(model, vocabulary, held_out, templates.templates),
+        }
 
     inputs = {"model": start, "units": units, "instructions": instructions}
     section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
@@ -254,9 +355,13 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 
     def make(work: Path) -> dict:
         model, vocabulary = _start(run, start.path)
-        questions = [row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS][:64]
+        questions = [
+            row for row in held_out_units(run, vocabulary.inventory) if row.kind in world.KINDS
+        ][:64]
         before = _chain_accuracy(model, vocabulary, questions, templates.templates)
-        new_tokens = range(vocabulary.text_size, vocabulary.size) if settings.lora.new_tokens else ()
+        new_tokens = (
+            range(vocabulary.text_size, vocabulary.size) if settings.lora.new_tokens else ()
+        )
         adapted = stages.add_lora(model, settings.lora, run.recipe.seed, new_tokens)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         with _tokens(work) as tokens:
@@ -265,15 +370,29 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
             summary = _fit(run, model, vocabulary, lambda epoch, step: own, settings, work, on_log)
         stages.save_adapter(adapted, work)
         after = _chain_accuracy(model, vocabulary, questions, templates.templates)
-        return summary | {"trainable_parameters": trainable, "chain_accuracy_before": before, "chain_accuracy": after}
+        return summary | {
+            "trainable_parameters": trainable,
+            "chain_accuracy_before": before,
+            "chain_accuracy": after,
+        }
 
     section = {"stage": settings.model_dump(mode="json"), **_row_settings(templates)}
-    return run.step(STAGE3, make, settings=section, inputs={"model": start, "instructions": instructions}, force=force)
+    return run.step(
+        STAGE3,
+        make,
+        settings=section,
+        inputs={"model": start, "instructions": instructions},
+        force=force,
+    )
 
 
-def _fit(run: Run, model, vocabulary, plan, settings: StageSettings, work: Path, on_log: OnLog) -> dict:
+def _fit(
+    run: Run, model, vocabulary, plan, settings: StageSettings, work: Path, on_log: OnLog
+) -> dict:
     options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
-    return stages.fit(model, plan, settings.tokens_per_batch, settings.optimization, work, **options)
+    return stages.fit(
+        model, plan, settings.tokens_per_batch, settings.optimization, work, **options
+    )
 
 
 @contextlib.contextmanager
@@ -293,7 +412,10 @@ def _row_settings(instructions) -> dict:
 
 # --- what the steps share -----------------------------------------------------------------------------------------------------------
 def _transcription_wer(model, vocabulary: Vocabulary, rows: list[UnitRow], templates: str) -> float:
-    return wer([row.text for row in rows], generation.transcribe(model, vocabulary, [row.units for row in rows], templates))
+    return wer(
+        [row.text for row in rows],
+        generation.transcribe(model, vocabulary, [row.units for row in rows], templates),
+    )
 
 
 def _chain_accuracy(model, vocabulary: Vocabulary, rows: list[UnitRow], templates: str) -> float:

@@ -35,19 +35,28 @@ OnLog = Callable[[dict], None] | None
 
 
 def training_options(run: Run, on_log: OnLog) -> dict:
-    return {"seed": run.recipe.seed, "device": resolve_device(run.recipe.device), "world_size": run.recipe.processes, "on_log": on_log}
+    return {
+        "seed": run.recipe.seed,
+        "device": resolve_device(run.recipe.device),
+        "world_size": run.recipe.processes,
+        "on_log": on_log,
+    }
 
 
 def training_speech(corpus: Step, count: int, seed: int) -> list:
     """A seeded sample of training utterances over all voices, with their sound."""
-    identities = [u.id for u in read_utterances(corpus.path, where={"split": ["train", "unlabelled"]})]
+    identities = [
+        u.id for u in read_utterances(corpus.path, where={"split": ["train", "unlabelled"]})
+    ]
     chosen = set(sets.shuffled(identities, seed)[:count])
     return list(read_utterances(corpus.path, audio=True, where={"id": chosen}))
 
 
 def held_out_units(run: Run, inventory_id: str | None) -> list[UnitRow]:
     """Held-out utterances in the voices of training, shuffled."""
-    return sets.shuffled(list(read_units(run.require(UNITS).path, inventory_id, {"split": "test"})), run.recipe.seed)
+    return sets.shuffled(
+        list(read_units(run.require(UNITS).path, inventory_id, {"split": "test"})), run.recipe.seed
+    )
 
 
 def inventory_of(run: Run) -> UnitInventory:

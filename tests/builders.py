@@ -23,7 +23,12 @@ def smoke_recipe(**changes) -> Recipe:
 
 
 def few_steps(steps: int, **changes) -> Optimization:
-    return Optimization(**({"steps": steps, "learning_rate": 1e-3, "warmup": 1, "precision": "no", "log_every": 1} | changes))
+    return Optimization(
+        **(
+            {"steps": steps, "learning_rate": 1e-3, "warmup": 1, "precision": "no", "log_every": 1}
+            | changes
+        )
+    )
 
 
 def tiny_vocabulary(units: int = 20, inventory: str = "test") -> Vocabulary:
@@ -32,14 +37,24 @@ def tiny_vocabulary(units: int = 20, inventory: str = "test") -> Vocabulary:
 
 
 def tiny_language_model(vocabulary: Vocabulary, seed: int = 0, **changes):
-    settings = {"hidden_size": 80, "layers": 2, "heads": 5, "feed_forward": 96, "optimization": few_steps(1)} | changes
+    settings = {
+        "hidden_size": 80,
+        "layers": 2,
+        "heads": 5,
+        "feed_forward": 96,
+        "optimization": few_steps(1),
+    } | changes
     return build_model(LanguageModelSettings(**settings), vocabulary.size, seed).eval()
 
 
 def tiny_inventory(layer: int = 1, clusters: int = 20, seed: int = 0) -> UnitInventory:
     torch.manual_seed(seed)
     encoder = build_encoder(load_recipe("smoke").units.hubert).eval()
-    centroids = np.random.default_rng(seed).normal(size=(clusters, encoder.config.hidden_size)).astype(np.float32)
+    centroids = (
+        np.random.default_rng(seed)
+        .normal(size=(clusters, encoder.config.hidden_size))
+        .astype(np.float32)
+    )
     return UnitInventory.create(encoder, layer, KMeansUnits(centroids))
 
 
@@ -55,4 +70,6 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(scale=0.1, size=int(seconds * 16_000)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).normal(scale=0.1, size=int(seconds * 16_000)).astype(np.float32)
+    )

@@ -75,9 +75,20 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(base / "smoke.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run_dir / "complete").exists():
-            command = [sys.executable, "-m", "speechgpt_lib.cli", "run", "--recipe", "smoke", "--run-dir", str(run_dir)]
+            command = [
+                sys.executable,
+                "-m",
+                "speechgpt_lib.cli",
+                "run",
+                "--recipe",
+                "smoke",
+                "--run-dir",
+                str(run_dir),
+            ]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
-            assert done.returncode == 0, f"smoke failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            assert done.returncode == 0, (
+                f"smoke failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
             (run_dir / "complete").write_text(done.stdout)
     return run_dir
 
@@ -86,9 +97,13 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def speechgpt():
     """Run the command line in a process of its own: `speechgpt("ask", …)` → the completed process."""
 
-    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
+    def run(
+        *arguments: object, cwd: Path = ROOT, timeout: float = 300
+    ) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "speechgpt_lib.cli", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
 
     return run

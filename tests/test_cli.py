@@ -28,14 +28,21 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_units_and_speak_are_each_others_way_back(speechgpt, smoke_run: Path, clip: Path, tmp_path: Path) -> None:
+def test_units_and_speak_are_each_others_way_back(
+    speechgpt, smoke_run: Path, clip: Path, tmp_path: Path
+) -> None:
     written = speechgpt("units", clip, "--run", smoke_run)
     assert written.returncode == 0, written.stderr
     units = parse_units(written.stdout.strip(), unit_count=20)
     listed = json.loads(speechgpt("units", clip, "--run", smoke_run, "--json").stdout)
-    assert listed["units"] == units.tolist() and sum(listed["durations"]) == 1 + (soundfile.info(clip).frames - 400) // 320
+    assert (
+        listed["units"] == units.tolist()
+        and sum(listed["durations"]) == 1 + (soundfile.info(clip).frames - 400) // 320
+    )
 
-    spoken = speechgpt("speak", written.stdout.strip(), "-o", tmp_path / "out.wav", "--run", smoke_run)
+    spoken = speechgpt(
+        "speak", written.stdout.strip(), "-o", tmp_path / "out.wav", "--run", smoke_run
+    )
     assert spoken.returncode == 0, spoken.stderr
     wave, rate = soundfile.read(tmp_path / "out.wav")
     assert rate == 16_000 and len(wave) % 320 == 0 and len(wave) >= 320 * len(units)
@@ -48,25 +55,48 @@ def test_transcribe_prints_one_object_a_file(speechgpt, smoke_run: Path, clip: P
     assert rows[0]["text"] == rows[1]["text"]
 
 
-def test_ask_answers_speech_and_text(speechgpt, smoke_run: Path, clip: Path, tmp_path: Path) -> None:
+def test_ask_answers_speech_and_text(
+    speechgpt, smoke_run: Path, clip: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "answer.wav"
     spoken = speechgpt("ask", clip, "-o", out, "--run", smoke_run, "--json")
     assert spoken.returncode == 0, spoken.stderr
     reply = json.loads(spoken.stdout)
     assert {"question_text", "answer_text", "answer_units", "audio"} <= reply.keys()
     assert (reply["audio"] is None) == (not out.exists())
-    written = json.loads(speechgpt("ask", "where is the quokka", "--reply", "text", "--run", smoke_run, "--json").stdout)
+    written = json.loads(
+        speechgpt(
+            "ask", "where is the quokka", "--reply", "text", "--run", smoke_run, "--json"
+        ).stdout
+    )
     assert written["question_text"] == "where is the quokka" and written["audio"] is None
     assert "quokka" in written["note"]
 
 
 def test_a_fresh_set_is_sampled_and_scored(speechgpt, smoke_run: Path, tmp_path: Path) -> None:
-    sampled = speechgpt("corpora", "sample", "--seed", 5, "-n", 4, "--kind", "place", "-o", tmp_path / "set", "--recipe", "smoke")
+    sampled = speechgpt(
+        "corpora",
+        "sample",
+        "--seed",
+        5,
+        "-n",
+        4,
+        "--kind",
+        "place",
+        "-o",
+        tmp_path / "set",
+        "--recipe",
+        "smoke",
+    )
     assert sampled.returncode == 0, sampled.stderr
     scored = speechgpt("evaluate", "--set", tmp_path / "set", "--run", smoke_run, "--json")
     assert scored.returncode == 0, scored.stderr
     report = json.loads(scored.stdout)
-    assert report["items"] == 4 and report["qa_text_accuracy"]["n"] == 4 and report["qa_by_kind"].keys() == {"place"}
+    assert (
+        report["items"] == 4
+        and report["qa_text_accuracy"]["n"] == 4
+        and report["qa_by_kind"].keys() == {"place"}
+    )
     assert (tmp_path / "set" / "report.json").exists()
 
 
@@ -80,7 +110,9 @@ def write_bad_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def test_bad_input_is_one_line_and_no_traceback(speechgpt, smoke_run: Path, clip: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_no_traceback(
+    speechgpt, smoke_run: Path, clip: Path, tmp_path: Path
+) -> None:
     bad = write_bad_files(tmp_path)
     cases = {
         ("units", bad["text"]): "not a readable sound file",
@@ -97,7 +129,10 @@ def test_bad_input_is_one_line_and_no_traceback(speechgpt, smoke_run: Path, clip
     for arguments, expected in cases.items():
         done = speechgpt(*arguments, "--run", smoke_run)
         lines = done.stderr.strip().splitlines()
-        assert done.returncode != 0 and expected in lines[-1] and "Traceback" not in done.stderr, (arguments, done.stderr)
+        assert done.returncode != 0 and expected in lines[-1] and "Traceback" not in done.stderr, (
+            arguments,
+            done.stderr,
+        )
     assert not (tmp_path / "x.wav").exists()
 
 
@@ -113,22 +148,47 @@ def test_missing_run_and_unknown_recipe_name_the_cure(speechgpt, tmp_path: Path)
     assert wrong_key.returncode == 1 and "sumary" in wrong_key.stderr
 
 
-def test_stereo_is_mixed_and_other_rates_are_resampled(speechgpt, smoke_run: Path, clip: Path, tmp_path: Path) -> None:
+def test_stereo_is_mixed_and_other_rates_are_resampled(
+    speechgpt, smoke_run: Path, clip: Path, tmp_path: Path
+) -> None:
     wave, _ = soundfile.read(clip)
     soundfile.write(tmp_path / "stereo.wav", np.stack([wave, wave], axis=1), 16_000)
-    mono, stereo = (json.loads(speechgpt("units", path, "--run", smoke_run, "--json").stdout) for path in (clip, tmp_path / "stereo.wav"))
+    mono, stereo = (
+        json.loads(speechgpt("units", path, "--run", smoke_run, "--json").stdout)
+        for path in (clip, tmp_path / "stereo.wav")
+    )
     assert mono["units"] == stereo["units"]
     soundfile.write(tmp_path / "half.wav", wave[::2], 8000)
-    half = json.loads(speechgpt("units", tmp_path / "half.wav", "--run", smoke_run, "--json").stdout)
+    half = json.loads(
+        speechgpt("units", tmp_path / "half.wav", "--run", smoke_run, "--json").stdout
+    )
     assert abs(sum(half["durations"]) - sum(mono["durations"])) <= 1
 
 
-def test_a_signal_ends_a_run_at_once_and_it_resumes(tmp_path: Path, root: Path, smoke_run: Path) -> None:
+def test_a_signal_ends_a_run_at_once_and_it_resumes(
+    tmp_path: Path, root: Path, smoke_run: Path
+) -> None:
     run_dir = tmp_path / "killed"
-    command = [sys.executable, "-m", "speechgpt_lib.cli", "run", "--recipe", "smoke", "--run-dir", str(run_dir), "--only", "01"]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "speechgpt_lib.cli",
+        "run",
+        "--recipe",
+        "smoke",
+        "--run-dir",
+        str(run_dir),
+        "--only",
+        "01",
+    ]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
-    while not list(run_dir.glob("01_unit_extraction/corpus*/*.parquet")) and time.monotonic() < deadline:
+    while (
+        not list(run_dir.glob("01_unit_extraction/corpus*/*.parquet"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
@@ -138,12 +198,17 @@ def test_a_signal_ends_a_run_at_once_and_it_resumes(tmp_path: Path, root: Path, 
     assert not alive, [p.cmdline() for p in alive]
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
-    facts = [json.loads((d / "01_unit_extraction" / "units" / "facts.json").read_text()) for d in (run_dir, smoke_run)]
+    facts = [
+        json.loads((d / "01_unit_extraction" / "units" / "facts.json").read_text())
+        for d in (run_dir, smoke_run)
+    ]
     assert facts[0]["outputs"] == facts[1]["outputs"]  # the interrupted run ends in the same bytes
 
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
-def test_doctor_fails_where_a_required_part_is_missing(monkeypatch, capsys, ok: bool, status: int) -> None:
+def test_doctor_fails_where_a_required_part_is_missing(
+    monkeypatch, capsys, ok: bool, status: int
+) -> None:
     check = doctor.Check("a part", ok, "something", "more", "everything", required=True)
     optional = doctor.Check("an extra", False, "nothing", "something", "little")
     monkeypatch.setattr(doctor, "diagnose", lambda run_dir: [check, optional])
@@ -154,4 +219,6 @@ def test_doctor_fails_where_a_required_part_is_missing(monkeypatch, capsys, ok: 
             cli.main()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (ended.value.code or 0) == status and [c["name"] for c in json.loads(capsys.readouterr().out)] == ["a part", "an extra"]
+    assert (ended.value.code or 0) == status and [
+        c["name"] for c in json.loads(capsys.readouterr().out)
+    ] == ["a part", "an extra"]

@@ -26,13 +26,17 @@ def test_diagnosis_covers_every_part_and_turns_into_json(tmp_path):
     assert all(isinstance(row["ok"], bool) for row in rows)
 
 
-@pytest.mark.parametrize(("version", "ok"), [("3.10.14", False), ("3.11.0", True), ("3.12.9", True), ("3.13.0", False)])
+@pytest.mark.parametrize(
+    ("version", "ok"), [("3.10.14", False), ("3.11.0", True), ("3.12.9", True), ("3.13.0", False)]
+)
 def test_python_versions(version, ok):
     assert doctor.python_check(version).ok is ok
 
 
 def test_package_versions_against_requirements():
-    checks = doctor.package_checks(["rich>=1", "numpy>=1000", "no-such-package>=2", "papermill<0.1"])
+    checks = doctor.package_checks(
+        ["rich>=1", "numpy>=1000", "no-such-package>=2", "papermill<0.1"]
+    )
     assert [(check.name, check.ok) for check in checks] == [
         ("no-such-package", False),
         ("numpy", False),
@@ -77,7 +81,10 @@ def test_memory_allows_for_what_the_system_keeps():
 
 def test_memory_limit_of_a_control_group_counts(monkeypatch):
     real = doctor.Path.read_text
-    limits = {"/proc/self/cgroup": "0::/batch/job\n", "/sys/fs/cgroup/batch/memory.max": "2000000000\n"}
+    limits = {
+        "/proc/self/cgroup": "0::/batch/job\n",
+        "/sys/fs/cgroup/batch/memory.max": "2000000000\n",
+    }
     monkeypatch.setattr(doctor.Path, "read_text", lambda path: limits.get(str(path)) or real(path))
     monkeypatch.setattr(doctor.Path, "is_file", lambda path: str(path) in limits)
     assert doctor._memory_gb() == 2.0
@@ -125,7 +132,14 @@ def test_programs_are_found_on_path(tmp_path, monkeypatch):
 def test_table_shows_costs_of_what_is_missing_only():
     checks = [
         Check("present", True, "1.0", ">=1", "never shown"),
-        Check("absent", False, "not installed", "the module x", "pip install '.[judge]'", required=True),
+        Check(
+            "absent",
+            False,
+            "not installed",
+            "the module x",
+            "pip install '.[judge]'",
+            required=True,
+        ),
     ]
     console = Console(file=io.StringIO(), width=200)
     console.print(doctor.render(checks))

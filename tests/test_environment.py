@@ -56,12 +56,16 @@ def lock(root):
     pins = [Requirement(line) for line in lines]
     versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
     assert len(versions) == len(lines), "a package stands twice in the lock"
-    assert all(re.fullmatch(r"==[0-9][0-9a-z.]*", version) for version in versions.values()), "exact, public versions only"
+    assert all(re.fullmatch(r"==[0-9][0-9a-z.]*", version) for version in versions.values()), (
+        "exact, public versions only"
+    )
     return {name: version.removeprefix("==") for name, version in versions.items()}
 
 
 def lines_of(root) -> list[str]:
-    return [line for line in (root / "requirements.lock").read_text().splitlines() if line[0] != "#"]
+    return [
+        line for line in (root / "requirements.lock").read_text().splitlines() if line[0] != "#"
+    ]
 
 
 def installed_by_default(project) -> list[Requirement]:
@@ -84,7 +88,9 @@ def test_lock_has_one_exact_version_of_all_that_pyproject_asks_for(project, lock
     for requirement in installed_by_default(project):
         version = lock.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in requirements.lock"
-        assert requirement.specifier.contains(version), f"{requirement} excludes the locked {version}"
+        assert requirement.specifier.contains(version), (
+            f"{requirement} excludes the locked {version}"
+        )
 
 
 def test_torch_is_pinned_by_its_plain_version(project, lock):
@@ -95,14 +101,20 @@ def test_torch_is_pinned_by_its_plain_version(project, lock):
 
 def test_lock_is_closed_and_holds_nothing_unneeded(project, lock, root):
     """Follow what the installed packages ask for, for both Python versions, from pyproject's requirements on."""
-    only_on_312 = {canonicalize_name(line.split("==")[0]) for line in lines_of(root) if "python_version" in line}
+    only_on_312 = {
+        canonicalize_name(line.split("==")[0])
+        for line in lines_of(root)
+        if "python_version" in line
+    }
     wanted: dict[str, str] = {}
     waiting = [(requirement, "pyproject.toml") for requirement in installed_by_default(project)]
     seen = set()
     while waiting:
         requirement, asked_by = waiting.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if (name, extras) in seen or (asked_by == "torch" and name.startswith(("nvidia", "cuda", "triton"))):
+        if (name, extras) in seen or (
+            asked_by == "torch" and name.startswith(("nvidia", "cuda", "triton"))
+        ):
             continue  # torch's GPU libraries differ from build to build: pip's affair
         seen.add((name, extras))
         wanted.setdefault(name, asked_by)
@@ -116,7 +128,9 @@ def test_lock_is_closed_and_holds_nothing_unneeded(project, lock, root):
         except importlib.metadata.PackageNotFoundError:
             continue  # not installed here, for example because only the other Python needs it
         for need in needs:
-            if need.marker is None or any(need.marker.evaluate(environment) for environment in environments):
+            if need.marker is None or any(
+                need.marker.evaluate(environment) for environment in environments
+            ):
                 waiting.append((need, name))
     missing = {name: asked_by for name, asked_by in wanted.items() if name not in lock}
     assert not missing, f"asked for, but not in the lock: {missing}"
@@ -138,10 +152,19 @@ def test_this_environment_was_made_from_the_lock(lock):
 
 @pytest.mark.parametrize("python", ["3.11.2", "3.12.1"])  # Debian 12 has 3.11.2
 def test_locked_packages_admit_early_releases_of_python(python, lock):
-    installed = {canonicalize_name(found.metadata["Name"]): found for found in importlib.metadata.distributions()}
-    ranges = {name: installed[name].metadata.get("Requires-Python") for name in lock if name in installed}
+    installed = {
+        canonicalize_name(found.metadata["Name"]): found
+        for found in importlib.metadata.distributions()
+    }
+    ranges = {
+        name: installed[name].metadata.get("Requires-Python") for name in lock if name in installed
+    }
     assert len(ranges) > 100
-    refusing = {name: text for name, text in ranges.items() if text and not SpecifierSet(text).contains(python)}
+    refusing = {
+        name: text
+        for name, text in ranges.items()
+        if text and not SpecifierSet(text).contains(python)
+    }
     assert not refusing
 
 
@@ -157,10 +180,16 @@ def test_every_import_is_declared(project, root):
             else:
                 continue
             imported |= {name.partition(".")[0]: path.relative_to(root) for name in names}
-    everything = [*project["project"]["dependencies"], *sum(project["project"]["optional-dependencies"].values(), [])]
+    everything = [
+        *project["project"]["dependencies"],
+        *sum(project["project"]["optional-dependencies"].values(), []),
+    ]
     declared = {canonicalize_name(Requirement(text).name) for text in everything}
     # The wheel of parselmouth is one compiled module, which packages_distributions overlooks.
-    providers = {**importlib.metadata.packages_distributions(), "parselmouth": ["praat-parselmouth"]}
+    providers = {
+        **importlib.metadata.packages_distributions(),
+        "parselmouth": ["praat-parselmouth"],
+    }
     own = {
         "speechgpt_lib",
         "tests",
@@ -170,7 +199,9 @@ def test_every_import_is_declared(project, root):
     }  # fairseq: by `make fairseq` only
     for module in sorted(set(imported) - own):
         distributions = {canonicalize_name(name) for name in providers.get(module, [module])}
-        assert distributions & declared, f"{imported[module]} imports {module}, which pyproject.toml doesn't ask for"
+        assert distributions & declared, (
+            f"{imported[module]} imports {module}, which pyproject.toml doesn't ask for"
+        )
 
 
 @pytest.mark.parametrize("file", ["environment.yml", "binder/environment.yml"])
@@ -185,12 +216,19 @@ def test_conda_environments_have_the_locked_versions(file, root, lock):
 
 def test_conda_environment_points_to_fairseq_and_installs_the_rest(root):
     assert "make fairseq" in (root / "environment.yml").read_text()
-    assert pip_section(root / "environment.yml")[-2:] == ["--requirement requirements.lock", "--editable ."]
+    assert pip_section(root / "environment.yml")[-2:] == [
+        "--requirement requirements.lock",
+        "--editable .",
+    ]
 
 
 def test_binder_environment_needs_no_file_of_the_repository(root):
     """Binder installs it before it copies the repository."""
-    assert not [entry for entry in pip_section(root / "binder" / "environment.yml") if entry.startswith(("-", "."))]
+    assert not [
+        entry
+        for entry in pip_section(root / "binder" / "environment.yml")
+        if entry.startswith(("-", "."))
+    ]
 
 
 def test_binder_installs_the_package_and_runs_smoke(root, tmp_path):
@@ -198,19 +236,35 @@ def test_binder_installs_the_package_and_runs_smoke(root, tmp_path):
         (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
         (tmp_path / program).chmod(0o755)
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([root / "binder" / "postBuild"], env=path, text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [root / "binder" / "postBuild"], env=path, text=True, capture_output=True, check=True
+    )
     lock, package, smoke = done.stdout.splitlines()
     assert "--requirement requirements.lock" in lock
     assert "--editable ." in package and "--no-deps" in package
     assert smoke == "speechgpt run --recipe smoke"
     (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
-    failed = subprocess.run([root / "binder" / "postBuild"], env=path, text=True, capture_output=True)
-    assert (failed.returncode, failed.stdout) == (3, ""), "a failed installation must fail the build"
+    failed = subprocess.run(
+        [root / "binder" / "postBuild"], env=path, text=True, capture_output=True
+    )
+    assert (failed.returncode, failed.stdout) == (3, ""), (
+        "a failed installation must fail the build"
+    )
 
 
 def test_binder_start_becomes_the_command_it_is_given(root):
-    command = [root / "binder" / "start", "sh", "-c", 'echo "$1" "$OMP_NUM_THREADS"', "sh", "two words"]
-    assert subprocess.run(command, text=True, capture_output=True, check=True).stdout == "two words 1\n"
+    command = [
+        root / "binder" / "start",
+        "sh",
+        "-c",
+        'echo "$1" "$OMP_NUM_THREADS"',
+        "sh",
+        "two words",
+    ]
+    assert (
+        subprocess.run(command, text=True, capture_output=True, check=True).stdout
+        == "two words 1\n"
+    )
 
 
 def test_python_range_and_version_stand_the_same_everywhere(project, root):
@@ -225,8 +279,12 @@ def test_python_range_and_version_stand_the_same_everywhere(project, root):
 
 @pytest.mark.parametrize("file", SETUP_FILES)
 def test_no_registry_and_no_absolute_path_is_named(file, root):
-    text = "\n".join(line for line in (root / file).read_text().splitlines() if not line.startswith("#!"))
-    found = re.findall(r"\w+://\S+|--(?:extra-)?index-url|--find-links|(?<![\w.*$)/-])/(?:\w+/)+\w*", text)
+    text = "\n".join(
+        line for line in (root / file).read_text().splitlines() if not line.startswith("#!")
+    )
+    found = re.findall(
+        r"\w+://\S+|--(?:extra-)?index-url|--find-links|(?<![\w.*$)/-])/(?:\w+/)+\w*", text
+    )
     # A leading slash in .gitignore means the top folder of the clone.
     allowed = {"/runs/", "/build/", "/dist/", "/dev/null"}
     assert not set(found) - allowed
@@ -237,7 +295,9 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def make(root, *arguments: str) -> subprocess.CompletedProcess:
     # Flags of a make that runs these tests must not reach this one.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     return subprocess.run(["make", *arguments], cwd=root, env=clean, text=True, capture_output=True)
 
 
@@ -253,9 +313,20 @@ def test_make_lists_its_targets(root):
     [
         ("tutorial", ["speechgpt run --recipe lab"]),
         ("lab", ["jupyter lab notebooks"]),
-        ("test", ["ruff check .", "ruff format --check .", "speechgpt_lib.notebook.lint notebooks", "pytest -n 2"]),
+        (
+            "test",
+            [
+                "ruff check .",
+                "ruff format --check .",
+                "speechgpt_lib.notebook.lint notebooks",
+                "pytest -n 2",
+            ],
+        ),
         ("test-fast", ['pytest -n 2 -m "not slow"']),
-        ("lint", ["ruff check .", "ruff format --check .", "speechgpt_lib.notebook.lint notebooks"]),
+        (
+            "lint",
+            ["ruff check .", "ruff format --check .", "speechgpt_lib.notebook.lint notebooks"],
+        ),
     ],
 )
 def test_a_target_installs_from_the_lock_first(target, commands, root, tmp_path):
@@ -292,12 +363,26 @@ def test_a_missing_python_is_named(root, tmp_path):
 
 
 def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_path):
-    (tmp_path / "make").write_text('#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n[ "$1" = test ] && exit 7\nexit 0\n')
+    (tmp_path / "make").write_text(
+        '#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n[ "$1" = test ] && exit 7\nexit 0\n'
+    )
     (tmp_path / "make").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}
     environment.pop("SPEECHGPT_REQUIRE", None)  # this test itself runs under .ci/run, which sets it
     command = ["bash", str(root / ".ci" / "run")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, text=True, capture_output=True)
-    expected = [str(root), "make fairseq quantized requires []", str(root), "make test requires [fairseq,descriptions,bitsandbytes]"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+    )
+    expected = [
+        str(root),
+        "make fairseq quantized requires []",
+        str(root),
+        "make test requires [fairseq,descriptions,bitsandbytes]",
+    ]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7

@@ -24,7 +24,9 @@ def test_every_notebook_is_executed_without_an_error(smoke_run: Path, root: Path
     assert [name[:2] for name in names] == [f"{n:02d}" for n in range(11)]
     for name in names:
         notebook = nbformat.read(smoke_run / "notebooks" / name, as_version=4)
-        outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+        outputs = [
+            output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+        ]
         assert outputs and not [output for output in outputs if output.output_type == "error"], name
         assert (smoke_run / "notebooks" / name).stat().st_size < 1.5 * 2**20, name
 
@@ -34,8 +36,18 @@ def test_the_report_has_every_figure_with_its_interval(smoke_run: Path) -> None:
     for name in FIGURES:
         figure = report[name]
         assert figure["low"] <= figure["value"] <= figure["high"] and figure["n"] >= 1, name
-    assert set(report["qa_by_kind"]) == {"sum", "capital", "opposite", "bigger", "color", "place", "owner"}
-    assert report["wall_seconds"]["value"] == pytest.approx(sum(s["wall_seconds"] for s in report["steps"].values()), abs=0.2)
+    assert set(report["qa_by_kind"]) == {
+        "sum",
+        "capital",
+        "opposite",
+        "bigger",
+        "color",
+        "place",
+        "owner",
+    }
+    assert report["wall_seconds"]["value"] == pytest.approx(
+        sum(s["wall_seconds"] for s in report["steps"].values()), abs=0.2
+    )
     assert "<audio" in (smoke_run / "report.html").read_text()
 
 
@@ -47,8 +59,30 @@ def test_a_second_run_reuses_everything(smoke_run: Path) -> None:
 
 
 def test_steps_left_facts_that_name_their_inputs(smoke_run: Path) -> None:
-    facts = {p.parent.name: json.loads(p.read_text()) for p in smoke_run.glob("[0-9][0-9]_*/*/facts.json")}
-    assert {"corpus", "hubert", "inventory", "units", "vocoder", "text_to_unit", "chain_set", "adapter", "evaluation"} <= facts.keys()
+    facts = {
+        p.parent.name: json.loads(p.read_text())
+        for p in smoke_run.glob("[0-9][0-9]_*/*/facts.json")
+    }
+    assert {
+        "corpus",
+        "hubert",
+        "inventory",
+        "units",
+        "vocoder",
+        "text_to_unit",
+        "chain_set",
+        "adapter",
+        "evaluation",
+    } <= facts.keys()
     assert facts["units"]["inputs"]["inventory"]["key"] == facts["inventory"]["key"]
     for name, fact in facts.items():
-        assert {"settings", "seed", "outputs", "versions", "wall_seconds", "peak_memory_mb", "metrics", "machine"} <= fact.keys(), name
+        assert {
+            "settings",
+            "seed",
+            "outputs",
+            "versions",
+            "wall_seconds",
+            "peak_memory_mb",
+            "metrics",
+            "machine",
+        } <= fact.keys(), name

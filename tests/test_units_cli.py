@@ -41,14 +41,18 @@ def shards(folder) -> dict[str, str]:
 
 def test_one_file_and_a_corpus_by_the_same_foreign_inventory(speechgpt, speech, tmp_path):
     base, corpus, units = speech
-    done = speechgpt("units", "extract", *corpus, *units, "-o", tmp_path, "--json", "--processes", 1)
+    done = speechgpt(
+        "units", "extract", *corpus, *units, "-o", tmp_path, "--json", "--processes", 1
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["utterances"] == 7 and summary["shards"] == "1 of 1" and summary["bad"] == 0
     rows = {row.id: row for row in read_units(tmp_path / "units", summary["inventory"])}
     path = base / "LibriSpeech" / "dev-clean" / "3" / "4" / "3-4-0003.flac"
     one = json.loads(speechgpt("units", path, *units, "--json").stdout)
-    assert one["inventory"] == summary["inventory"] and one["units"] == rows["3-4-0003"].units.tolist()
+    assert (
+        one["inventory"] == summary["inventory"] and one["units"] == rows["3-4-0003"].units.tolist()
+    )
     # what was extracted carries its inventory along
     again = json.loads(speechgpt("units", path, "--run", tmp_path / "inventory", "--json").stdout)
     assert again["units"] == one["units"]
@@ -58,23 +62,62 @@ def test_processes_launched_together_make_what_one_makes(speechgpt, speech, tmp_
     base, corpus, units = speech
     arguments = ["units", "extract", *corpus, *units, "--shard-size", 2]
     assert speechgpt(*arguments, "-o", tmp_path / "one", "--processes", 1).returncode == 0
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "speechgpt_lib.cli"]
+    launched = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "speechgpt_lib.cli",
+    ]
     command = [*launched, *map(str, [*arguments, "-o", tmp_path / "two", "--launched", 2])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode == 0, done.stderr
-    assert shards(tmp_path / "one") == shards(tmp_path / "two") and len(shards(tmp_path / "one")) == 8
+    assert (
+        shards(tmp_path / "one") == shards(tmp_path / "two") and len(shards(tmp_path / "one")) == 8
+    )
     lonely = speechgpt(*arguments, "-o", tmp_path / "three", "--launched", 2)
     assert lonely.returncode == 1 and "--launched says 2, but 1 processes" in lonely.stderr
 
 
 def test_an_inventory_is_trained_and_used(speechgpt, speech, tmp_path):
     base, corpus, _ = speech
-    done = speechgpt("units", "train", *corpus, "--encoder", base / "hubert.pt", "--layer", 2, "--clusters", 5, "-o", tmp_path, "--json")
+    done = speechgpt(
+        "units",
+        "train",
+        *corpus,
+        "--encoder",
+        base / "hubert.pt",
+        "--layer",
+        2,
+        "--clusters",
+        5,
+        "-o",
+        tmp_path,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["clusters"] == 5 and made["layer"] == 2
     used = speechgpt(
-        "units", "extract", *corpus, "--run", tmp_path / "inventory", "-o", tmp_path / "units", "--json", "--precision", "bf16"
+        "units",
+        "extract",
+        *corpus,
+        "--run",
+        tmp_path / "inventory",
+        "-o",
+        tmp_path / "units",
+        "--json",
+        "--precision",
+        "bf16",
     )
     summary = json.loads(used.stdout)
     assert summary["inventory"] == made["inventory"] and 0 <= summary["miss_rate"] < 0.5
@@ -97,7 +140,9 @@ def test_an_inventory_is_trained_and_used(speechgpt, speech, tmp_path):
 def test_mistakes_are_one_line_and_leave_no_units(speechgpt, speech, tmp_path, change, words):
     _, corpus, units = speech
     done = speechgpt("units", "extract", *corpus, *units, "-o", tmp_path / "out", *change)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), (
+        done.stderr
+    )
     assert words in done.stderr and not list((tmp_path / "out").rglob("units-*.parquet"))
 
 
@@ -113,4 +158,6 @@ def test_fairseq_itself_needs_its_three_files(speechgpt, speech):
     base, _, _ = speech
     path = base / "LibriSpeech" / "dev-clean" / "3" / "4" / "3-4-0003.flac"
     done = speechgpt("units", path, "--backend", "fairseq")
-    assert done.returncode == 1 and ("--encoder FILE.pt" in done.stderr or "make fairseq" in done.stderr)
+    assert done.returncode == 1 and (
+        "--encoder FILE.pt" in done.stderr or "make fairseq" in done.stderr
+    )

@@ -23,26 +23,69 @@ def published(tmp_path_factory, speechgpt):
     """A published vocoder made ours: its folder, and the same one read directly."""
     base = tmp_path_factory.mktemp("published")
     checkpoint, config = written(base)
-    done = speechgpt("vocoder", "import", checkpoint, config, "--inventory", "inventory-a", "-o", base / "ours", "--json")
+    done = speechgpt(
+        "vocoder",
+        "import",
+        checkpoint,
+        config,
+        "--inventory",
+        "inventory-a",
+        "-o",
+        base / "ours",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"folder": str(base / "ours"), "units": 12, "speakers": [], "inventory": "inventory-a"}
+    assert json.loads(done.stdout) == {
+        "folder": str(base / "ours"),
+        "units": 12,
+        "speakers": [],
+        "inventory": "inventory-a",
+    }
     return base / "ours", vocoder_from_fairseq(checkpoint, config, "inventory-a")
 
 
 def test_an_imported_vocoder_speaks(speechgpt, published, tmp_path):
     folder, vocoder = published
-    done = speechgpt("speak", UNITS, "--vocoder", folder, "--inventory", "inventory-a", "-o", tmp_path / "x.wav", "--json")
+    done = speechgpt(
+        "speak",
+        UNITS,
+        "--vocoder",
+        folder,
+        "--inventory",
+        "inventory-a",
+        "-o",
+        tmp_path / "x.wav",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     wave, expected = soundfile.read(tmp_path / "x.wav")[0], vocoder.synthesize(np.arange(40) % 12)
     assert len(wave) == len(expected) and np.abs(wave - expected).max() < 1e-4
     assert json.loads(done.stdout)["seconds"] == round(len(wave) / 16_000, 3)
-    fast = speechgpt("speak", UNITS, "--vocoder", folder, "--speed", 2, "-o", tmp_path / "fast.flac", "--json")
+    fast = speechgpt(
+        "speak", UNITS, "--vocoder", folder, "--speed", 2, "-o", tmp_path / "fast.flac", "--json"
+    )
     assert abs(json.loads(fast.stdout)["seconds"] - len(wave) / 32_000) <= 0.01
 
 
 def stream_into(path, folder) -> subprocess.Popen:
-    command = [sys.executable, "-m", "speechgpt_lib.cli", "speak", "-", "--stream", "--vocoder", str(folder), "-o", str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [
+        sys.executable,
+        "-m",
+        "speechgpt_lib.cli",
+        "speak",
+        "-",
+        "--stream",
+        "--vocoder",
+        str(folder),
+        "-o",
+        str(path),
+    ]
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, **pipes)
 
 
@@ -76,7 +119,9 @@ def test_mistakes_are_one_line_and_leave_nothing(speechgpt, published, tmp_path,
 
 @pytest.mark.parametrize(("end", "words"), [("<99><eosp>", "out of range"), ("", "without <eosp>")])
 def test_a_stream_that_breaks_leaves_nothing(published, tmp_path, end, words):
-    out, errors = stream_into(tmp_path / "x.wav", published[0]).communicate("<sosp>" + "<3>" * 60 + end, timeout=120)
+    out, errors = stream_into(tmp_path / "x.wav", published[0]).communicate(
+        "<sosp>" + "<3>" * 60 + end, timeout=120
+    )
     assert words in errors and errors.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())
 
@@ -84,6 +129,8 @@ def test_a_stream_that_breaks_leaves_nothing(published, tmp_path, end, words):
 def test_an_import_that_fails_leaves_nothing(speechgpt, tmp_path):
     checkpoint, config = written(tmp_path / "files")
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    done = speechgpt("vocoder", "import", checkpoint, config, "--inventory", "a", "-o", tmp_path / "ours")
+    done = speechgpt(
+        "vocoder", "import", checkpoint, config, "--inventory", "a", "-o", tmp_path / "ours"
+    )
     assert done.returncode == 1 and "whole" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "ours").exists()

@@ -27,7 +27,9 @@ def copied(smoke_run, tmp_path_factory):
 
 def test_the_vocoder_is_compared_and_measured(copied):
     step = copied.require(pipeline.VOCODER)
-    assert (step.path / pipeline.WITHOUT / "vocoder.json").is_file() and list((step.path / "samples").glob("*.png"))
+    assert (step.path / pipeline.WITHOUT / "vocoder.json").is_file() and list(
+        (step.path / "samples").glob("*.png")
+    )
     assert not (step.path / "checkpoints").exists()
     figures = copied.require(pipeline.VOCODER_EVALUATION).metrics
     assert figures["utterances"] == 2
@@ -35,7 +37,9 @@ def test_the_vocoder_is_compared_and_measured(copied):
         assert {"mcd_db", "unit_round_trip", "wer", "wer_bigram"} <= figures[name].keys()
     assert {"lsd_db", "f0_rmse_hz", "voicing_error"} <= figures["gold"].keys()
     assert {"duration_error", "length_ratio"} <= figures["predicted"].keys()
-    assert figures["original"]["wer"] < 0.5 < figures["gold"]["wer"], "recordings are understood, the smoke recipe's noise is not"
+    assert figures["original"]["wer"] < 0.5 < figures["gold"]["wer"], (
+        "recordings are understood, the smoke recipe's noise is not"
+    )
     assert figures["without_discriminators"]["gold"] != figures["gold"]
 
 
@@ -57,13 +61,18 @@ def test_a_step_that_was_killed_resumes_to_the_same_files(copied, monkeypatch, w
 
 def _without_log(step) -> dict:
     """The hashes of a step's files but of its log, which holds seconds."""
-    return {name: digest for name, digest in step.facts["outputs"].items() if name != "metrics.jsonl"}
+    return {
+        name: digest for name, digest in step.facts["outputs"].items() if name != "metrics.jsonl"
+    }
 
 
 def test_another_number_of_units_gets_a_vocoder_of_its_own(copied):
     step = pipeline.make_vocoder_of(copied, 7)
     inventory = UnitInventory.load(step.path / "inventory")
-    assert inventory.count == 7 and step.metrics["id"] == inventory.id != copied.require(pipeline.INVENTORY).metrics["id"]
+    assert (
+        inventory.count == 7
+        and step.metrics["id"] == inventory.id != copied.require(pipeline.INVENTORY).metrics["id"]
+    )
     assert Vocoder.load(step.path, inventory.id).unit_count == 7
     assert step.metrics["gold"]["mcd_db"] > 0
     assert pipeline.make_vocoder_of(copied, 7).facts["finished"] == step.facts["finished"]
@@ -78,5 +87,7 @@ def test_every_voice_of_the_corpus_can_be_learned(copied, tmp_path):
     vocoder = Vocoder.load(step.path)
     assert vocoder.speakers[0] == copied.recipe.corpus.target_voice
     assert set(vocoder.speakers) > {copied.recipe.corpus.target_voice}
-    waves = [vocoder.synthesize([1, 2, 3], [5, 5, 5], speaker=name) for name in vocoder.speakers[:2]]
+    waves = [
+        vocoder.synthesize([1, 2, 3], [5, 5, 5], speaker=name) for name in vocoder.speakers[:2]
+    ]
     assert not np.array_equal(*waves)

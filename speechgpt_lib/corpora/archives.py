@@ -29,11 +29,15 @@ class Archive:
 
 
 def _librispeech(name: str, md5: str, hours: float, size: str) -> Archive:
-    return Archive(name, "librispeech", f"{_OPENSLR}/{name}.tar.gz", md5, f"LibriSpeech/{name}", hours, size)
+    return Archive(
+        name, "librispeech", f"{_OPENSLR}/{name}.tar.gz", md5, f"LibriSpeech/{name}", hours, size
+    )
 
 
 def _libri_light(name: str, md5: str, hours: float, size: str) -> Archive:
-    return Archive(f"libri-light-{name}", "libri_light", f"{_LIBRI_LIGHT}/{name}.tar", md5, name, hours, size)
+    return Archive(
+        f"libri-light-{name}", "libri_light", f"{_LIBRI_LIGHT}/{name}.tar", md5, name, hours, size
+    )
 
 
 ARCHIVES = {

@@ -26,15 +26,21 @@ def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"no audio file at {path}: give the path of a wav, flac, ogg, opus or mp3 file")
+        raise UserError(
+            f"no audio file at {path}: give the path of a wav, flac, ogg, opus or mp3 file"
+        )
     try:
         with soundfile.SoundFile(path) as file:
             seconds = file.frames / file.samplerate
             if maximum_s is not None and seconds > maximum_s:
-                raise UserError(f"{path} is {seconds:.0f} s long, the limit here is {maximum_s:.0f} s: cut it into shorter pieces")
+                raise UserError(
+                    f"{path} is {seconds:.0f} s long, the limit here is {maximum_s:.0f} s: cut it into shorter pieces"
+                )
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path} is not a readable sound file ({error.error_string}): expected wav, flac, ogg, opus or mp3") from None
+        raise UserError(
+            f"{path} is not a readable sound file ({error.error_string}): expected wav, flac, ogg, opus or mp3"
+        ) from None
     return to_mono_16k(samples, rate, str(path))
 
 
@@ -45,9 +51,13 @@ def to_mono_16k(samples: np.ndarray, rate: int, where: str = "audio") -> np.ndar
     if rate != SAMPLE_RATE and len(wave):
         wave = soxr.resample(wave, rate, SAMPLE_RATE).astype(np.float32)
     if len(wave) < MINIMUM_SAMPLES:
-        raise UserError(f"{where} has {len(wave)} samples at 16 kHz: at least {MINIMUM_SAMPLES} (25 ms) are needed")
+        raise UserError(
+            f"{where} has {len(wave)} samples at 16 kHz: at least {MINIMUM_SAMPLES} (25 ms) are needed"
+        )
     if not np.isfinite(wave).all():
-        raise UserError(f"{where} has samples that are not finite numbers (NaN or infinite): export it again")
+        raise UserError(
+            f"{where} has samples that are not finite numbers (NaN or infinite): export it again"
+        )
     return np.ascontiguousarray(wave)
 
 
@@ -60,5 +70,7 @@ def write_audio(path: Path | str, wave: np.ndarray, rate: int = SAMPLE_RATE) -> 
         try:
             soundfile.write(temporary, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
         except soundfile.LibsndfileError as error:
-            raise UserError(f"could not write {path} ({error.error_string}): is the disk full?") from None
+            raise UserError(
+                f"could not write {path} ({error.error_string}): is the disk full?"
+            ) from None
     return path

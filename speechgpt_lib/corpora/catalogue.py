@@ -26,29 +26,45 @@ class Corpus:
 
 def folders(root: Path) -> list[str]:
     """Names of the folders in `root`, sorted; hidden ones don't count."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def files(root: Path, suffix: str) -> list[str]:
     """Names of the files in `root` that end in `suffix`, sorted; hidden ones (macOS leaves `._name` beside `name`) don't count."""
-    return sorted(e.name for e in os.scandir(root) if e.name.endswith(suffix) and not e.name.startswith(".") and not e.is_dir())
+    return sorted(
+        e.name
+        for e in os.scandir(root)
+        if e.name.endswith(suffix) and not e.name.startswith(".") and not e.is_dir()
+    )
 
 
 def subset_folders(root: Path) -> list[str]:
     """Folders that hold speakers, whose names are numbers: the subsets of LibriSpeech and Libri-Light."""
-    return [name for name in folders(root) if any(inner.isdigit() for inner in folders(root / name))]
+    return [
+        name for name in folders(root) if any(inner.isdigit() for inner in folders(root / name))
+    ]
 
 
 def language_folders(root: Path) -> list[str]:
     """Folders of one language of Common Voice in `root`, relative to it; `.` where `root` is one itself."""
-    return [name for name in [".", *folders(root)] if (root / name / "clips").is_dir() and files(root / name, ".tsv")]
+    return [
+        name
+        for name in [".", *folders(root)]
+        if (root / name / "clips").is_dir() and files(root / name, ".tsv")
+    ]
 
 
 def _third_level(root: Path) -> Iterator[Path]:
     for subset in subset_folders(root):
         for speaker in folders(root / subset):
             if speaker.isdigit():
-                yield from (root / subset / speaker / inner for inner in folders(root / subset / speaker))
+                yield from (
+                    root / subset / speaker / inner for inner in folders(root / subset / speaker)
+                )
 
 
 def _is_librispeech(root: Path) -> bool:
@@ -56,7 +72,10 @@ def _is_librispeech(root: Path) -> bool:
 
 
 def _is_libri_light(root: Path) -> bool:
-    return any(files(folder, ".json") and files(folder, ".flac") for folder in itertools.islice(_third_level(root), 20))
+    return any(
+        files(folder, ".json") and files(folder, ".flac")
+        for folder in itertools.islice(_third_level(root), 20)
+    )
 
 
 def _is_lj_speech(root: Path) -> bool:
@@ -138,7 +157,9 @@ CORPORA = {
 
 def find_corpus(name: str) -> Corpus:
     if name not in CORPORA:
-        raise UserError(f"unknown corpus {name!r}: choose {', '.join(CORPORA)} (speechgpt corpora list)")
+        raise UserError(
+            f"unknown corpus {name!r}: choose {', '.join(CORPORA)} (speechgpt corpora list)"
+        )
     return CORPORA[name]
 
 
@@ -150,17 +171,27 @@ def require_corpus(root: Path | str, name: str) -> Path:
     if corpus.is_here(root):
         return root
     inside = sorted(os.listdir(root))
-    found = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "") if inside else "nothing"
-    raise UserError(f"{root} is not {corpus.title}: found {found}; expected {corpus.layout}{_hint(root, corpus)}")
+    found = (
+        ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
+        if inside
+        else "nothing"
+    )
+    raise UserError(
+        f"{root} is not {corpus.title}: found {found}; expected {corpus.layout}{_hint(root, corpus)}"
+    )
 
 
-def chosen_splits(asked: str | Sequence[str] | None, there: Sequence[str], where: Path) -> list[str]:
+def chosen_splits(
+    asked: str | Sequence[str] | None, there: Sequence[str], where: Path
+) -> list[str]:
     """The splits asked for in the order of `there` (all of them for None), or a UserError that names those that are there."""
     if asked is None:
         return list(there)
     wanted = {asked} if isinstance(asked, str) else set(asked)
     if unknown := sorted(wanted - set(there)):
-        raise UserError(f"no split {', '.join(unknown)} in {where}: there are {', '.join(there) or 'none'}")
+        raise UserError(
+            f"no split {', '.join(unknown)} in {where}: there are {', '.join(there) or 'none'}"
+        )
     return [name for name in there if name in wanted]
 
 
@@ -170,7 +201,11 @@ def _hint(root: Path, wanted: Corpus) -> str:
         if _holds(root, other):
             return f". It looks like {other.title}: try --corpus {other.name}"
     # Most often the folder above or below was meant.
-    near = [*(root / name for name in folders(root)[:20]), root.resolve().parent, root.resolve().parent.parent]
+    near = [
+        *(root / name for name in folders(root)[:20]),
+        root.resolve().parent,
+        root.resolve().parent.parent,
+    ]
     for corpus in (wanted, *others):
         for folder in near:
             if _holds(folder, corpus):

@@ -19,7 +19,9 @@ _NO_SPLIT = {"clip_durations", "reported", "times", "unvalidated_sentences", "va
 
 
 def rows(
-    root: Path | str, split: str | Sequence[str] | None = None, language: str | Sequence[str] | None = None
+    root: Path | str,
+    split: str | Sequence[str] | None = None,
+    language: str | Sequence[str] | None = None,
 ) -> Iterator[Segment | Skipped]:
     """Utterances in the order of the lists.
 
@@ -31,18 +33,32 @@ def rows(
     """
     root = require_corpus(root, "common_voice")
     there = language_folders(root)
-    for name in there if there == ["."] else chosen_splits(language, [n for n in there if n != "."], root):
+    for name in (
+        there if there == ["."] else chosen_splits(language, [n for n in there if n != "."], root)
+    ):
         place, inner = root / name, "" if name == "." else f"{name}/"
-        lists = sorted({file.removesuffix(".tsv") for file in files(place, ".tsv")} - _NO_SPLIT, key=_order)
+        lists = sorted(
+            {file.removesuffix(".tsv") for file in files(place, ".tsv")} - _NO_SPLIT, key=_order
+        )
         asked = [s for s in DEFAULT if s in lists] if split is None else split
         chosen = chosen_splits(asked, lists, place)
-        if "validated" in chosen and len(chosen) > 1 and (twice := sorted(set(chosen) & set(DEFAULT))):
-            raise UserError(f"validated already contains {', '.join(twice)} of {place}: ask for it, or for the others, not for both")
+        if (
+            "validated" in chosen
+            and len(chosen) > 1
+            and (twice := sorted(set(chosen) & set(DEFAULT)))
+        ):
+            raise UserError(
+                f"validated already contains {', '.join(twice)} of {place}: ask for it, or for the others, not for both"
+            )
         for one in chosen:
             yield from _list(place, inner, one, name)
 
 
-def iterate(root: Path | str, split: str | Sequence[str] | None = None, language: str | Sequence[str] | None = None) -> Iterator[Segment]:
+def iterate(
+    root: Path | str,
+    split: str | Sequence[str] | None = None,
+    language: str | Sequence[str] | None = None,
+) -> Iterator[Segment]:
     """`rows` without those that give no utterance."""
     return (row for row in rows(root, split, language) if isinstance(row, Segment))
 
@@ -68,8 +84,16 @@ def _list(place: Path, inner: str, split: str, folder: str) -> Iterator[Segment 
             if fields == [""]:
                 continue
             row = dict(zip(header, fields, strict=False))
-            if len(fields) > len(header) or not row.get("path") or not row.get("sentence", "").strip():
-                detail = f"{len(fields)} fields for {len(header)} columns" if len(fields) != len(header) else "no path or no sentence"
+            if (
+                len(fields) > len(header)
+                or not row.get("path")
+                or not row.get("sentence", "").strip()
+            ):
+                detail = (
+                    f"{len(fields)} fields for {len(header)} columns"
+                    if len(fields) != len(header)
+                    else "no path or no sentence"
+                )
                 yield Skipped(tsv, row.get("path") or f"line {number}", "bad_row", detail)
                 continue
             yield _segment(row, inner, split, folder)
@@ -80,4 +104,14 @@ def _segment(row: dict[str, str], inner: str, split: str, folder: str) -> Segmen
     clip = clip if "." in clip else f"{clip}.mp3"  # the first releases leave the ending out
     language = row.get("locale") or (folder if folder != "." else "")
     id = clip.rpartition(".")[0]
-    return Segment(id, f"{inner}clips/{clip}", 0.0, None, RATE, row["sentence"].strip(), row.get("client_id", ""), language, split)
+    return Segment(
+        id,
+        f"{inner}clips/{clip}",
+        0.0,
+        None,
+        RATE,
+        row["sentence"].strip(),
+        row.get("client_id", ""),
+        language,
+        split,
+    )

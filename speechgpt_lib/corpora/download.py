@@ -37,9 +37,15 @@ def find_archive(name: str) -> Archive:
         return ARCHIVES[name]
     corpus = CORPORA.get(name)
     if corpus and corpus.manual:
-        raise UserError(f"{corpus.title} can't be fetched without an agreement: speechgpt corpora download {name} prints the steps")
+        raise UserError(
+            f"{corpus.title} can't be fetched without an agreement: speechgpt corpora download {name} prints the steps"
+        )
     names = [a.name for a in ARCHIVES.values() if corpus is None or a.corpus == name]
-    raise UserError(f"{name} comes in several archives, choose one: {', '.join(names)}" if corpus else _unknown(name, names))
+    raise UserError(
+        f"{name} comes in several archives, choose one: {', '.join(names)}"
+        if corpus
+        else _unknown(name, names)
+    )
 
 
 def download(
@@ -74,13 +80,17 @@ def download(
         _fetch(url, part, attempts, wait_s, say, progress)
         os.unlink(target)
         try:
-            os.link(part, target)  # a second name: if the program is killed while pooch checks it, nothing is lost and nothing doubled
+            os.link(
+                part, target
+            )  # a second name: if the program is killed while pooch checks it, nothing is lost and nothing doubled
         except OSError:
             os.replace(part, target)
 
     pooch.get_logger().setLevel("WARNING")
     try:
-        pooch.retrieve(archive.url, f"md5:{archive.md5}", fname=path.name, path=out, downloader=fetch)
+        pooch.retrieve(
+            archive.url, f"md5:{archive.md5}", fname=path.name, path=out, downloader=fetch
+        )
     except ValueError as error:  # pooch's word for a wrong checksum
         part.unlink(missing_ok=True)
         found = re.findall(r"\b[0-9a-f]{32}\b", str(error))
@@ -89,7 +99,9 @@ def download(
             f"{archive.url} came with MD5 {was}, its publisher says {archive.md5}: it was thrown away; fetch it again, or from elsewhere"
         ) from None
     except OSError as error:
-        raise UserError(f"could not write to {out}: {error.strerror or error}; what is there is kept") from None
+        raise UserError(
+            f"could not write to {out}: {error.strerror or error}; what is there is kept"
+        ) from None
     part.unlink(missing_ok=True)
     say(f"{path.name}: MD5 is right, unpacking")
     unpack(path, out, archive.folder)
@@ -98,7 +110,14 @@ def download(
     return folder
 
 
-def _fetch(url: str, part: Path, attempts: int, wait_s: float, say: Callable[[str], None], progress: Progress) -> None:
+def _fetch(
+    url: str,
+    part: Path,
+    attempts: int,
+    wait_s: float,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
     while True:
@@ -110,7 +129,9 @@ def _fetch(url: str, part: Path, attempts: int, wait_s: float, say: Callable[[st
         except requests.HTTPError as error:
             status = f"{error.response.status_code} {error.response.reason}"
             if error.response.status_code < 500:
-                raise UserError(f"{host} answers {status} for {url}: was the archive moved?") from None
+                raise UserError(
+                    f"{host} answers {status} for {url}: was the archive moved?"
+                ) from None
             reason = f"it answers {status}"
         except requests.RequestException as error:
             if not (reached or _size(part) > before):
@@ -121,7 +142,9 @@ def _fetch(url: str, part: Path, attempts: int, wait_s: float, say: Callable[[st
             reason = _plainly(error)
         reached, failures = True, 0 if _size(part) > before else failures + 1
         if failures >= attempts:
-            raise UserError(f"{host} broke off {failures} times ({reason}); {_size(part)} bytes are kept: the same command goes on there")
+            raise UserError(
+                f"{host} broke off {failures} times ({reason}); {_size(part)} bytes are kept: the same command goes on there"
+            )
         say(f"{host}: {reason} after {_size(part)} bytes, going on")
         time.sleep(wait_s)
 
@@ -132,13 +155,17 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
     # identity: the bytes of the archive itself, not unpacked on the way by a server that takes .gz for an encoding
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
-        if answer.status_code == 416:  # nothing from there on: it is whole, or was longer than the server's
+        if (
+            answer.status_code == 416
+        ):  # nothing from there on: it is whole, or was longer than the server's
             if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return True
             part.unlink()
             return False
         answer.raise_for_status()
-        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
         have = have if goes_on else 0  # a server that can't resume sends all of it again
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -166,15 +193,21 @@ def unpack(path: Path, out: Path, folder: str) -> None:
                 f"{path} holds {', '.join(sorted(os.listdir(aside))[:5]) or 'nothing'}; expected {folder}: is it another archive?"
             )
         (out / folder).parent.mkdir(parents=True, exist_ok=True)
-        for file in sorted(p for p in aside.rglob("*") if p.is_file() and not p.is_relative_to(aside / folder)):
+        for file in sorted(
+            p for p in aside.rglob("*") if p.is_file() and not p.is_relative_to(aside / folder)
+        ):
             target = out / file.relative_to(aside)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
         replace(aside / folder, out / folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} can't be unpacked ({error}): nothing was changed; delete it and download it again") from None
+        raise UserError(
+            f"{path} can't be unpacked ({error}): nothing was changed; delete it and download it again"
+        ) from None
     except OSError as error:
-        raise UserError(f"could not unpack {path}: {error.strerror or error}; nothing was changed") from None
+        raise UserError(
+            f"could not unpack {path}: {error.strerror or error}; nothing was changed"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -20,13 +20,24 @@ from speechgpt_lib.corpora.catalogue import chosen_splits, require_corpus
 from speechgpt_lib.corpora.segments import Segment, Skipped
 from speechgpt_lib.errors import UserError
 
-SUBSETS = ("XL", "L", "M", "S", "XS", "DEV", "TEST")  # XL contains L contains M contains S contains XS
+SUBSETS = (
+    "XL",
+    "L",
+    "M",
+    "S",
+    "XS",
+    "DEV",
+    "TEST",
+)  # XL contains L contains M contains S contains XS
 SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 
 
 def rows(
-    root: Path | str, split: str | Sequence[str] | None = None, punctuation: bool = True, lower: bool = False
+    root: Path | str,
+    split: str | Sequence[str] | None = None,
+    punctuation: bool = True,
+    lower: bool = False,
 ) -> Iterator[Segment | Skipped]:
     """Segments in the order of `GigaSpeech.json`.
 
@@ -36,8 +47,13 @@ def rows(
         punctuation, lower: see the table above.  Segments marked as silence, noise, music or other come as `not_speech`.
     """
     root = require_corpus(root, "gigaspeech")
-    asked = ("XL", "DEV", "TEST") if split is None else (split,) if isinstance(split, str) else split
-    wanted = [f"{{{name}}}" for name in chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)]
+    asked = (
+        ("XL", "DEV", "TEST") if split is None else (split,) if isinstance(split, str) else split
+    )
+    wanted = [
+        f"{{{name}}}"
+        for name in chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
+    ]
     for recording, language in _recordings(root / "GigaSpeech.json"):
         for segment in recording.get("segments") or []:
             subset = next((name for name in wanted if name in segment.get("subsets", ())), None)
@@ -45,7 +61,12 @@ def rows(
                 yield _segment(recording, segment, language, subset.strip("{}"), punctuation, lower)
 
 
-def iterate(root: Path | str, split: str | Sequence[str] | None = None, punctuation: bool = True, lower: bool = False) -> Iterator[Segment]:
+def iterate(
+    root: Path | str,
+    split: str | Sequence[str] | None = None,
+    punctuation: bool = True,
+    lower: bool = False,
+) -> Iterator[Segment]:
     """`rows` without those that give no utterance."""
     return (row for row in rows(root, split, punctuation, lower) if isinstance(row, Segment))
 
@@ -67,7 +88,9 @@ def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
                 yield recording, language
     except (ijson.JSONError, UnicodeDecodeError) as error:
         what = str(error).split("\n")[0].strip()
-        raise UserError(f"{path} breaks off or is not JSON ({what}): was its download complete? fetch it again") from None
+        raise UserError(
+            f"{path} breaks off or is not JSON ({what}): was its download complete? fetch it again"
+        ) from None
 
 
 def _language(file) -> str:
@@ -81,14 +104,27 @@ def _language(file) -> str:
     raise UserError(f"{file.name} has no list `audios`: is it GigaSpeech's?")
 
 
-def _segment(recording: dict, segment: dict, language: str, subset: str, punctuation: bool, lower: bool) -> Segment | Skipped:
+def _segment(
+    recording: dict, segment: dict, language: str, subset: str, punctuation: bool, lower: bool
+) -> Segment | Skipped:
     path, id = str(recording.get("path", "")), str(segment.get("sid", ""))
     start, end, tagged = (segment.get(key) for key in ("begin_time", "end_time", "text_tn"))
-    if not (path and id and isinstance(tagged, str) and isinstance(start, int | float) and isinstance(end, int | float) and start < end):
-        return Skipped(path, id, "bad_row", f"begin_time {start}, end_time {end}, text_tn {tagged!r}"[:200])
+    if not (
+        path
+        and id
+        and isinstance(tagged, str)
+        and isinstance(start, int | float)
+        and isinstance(end, int | float)
+        and start < end
+    ):
+        return Skipped(
+            path, id, "bad_row", f"begin_time {start}, end_time {end}, text_tn {tagged!r}"[:200]
+        )
     if any(tag in tagged for tag in NOT_SPEECH):
         return Skipped(path, id, "not_speech", tagged[:200])
     text = plain_text(tagged, punctuation, lower)
-    speaker = next((s for s in (segment.get("speaker"), recording.get("speaker")) if s and s != "N/A"), "")
+    speaker = next(
+        (s for s in (segment.get("speaker"), recording.get("speaker")) if s and s != "N/A"), ""
+    )
     rate = int(recording.get("sample_rate") or 16_000)
     return Segment(id, path, float(start), float(end), rate, text, speaker, language, subset)

@@ -35,14 +35,18 @@ def plan_corpus(settings: CorpusSettings, seed: int) -> list[dict]:
 
     def add(voice: str, split: str, statements: int, questions: int) -> None:
         held_out = split.startswith("test")
-        sentences = _distinct(rng, statements, held_out, lambda: (world.sample_statement(rng), "", "statement"))
+        sentences = _distinct(
+            rng, statements, held_out, lambda: (world.sample_statement(rng), "", "statement")
+        )
         kinds = world.KINDS * (questions // len(world.KINDS) + 1)
         for kind in world.KINDS:
             wanted = kinds[:questions].count(kind)
             sentences += _distinct(rng, wanted, held_out, lambda kind=kind: _question(rng, kind))
         for text, answer, kind in sentences:
             target = voice == settings.target_voice
-            plan.append(_row(plan, text, answer, kind, voice, 175 if target else rng.choice(RATES), split))
+            plan.append(
+                _row(plan, text, answer, kind, voice, 175 if target else rng.choice(RATES), split)
+            )
 
     add(settings.target_voice, "train", settings.target_statements, settings.target_questions)
     for answer in all_answers():
@@ -50,10 +54,20 @@ def plan_corpus(settings: CorpusSettings, seed: int) -> list[dict]:
     for voice in settings.aligned_voices:
         add(voice, "train", settings.aligned_statements, settings.aligned_questions)
     for voice in settings.unlabelled_voices:
-        add(voice, "unlabelled", settings.unlabelled_sentences // 2, settings.unlabelled_sentences // 2)
+        add(
+            voice,
+            "unlabelled",
+            settings.unlabelled_sentences // 2,
+            settings.unlabelled_sentences // 2,
+        )
     for voice in (settings.target_voice, *settings.aligned_voices):
         add(voice, "test", settings.test_sentences // 2, settings.test_sentences // 2)
-    add(settings.held_out_voice, "test_voice", settings.test_sentences // 2, settings.test_sentences // 2)
+    add(
+        settings.held_out_voice,
+        "test_voice",
+        settings.test_sentences // 2,
+        settings.test_sentences // 2,
+    )
     return plan
 
 
@@ -65,18 +79,26 @@ def all_answers() -> list[str]:
     return sorted(found)
 
 
-def build_corpus(settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 400) -> dict:
+def build_corpus(
+    settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
+) -> dict:
     """Speak the whole plan into Parquet shards in `folder`; shards that are there already are kept.
 
     Returns counts: utterances, hours, sentences per split and voice.
     """
     plan = plan_corpus(settings, seed)
-    shards = [(folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size]) for k, i in enumerate(range(0, len(plan), shard_size))]
+    shards = [
+        (folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size])
+        for k, i in enumerate(range(0, len(plan), shard_size))
+    ]
     missing = [shard for shard in shards if not shard[0].exists()]
     for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
         pass
     seconds = sum(_shard_seconds(path) for path, _ in shards)
-    splits = {s: sum(row["split"] == s for row in plan) for s in ("train", "unlabelled", "test", "test_voice")}
+    splits = {
+        s: sum(row["split"] == s for row in plan)
+        for s in ("train", "unlabelled", "test", "test_voice")
+    }
     voices = sorted({row["voice"] for row in plan})
     return {"utterances": len(plan), "hours": round(seconds / 3600, 3), "voices": voices} | splits
 
@@ -92,7 +114,9 @@ def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) 
         return
     workers = max(1, min(processes, len(jobs)))
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_ignore_interrupt, maxtasksperchild=1 if fresh else None) as pool:
+    with context.Pool(
+        workers, initializer=_ignore_interrupt, maxtasksperchild=1 if fresh else None
+    ) as pool:
         yield from pool.imap(function, jobs)
 
 
@@ -146,7 +170,9 @@ def _distinct(rng: random.Random, count: int, held_out: bool, sample) -> list[tu
     return list(found.values())
 
 
-def _row(plan: list[dict], text: str, answer: str, kind: str, voice: str, rate: int, split: str) -> dict:
+def _row(
+    plan: list[dict], text: str, answer: str, kind: str, voice: str, rate: int, split: str
+) -> dict:
     return {
         "id": f"{len(plan):06d}",
         "text": text,

@@ -11,7 +11,13 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechgpt_lib.corpora.catalogue import chosen_splits, files, folders, require_corpus, subset_folders
+from speechgpt_lib.corpora.catalogue import (
+    chosen_splits,
+    files,
+    folders,
+    require_corpus,
+    subset_folders,
+)
 from speechgpt_lib.corpora.segments import Segment, Skipped
 
 RATE = 16_000
@@ -37,7 +43,9 @@ def rows(
                 for name in files(root / subset / speaker / book, ".flac"):
                     id = f"{subset}/{speaker}/{book}/{name.removesuffix('.flac')}"
                     if whole_files:
-                        yield Segment(id, f"{id}.flac", 0.0, None, RATE, None, speaker, "en", subset)
+                        yield Segment(
+                            id, f"{id}.flac", 0.0, None, RATE, None, speaker, "en", subset
+                        )
                     else:
                         yield from _utterances(root, id, subset, speaker, maximum_s, pause_s)
 
@@ -50,10 +58,16 @@ def iterate(
     whole_files: bool = False,
 ) -> Iterator[Segment]:
     """`rows` without those that give no utterance."""
-    return (row for row in rows(root, split, maximum_s, pause_s, whole_files) if isinstance(row, Segment))
+    return (
+        row
+        for row in rows(root, split, maximum_s, pause_s, whole_files)
+        if isinstance(row, Segment)
+    )
 
 
-def join_spans(spans: Sequence[Sequence[float]], maximum_s: float = MAXIMUM_S, pause_s: float = PAUSE_S) -> list[tuple[float, float]]:
+def join_spans(
+    spans: Sequence[Sequence[float]], maximum_s: float = MAXIMUM_S, pause_s: float = PAUSE_S
+) -> list[tuple[float, float]]:
     """Spans of speech (start, end) in seconds, in order → utterances of at most `maximum_s`, in order, which cover every span.
 
     Neighbours are joined as long as the pause between them is at most `pause_s` and the whole stays within `maximum_s`.
@@ -63,26 +77,42 @@ def join_spans(spans: Sequence[Sequence[float]], maximum_s: float = MAXIMUM_S, p
         parts = max(1, math.ceil(round((end - start) / maximum_s, 9)))
         edges = [start + (end - start) * k / parts for k in range(parts)] + [end]
         for left, right in zip(edges, edges[1:], strict=False):
-            if parts == 1 and joined and left - joined[-1][1] <= pause_s and right - joined[-1][0] <= maximum_s:
+            if (
+                parts == 1
+                and joined
+                and left - joined[-1][1] <= pause_s
+                and right - joined[-1][0] <= maximum_s
+            ):
                 joined[-1] = (joined[-1][0], right)
             else:
                 joined.append((left, right))
     return joined
 
 
-def _utterances(root: Path, id: str, subset: str, speaker: str, maximum_s: float, pause_s: float) -> Iterator[Segment | Skipped]:
+def _utterances(
+    root: Path, id: str, subset: str, speaker: str, maximum_s: float, pause_s: float
+) -> Iterator[Segment | Skipped]:
     try:
         activity = json.loads((root / f"{id}.json").read_bytes())["voice_activity"]
         spans = [(float(start), float(end)) for start, end in activity]
-        if any(not 0 <= start < end for start, end in spans) or any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        if any(not 0 <= start < end for start, end in spans) or any(
+            a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)
+        ):
             raise ValueError("spans are not in order")
     except FileNotFoundError:
         yield Skipped(f"{id}.flac", id, "bad_row", "no json with voice_activity beside it")
         return
     except (ValueError, TypeError, KeyError) as error:
-        yield Skipped(f"{id}.json", id, "bad_row", f"no usable voice_activity: {type(error).__name__}: {error}".split("\n")[0][:200])
+        yield Skipped(
+            f"{id}.json",
+            id,
+            "bad_row",
+            f"no usable voice_activity: {type(error).__name__}: {error}".split("\n")[0][:200],
+        )
         return
     if not spans:
         yield Skipped(f"{id}.flac", id, "not_speech", "voice_activity is empty")
     for number, (start, end) in enumerate(join_spans(spans, maximum_s, pause_s)):
-        yield Segment(f"{id}/{number:05d}", f"{id}.flac", start, end, RATE, None, speaker, "en", subset)
+        yield Segment(
+            f"{id}/{number:05d}", f"{id}.flac", start, end, RATE, None, speaker, "en", subset
+        )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechgpt_lib.corpora.catalogue import chosen_splits, files, folders, require_corpus, subset_folders
+from speechgpt_lib.corpora.catalogue import (
+    chosen_splits,
+    files,
+    folders,
+    require_corpus,
+    subset_folders,
+)
 from speechgpt_lib.corpora.segments import Segment, Skipped
 
 RATE = 16_000
@@ -32,8 +38,12 @@ def iterate(root: Path | str, split: str | Sequence[str] | None = None) -> Itera
     return (row for row in rows(root, split) if isinstance(row, Segment))
 
 
-def _chapter(place: Path, inner: str, folder: str, subset: str, speaker: str) -> Iterator[Segment | Skipped]:
-    found: dict[str, str | None] = {name.removesuffix(".flac"): None for name in files(place / folder, ".flac")}
+def _chapter(
+    place: Path, inner: str, folder: str, subset: str, speaker: str
+) -> Iterator[Segment | Skipped]:
+    found: dict[str, str | None] = {
+        name.removesuffix(".flac"): None for name in files(place / folder, ".flac")
+    }
     for name in files(place / folder, ".trans.txt"):
         for number, line in enumerate((place / folder / name).read_bytes().split(b"\n"), 1):
             try:
@@ -42,9 +52,13 @@ def _chapter(place: Path, inner: str, folder: str, subset: str, speaker: str) ->
                 yield Skipped(f"{inner}{folder}/{name}", f"line {number}", "bad_row", "not UTF-8")
                 continue
             if id and not text.strip():
-                yield Skipped(f"{inner}{folder}/{name}", id, "bad_row", f"line {number} has no text")
+                yield Skipped(
+                    f"{inner}{folder}/{name}", id, "bad_row", f"line {number} has no text"
+                )
                 found.pop(id, None)
             elif id:
                 found[id] = text.strip()
     for id, text in sorted(found.items()):
-        yield Segment(id, f"{inner}{folder}/{id}.flac", 0.0, None, RATE, text, speaker, "en", subset)
+        yield Segment(
+            id, f"{inner}{folder}/{id}.flac", 0.0, None, RATE, text, speaker, "en", subset
+        )

@@ -18,7 +18,9 @@ def rows(root: Path | str, split: str | Sequence[str] | None = None) -> Iterator
     """
     place = require_corpus(root, "lj_speech")
     chosen_splits(split, [SPLIT], place)
-    found: dict[str, str | None] = {name.removesuffix(".wav"): None for name in files(place / "wavs", ".wav")}
+    found: dict[str, str | None] = {
+        name.removesuffix(".wav"): None for name in files(place / "wavs", ".wav")
+    }
     for number, line in enumerate((place / "metadata.csv").read_bytes().split(b"\n"), 1):
         try:
             id, _, texts = line.decode("utf-8").rstrip("\r").partition("|")

@@ -15,9 +15,22 @@ from dataclasses import asdict, astuple
 from itertools import islice
 from pathlib import Path
 
-from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, lj_speech, vctk
+from speechgpt_lib.corpora import (
+    common_voice,
+    gigaspeech,
+    libri_light,
+    librispeech,
+    lj_speech,
+    vctk,
+)
 from speechgpt_lib.corpora.catalogue import find_corpus
-from speechgpt_lib.corpora.segment_tables import QUARANTINE, QUARANTINE_SCHEMA, SCHEMA, SUMMARY, write_rows
+from speechgpt_lib.corpora.segment_tables import (
+    QUARANTINE,
+    QUARANTINE_SCHEMA,
+    SCHEMA,
+    SUMMARY,
+    write_rows,
+)
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Segment, Skipped, check_segment
 from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.errors import UserError
@@ -67,15 +80,21 @@ def prepare(
     title = find_corpus(corpus).title
     known = set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"}
     if unknown := sorted(set(options) - known):
-        raise UserError(f"{title} has no option {', '.join(unknown)}: there are {', '.join(sorted(known)) or 'none'}")
+        raise UserError(
+            f"{title} has no option {', '.join(unknown)}: there are {', '.join(sorted(known)) or 'none'}"
+        )
     root, out = Path(root).expanduser(), Path(out).expanduser()
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": split}
     settings |= {"decode": decode, "longest_s": longest_s, "shard_size": shard_size} | options
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()
+    }
     rows = READERS[corpus](root, split, **options)
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        raise UserError(f"no utterance of {title} in {root}: found its layout, but the lists there are empty")
+        raise UserError(
+            f"no utterance of {title} in {root}: found its layout, but the lists there are empty"
+        )
     if force:
         _clear(out)
     _same_settings(out, settings)
@@ -94,7 +113,9 @@ def prepare(
         found = _finished(shard, part, block)
         if found is None:
             found = _make(shard, part, block, root, longest_s, decode, workers)
-            say(f"{shard.name}: {found['utterances']} utterances, {found['seconds'] / 3600:.2f} h, {found['bad']} in quarantine")
+            say(
+                f"{shard.name}: {found['utterances']} utterances, {found['seconds'] / 3600:.2f} h, {found['bad']} in quarantine"
+            )
         parts.append(part)
         good, bad = good + found["utterances"], bad + found["bad"]
         if not good and bad >= GIVE_UP:
@@ -102,7 +123,9 @@ def prepare(
     return _finish(out, parts, settings, max_bad_share)
 
 
-def _make(shard: Path, part: Path, block: list, root: Path, longest_s: float, decode: bool, workers: int) -> dict:
+def _make(
+    shard: Path, part: Path, block: list, root: Path, longest_s: float, decode: bool, workers: int
+) -> dict:
     """Look at the files of a block; write first what it gave besides, then its shard."""
 
     def check(row: Segment | Skipped) -> Segment | Skipped:
@@ -122,8 +145,18 @@ def _make(shard: Path, part: Path, block: list, root: Path, longest_s: float, de
         count = splits.setdefault(row.split, [0, 0.0])
         count[0], count[1] = count[0] + 1, count[1] + row.seconds
     bad = [asdict(row) for row in skipped if row.reason not in NO_FAULT]
-    found = {"block": _key(block), "rows": len(block), "utterances": len(good), "seconds": sum(row.seconds for row in good)}
-    found |= {"without_text": sum(row.text is None for row in good), "splits": splits, "bad": len(bad), "quarantine": bad}
+    found = {
+        "block": _key(block),
+        "rows": len(block),
+        "utterances": len(good),
+        "seconds": sum(row.seconds for row in good),
+    }
+    found |= {
+        "without_text": sum(row.text is None for row in good),
+        "splits": splits,
+        "bad": len(bad),
+        "quarantine": bad,
+    }
     found |= {"no_fault": Counter(row.reason for row in skipped if row.reason in NO_FAULT)}
     write_json(part, found)
     write_rows(shard, good, SCHEMA)
@@ -141,7 +174,9 @@ def _finished(shard: Path, part: Path, block: list) -> dict | None:
 def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) -> dict:
     counts, splits, reasons, no_fault, example = Counter(), {}, Counter(), Counter(), {}
     for found in map(read_json, parts):
-        counts.update({key: found[key] for key in ("rows", "utterances", "seconds", "without_text", "bad")})
+        counts.update(
+            {key: found[key] for key in ("rows", "utterances", "seconds", "without_text", "bad")}
+        )
         no_fault.update(found["no_fault"])
         for row in found["quarantine"]:
             reasons[row["reason"]] += 1
@@ -155,10 +190,26 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
     allowed = max(max_bad_share * total, 1.0 if max_bad_share > 0 else 0.0)
     if counts["bad"] > allowed or not counts["utterances"]:
         _complain(out, settings, counts["bad"], total, max_bad_share, reasons, example)
-    summary = {"settings": settings, "shards": len(parts), "utterances": counts["utterances"], "hours": _hours(counts["seconds"])}
+    summary = {
+        "settings": settings,
+        "shards": len(parts),
+        "utterances": counts["utterances"],
+        "hours": _hours(counts["seconds"]),
+    }
     summary |= {"without_text": counts["without_text"]}
-    summary |= {"splits": {name: {"utterances": n, "hours": _hours(seconds)} for name, (n, seconds) in sorted(splits.items())}}
-    summary |= {"quarantined": {"utterances": counts["bad"], "share": round(share, 6), "reasons": dict(sorted(reasons.items()))}}
+    summary |= {
+        "splits": {
+            name: {"utterances": n, "hours": _hours(seconds)}
+            for name, (n, seconds) in sorted(splits.items())
+        }
+    }
+    summary |= {
+        "quarantined": {
+            "utterances": counts["bad"],
+            "share": round(share, 6),
+            "reasons": dict(sorted(reasons.items())),
+        }
+    }
     summary |= {"skipped": dict(sorted(no_fault.items()))}
     for stale in sorted(out.glob("segments-*.parquet"))[len(parts) :]:  # of a longer list before
         stale.unlink()
@@ -169,7 +220,9 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
     return summary
 
 
-def _complain(out: Path, settings: dict, bad: int, total: int, limit: float, reasons: Counter, example: dict) -> None:
+def _complain(
+    out: Path, settings: dict, bad: int, total: int, limit: float, reasons: Counter, example: dict
+) -> None:
     if not total:
         raise UserError(f"no speech in {settings['root']}: every row is marked as something else")
     reason, times = reasons.most_common(1)[0]
@@ -187,7 +240,9 @@ def _same_settings(out: Path, settings: dict) -> None:
     if path.is_file() and (before := read_json(path)) != settings:
         changed = [key for key in settings | before if settings.get(key) != before.get(key)]
         was = ", ".join(f"{key} {before.get(key)!r}, not {settings.get(key)!r}" for key in changed)
-        raise UserError(f"{out} was prepared with {was}: give another folder, or --force to replace it")
+        raise UserError(
+            f"{out} was prepared with {was}: give another folder, or --force to replace it"
+        )
     if not path.is_file():
         write_json(path, settings)
 

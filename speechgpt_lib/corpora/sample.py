@@ -44,23 +44,42 @@ def sample_set(
         raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     if count < 1:
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
-    seen = {row["text"] for row in plan_corpus(recipe.corpus, recipe.seed) if row["split"] == "train"}
+    seen = {
+        row["text"] for row in plan_corpus(recipe.corpus, recipe.seed) if row["split"] == "train"
+    }
     rng = random.Random(f"sample {seed}")
     rows = []
     for text, answer, name in _sentences(rng, count, kind, held_out):
-        row = {"id": f"{len(rows):04d}", "text": text, "answer": answer, "kind": name, "voice": voice, "split": ""}
+        row = {
+            "id": f"{len(rows):04d}",
+            "text": text,
+            "answer": answer,
+            "kind": name,
+            "voice": voice,
+            "split": "",
+        }
         rows.append(row | {"rate": rng.choice(RATES), "pitch": 1.0})
     records = []
     for spoken in speak_all(rows):
         path = f"{spoken.id}.wav"
         write_audio(folder / path, spoken.wave)
-        record = {"path": path, "text": spoken.text, "answer": spoken.answer, "kind": spoken.kind, "voice": voice}
-        records.append(record | {"held_out": world.is_held_out(spoken.text), "seen": spoken.text in seen})
+        record = {
+            "path": path,
+            "text": spoken.text,
+            "answer": spoken.answer,
+            "kind": spoken.kind,
+            "voice": voice,
+        }
+        records.append(
+            record | {"held_out": world.is_held_out(spoken.text), "seen": spoken.text in seen}
+        )
     write_text(folder / "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool) -> list[tuple[str, str, str]]:
+def _sentences(
+    rng: random.Random, count: int, kind: str | None, held_out: bool
+) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, str, str]] = {}
     for attempt in range(count * 400 + 4000):
         if len(found) == count:
@@ -74,4 +93,6 @@ def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool)
         if not held_out or world.is_held_out(item[0]):
             found.setdefault(item[0], item)
     side = "held-out " if held_out else ""
-    raise UserError(f"the lab world has only {len(found)} {side}sentences of kind {kind or 'any'}, {count} were asked for: lower -n")
+    raise UserError(
+        f"the lab world has only {len(found)} {side}sentences of kind {kind or 'any'}, {count} were asked for: lower -n"
+    )

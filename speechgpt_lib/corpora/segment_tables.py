@@ -20,7 +20,13 @@ from speechgpt_lib.runs.artefacts import atomic_path
 
 _TEXT = pyarrow.string()
 SCHEMA = pyarrow.schema(
-    [("id", _TEXT), ("path", _TEXT), ("start", pyarrow.float64()), ("end", pyarrow.float64()), ("sample_rate", pyarrow.int32())]
+    [
+        ("id", _TEXT),
+        ("path", _TEXT),
+        ("start", pyarrow.float64()),
+        ("end", pyarrow.float64()),
+        ("sample_rate", pyarrow.int32()),
+    ]
     + [(name, _TEXT) for name in ("text", "speaker", "language", "split")]
 )
 QUARANTINE_SCHEMA = pyarrow.schema([(name, _TEXT) for name in ("path", "id", "reason", "detail")])
@@ -32,8 +38,13 @@ QUARANTINE = "quarantine.parquet"
 def write_rows(path: Path, rows: Iterable[Segment | Skipped], schema: pyarrow.Schema) -> None:
     """Write rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
     rows = iter(rows)
-    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        while group := [dict(zip(schema.names, astuple(row), strict=True)) for row in islice(rows, ROW_GROUP)]:
+    with (
+        atomic_path(path) as temporary,
+        pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        while group := [
+            dict(zip(schema.names, astuple(row), strict=True)) for row in islice(rows, ROW_GROUP)
+        ]:
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
@@ -43,7 +54,9 @@ def table_shards(folder: Path | str) -> list[Path]:
     shards = sorted(folder.glob("segments-*.parquet"))
     if not (folder / SUMMARY).is_file():
         found = f"only {len(shards)} shards and no {SUMMARY}" if shards else "nothing prepared"
-        raise UserError(f"{folder} holds {found}: run speechgpt corpora prepare CORPUS ROOT -o {folder}; it goes on where it stopped")
+        raise UserError(
+            f"{folder} holds {found}: run speechgpt corpora prepare CORPUS ROOT -o {folder}; it goes on where it stopped"
+        )
     return shards
 
 
@@ -67,7 +80,9 @@ def _stream(path: Path, schema: pyarrow.Schema) -> Iterator[dict]:
         with pyarrow.parquet.ParquetFile(path) as file:
             if not file.schema_arrow.equals(schema):
                 found = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has the columns {found}; expected {', '.join(schema.names)}: {again}")
+                raise UserError(
+                    f"{path} has the columns {found}; expected {', '.join(schema.names)}: {again}"
+                )
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:

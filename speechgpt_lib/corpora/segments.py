@@ -89,11 +89,19 @@ def read_part(root: Path | str, segment: Segment, start: int, count: int) -> np.
     path = Path(root) / segment.path
     header = inspect(path)
     margin = 0 if header.rate == SAMPLE_RATE else SAMPLE_RATE // 10
-    grid = SAMPLE_RATE // math.gcd(SAMPLE_RATE, header.rate)  # where samples of both rates fall together
+    grid = SAMPLE_RATE // math.gcd(
+        SAMPLE_RATE, header.rate
+    )  # where samples of both rates fall together
     begin = max(0, start - margin) // grid * grid
     first = round(segment.start * header.rate) + begin * header.rate // SAMPLE_RATE
-    last = round(segment.start * header.rate) + math.ceil((start + count + margin) * header.rate / SAMPLE_RATE)
-    end = header.frames if segment.end is None else min(header.frames, round(segment.end * header.rate))
+    last = round(segment.start * header.rate) + math.ceil(
+        (start + count + margin) * header.rate / SAMPLE_RATE
+    )
+    end = (
+        header.frames
+        if segment.end is None
+        else min(header.frames, round(segment.end * header.rate))
+    )
     wave = decode(path, header, first, max(first, min(last, end)))
     if header.rate != SAMPLE_RATE and len(wave):
         wave = soxr.resample(wave, header.rate, SAMPLE_RATE).astype(np.float32, copy=False)
@@ -101,7 +109,9 @@ def read_part(root: Path | str, segment: Segment, start: int, count: int) -> np.
     return np.pad(wave, (0, count - len(wave)))
 
 
-def check_segment(root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_S, decoded: bool = False) -> Segment:
+def check_segment(
+    root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_S, decoded: bool = False
+) -> Segment:
     """`segment` with `end` and `sample_rate` as the file has them; raises BadAudio as `read_segment` would.
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
@@ -124,10 +134,18 @@ def _frames(path: Path, header: Header, segment: Segment, maximum_s: float) -> t
     start = round(segment.start * header.rate)
     claimed = header.frames if segment.end is None else round(segment.end * header.rate)
     if claimed - start > maximum_s * header.rate:
-        raise BadAudio("too_long", path, f"{(claimed - start) / header.rate:.0f} s, the limit is {maximum_s:.0f} s")
+        raise BadAudio(
+            "too_long",
+            path,
+            f"{(claimed - start) / header.rate:.0f} s, the limit is {maximum_s:.0f} s",
+        )
     short_by = claimed - header.frames
     if start < 0 or start >= header.frames or short_by > SLACK_S * header.rate and header.counted:
-        raise BadAudio("truncated", path, f"segment {segment.start:g} to {segment.end} s of a file of {header.frames / header.rate:.2f} s")
+        raise BadAudio(
+            "truncated",
+            path,
+            f"segment {segment.start:g} to {segment.end} s of a file of {header.frames / header.rate:.2f} s",
+        )
     stop = min(claimed, header.frames)
     _refuse_short(path, (stop - start) * SAMPLE_RATE / header.rate)
     return start, stop
@@ -139,7 +157,11 @@ def _decode_checked(path: Path, header: Header, start: int, stop: int) -> np.nda
         found, claimed = len(wave) / header.rate, (stop - start) / header.rate
         raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
     if not np.isfinite(wave).all():
-        raise BadAudio("not_finite", path, f"{np.count_nonzero(~np.isfinite(wave))} of {len(wave)} samples are NaN or infinite")
+        raise BadAudio(
+            "not_finite",
+            path,
+            f"{np.count_nonzero(~np.isfinite(wave))} of {len(wave)} samples are NaN or infinite",
+        )
     if (peak := np.abs(wave).max()) < SILENCE:
         raise BadAudio("silent", path, f"no sample above {peak:.1g} of full scale")
     return wave
@@ -154,4 +176,8 @@ def _at_16_khz(path: Path, wave: np.ndarray, rate: int) -> np.ndarray:
 
 def _refuse_short(path: Path, samples: float) -> None:
     if samples < MINIMUM_SAMPLES:
-        raise BadAudio("too_short", path, f"{max(samples, 0):.0f} samples at 16 kHz, at least {MINIMUM_SAMPLES} (25 ms) are needed")
+        raise BadAudio(
+            "too_short",
+            path,
+            f"{max(samples, 0):.0f} samples at 16 kHz, at least {MINIMUM_SAMPLES} (25 ms) are needed",
+        )

@@ -26,7 +26,9 @@ import soundfile
 
 from speechgpt_lib.errors import UserError
 
-_BLOCK = 1 << 16  # frames decoded at a time: channels are averaged block by block, so that stereo costs no memory
+_BLOCK = (
+    1 << 16
+)  # frames decoded at a time: channels are averaged block by block, so that stereo costs no memory
 # A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the first frames come out wrong, so decoding
 # starts this many samples early (32 frames: more than the 511 bytes of reservoir at the lowest bit rate) and drops them.
 _MP3_RUN_UP = 32 * 1152
@@ -69,7 +71,9 @@ def inspect(path: Path) -> Header:
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=64)  # long files hold hundreds of segments, which follow each other; size and time are there to notice a change
+@lru_cache(
+    maxsize=64
+)  # long files hold hundreds of segments, which follow each other; size and time are there to notice a change
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
     with _opened(path) as file:
         rate, frames, format = file.samplerate, file.frames, file.format
@@ -81,7 +85,11 @@ def _inspect(path: Path, size: int, modified_ns: int) -> Header:
         elif format in ("WAV", "WAVEX", "RF64"):
             damage = _wav_damage(file)
         elif frames >= _UNKNOWN:
-            raise BadAudio("truncated", path, "its header does not say how long it is: was it written into a pipe? encode it again")
+            raise BadAudio(
+                "truncated",
+                path,
+                "its header does not say how long it is: was it written into a pipe? encode it again",
+            )
         elif format == "FLAC":
             damage = _flac_damage(file)
         return Header(rate, frames, format, counted, damage)
@@ -98,7 +106,9 @@ def decode(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
             try:
                 file.seek(start - run_up)
             except soundfile.LibsndfileError:
-                raise BadAudio("truncated", path, f"the decoder can't reach {start / header.rate:.2f} s") from None
+                raise BadAudio(
+                    "truncated", path, f"the decoder can't reach {start / header.rate:.2f} s"
+                ) from None
         blocks = list(_blocks(file, path, stop - start + run_up))
     return np.concatenate([*blocks, np.empty(0, np.float32)])[run_up:]
 
@@ -111,7 +121,9 @@ def _blocks(file: soundfile.SoundFile, path: Path, frames: int):
         try:
             block = file.read(min(size, frames - done), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError:
-            raise BadAudio("truncated", path, f"decoding breaks off near {done / file.samplerate:.1f} s") from None
+            raise BadAudio(
+                "truncated", path, f"decoding breaks off near {done / file.samplerate:.1f} s"
+            ) from None
         if not len(block):
             return
         done += len(block)
@@ -128,9 +140,17 @@ def _opened(path: Path):
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError:
-        if begin.startswith(_MAGIC) or begin[:1] == b"\xff" and begin[1:2] >= b"\xe0":  # the latter is MP3 without tags
-            raise BadAudio("truncated", path, f"begins like a sound file ({begin!r}), but too little of it can be read") from None
-        raise BadAudio("not_audio", path, f"begins with {begin!r}: not wav, flac, ogg, opus or mp3") from None
+        if (
+            begin.startswith(_MAGIC) or begin[:1] == b"\xff" and begin[1:2] >= b"\xe0"
+        ):  # the latter is MP3 without tags
+            raise BadAudio(
+                "truncated",
+                path,
+                f"begins like a sound file ({begin!r}), but too little of it can be read",
+            ) from None
+        raise BadAudio(
+            "not_audio", path, f"begins with {begin!r}: not wav, flac, ogg, opus or mp3"
+        ) from None
     with file:
         yield file
 
@@ -161,7 +181,9 @@ def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
     mp3_frames, counted = int.from_bytes(after[:4]), int.from_bytes(after[4:8])
     missing = counted - (size - tag)
     # Encoders disagree on whether the Xing/Info frame counts itself.
-    return True, f"{missing} bytes of {counted} are missing" if missing > counted / max(mp3_frames, 1) else None
+    return True, f"{missing} bytes of {counted} are missing" if missing > counted / max(
+        mp3_frames, 1
+    ) else None
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:
@@ -177,7 +199,9 @@ def _ogg_damage(path: Path, size: int) -> str | None:
 
 
 def _wav_damage(file: soundfile.SoundFile) -> str | None:
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)  # libsndfile's own log
+    found = re.search(
+        r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
+    )  # libsndfile's own log
     # Programs that write WAV into a pipe leave the greatest number there: no claim at all.
     if found and int(found[2]) < int(found[1]) < (1 << 31) - 1:
         return f"{found[2]} bytes of sound are there, its header claims {found[1]}"

@@ -30,7 +30,9 @@ class Phone:
     label: str
 
 
-def synthesize(text: str, voice: str = "Female1", rate: int = 175, pitch: float = 1.0) -> tuple[np.ndarray, list[Phone]]:
+def synthesize(
+    text: str, voice: str = "Female1", rate: int = 175, pitch: float = 1.0
+) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
     Args:
@@ -48,9 +50,15 @@ def synthesize(text: str, voice: str = "Female1", rate: int = 175, pitch: float 
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
-    table = call(grid, "List", False, 4, True, True).splitlines()[1:]  # one call for all intervals: start, tier, label, end
+    table = call(grid, "List", False, 4, True, True).splitlines()[
+        1:
+    ]  # one call for all intervals: start, tier, label, end
     fields = [line.split("\t") for line in table]
-    phones = [Phone(float(t0), float(t1), label.replace(_SILENCE, "")) for t0, name, label, t1 in fields if name == tier]
+    phones = [
+        Phone(float(t0), float(t1), label.replace(_SILENCE, ""))
+        for t0, name, label, t1 in fields
+        if name == tier
+    ]
     return wave, phones
 
 

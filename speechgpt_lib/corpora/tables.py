@@ -20,7 +20,9 @@ from speechgpt_lib.corpora.speech import SAMPLE_RATE, Phone
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
 
-_PHONE = pyarrow.struct([("start", pyarrow.float32()), ("end", pyarrow.float32()), ("label", pyarrow.string())])
+_PHONE = pyarrow.struct(
+    [("start", pyarrow.float32()), ("end", pyarrow.float32()), ("label", pyarrow.string())]
+)
 SCHEMA = pyarrow.schema(
     [(n, pyarrow.string()) for n in ("id", "text", "answer", "kind", "voice")]
     + [
@@ -60,9 +62,14 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
         buffer = io.BytesIO()
         soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         phones = [{"start": p.start, "end": p.end, "label": p.label} for p in u.phones]
-        rows.append({n: getattr(u, n) for n in SCHEMA.names[:9]} | {"audio": buffer.getvalue(), "phones": phones})
+        rows.append(
+            {n: getattr(u, n) for n in SCHEMA.names[:9]}
+            | {"audio": buffer.getvalue(), "phones": phones}
+        )
     with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), temporary, compression="none")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows, SCHEMA), temporary, compression="none"
+        )
 
 
 def read_utterances(
@@ -81,9 +88,13 @@ def read_utterances(
     """
     shards = sorted(Path(folder).glob(only))
     if not shards:
-        raise UserError(f"no utterance table in {folder}: run notebook 01_unit_extraction.ipynb first")
+        raise UserError(
+            f"no utterance table in {folder}: run notebook 01_unit_extraction.ipynb first"
+        )
     columns = SCHEMA.names[:9] + ["audio"] * bool(audio) + ["phones"] * phones
-    filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()] or None
+    filters = [
+        (c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()
+    ] or None
     for shard in shards:
         for row in pyarrow.parquet.read_table(shard, columns=columns, filters=filters).to_pylist():
             if audio is True:

@@ -9,7 +9,10 @@ from speechgpt_lib.corpora.catalogue import chosen_splits, files, folders, requi
 from speechgpt_lib.corpora.segments import Segment, Skipped
 
 RATE, SPLIT = 48_000, "train"
-LAYOUTS = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))  # of two microphones the first, which every sentence has
+LAYOUTS = (
+    ("wav48_silence_trimmed", "_mic1.flac"),
+    ("wav48", ".wav"),
+)  # of two microphones the first, which every sentence has
 
 
 def rows(root: Path | str, split: str | Sequence[str] | None = None) -> Iterator[Segment | Skipped]:
@@ -25,7 +28,9 @@ def rows(root: Path | str, split: str | Sequence[str] | None = None) -> Iterator
             id, path = name.removesuffix(suffix), f"{folder}/{speaker}/{name}"
             words = place / "txt" / speaker / f"{id}.txt"
             try:
-                text = " ".join(words.read_text(encoding="utf-8").split()) if words.is_file() else None
+                text = (
+                    " ".join(words.read_text(encoding="utf-8").split()) if words.is_file() else None
+                )
             except UnicodeDecodeError:
                 yield Skipped(path, id, "bad_row", f"txt/{speaker}/{id}.txt is not UTF-8")
                 continue

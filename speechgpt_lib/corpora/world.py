@@ -27,9 +27,18 @@ SLOTS: dict[str, tuple[str, ...]] = {
     ),
     "country": ("france", "japan", "italy", "spain", "egypt", "england", "russia", "greece"),
     "capital": ("paris", "tokyo", "rome", "madrid", "cairo", "london", "moscow", "athens"),
-    "word": tuple("big small old young happy sad fast slow hot cold day night up down open closed".split()),
+    "word": tuple(
+        "big small old young happy sad fast slow hot cold day night up down open closed".split()
+    ),
 }
-_PAIRS = [("big", "small"), ("old", "young"), ("happy", "sad"), ("fast", "slow"), ("hot", "cold"), ("day", "night")]
+_PAIRS = [
+    ("big", "small"),
+    ("old", "young"),
+    ("happy", "sad"),
+    ("fast", "slow"),
+    ("hot", "cold"),
+    ("day", "night"),
+]
 _PAIRS += [("up", "down"), ("open", "closed")]
 OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
@@ -43,7 +52,15 @@ STATEMENTS = (
     "{name} says {word} and {word}",  # the words of opposites and capitals are rare in speech but for this sentence and the next
     "{name} goes from {capital} to {country}",
 )
-OPENINGS = ("", "please tell me", "hello", "good morning", "i want to know", "{name} asks", "{name} wants to know")
+OPENINGS = (
+    "",
+    "please tell me",
+    "hello",
+    "good morning",
+    "i want to know",
+    "{name} asks",
+    "{name} wants to know",
+)
 QUESTIONS: dict[str, tuple[str, str]] = {
     "sum": ("what is {number} plus {number}", "{number} plus {number} is {number}"),
     "capital": ("what is the capital of {country}", "the capital of {country} is {capital}"),
@@ -51,7 +68,9 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "bigger": ("which is bigger {number} or {number}", "{number} is bigger than {number}"),
 }
 KNOWLEDGE_KINDS = tuple(QUESTIONS)
-FACTS: dict[str, tuple[str, str]] = {  # kinds answered from the question itself: a fact, and what asks for it
+FACTS: dict[
+    str, tuple[str, str]
+] = {  # kinds answered from the question itself: a fact, and what asks for it
     "color": ("the {animal} is {color}", "what color is the {animal}"),
     "place": ("{name} is in the {place}", "where is {name}"),
     "owner": ("{name} has the {animal}", "what has {name}"),

@@ -66,7 +66,9 @@ class SpeechGPT:
         return self.vocoder.synthesize(units, speed=speed)
 
     def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
-        return generation.transcribe(self.cross_modal, self.vocabulary, [self.units(wave) for wave in waves])
+        return generation.transcribe(
+            self.cross_modal, self.vocabulary, [self.units(wave) for wave in waves]
+        )
 
     def say(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Text → (units, wave)."""
@@ -77,14 +79,26 @@ class SpeechGPT:
         spoken = generation.speak(self.cross_modal, self.vocabulary, normal)
         return [(units, self._wave(units)) for units in spoken]
 
-    def ask(self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None) -> Reply:
+    def ask(
+        self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None
+    ) -> Reply:
         """Answer a wave (samples,) at 16 kHz or a text."""
         return self.ask_many([instruction], reply, sampling)[0]
 
-    def ask_many(self, instructions: Sequence[np.ndarray | str], reply: str = "speech", sampling: Sampling | None = None) -> list[Reply]:
+    def ask_many(
+        self,
+        instructions: Sequence[np.ndarray | str],
+        reply: str = "speech",
+        sampling: Sampling | None = None,
+    ) -> list[Reply]:
         asked = [_require_words(i) if isinstance(i, str) else self.units(i) for i in instructions]
-        chains = generation.answer(self.conversational, self.vocabulary, asked, reply, sampling=sampling)
-        return [self._reply(chain, instruction) for chain, instruction in zip(chains, asked, strict=True)]
+        chains = generation.answer(
+            self.conversational, self.vocabulary, asked, reply, sampling=sampling
+        )
+        return [
+            self._reply(chain, instruction)
+            for chain, instruction in zip(chains, asked, strict=True)
+        ]
 
     def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
         question = asked if isinstance(asked, str) else chain.tq
@@ -108,7 +122,9 @@ def lab_note(text: str) -> str | None:
 def _require_words(text: str) -> str:
     normal = world.normalise(text)
     if not normal:
-        raise UserError(f"there are no words in {text!r}: give a sentence or the path of a sound file")
+        raise UserError(
+            f"there are no words in {text!r}: give a sentence or the path of a sound file"
+        )
     return normal
 
 

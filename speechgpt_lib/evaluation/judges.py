@@ -6,7 +6,12 @@ import random
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.lab import all_answers
-from speechgpt_lib.metrics.judge import SpeechJudge, bigram_judge, grammar_from_templates, template_judge
+from speechgpt_lib.metrics.judge import (
+    SpeechJudge,
+    bigram_judge,
+    grammar_from_templates,
+    template_judge,
+)
 
 
 def lab_judges() -> tuple[SpeechJudge, SpeechJudge]:
@@ -14,7 +19,9 @@ def lab_judges() -> tuple[SpeechJudge, SpeechJudge]:
     closed = [*world.STATEMENTS, *(answer for _, answer in world.QUESTIONS.values())]
     closed += [world.QUESTIONS[kind][0] for kind in world.CONTEXT_KINDS]
     opened = [world.QUESTIONS[kind][0] for kind in world.KNOWLEDGE_KINDS]
-    grammar = grammar_from_templates(closed, world.SLOTS, opened=opened, openings=[o for o in world.OPENINGS if o])
+    grammar = grammar_from_templates(
+        closed, world.SLOTS, opened=opened, openings=[o for o in world.OPENINGS if o]
+    )
     return template_judge(grammar), bigram_judge(_sentences(), words=world.vocabulary())
 
 
@@ -23,7 +30,9 @@ def _sentences(count: int = 6000) -> list[str]:
     rng = random.Random("bigram judge")
     found = list(all_answers())
     while len(found) < count:
-        text = world.sample_statement(rng) if rng.random() < 0.4 else world.sample_question(rng).text
+        text = (
+            world.sample_statement(rng) if rng.random() < 0.4 else world.sample_question(rng).text
+        )
         if not world.is_held_out(text):
             found.append(text)
     return found

@@ -77,9 +77,13 @@ def evaluate_run(run: Run, folder: Path, say=print) -> dict:
     say("listening: held-out sentences in known voices and in a voice never heard")
     for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
         chosen = items[: settings.asr_utterances]
-        figures[name] = word_error_rate([i.text for i in chosen], speechgpt.transcribe([i.wave for i in chosen]), draws)
+        figures[name] = word_error_rate(
+            [i.text for i in chosen], speechgpt.transcribe([i.wave for i in chosen]), draws
+        )
 
-    say("speaking: held-out sentences, heard by the independent judges beside recordings of the same sentences")
+    say(
+        "speaking: held-out sentences, heard by the independent judges beside recordings of the same sentences"
+    )
     own = [item for item in known if item.voice == target]
     sentences = own[: settings.tts_sentences]
     spoken = [wave for _, wave in speechgpt.say_many([i.text for i in sentences])]
@@ -131,8 +135,14 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     if questions:
         answers = answer_questions(speechgpt, questions, template)
         figures |= answers.figures(draws)
-        result |= {"qa_by_kind": answers.by_kind(draws), "examples": [asdict(e) for e in answers.examples]}
-    transcripts = [{"path": r["path"], "text": i.text, "heard": h} for r, i, h in zip(records, items, heard, strict=True)]
+        result |= {
+            "qa_by_kind": answers.by_kind(draws),
+            "examples": [asdict(e) for e in answers.examples],
+        }
+    transcripts = [
+        {"path": r["path"], "text": i.text, "heard": h}
+        for r, i, h in zip(records, items, heard, strict=True)
+    ]
     return {name: asdict(e) for name, e in figures.items()} | result | {"transcripts": transcripts}
 
 
@@ -146,8 +156,12 @@ class Answers:
 
     def figures(self, draws: int) -> dict[str, Estimate]:
         return {
-            "qa_text_accuracy": bootstrap_mean([float(e.right_text) for e in self.examples], draws=draws),
-            "qa_speech_accuracy": bootstrap_mean([float(e.right_speech) for e in self.examples], draws=draws),
+            "qa_text_accuracy": bootstrap_mean(
+                [float(e.right_text) for e in self.examples], draws=draws
+            ),
+            "qa_speech_accuracy": bootstrap_mean(
+                [float(e.right_speech) for e in self.examples], draws=draws
+            ),
             "wellformed_share": bootstrap_mean([float(w) for w in self.wellformed], draws=draws),
         }
 
@@ -157,18 +171,24 @@ class Answers:
         return {
             kind: {
                 "text": asdict(bootstrap_mean([float(e.right_text) for e in group], draws=draws)),
-                "speech": asdict(bootstrap_mean([float(e.right_speech) for e in group], draws=draws)),
+                "speech": asdict(
+                    bootstrap_mean([float(e.right_speech) for e in group], draws=draws)
+                ),
             }
             for kind, group in of.items()
         }
 
 
-def answer_questions(speechgpt: SpeechGPT, questions: Sequence[Item], judge: SpeechJudge) -> Answers:
+def answer_questions(
+    speechgpt: SpeechGPT, questions: Sequence[Item], judge: SpeechJudge
+) -> Answers:
     """Ask every question twice, for a written and for a spoken answer; the judge listens to the spoken ones."""
     waves = [q.wave for q in questions]
     written: list[Reply] = speechgpt.ask_many(waves, reply="text")
     spoken: list[Reply] = speechgpt.ask_many(waves, reply="speech")
-    said = [reply.wave if reply.wave is not None else np.zeros(1600, np.float32) for reply in spoken]
+    said = [
+        reply.wave if reply.wave is not None else np.zeros(1600, np.float32) for reply in spoken
+    ]
     judged = judge.transcribe_many(said)
     examples = [
         Example(
@@ -197,7 +217,10 @@ def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:
 def nearest_question_baseline(run: Run, questions: Sequence[Item]) -> list[bool]:
     """Would the answer to the most similar training question do?  Similarity is word edit distance on the true transcripts."""
     units = run.require(pipeline.UNITS)
-    train = {row.text: row.answer for row in read_units(units.path, None, {"split": "train", "kind": list(world.KINDS)})}
+    train = {
+        row.text: row.answer
+        for row in read_units(units.path, None, {"split": "train", "kind": list(world.KINDS)})
+    }
     texts = [(text.split(), answer) for text, answer in train.items()]
     right = []
     for question in questions:
@@ -210,19 +233,33 @@ def nearest_question_baseline(run: Run, questions: Sequence[Item]) -> list[bool]
 def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
     path = Path(folder) / "items.jsonl"
     if not path.is_file():
-        raise UserError(f"no items.jsonl in {folder}: make a set with `speechgpt corpora sample -n 50 -o {folder}`")
+        raise UserError(
+            f"no items.jsonl in {folder}: make a set with `speechgpt corpora sample -n 50 -o {folder}`"
+        )
     items, records = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
             name, text = record["path"], record["text"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: expected an object with path and text ({error})") from None
+            raise UserError(
+                f"{path}, line {number}: expected an object with path and text ({error})"
+            ) from None
         wave = read_audio(Path(folder) / name)
-        items.append(Item(wave, text, record.get("answer") or "", record.get("kind", ""), record.get("voice", "")))
+        items.append(
+            Item(
+                wave,
+                text,
+                record.get("answer") or "",
+                record.get("kind", ""),
+                record.get("voice", ""),
+            )
+        )
         records.append(record)
     if not items:
-        raise UserError(f"{path} is empty: make a set with `speechgpt corpora sample -n 50 -o {folder}`")
+        raise UserError(
+            f"{path} is empty: make a set with `speechgpt corpora sample -n 50 -o {folder}`"
+        )
     return items, records
 
 
@@ -230,5 +267,7 @@ def _held_out(run: Run, split: str) -> list[Item]:
     rows = read_utterances(run.require(pipeline.CORPUS).path, audio=True, where={"split": split})
     items = [Item(u.wave, u.text, u.answer, u.kind, u.voice) for u in rows]
     if not items:
-        raise UserError(f"the corpus of {run.path} has no held-out speech: raise corpus.test_sentences in its recipe")
+        raise UserError(
+            f"the corpus of {run.path} has no held-out speech: raise corpus.test_sentences in its recipe"
+        )
     return shuffled(items, run.recipe.seed)

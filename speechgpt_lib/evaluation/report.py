@@ -44,7 +44,9 @@ def make_evaluation(run: Run, force: bool = False) -> Step:
         write_json(work / "examples.json", {"examples": result.pop("examples")})
         return result
 
-    step = run.step(EVALUATION, make, settings=run.recipe.evaluation, inputs=inputs, version=2, force=force)
+    step = run.step(
+        EVALUATION, make, settings=run.recipe.evaluation, inputs=inputs, version=2, force=force
+    )
     write_report(run)
     return step
 
@@ -52,13 +54,25 @@ def make_evaluation(run: Run, force: bool = False) -> Step:
 def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
     evaluation, steps = run.require(EVALUATION), run.steps()
-    notebooks = {path.stem: read_json(path) for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))}
-    notebooks = {name: n for name, n in notebooks.items() if "wall_seconds" in n}  # the one that is running has none yet
+    notebooks = {
+        path.stem: read_json(path)
+        for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
+    }
+    notebooks = {
+        name: n for name, n in notebooks.items() if "wall_seconds" in n
+    }  # the one that is running has none yet
     wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
-    peaks = [step.facts["peak_memory_mb"] for step in steps] + [n["peak_memory_mb"] for n in notebooks.values()]
+    peaks = [step.facts["peak_memory_mb"] for step in steps] + [
+        n["peak_memory_mb"] for n in notebooks.values()
+    ]
     report = dict(evaluation.metrics["figures"])
     report["wall_seconds"] = {"value": wall, "n": len(steps), "low": wall, "high": wall}
-    report["peak_memory_mb"] = {"value": max(peaks), "n": len(peaks), "low": max(peaks), "high": max(peaks)}
+    report["peak_memory_mb"] = {
+        "value": max(peaks),
+        "n": len(peaks),
+        "low": max(peaks),
+        "high": max(peaks),
+    }
     report["qa_by_kind"] = evaluation.metrics["qa_by_kind"]
     report["qa_baseline"] = evaluation.metrics["qa_baseline"]
     report["steps"] = {
@@ -70,7 +84,9 @@ def write_report(run: Run) -> dict:
         }
         for step in steps
     }
-    report["notebooks"] = {name: {"wall_seconds": n["wall_seconds"]} for name, n in notebooks.items()}
+    report["notebooks"] = {
+        name: {"wall_seconds": n["wall_seconds"]} for name, n in notebooks.items()
+    }
     report["recipe"] = {"name": run.recipe.name, "seed": run.recipe.seed}
     report["machine"] = evaluation.facts["machine"] | {
         "cpu": platform.processor() or platform.machine(),
@@ -85,18 +101,37 @@ def write_report(run: Run) -> dict:
 
 def render_html(run: Run, report: dict, evaluation: Step) -> str:
     """One page without scripts or outside files: figures, kinds of questions, answers to listen to, what each step cost."""
-    figures = [(key, text, _interval(report[key]), _goal(must), _goal(aim)) for key, (text, must, aim, _) in GOALS.items() if key in report]
-    others = [(key, "", _interval(value), "", "") for key, value in report.items() if _is_figure(value) and key not in GOALS]
-    kinds = [(kind, _interval(v["text"]), _interval(v["speech"])) for kind, v in report["qa_by_kind"].items()]
-    steps = [(name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB") for name, s in report["steps"].items()]
+    figures = [
+        (key, text, _interval(report[key]), _goal(must), _goal(aim))
+        for key, (text, must, aim, _) in GOALS.items()
+        if key in report
+    ]
+    others = [
+        (key, "", _interval(value), "", "")
+        for key, value in report.items()
+        if _is_figure(value) and key not in GOALS
+    ]
+    kinds = [
+        (kind, _interval(v["text"]), _interval(v["speech"]))
+        for kind, v in report["qa_by_kind"].items()
+    ]
+    steps = [
+        (name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB")
+        for name, s in report["steps"].items()
+    ]
     examples = read_json(evaluation.path / "examples.json")["examples"]
     spoken = []
     for number, example in enumerate(examples):
         if not (evaluation.path / f"example_{number:02d}_question.wav").exists():
             break
         mark = "right" if example["right_speech"] else "wrong"
-        sound = [_player(evaluation.path / f"example_{number:02d}_{part}.wav") for part in ("question", "answer")]
-        spoken.append((example["question"], sound[0], example["answered"], sound[1], example["judged"], mark))
+        sound = [
+            _player(evaluation.path / f"example_{number:02d}_{part}.wav")
+            for part in ("question", "answer")
+        ]
+        spoken.append(
+            (example["question"], sound[0], example["answered"], sound[1], example["judged"], mark)
+        )
     title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
     machine = report["machine"]
     return (
@@ -111,7 +146,14 @@ def render_html(run: Run, report: dict, evaluation: Step) -> str:
         + _table("Right answers by kind of question", ("kind", "in text", "in speech"), kinds)
         + _table(
             "Listen",
-            ("question", "as spoken", "answer in text", "answer in speech", "what the judge heard", ""),
+            (
+                "question",
+                "as spoken",
+                "answer in text",
+                "answer in speech",
+                "what the judge heard",
+                "",
+            ),
             spoken,
             raw={1, 3},
         )
@@ -127,10 +169,17 @@ _STYLE = (
 )
 
 
-def _table(caption: str, heads: tuple[str, ...], rows: list[tuple], raw: set[int] = frozenset()) -> str:
+def _table(
+    caption: str, heads: tuple[str, ...], rows: list[tuple], raw: set[int] = frozenset()
+) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     body = "".join(
-        "<tr>" + "".join(f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row)) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(
+            f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
     )
     return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
 

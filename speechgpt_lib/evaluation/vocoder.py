@@ -22,7 +22,13 @@ import numpy as np
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import lab_judges
 from speechgpt_lib.metrics.unit_errors import unit_error_rate
-from speechgpt_lib.metrics.waveform import f0_rmse, f0_track, log_spectral_distance, mel_cepstral_distance, voicing_error
+from speechgpt_lib.metrics.waveform import (
+    f0_rmse,
+    f0_track,
+    log_spectral_distance,
+    mel_cepstral_distance,
+    voicing_error,
+)
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -38,24 +44,43 @@ class Original:
     durations: np.ndarray
 
 
-def evaluate_vocoder(vocoder: Vocoder, originals: Sequence[Original], inventory: UnitInventory, judges: tuple | None = None) -> dict:
+def evaluate_vocoder(
+    vocoder: Vocoder,
+    originals: Sequence[Original],
+    inventory: UnitInventory,
+    judges: tuple | None = None,
+) -> dict:
     """{"gold": figures, "predicted": figures} of the table above; without `judges` (template, bigram) there are no words."""
     units = [o.units for o in originals]
     gold = vocoder.synthesize_many(units, [o.durations for o in originals], inventory=inventory.id)
     predicted = vocoder.synthesize_many(units, inventory=inventory.id)
-    figures = {name: _both(waves, originals, inventory, judges) for name, waves in (("gold", gold), ("predicted", predicted))}
+    figures = {
+        name: _both(waves, originals, inventory, judges)
+        for name, waves in (("gold", gold), ("predicted", predicted))
+    }
     tracks = [(f0_track(wave), f0_track(o.wave)) for wave, o in zip(gold, originals, strict=True)]
     pitch_errors = [error for a, b in tracks if not np.isnan(error := f0_rmse(a, b))]
     figures["gold"] |= {
-        "lsd_db": float(np.mean([log_spectral_distance(o.wave, wave) for wave, o in zip(gold, originals, strict=True)])),
+        "lsd_db": float(
+            np.mean(
+                [
+                    log_spectral_distance(o.wave, wave)
+                    for wave, o in zip(gold, originals, strict=True)
+                ]
+            )
+        ),
         "f0_rmse_hz": float(np.mean(pitch_errors)) if pitch_errors else None,
         "voicing_error": float(np.mean([voicing_error(a, b) for a, b in tracks])),
     }
     guessed = [vocoder.predict_durations(o.units) for o in originals]
-    apart = np.concatenate([np.abs(g - o.durations) for g, o in zip(guessed, originals, strict=True)])
+    apart = np.concatenate(
+        [np.abs(g - o.durations) for g, o in zip(guessed, originals, strict=True)]
+    )
     figures["predicted"] |= {
         "duration_error": float(apart.mean()),
-        "length_ratio": float(sum(g.sum() for g in guessed) / sum(o.durations.sum() for o in originals)),
+        "length_ratio": float(
+            sum(g.sum() for g in guessed) / sum(o.durations.sum() for o in originals)
+        ),
     }
     return figures
 
@@ -73,13 +98,26 @@ def judges_if_installed(say) -> tuple | None:
         return None
 
 
-def _both(waves: list[np.ndarray], originals: Sequence[Original], inventory: UnitInventory, judges: tuple | None) -> dict:
-    distances = [mel_cepstral_distance(o.wave, wave) for wave, o in zip(waves, originals, strict=True)]
+def _both(
+    waves: list[np.ndarray],
+    originals: Sequence[Original],
+    inventory: UnitInventory,
+    judges: tuple | None,
+) -> dict:
+    distances = [
+        mel_cepstral_distance(o.wave, wave) for wave, o in zip(waves, originals, strict=True)
+    ]
     again = [inventory.encode(wave)[0] for wave in waves]
-    found = {"mcd_db": float(np.mean(distances)), "unit_round_trip": unit_error_rate([o.units for o in originals], again)}
+    found = {
+        "mcd_db": float(np.mean(distances)),
+        "unit_round_trip": unit_error_rate([o.units for o in originals], again),
+    }
     return found | (_words(waves, originals, judges) if judges else {})
 
 
 def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: tuple) -> dict:
     texts = [o.text for o in originals]
-    return {name: wer(texts, judge.transcribe_many(waves)) for name, judge in zip(("wer", "wer_bigram"), judges, strict=True)}
+    return {
+        name: wer(texts, judge.transcribe_many(waves))
+        for name, judge in zip(("wer", "wer_bigram"), judges, strict=True)
+    }

@@ -15,7 +15,18 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.stubs import stub_class
 
-KNOWN_PACKAGES = ("fairseq", "argparse", "omegaconf", "hydra", "numpy", "typing", "enum", "collections", "_codecs", "pathlib")
+KNOWN_PACKAGES = (
+    "fairseq",
+    "argparse",
+    "omegaconf",
+    "hydra",
+    "numpy",
+    "typing",
+    "enum",
+    "collections",
+    "_codecs",
+    "pathlib",
+)
 # Files from before PyTorch 1.6 don't list what they name.
 KNOWN_NAMES = (
     "fairseq.data.dictionary.Dictionary",
@@ -46,11 +57,17 @@ def load_torch_checkpoint(path: Path | str) -> dict:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} was not read: {_reason(error)}; only checkpoints of fairseq and PyTorch are expected here") from None
+        raise UserError(
+            f"{path} was not read: {_reason(error)}; only checkpoints of fairseq and PyTorch are expected here"
+        ) from None
     except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise UserError(f"{path} is no whole PyTorch checkpoint ({_first_line(error)}): get it again and compare its size") from None
+        raise UserError(
+            f"{path} is no whole PyTorch checkpoint ({_first_line(error)}): get it again and compare its size"
+        ) from None
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary as fairseq saves it")
+        raise UserError(
+            f"{path} holds a {type(loaded).__name__}, expected a dictionary as fairseq saves it"
+        )
     return loaded
 
 
@@ -59,7 +76,9 @@ def named_classes(path: Path) -> list[str]:
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     strange = [name for name in names if name.split(".")[0] not in KNOWN_PACKAGES]
     if strange:
-        raise UserError(f"{path} was not read: it asks to run {strange[0]}, which no checkpoint of fairseq does; don't trust it")
+        raise UserError(
+            f"{path} was not read: it asks to run {strange[0]}, which no checkpoint of fairseq does; don't trust it"
+        )
     return names
 
 
@@ -72,7 +91,9 @@ def check_is_no_text(path: Path) -> None:
     if not head:
         raise UserError(f"{path} is empty: get it again")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer to a large file, not the file: fetch it with `git lfs pull`")
+        raise UserError(
+            f"{path} is a pointer to a large file, not the file: fetch it with `git lfs pull`"
+        )
     if head.lstrip()[:1] == b"<":
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
 

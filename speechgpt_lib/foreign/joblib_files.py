@@ -24,7 +24,16 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import check_is_no_text
 from speechgpt_lib.foreign.stubs import Stub, stub_class
 
-KNOWN_PACKAGES = ("numpy", "sklearn", "joblib", "collections", "copyreg", "copy_reg", "_codecs", "scipy")
+KNOWN_PACKAGES = (
+    "numpy",
+    "sklearn",
+    "joblib",
+    "collections",
+    "copyreg",
+    "copy_reg",
+    "_codecs",
+    "scipy",
+)
 LARGEST = 1 << 33  # bytes of one array
 
 
@@ -43,7 +52,9 @@ def load_joblib(path: Path | str) -> Any:
         raise
     except Exception as error:  # whatever a damaged stream makes the unpickler raise
         what = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{path} is no whole joblib file ({what}): get it again and compare its size") from None
+        raise UserError(
+            f"{path} is no whole joblib file ({what}): get it again and compare its size"
+        ) from None
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -57,7 +68,9 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> type[Stub]:
         if module.split(".")[0] not in KNOWN_PACKAGES:
-            raise UserError(f"{self.path} was not read: it asks to run {module}.{name}, which no k-means file does; don't trust it")
+            raise UserError(
+                f"{self.path} was not read: it asks to run {module}.{name}, which no k-means file does; don't trust it"
+            )
         return stub_class(f"{module}.{name}")
 
     def load_build(self) -> None:
@@ -66,7 +79,9 @@ class _ArrayUnpickler(pickle._Unpickler):
         if isinstance(made, Stub) and made.name.endswith(".NumpyArrayWrapper"):
             self.stack[-1] = self._read_array(made)
         elif isinstance(made, Stub) and made.name.endswith((".NDArrayWrapper", ".ZNDArrayWrapper")):
-            raise UserError(f"{self.path} was written by a joblib from before 2016, with arrays in files of their own: save it again")
+            raise UserError(
+                f"{self.path} was written by a joblib from before 2016, with arrays in files of their own: save it again"
+            )
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -76,22 +91,32 @@ class _ArrayUnpickler(pickle._Unpickler):
             self._exactly(self._exactly(1)[0])  # padding, after one byte that says how much
         size = math.prod(shape) * dtype.itemsize
         if not 0 <= size <= LARGEST:
-            raise UserError(f"{self.path} has an array of {size} bytes: this can't be a k-means file")
+            raise UserError(
+                f"{self.path} has an array of {size} bytes: this can't be a k-means file"
+            )
         values = np.frombuffer(self._exactly(size), dtype)
         return values.reshape(shape[::-1]).T if wrapper.order == "F" else values.reshape(shape)
 
     def _dtype(self, described: Any) -> np.dtype:
         """numpy's dtype is pickled as a call with its code and a state that holds the order of bytes."""
-        code = described.arguments[0] if isinstance(described, Stub) and described.arguments else described
+        code = (
+            described.arguments[0]
+            if isinstance(described, Stub) and described.arguments
+            else described
+        )
         if not (isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)):
-            raise UserError(f"{self.path} was not read: it has an array of {code!r}, and only arrays of numbers are read here")
+            raise UserError(
+                f"{self.path} was not read: it has an array of {code!r}, and only arrays of numbers are read here"
+            )
         order = vars(described).get("state", (3, "="))[1]
         return np.dtype(code).newbyteorder(order if order in "<>=" else "=")
 
     def _exactly(self, count: int) -> bytes:
         data = self.file.read(count)
         if len(data) != count:
-            raise UserError(f"{self.path} is cut off: {count} bytes of an array expected, {len(data)} found; get it again")
+            raise UserError(
+                f"{self.path} is cut off: {count} bytes of an array expected, {len(data)} found; get it again"
+            )
         return data
 
 

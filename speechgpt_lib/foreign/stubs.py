@@ -50,13 +50,17 @@ def stub_class(name: str) -> type[Stub]:
 
 def plain(value: Any) -> Any:
     """Stand-ins of argparse namespaces and OmegaConf containers, at any depth, as dictionaries, lists and values."""
-    if isinstance(value, Stub | argparse.Namespace):  # the latter where somebody has told PyTorch that it may be read
+    if isinstance(
+        value, Stub | argparse.Namespace
+    ):  # the latter where somebody has told PyTorch that it may be read
         known = vars(value)
         if "_content" in known:  # an OmegaConf container
             return plain(known["_content"])
         if "_val" in known:  # an OmegaConf node
             return plain(known["_val"])
-        return {key: plain(item) for key, item in known.items() if key not in ("arguments", "state")}
+        return {
+            key: plain(item) for key, item in known.items() if key not in ("arguments", "state")
+        }
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -29,8 +29,14 @@ def source_facts(name: str, path: Path | str | None = None) -> dict:
     """Title and licence of a source: a corpus by its name, or one of `SOURCES`."""
     from speechgpt_lib.corpora.catalogue import CORPORA
 
-    known = SOURCES.get(name) or ({"title": CORPORA[name].title, "licence": CORPORA[name].licence} if name in CORPORA else {})
-    facts = {"name": name, "title": known.get("title", name), "licence": known.get("licence", UNKNOWN)}
+    known = SOURCES.get(name) or (
+        {"title": CORPORA[name].title, "licence": CORPORA[name].licence} if name in CORPORA else {}
+    )
+    facts = {
+        "name": name,
+        "title": known.get("title", name),
+        "licence": known.get("licence", UNKNOWN),
+    }
     return facts | ({"path": str(path)} if path else {})
 
 
@@ -54,10 +60,16 @@ def render(summary: dict) -> str:
         "table hash": f"`{summary['table_hash']}`",
     }
     if "voicing" in summary:
-        facts |= {"questions voiced by": summary["voicing"]["questions"], "answers voiced by": summary["voicing"]["answers"]}
+        facts |= {
+            "questions voiced by": summary["voicing"]["questions"],
+            "answers voiced by": summary["voicing"]["answers"],
+        }
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", "## Sources and licences", "", "| source | licence |", "|---|---|"]
-    lines += [f"| {source.get('title', source.get('path', '?'))} | {source.get('licence', UNKNOWN)} |" for source in summary["sources"]]
+    lines += [
+        f"| {source.get('title', source.get('path', '?'))} | {source.get('licence', UNKNOWN)} |"
+        for source in summary["sources"]
+    ]
     lines += [
         "",
         "## Share of each task" if kind == "cross_modal" else "## Share of each format",
@@ -65,16 +77,32 @@ def render(summary: dict) -> str:
         "| | rows | share |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {count:,} | {statistics['shares'][name]:.1%} |" for name, count in statistics["counts"].items()]
-    lines += ["", "## Held-out sentences", "", f"Rule: {summary['held_out_rule']}. No sentence stands on both sides."]
+    lines += [
+        f"| {name} | {count:,} | {statistics['shares'][name]:.1%} |"
+        for name, count in statistics["counts"].items()
+    ]
+    lines += [
+        "",
+        "## Held-out sentences",
+        "",
+        f"Rule: {summary['held_out_rule']}. No sentence stands on both sides.",
+    ]
     if summary["quarantined"]:
         lines += ["", "## Quarantine", "", "| reason | rows |", "|---|---|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in summary["quarantined"].items()]
         lines += ["", "Each with its place in `quarantine-*.parquet`."]
     if "selection" in summary:
         lines += ["", "## Selection", "", "| step | dropped | left |", "|---|---|---|"]
-        lines += [f"| {step['step']} | {step['dropped']:,} | {step['left']:,} |" for step in summary["selection"]]
-    lines += ["", "## Lengths", "", "A unit is one token of the language model; a word is what stands between blanks."]
+        lines += [
+            f"| {step['step']} | {step['dropped']:,} | {step['left']:,} |"
+            for step in summary["selection"]
+        ]
+    lines += [
+        "",
+        "## Lengths",
+        "",
+        "A unit is one token of the language model; a word is what stands between blanks.",
+    ]
     for name, measure in statistics["lengths"].items():
         quantiles = ", ".join(f"{key} {value}" for key, value in measure["quantiles"].items())
         lines += ["", f"**{name.replace('_', ' ')}**: {measure['total']:,} in all; {quantiles}", ""]
@@ -84,5 +112,10 @@ def render(summary: dict) -> str:
 
 def _bars(histogram: list[dict]) -> list[str]:
     most = max((entry["rows"] for entry in histogram), default=1)
-    spans = [f"{e['from']}–{e['to']}" if e["from"] != e["to"] else str(e["from"]) for e in histogram]
-    return [f"    {span:>11} {e['rows']:>10,} {'█' * round(40 * e['rows'] / most)}" for span, e in zip(spans, histogram, strict=True)]
+    spans = [
+        f"{e['from']}–{e['to']}" if e["from"] != e["to"] else str(e["from"]) for e in histogram
+    ]
+    return [
+        f"    {span:>11} {e['rows']:>10,} {'█' * round(40 * e['rows'] / most)}"
+        for span, e in zip(spans, histogram, strict=True)
+    ]

@@ -17,7 +17,14 @@ import pyarrow
 
 from speechgpt_lib.instructions import split
 from speechgpt_lib.instructions.parsing import marker_in
-from speechgpt_lib.instructions.sets import CHAIN_SCHEMA, SetFacts, ShardWriter, finish, is_made, row_digest
+from speechgpt_lib.instructions.sets import (
+    CHAIN_SCHEMA,
+    SetFacts,
+    ShardWriter,
+    finish,
+    is_made,
+    row_digest,
+)
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.runs.artefacts import hash_json
 from speechgpt_lib.units.inventory import check_inventory
@@ -51,7 +58,9 @@ def choose_format(identity: str, shares: dict[str, float], seed: int) -> str:
     """A format by its share: a function of id and seed, so neither order nor sharding matters."""
     bounds = np.cumsum([shares.get(name, 0.0) for name in CHAIN_FORMATS])
     draw = int.from_bytes(hashlib.sha256(f"{seed} {identity}".encode()).digest()[:7], "big") / 2**56
-    last = max(k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name))  # where rounding leaves the sum a hair below 1
+    last = max(
+        k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name)
+    )  # where rounding leaves the sum a hair below 1
     return CHAIN_FORMATS[min(int(np.searchsorted(bounds, draw, side="right")), last)]
 
 
@@ -81,12 +90,26 @@ def build_chain(
     """
     for voicing in (questions, answers):
         check_inventory(voicing.inventory, facts.inventory, f"the set in {out}")
-    settings = {"shares": shares, "seed": seed, "questions": questions.name, "answers": answers.name, "held_out": held_out_share}
+    settings = {
+        "shares": shares,
+        "seed": seed,
+        "questions": questions.name,
+        "answers": answers.name,
+        "held_out": held_out_share,
+    }
     facts = replace(facts, settings=hash_json(settings))
     stream, seen, number = iter(dialogues), set(), 0
     while (group := list(islice(stream, shard_size))) or number == 0:
         key = hash_json({"dialogues": [_identity(d) for d in group]} | facts.metadata())
-        fresh = [(d, None if _new(d.id, seen) else ("duplicate id", "the same id stands in a dialogue before it")) for d in group]
+        fresh = [
+            (
+                d,
+                None
+                if _new(d.id, seen)
+                else ("duplicate id", "the same id stands in a dialogue before it"),
+            )
+            for d in group
+        ]
         if not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:
                 _write(writer, fresh, questions, answers, shares, seed, held_out_share)
@@ -95,12 +118,19 @@ def build_chain(
         number += 1
     rule = split_rule or (split.rule(held_out_share) if held_out_share else "none held out")
     voices = {"questions": questions.name, "answers": answers.name}
-    more = {"voicing": voices, "format_shares": shares} | ({"selection": selection()} if selection else {})
+    more = {"voicing": voices, "format_shares": shares} | (
+        {"selection": selection()} if selection else {}
+    )
     return finish(out, number, facts, sources or [], rule, **more)
 
 
 def _identity(dialogue: Dialogue) -> list:
-    return [dialogue.id, dialogue.instruction, dialogue.response, None if dialogue.units is None else dialogue.units.tolist()]
+    return [
+        dialogue.id,
+        dialogue.instruction,
+        dialogue.response,
+        None if dialogue.units is None else dialogue.units.tolist(),
+    ]
 
 
 def _new(identity: str, seen: set[bytes]) -> bool:
@@ -136,9 +166,19 @@ def _write(
             writer.refuse(d.source, f"dialogue {d.id}", d.id, "no units", "its voicing gave none")
             continue
         chosen = choose_format(d.id, shares, seed)
-        row = {"id": d.id, "format": chosen, "kind": d.kind, "instruction": d.instruction, "response": d.response}
+        row = {
+            "id": d.id,
+            "format": chosen,
+            "kind": d.kind,
+            "instruction": d.instruction,
+            "response": d.response,
+        }
         row |= {"instruction_units": instruction_units, "response_units": response_units}
-        (held_out if held_out_share and split.is_held_out(d.instruction, held_out_share) else rows).append(row)
+        (
+            held_out
+            if held_out_share and split.is_held_out(d.instruction, held_out_share)
+            else rows
+        ).append(row)
     writer.add(pyarrow.Table.from_pylist(rows, CHAIN_SCHEMA))
     if held_out:
         writer.add(pyarrow.Table.from_pylist(held_out, CHAIN_SCHEMA), held_out=True)
@@ -158,7 +198,9 @@ def count_rows(writer: ShardWriter, rows: list[dict]) -> None:
     )
     for row, (instruction, response) in zip(rows, shown, strict=True):
         statistics.add_units(np.concatenate([instruction, response]))
-        writer.counts.digest += row_digest((row["format"], row["instruction"], row["response"]), instruction, response)
+        writer.counts.digest += row_digest(
+            (row["format"], row["instruction"], row["response"]), instruction, response
+        )
     writer.counts.digest %= 2**256
 
 
@@ -177,8 +219,13 @@ def _voice(voicing: Voicing, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return dict(zip(different, voicing.generate(different), strict=True)) if different else {}
 
 
-def _reason(dialogue: Dialogue, questions: Voicing, answers: Voicing, unit_count: int) -> tuple[str, str] | None:
-    for what, text, voicing in (("instruction", dialogue.instruction, questions), ("response", dialogue.response, answers)):
+def _reason(
+    dialogue: Dialogue, questions: Voicing, answers: Voicing, unit_count: int
+) -> tuple[str, str] | None:
+    for what, text, voicing in (
+        ("instruction", dialogue.instruction, questions),
+        ("response", dialogue.response, answers),
+    ):
         if not text.strip():
             return f"empty {what}", f"the {what} has no words"
         if strange := marker_in(text):
@@ -190,7 +237,10 @@ def _reason(dialogue: Dialogue, questions: Voicing, answers: Voicing, unit_count
         if len(dialogue.units) == 0:
             return "no units", "its spoken instruction has none"
         if dialogue.units.min() < 0 or dialogue.units.max() >= unit_count:
-            return "unit out of range", f"its spoken instruction has units outside 0 to {unit_count - 1}"
+            return (
+                "unit out of range",
+                f"its spoken instruction has units outside 0 to {unit_count - 1}",
+            )
     return None
 
 

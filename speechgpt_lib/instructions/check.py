@@ -43,9 +43,13 @@ def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
     except UserError as error:
         return [*problems, str(error)]
     if f"{digest % 2**256:064x}" != summary["table_hash"]:
-        problems.append(f"{folder}: its rows make another table hash than summary.json says: a shard was changed, or is of another set")
+        problems.append(
+            f"{folder}: its rows make another table hash than summary.json says: a shard was changed, or is of another set"
+        )
     if rows != summary["statistics"]["rows"]:
-        problems.append(f"{folder}: it has {rows} rows, summary.json says {summary['statistics']['rows']}")
+        problems.append(
+            f"{folder}: it has {rows} rows, summary.json says {summary['statistics']['rows']}"
+        )
     return problems
 
 
@@ -60,19 +64,28 @@ def _words(record: dict) -> bytes:
 
 def _digest(record: dict) -> int:
     if "task" in record:
-        return sets.row_digest((record["task"], record["description"], record["text"]), record["units"])
-    return sets.row_digest((record["format"], record["instruction"], record["response"]), *shown_units(record))
+        return sets.row_digest(
+            (record["task"], record["description"], record["text"]), record["units"]
+        )
+    return sets.row_digest(
+        (record["format"], record["instruction"], record["response"]), *shown_units(record)
+    )
 
 
 def _wrong(record: dict, unit_count: int) -> list[str]:
     """What is wrong with a row, in words."""
     reasons = []
-    texts, units = [("text", record.get("text"))], [record["units"]] if "task" in record else list(shown_units(record))
+    texts, units = (
+        [("text", record.get("text"))],
+        [record["units"]] if "task" in record else list(shown_units(record)),
+    )
     if "task" in record:
         wanted = record["task"] in ("asr", "tts") and len(record["units"])
         texts.append(("description", record["description"]))
     else:
-        wanted = record["format"] in CHAIN_FORMATS and ("speech" not in record["format"] or any(map(len, units)))
+        wanted = record["format"] in CHAIN_FORMATS and (
+            "speech" not in record["format"] or any(map(len, units))
+        )
         texts = [("instruction", record["instruction"]), ("response", record["response"])]
     if not wanted:
         reasons.append(f"no units, or unknown {'task' if 'task' in record else 'format'}")

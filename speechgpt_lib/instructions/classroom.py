@@ -36,21 +36,33 @@ class Filter:
         Raises:
             UserError: no such file, not UTF-8, no terms, a term before any category, or a star that isn't after 3 letters at the end.
         """
-        source = resources.files(__package__).joinpath("data", "classroom.txt") if path is None else Path(path)
+        source = (
+            resources.files(__package__).joinpath("data", "classroom.txt")
+            if path is None
+            else Path(path)
+        )
         try:
             text = source.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             what = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"no word list at {source} ({what}): expected lines '# category', and under each its terms") from None
+            raise UserError(
+                f"no word list at {source} ({what}): expected lines '# category', and under each its terms"
+            ) from None
         terms = _parse(text, str(source))
-        groups = ("|".join(map(_expression, sorted(found, reverse=True))) for found in terms.values())
+        groups = (
+            "|".join(map(_expression, sorted(found, reverse=True))) for found in terms.values()
+        )
         pattern = re.compile(rf"(?<!\w)(?:{'|'.join(f'({group})' for group in groups)})(?!\w)")
         return cls(tuple(terms), terms, pattern)
 
     def reason(self, text: str) -> str | None:
         """`category: what was found` for the first term in a text, or None; a category goes before those below it in the list."""
         found = self.pattern.search(unicodedata.normalize("NFKC", text).lower().replace("’", "'"))
-        return f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}" if found else None
+        return (
+            f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}"
+            if found
+            else None
+        )
 
 
 def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
@@ -62,14 +74,25 @@ def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
         if term.startswith("#"):
             category = term[1:].strip()
         elif term and not category:
-            raise UserError(f"{source}:{number}: {term!r} stands before any category: put a line '# category' above it")
+            raise UserError(
+                f"{source}:{number}: {term!r} stands before any category: put a line '# category' above it"
+            )
         elif term:
             stem = term.removesuffix("*")
-            if "*" in stem or not any(map(str.isalnum, stem)) or stem != term and sum(map(str.isalpha, stem)) < SHORTEST_STEM:
-                raise UserError(f"{source}:{number}: {term!r} is no term: expected words, with at most one * after {SHORTEST_STEM} letters")
+            if (
+                "*" in stem
+                or not any(map(str.isalnum, stem))
+                or stem != term
+                and sum(map(str.isalpha, stem)) < SHORTEST_STEM
+            ):
+                raise UserError(
+                    f"{source}:{number}: {term!r} is no term: expected words, with at most one * after {SHORTEST_STEM} letters"
+                )
             terms.setdefault(category, {})[term] = None
     if not terms:
-        raise UserError(f"{source} has no terms: expected lines '# category', and under each its terms")
+        raise UserError(
+            f"{source} has no terms: expected lines '# category', and under each its terms"
+        )
     return {category: tuple(found) for category, found in terms.items()}
 
 

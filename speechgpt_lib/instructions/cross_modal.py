@@ -21,7 +21,16 @@ from speechgpt_lib.instructions import split
 from speechgpt_lib.instructions.descriptions import draw, load_descriptions
 from speechgpt_lib.instructions.duplicates import Duplicates, find_duplicates
 from speechgpt_lib.instructions.parsing import marker_in
-from speechgpt_lib.instructions.sets import BATCH, CROSS_MODAL_SCHEMA, SetFacts, ShardWriter, finish, is_made, row_digest, split_lists
+from speechgpt_lib.instructions.sets import (
+    BATCH,
+    CROSS_MODAL_SCHEMA,
+    SetFacts,
+    ShardWriter,
+    finish,
+    is_made,
+    row_digest,
+    split_lists,
+)
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
 from speechgpt_lib.units.inventory import check_inventory
 
@@ -52,7 +61,11 @@ class Pairing:
         return self.descriptions or {task: load_descriptions(task) for task in ("asr", "tts")}
 
     def rule(self) -> str:
-        return f"split {' or '.join(self.held_out_splits)} of the corpus" if self.held_out_splits else split.rule(self.held_out_share)
+        return (
+            f"split {' or '.join(self.held_out_splits)} of the corpus"
+            if self.held_out_splits
+            else split.rule(self.held_out_share)
+        )
 
 
 def build_cross_modal(
@@ -81,17 +94,30 @@ def build_cross_modal(
     """
     tables = [table for source in sources for table in unit_tables(source)]
     for table in tables:
-        found = (pyarrow.parquet.read_schema(table).metadata or {}).get(b"inventory", b"none").decode()
+        found = (
+            (pyarrow.parquet.read_schema(table).metadata or {}).get(b"inventory", b"none").decode()
+        )
         check_inventory(found, inventory_id, f"the set in {out}")
-    settings = {name: value for name, value in vars(pairing).items() if name != "descriptions"} | {"lists": pairing.lists()}
-    facts = SetFacts("cross_modal", inventory_id, unit_count, pairing.templates, hash_json(settings))
+    settings = {name: value for name, value in vars(pairing).items() if name != "descriptions"} | {
+        "lists": pairing.lists()
+    }
+    facts = SetFacts(
+        "cross_modal", inventory_id, unit_count, pairing.templates, hash_json(settings)
+    )
     chosen = range(len(tables))[shards]
     keys = {k: hash_json({"table": hash_file(tables[k])} | facts.metadata()) for k in chosen}
     missing = [k for k in chosen if not is_made(out, k, keys[k])]
     duplicates = find_duplicates(tables) if missing else Duplicates({})
     for k in missing:
         _write_shard(tables[k], k, out, pairing, facts, keys[k], duplicates, on_rows)
-    return finish(out, len(tables), facts, source_facts or [{"path": str(s)} for s in sources], pairing.rule(), pairing=pairing.pairing)
+    return finish(
+        out,
+        len(tables),
+        facts,
+        source_facts or [{"path": str(s)} for s in sources],
+        pairing.rule(),
+        pairing=pairing.pairing,
+    )
 
 
 def unit_tables(folder: Path) -> list[Path]:
@@ -100,12 +126,21 @@ def unit_tables(folder: Path) -> list[Path]:
     folder = folder / "units" if (folder / "units").is_dir() else folder
     tables = sorted(folder.glob("units-*.parquet"))
     if not tables:
-        raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb or speechgpt units extract first")
+        raise UserError(
+            f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb or speechgpt units extract first"
+        )
     return tables
 
 
 def _write_shard(
-    table: Path, number: int, out: Path, pairing: Pairing, facts: SetFacts, key: str, duplicates: Duplicates, on_rows: Callable | None
+    table: Path,
+    number: int,
+    out: Path,
+    pairing: Pairing,
+    facts: SetFacts,
+    key: str,
+    duplicates: Duplicates,
+    on_rows: Callable | None,
 ) -> None:
     with ShardWriter(out, number, facts, key) as writer:
         lists = pairing.lists()
@@ -115,9 +150,14 @@ def _write_shard(
             voices, splits = batch["voice"].to_pylist(), batch["split"].to_pylist()
             units = split_lists(batch["units"])
             for k, identity in enumerate(ids):
-                if pairing.splits is not None and splits[k] not in pairing.splits + pairing.held_out_splits:
+                if (
+                    pairing.splits is not None
+                    and splits[k] not in pairing.splits + pairing.held_out_splits
+                ):
                     continue
-                reason = _reason(identity, texts[k], units[k], facts.unit_count) or duplicates.reason(identity, table, start + k)
+                reason = _reason(
+                    identity, texts[k], units[k], facts.unit_count
+                ) or duplicates.reason(identity, table, start + k)
                 if reason:
                     writer.refuse(str(table), f"row {start + k}", str(identity), *reason)
                     continue
@@ -136,10 +176,27 @@ def _write_shard(
                 on_rows(len(keep))
 
 
-def _add(writer: ShardWriter, batch: pyarrow.RecordBatch, keep: list[int], task: list, description: list, held_out: list) -> None:
-    taken = batch.select(["id", "text", "voice", "units"]).take(pyarrow.array(keep, pyarrow.int32()))
-    identities = [f"{name}-{identity}" for name, identity in zip(task, taken["id"].to_pylist(), strict=True)]
-    columns = {"id": identities, "task": task, "description": description, "text": taken["text"], "voice": taken["voice"]}
+def _add(
+    writer: ShardWriter,
+    batch: pyarrow.RecordBatch,
+    keep: list[int],
+    task: list,
+    description: list,
+    held_out: list,
+) -> None:
+    taken = batch.select(["id", "text", "voice", "units"]).take(
+        pyarrow.array(keep, pyarrow.int32())
+    )
+    identities = [
+        f"{name}-{identity}" for name, identity in zip(task, taken["id"].to_pylist(), strict=True)
+    ]
+    columns = {
+        "id": identities,
+        "task": task,
+        "description": description,
+        "text": taken["text"],
+        "voice": taken["voice"],
+    }
     rows = pyarrow.table(columns | {"units": taken["units"]}).select(CROSS_MODAL_SCHEMA.names)
     mask = pyarrow.array(held_out)
     training = rows.filter(pyarrow.compute.invert(mask))
@@ -166,7 +223,9 @@ def _batches(table: Path) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
                 yield start, batch
                 start += batch.num_rows
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{table} is damaged ({str(error).splitlines()[0][:120]}): delete it and extract its units again") from None
+        raise UserError(
+            f"{table} is damaged ({str(error).splitlines()[0][:120]}): delete it and extract its units again"
+        ) from None
 
 
 def _strings(column: pyarrow.Array) -> list[str | None]:
@@ -184,7 +243,9 @@ def _decoded(value: bytes | None) -> str | None:
         return None
 
 
-def _reason(identity: str | None, text: str | None, units: np.ndarray, unit_count: int) -> tuple[str, str] | None:
+def _reason(
+    identity: str | None, text: str | None, units: np.ndarray, unit_count: int
+) -> tuple[str, str] | None:
     """Why a pair can't be used, as (reason, detail), or None."""
     if identity is None or text is None:
         return "broken UTF-8", "its id or text is missing or no UTF-8"

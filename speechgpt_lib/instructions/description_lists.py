@@ -34,7 +34,19 @@ _CHATTER = re.compile(  # the words round a list that has no marks; "Let me know
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
-_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\u2011": "-", "…": "...", "\u00a0": " "})
+_PLAIN = str.maketrans(
+    {
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": "-",
+        "\u2011": "-",
+        "…": "...",
+        "\u00a0": " ",
+    }
+)
 
 
 def parse_list(text: str) -> list[str]:
@@ -43,7 +55,9 @@ def parse_list(text: str) -> list[str]:
     Emphasis and quotes round an item are taken off, wrapped lines joined; the words before and after the list are left out.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = text.rpartition("</think>")[2].partition("<think>")[0]  # what some models write before they answer
+    text = text.rpartition("</think>")[2].partition("<think>")[
+        0
+    ]  # what some models write before they answer
     blocks = [block for block in _FENCE.findall(text) if block.strip()]
     text = "\n".join(blocks) if blocks else re.sub(r"^[ \t]*```.*$", "", text, flags=re.MULTILINE)
     if (found := _json_strings(text)) is not None:
@@ -51,14 +65,24 @@ def parse_list(text: str) -> list[str]:
     elif any(_MARK.match(line) for line in text.split("\n")):
         items = _marked(text.split("\n"))
     else:
-        items = [line for line in text.split("\n") if not (_HEADING.match(line) or _CHATTER.match(line.strip().translate(_PLAIN)))]
+        items = [
+            line
+            for line in text.split("\n")
+            if not (_HEADING.match(line) or _CHATTER.match(line.strip().translate(_PLAIN)))
+        ]
     return [item for item in map(_undress, items) if item]
 
 
 def tidy(line: str) -> str:
     """`line` in the form of the files: straight quotes, single spaces, a full stop where nothing ends it.  Line breaks stay."""
     line = re.sub(r"[^\S\n\r]+", " ", line.translate(_PLAIN)).strip()
-    return line + "." if line and (line[-1].isalnum() or line[-1] in "\"')") and not re.search(r"[.?!][\"')]+$", line) else line
+    return (
+        line + "."
+        if line
+        and (line[-1].isalnum() or line[-1] in "\"')")
+        and not re.search(r"[.?!][\"')]+$", line)
+        else line
+    )
 
 
 def validate(line: str) -> str | None:
@@ -82,7 +106,9 @@ def normalize(line: str) -> str:
     return re.sub(r"[^a-z0-9]", "", line.lower())
 
 
-def sift(lines: Iterable[str], known: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
+def sift(
+    lines: Iterable[str], known: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Tidied `lines` → (those that can be used and aren't among `known`, the others as (line, reason)), in order."""
     seen, good, refused = {normalize(line) for line in known}, [], []
     for line in map(tidy, lines):
@@ -122,7 +148,9 @@ def _marked(lines: list[str]) -> list[str]:
             goes_on = True
         elif not line.strip() or (_HEADING.match(line) and not line[0].isspace()):
             goes_on = False
-        elif goes_on and (index < last or line[0].isspace() or not re.search(r"[.?!][\"')*_]*$", items[-1])):
+        elif goes_on and (
+            index < last or line[0].isspace() or not re.search(r"[.?!][\"')*_]*$", items[-1])
+        ):
             items[-1] = f"{items[-1]} {line.strip()}".strip()
         else:
             goes_on = False
@@ -134,7 +162,11 @@ def _undress(item: str) -> str:
     item = item.strip().replace("**", "").replace("__", "").strip()
     while found := re.fullmatch(r"([*_`\"'“‘«])(.+?)([*_`\"'”’»])([.?!]?),?", item, re.DOTALL):
         opening, inner, closing, end = found.groups()
-        if closing != {"“": "”", "‘": "’", "«": "»"}.get(opening, opening) or opening in inner or not inner.strip():
+        if (
+            closing != {"“": "”", "‘": "’", "«": "»"}.get(opening, opening)
+            or opening in inner
+            or not inner.strip()
+        ):
             break
         item = inner.strip() + ("" if inner.strip()[-1] in ".?!" else end)
     return item

@@ -23,7 +23,11 @@ def load_descriptions(task: Literal["asr", "tts"]) -> tuple[str, ...]:
     """The descriptions of a task, in the order of the file."""
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-    text = resources.files(__package__).joinpath("data", f"{task}_descriptions.txt").read_text(encoding="utf-8")
+    text = (
+        resources.files(__package__)
+        .joinpath("data", f"{task}_descriptions.txt")
+        .read_text(encoding="utf-8")
+    )
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -41,11 +45,17 @@ def draw(choices: Sequence[str], purpose: str, example_id: str, seed: int) -> st
 def read_descriptions(path: Path) -> tuple[str, ...]:
     """Descriptions of a file, one a line, such as `speechgpt instruct describe` writes."""
     if not path.is_file():
-        raise UserError(f"no descriptions at {path}: write some with speechgpt instruct describe, one a line")
-    found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        raise UserError(
+            f"no descriptions at {path}: write some with speechgpt instruct describe, one a line"
+        )
+    found = tuple(
+        line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    )
     if not found:
         raise UserError(f"{path} has no descriptions: expected one a line")
     for line in found:
         if SEPARATOR in line or set(line) & set("<>[]{}"):
-            raise UserError(f"{path}: {line!r} has {SEPARATOR!r} or one of < > [ ] {{ }} in it, which belong to the templates")
+            raise UserError(
+                f"{path}: {line!r} has {SEPARATOR!r} or one of < > [ ] {{ }} in it, which belong to the templates"
+            )
     return found

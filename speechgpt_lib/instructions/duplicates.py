@@ -27,7 +27,9 @@ class Duplicates:
 
 def find_duplicates(tables: Sequence[Path]) -> Duplicates:
     """All ids of the tables that occur more than once."""
-    hashes = np.concatenate([np.empty(0, np.int64)] + [_hashes(chunk) for table in tables for chunk in _ids(table)])
+    hashes = np.concatenate(
+        [np.empty(0, np.int64)] + [_hashes(chunk) for table in tables for chunk in _ids(table)]
+    )
     ordered = np.sort(hashes)
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not repeated:

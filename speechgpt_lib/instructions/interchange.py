@@ -39,9 +39,16 @@ class Dialect:
     ends_in_newline: bool = True
 
     def line(self, prefix: str, text: str) -> str:
-        row = {"plain_text": text, "prefix": prefix} if self.text_first else {"prefix": prefix, "plain_text": text}
+        row = (
+            {"plain_text": text, "prefix": prefix}
+            if self.text_first
+            else {"prefix": prefix, "plain_text": text}
+        )
         separators = (",", ":") if self.compact else None
-        return json.dumps(row, ensure_ascii=self.ascii_only, separators=separators) + "\r" * self.carriage_return
+        return (
+            json.dumps(row, ensure_ascii=self.ascii_only, separators=separators)
+            + "\r" * self.carriage_return
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,9 @@ def read_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
             yield Line(number, None if too_long else data.removesuffix(b"\n"))
 
 
-def parse_line(line: Line, unit_count: int | None = None, templates: str | None = None) -> tuple[dict, str]:
+def parse_line(
+    line: Line, unit_count: int | None = None, templates: str | None = None
+) -> tuple[dict, str]:
     """A line → (record, prefix).  Raises BadRow."""
     if line.data is None:
         raise BadRow("line too long", f"more than {LONGEST_LINE >> 20} MB: is a newline missing?")
@@ -96,9 +105,14 @@ def parse_line(line: Line, unit_count: int | None = None, templates: str | None 
     except (ValueError, RecursionError) as error:  # also absurd depths and numbers
         raise BadRow("not JSON", str(error).split("\n")[0][:120]) from None
     if not isinstance(row, dict):
-        raise BadRow("not an object", f"found {type(row).__name__}, expected keys prefix and plain_text")
+        raise BadRow(
+            "not an object", f"found {type(row).__name__}, expected keys prefix and plain_text"
+        )
     if missing := [key for key in KEYS if key not in row]:
-        raise BadRow("missing key", f"no {missing[0]}; it has {', '.join(map(repr, list(row)[:5])) or 'no keys'}")
+        raise BadRow(
+            "missing key",
+            f"no {missing[0]}; it has {', '.join(map(repr, list(row)[:5])) or 'no keys'}",
+        )
     if wrong := [key for key in KEYS if not isinstance(row[key], str)]:
         raise BadRow("not text", f"{wrong[0]} is {type(row[wrong[0]]).__name__}, expected text")
     if strange := marker_in(row["prefix"]):
@@ -106,11 +120,15 @@ def parse_line(line: Line, unit_count: int | None = None, templates: str | None 
     try:
         (row["prefix"] + row["plain_text"]).encode()
     except UnicodeEncodeError as error:
-        raise BadRow("broken UTF-8", f"half of a surrogate pair ({error.object[error.start]!a})") from None
+        raise BadRow(
+            "broken UTF-8", f"half of a surrogate pair ({error.object[error.start]!a})"
+        ) from None
     return parse_row(row["plain_text"], unit_count, templates), row["prefix"]
 
 
-def check_jsonl(path: Path, unit_count: int | None = None, on_bad: Callable[[Line, BadRow], None] | None = None) -> Checked:
+def check_jsonl(
+    path: Path, unit_count: int | None = None, on_bad: Callable[[Line, BadRow], None] | None = None
+) -> Checked:
     """Look at every line of a JSONL file, ours or the released; `on_bad` is told of each line that is not well-formed."""
     path = _existing(path)
     found = Checked()
@@ -134,11 +152,20 @@ def check_jsonl(path: Path, unit_count: int | None = None, on_bad: Callable[[Lin
 
 def _count(statistics: Statistics, record: dict) -> None:
     if "task" in record:
-        statistics.add([record["task"]], units=[len(record["units"])], words=[len(record["text"].split())])
+        statistics.add(
+            [record["task"]], units=[len(record["units"])], words=[len(record["text"].split())]
+        )
         statistics.add_units(record["units"])
         return
-    words = {"instruction_words": [len(record["instruction"].split())], "response_words": [len(record["response"].split())]}
-    lengths = {name: [len(record[name])] for name in ("instruction_units", "response_units") if len(record[name])}
+    words = {
+        "instruction_words": [len(record["instruction"].split())],
+        "response_words": [len(record["response"].split())],
+    }
+    lengths = {
+        name: [len(record[name])]
+        for name in ("instruction_units", "response_units")
+        if len(record[name])
+    }
     statistics.add([record["format"]], **words, **lengths)
     statistics.add_units(np.concatenate([record["instruction_units"], record["response_units"]]))
 
@@ -163,7 +190,13 @@ def summarise_jsonl(path: Path, unit_count: int | None = None) -> dict:
 
 
 # --- export -----------------------------------------------------------------------------------------------------------------------
-def export_jsonl(folder: Path, out: Path, templates: str | None = None, prefix: str | None = None, part: str = "rows") -> dict:
+def export_jsonl(
+    folder: Path,
+    out: Path,
+    templates: str | None = None,
+    prefix: str | None = None,
+    part: str = "rows",
+) -> dict:
     """Write a set as JSONL.
 
     Args:
@@ -199,16 +232,28 @@ def export_jsonl(folder: Path, out: Path, templates: str | None = None, prefix: 
 
 
 def _export_lines(
-    folder: Path, facts: sets.SetFacts, templates: str, prefix: str, part: str, dialect: Dialect, as_found: bool
+    folder: Path,
+    facts: sets.SetFacts,
+    templates: str,
+    prefix: str,
+    part: str,
+    dialect: Dialect,
+    as_found: bool,
 ) -> Iterator[str]:
     tail = TEXT_TAIL[templates] if facts.kind == "cross_modal" else CHAIN_END
     for record in sets.read_set(folder, part=part):
         kept = record.get("verbatim") if as_found else None
-        yield kept if kept is not None else dialect.line(prefix, sets.record_to_row(record, templates).text(tail))
+        yield (
+            kept
+            if kept is not None
+            else dialect.line(prefix, sets.record_to_row(record, templates).text(tail))
+        )
 
 
 # --- import -----------------------------------------------------------------------------------------------------------------------
-def import_jsonl(path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = SHARD_ROWS) -> dict:
+def import_jsonl(
+    path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = SHARD_ROWS
+) -> dict:
     """Read a JSONL file into a set; ids are line numbers.  What is not well-formed goes to quarantine with line and reason.
 
     Raises:
@@ -218,7 +263,9 @@ def import_jsonl(path: Path, out: Path, inventory_id: str, unit_count: int, shar
     first = _first_good(path, unit_count)
     kind, templates, prefix = _kind(first[0]), first[0]["templates"], first[1]
     dialect = _dialect(path, templates)
-    settings = hash_json({"file": hash_file(path), "shard_rows": shard_rows, "dialect": vars(dialect)})
+    settings = hash_json(
+        {"file": hash_file(path), "shard_rows": shard_rows, "dialect": vars(dialect)}
+    )
     facts = sets.SetFacts(kind, inventory_id, unit_count, templates, settings)
     key = hash_json(facts.metadata())
     lines, number = read_lines(path), 0
@@ -229,17 +276,24 @@ def import_jsonl(path: Path, out: Path, inventory_id: str, unit_count: int, shar
                     _import_part(writer, part, str(path), prefix, dialect)
         number += 1
     sources = [{"name": path.name, "title": f"imported from {path.name}", "path": str(path)}]
-    return sets.finish(out, number, facts, sources, "as in the file", dialect=vars(dialect), prefix=prefix)
+    return sets.finish(
+        out, number, facts, sources, "as in the file", dialect=vars(dialect), prefix=prefix
+    )
 
 
-def _import_part(writer: sets.ShardWriter, lines: tuple[Line, ...], source: str, prefix: str, dialect: Dialect) -> None:
+def _import_part(
+    writer: sets.ShardWriter, lines: tuple[Line, ...], source: str, prefix: str, dialect: Dialect
+) -> None:
     rows, facts = [], writer.facts
     tail = TEXT_TAIL[facts.templates] if facts.kind == "cross_modal" else CHAIN_END
     for line in lines:
         try:
             record, own_prefix = parse_line(line, facts.unit_count, facts.templates)
             if _kind(record) != facts.kind:
-                raise BadRow("another kind", f"the file begins with rows of a {facts.kind} set, this is one of the other")
+                raise BadRow(
+                    "another kind",
+                    f"the file begins with rows of a {facts.kind} set, this is one of the other",
+                )
         except BadRow as error:
             writer.refuse(source, f"line {line.number}", "", error.reason, error.detail)
             continue
@@ -247,7 +301,9 @@ def _import_part(writer: sets.ShardWriter, lines: tuple[Line, ...], source: str,
         found = line.data.decode()
         same = written == found and own_prefix == prefix
         extra = {"voice": ""} if facts.kind == "cross_modal" else {"kind": ""}
-        rows.append(record | extra | {"id": f"{line.number:09d}", "verbatim": None if same else found})
+        rows.append(
+            record | extra | {"id": f"{line.number:09d}", "verbatim": None if same else found}
+        )
     writer.add(pyarrow.Table.from_pylist(rows, writer.schema))
     if facts.kind == "chain":
         chain.count_rows(writer, rows)
@@ -255,7 +311,9 @@ def _import_part(writer: sets.ShardWriter, lines: tuple[Line, ...], source: str,
     counts = writer.counts
     for row in rows:
         _count(counts.statistics, row)
-        counts.digest += sets.row_digest((row["task"], row["description"], row["text"]), row["units"])
+        counts.digest += sets.row_digest(
+            (row["task"], row["description"], row["text"]), row["units"]
+        )
     counts.digest %= 2**256
 
 
@@ -267,7 +325,9 @@ def _first_good(path: Path, unit_count: int | None) -> tuple[dict, str]:
         except BadRow as error:
             reasons[str(error)[:100]] += 1
     most = reasons.most_common(1)
-    raise UserError(f"{path} has no well-formed row in its first lines; most often: {most[0][0] if most else 'it is empty'}")
+    raise UserError(
+        f"{path} has no well-formed row in its first lines; most often: {most[0][0] if most else 'it is empty'}"
+    )
 
 
 def _dialect(path: Path, templates: str) -> Dialect:
@@ -275,7 +335,10 @@ def _dialect(path: Path, templates: str) -> Dialect:
     with open(path, "rb") as file:
         file.seek(-1, 2)
         ends = file.read(1) == b"\n"
-    ways = [Dialect(*flags, ends_in_newline=ends) for flags in itertools.product((False, True), repeat=4)]
+    ways = [
+        Dialect(*flags, ends_in_newline=ends)
+        for flags in itertools.product((False, True), repeat=4)
+    ]
     matches = dict.fromkeys(ways, 0)
     for line in itertools.islice(read_lines(path), 500):
         try:
@@ -296,7 +359,9 @@ def _kind(record: dict) -> sets.Kind:
 def _existing(path: Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"no file at {path}: give a .jsonl file with the keys prefix and plain_text")
+        raise UserError(
+            f"no file at {path}: give a .jsonl file with the keys prefix and plain_text"
+        )
     return path
 
 

@@ -31,9 +31,22 @@ from speechgpt_lib.instructions.parsing import BadRow, marker_in
 
 MAXIMUM_WORDS = 35  # of a response (paper, section 3.2)
 RECORD_REASONS = ("too long", "broken JSON", "not an object", "no text")
-TURN_REASONS = ("no answer", "missing end marker", "turns out of order", "text outside a turn", "no text in a turn", "piece too long")
+TURN_REASONS = (
+    "no answer",
+    "missing end marker",
+    "turns out of order",
+    "text outside a turn",
+    "no text in a turn",
+    "piece too long",
+)
 TURN_REASONS += ("broken UTF-8", "empty turn")
-SELECT_REASONS = ("response too long", "marker in text", "not speakable", "unsafe for classrooms", "duplicate")
+SELECT_REASONS = (
+    "response too long",
+    "marker in text",
+    "not speakable",
+    "unsafe for classrooms",
+    "duplicate",
+)
 PLACES = 20  # remembered a reason
 DEPTH = 100  # of brackets: without a limit, a file of nothing but [ would fill the memory
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
@@ -42,7 +55,9 @@ _CHUNK = 1 << 16
 _HUMAN, _MOSS = (rf"(?:\[{name}\]|<\|{name}\|>)\s*:" for name in ("Human", "MOSS"))
 _MARK = re.compile(rf"(?P<H>{_HUMAN})|(?P<h><eoh>)|(?P<M>{_MOSS})|(?P<m><eoa>|<ea>|<eom>)")
 _TURN_START = re.compile(f"(?={_HUMAN})")
-_BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # what stands for undecodable bytes, and halves of surrogate pairs
+_BROKEN = re.compile(
+    "[\ufffd\ud800-\udfff]"
+)  # what stands for undecodable bytes, and halves of surrogate pairs
 _ONE_A_WORD = re.compile(
     "[々〇\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # 々 and zero, Kana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
@@ -81,7 +96,10 @@ class Report:
     def funnel(self) -> list[dict]:
         """Rows {step, dropped, left} in order; a step that dropped nothing is left out.  What is counted changes at each head row."""
         rows = []
-        stages = (("records", self.records, RECORD_REASONS), ("turn pairs", self.pairs, TURN_REASONS))
+        stages = (
+            ("records", self.records, RECORD_REASONS),
+            ("turn pairs", self.pairs, TURN_REASONS),
+        )
         for head, left, reasons in (*stages, ("well-formed pairs", self.offered, SELECT_REASONS)):
             if left:
                 rows.append({"step": head, "dropped": 0, "left": left})
@@ -91,7 +109,10 @@ class Report:
         return [*rows, {"step": "kept", "dropped": 0, "left": self.kept}] if self.offered else rows
 
     def to_json(self) -> dict:
-        return {"funnel": self.funnel(), "places": {reason: list(places) for reason, places in sorted(self.places.items())}}
+        return {
+            "funnel": self.funnel(),
+            "places": {reason: list(places) for reason, places in sorted(self.places.items())},
+        }
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------------
@@ -122,10 +143,20 @@ def read_moss(path: Path | str, report: Report) -> Iterator[Dialogue]:
 
 def _files(path: Path) -> list[Path]:
     if not path.exists():
-        raise UserError(f"no MOSS data at {path}: expected a file or folder of moss-002-sft-data, which you have to download yourself")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()) if path.is_dir() else [path]
+        raise UserError(
+            f"no MOSS data at {path}: expected a file or folder of moss-002-sft-data, which you have to download yourself"
+        )
+    found = (
+        sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
+        if path.is_dir()
+        else [path]
+    )
     if not found:
-        raise UserError(f"{path} has no files named {', '.join('*' + suffix for suffix in SUFFIXES)}: unpack moss-002-sft-data there")
+        raise UserError(
+            f"{path} has no files named {', '.join('*' + suffix for suffix in SUFFIXES)}: unpack moss-002-sft-data there"
+        )
     return found
 
 
@@ -135,17 +166,23 @@ def _form(file: Path) -> str:
         with open(file, "rb") as opened:
             head = opened.read(_CHUNK).decode("utf-8-sig", errors="replace").lstrip()
     except OSError as error:
-        raise UserError(f"{file} can't be read ({error.strerror}): check that it is a file and that you may read it") from None
+        raise UserError(
+            f"{file} can't be read ({error.strerror}): check that it is a file and that you may read it"
+        ) from None
     if re.match(f"{_HUMAN}|{_MOSS}", head):
         return "text"
     if re.match(r'\[\s*([\[{"\d\]-]|true\b|false\b|null\b|$)', head):
         return "list"
-    if re.match(r'\{\s*(["}]|$)', head):  # JSON over several lines breaks them after a bracket or a comma
+    if re.match(
+        r'\{\s*(["}]|$)', head
+    ):  # JSON over several lines breaks them after a bracket or a comma
         return "objects" if head.partition("\n")[0].rstrip().endswith(("{", "[", ",")) else "lines"
     if re.search(rf"^\s*{_HUMAN}", head, re.MULTILINE):
         return "text"
     expected = "a JSON list, JSON lines, or text with [Human]: …<eoh> and [MOSS]: …<eoa>, in UTF-8"
-    raise UserError(f"{file} is no MOSS data: it {f'begins with {head[:30]!a}' if head else 'is empty'}, expected {expected}")
+    raise UserError(
+        f"{file} is no MOSS data: it {f'begins with {head[:30]!a}' if head else 'is empty'}, expected {expected}"
+    )
 
 
 def _pieces(file: Path, report: Report) -> Iterator[tuple[str, str, str | BadRow]]:
@@ -178,7 +215,13 @@ class _Ids:
 
     def name(self, record: dict, running: int) -> str:
         raw = record.get("id", record.get("conversation_id"))
-        text = raw if isinstance(raw, str) else str(raw) if type(raw) is int and abs(raw) < 1 << 63 else ""
+        text = (
+            raw
+            if isinstance(raw, str)
+            else str(raw)
+            if type(raw) is int and abs(raw) < 1 << 63
+            else ""
+        )
         return text if _ID.fullmatch(text) and self._is_new(text) else f"#{running}"
 
     def _is_new(self, text: str) -> bool:
@@ -195,7 +238,10 @@ def _lines(file: Path) -> Iterator[tuple[str, object]]:
     """JSON lines → (line number, record or what is wrong)."""
     for line in read_lines(file):
         if line.data is None:
-            yield str(line.number), BadRow("too long", f"a line of more than {LONGEST_LINE >> 20} MB")
+            yield (
+                str(line.number),
+                BadRow("too long", f"a line of more than {LONGEST_LINE >> 20} MB"),
+            )
         elif text := _decode(line.data).strip():
             try:
                 yield str(line.number), json.loads(text)
@@ -214,14 +260,19 @@ def _json_records(file: Path, level: int) -> Iterator[tuple[str, object]]:
         try:
             parser.send(chunk) if chunk else parser.close()
         except (ijson.JSONError, BadRow, ValueError) as error:
-            fault = BadRow("broken JSON", getattr(error, "detail", str(error).split("\n")[0].strip())[:120])
+            fault = BadRow(
+                "broken JSON", getattr(error, "detail", str(error).split("\n")[0].strip())[:120]
+            )
         unfinished = len(chunk) if found else unfinished + len(chunk)
         for record in found:  # also those before the fault
             number += 1
             yield f"record {number}", record
         found.clear()
         if fault or unfinished > LONGEST_LINE:
-            yield f"record {number + 1}", fault or BadRow("too long", f"a record of more than {LONGEST_LINE >> 20} MB")
+            yield (
+                f"record {number + 1}",
+                fault or BadRow("too long", f"a record of more than {LONGEST_LINE >> 20} MB"),
+            )
             return
 
 
@@ -263,7 +314,13 @@ def _text_pieces(file: Path) -> Iterator[tuple[int, str | BadRow]]:
             yield from ((begun, piece) for piece in _cut("\n".join(lines)))
             lines, size = [], 0
         if line.data is None or size + len(text) > LONGEST_LINE:
-            yield line.number, BadRow("piece too long", f"more than {LONGEST_LINE >> 20} MB without a new turn or line")
+            yield (
+                line.number,
+                BadRow(
+                    "piece too long",
+                    f"more than {LONGEST_LINE >> 20} MB without a new turn or line",
+                ),
+            )
             lines, size = [], 0
         elif lines or text.strip():
             begun, size = begun if lines else line.number, size + len(text)
@@ -276,7 +333,10 @@ def _turns(record: object) -> list[tuple[int, str | BadRow]]:
     if isinstance(record, BadRow):
         raise record
     if not isinstance(record, dict):
-        raise BadRow("not an object", f"found {type(record).__name__}, expected a record with plain_text or chat")
+        raise BadRow(
+            "not an object",
+            f"found {type(record).__name__}, expected a record with plain_text or chat",
+        )
     text, chat = record.get("plain_text"), record.get("chat")
     if isinstance(text, str) and text.strip():
         return list(enumerate(_cut(text), 1))
@@ -284,7 +344,10 @@ def _turns(record: object) -> list[tuple[int, str | BadRow]]:
         numbers = sorted(int(key[5:]) for key in chat if re.fullmatch("turn_[1-9][0-9]{0,8}", key))
         if numbers:
             return [(number, _chat_turn(chat[f"turn_{number}"])) for number in numbers]
-    raise BadRow("no text", f"neither plain_text nor chat with turns; it has {', '.join(map(repr, list(record)[:5])) or 'no keys'}")
+    raise BadRow(
+        "no text",
+        f"neither plain_text nor chat with turns; it has {', '.join(map(repr, list(record)[:5])) or 'no keys'}",
+    )
 
 
 def _chat_turn(turn: object) -> str | BadRow:
@@ -310,10 +373,13 @@ def _pair(piece: str | BadRow) -> tuple[str, str]:
             ("HM", "HhM", "HMm"), "missing end marker"
         )
         raise BadRow(
-            faults.get(shape, "turns out of order"), f"found {' '.join(mark[0] for mark in marks[:6]) or repr(piece.strip()[:40])}"
+            faults.get(shape, "turns out of order"),
+            f"found {' '.join(mark[0] for mark in marks[:6]) or repr(piece.strip()[:40])}",
         )
     edges = [0, *(edge for mark in marks for edge in mark.span()), len(piece)]
-    before, instruction, between, response, after = (" ".join(piece[a:b].split()) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    before, instruction, between, response, after = (
+        " ".join(piece[a:b].split()) for a, b in zip(edges[::2], edges[1::2], strict=True)
+    )
     if stray := before or between or after:
         raise BadRow("text outside a turn", f"found {stray[:40]!r}")
     if broken := _BROKEN.search(instruction + response):
@@ -329,7 +395,11 @@ def _decode(data: bytes) -> str:
 
 # --- selecting --------------------------------------------------------------------------------------------------------------------
 def select(
-    dialogues: Iterable[Dialogue], *, maximum_words: int = MAXIMUM_WORDS, classroom: Filter | None = None, report: Report
+    dialogues: Iterable[Dialogue],
+    *,
+    maximum_words: int = MAXIMUM_WORDS,
+    classroom: Filter | None = None,
+    report: Report,
 ) -> Iterator[Dialogue]:
     """The dialogues that can become speech, in their order; each of the others is counted in `report` under the first reason it meets.
 
@@ -337,7 +407,9 @@ def select(
     code; the `classroom` filter, if given; the same instruction and response as before, but for case (remembered as 8-byte hashes).
     """
     if maximum_words < 1:
-        raise UserError(f"responses of at most {maximum_words} words: nothing would be left, choose 1 or more (the paper: {MAXIMUM_WORDS})")
+        raise UserError(
+            f"responses of at most {maximum_words} words: nothing would be left, choose 1 or more (the paper: {MAXIMUM_WORDS})"
+        )
     seen: set[int] = set()
     for dialogue in dialogues:
         report.offered += 1
@@ -359,11 +431,15 @@ def count_words(text: str) -> int:
     count = 0
     for piece in text.split():
         rest, characters = _ONE_A_WORD.subn(" ", piece)
-        count += characters + sum(_has_sound(stretch) for stretch in rest.split()) if characters else 1
+        count += (
+            characters + sum(_has_sound(stretch) for stretch in rest.split()) if characters else 1
+        )
     return count
 
 
-def _fault(dialogue: Dialogue, maximum_words: int, classroom: Filter | None, seen: set[int]) -> tuple[str, str] | None:
+def _fault(
+    dialogue: Dialogue, maximum_words: int, classroom: Filter | None, seen: set[int]
+) -> tuple[str, str] | None:
     """Why a dialogue is dropped, as (reason, detail), or None."""
     texts = (dialogue.instruction, dialogue.response)
     if (words := count_words(dialogue.response)) > maximum_words:
@@ -386,4 +462,6 @@ def _has_sound(text: str) -> bool:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big"
+    )

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import CHAIN, CHAIN_END, CROSS_MODAL, MARKERS, RELEASE_CHAIN, TEXT_TAIL
+from speechgpt_lib.instructions.templates import (
+    CHAIN,
+    CHAIN_END,
+    CROSS_MODAL,
+    MARKERS,
+    RELEASE_CHAIN,
+    TEXT_TAIL,
+)
 from speechgpt_lib.units.sequence import EOSP, SOSP, parse_units
 
 OLD_END = "<ea>"  # what the seed prints for <eoa>
@@ -53,7 +60,14 @@ def shapes() -> tuple[Shape, ...]:
     made = []
     for templates, kind, prompt, answer, tail in found:
         cut = _SPLIT.split(prompt + answer + tail)
-        made.append(Shape(templates, kind, tuple(cut[1::2]), tuple(tuple(re.split(r"\{(\w+)\}", piece)) for piece in cut[::2])))
+        made.append(
+            Shape(
+                templates,
+                kind,
+                tuple(cut[1::2]),
+                tuple(tuple(re.split(r"\{(\w+)\}", piece)) for piece in cut[::2]),
+            )
+        )
     return tuple(made)
 
 
@@ -62,7 +76,9 @@ def fit(piece: Piece, text: str) -> dict[str, str] | None:
     literals, slots = piece[::2], piece[1::2]
     if not slots:
         return {} if text == literals[0] else None
-    if len(text) < len(literals[0]) + len(literals[-1]) or not (text.startswith(literals[0]) and text.endswith(literals[-1])):
+    if len(text) < len(literals[0]) + len(literals[-1]) or not (
+        text.startswith(literals[0]) and text.endswith(literals[-1])
+    ):
         return None
     rest, values = text[len(literals[0]) : len(text) - len(literals[-1])], {}
     for slot, literal in zip(slots[:-1], literals[1:-1], strict=True):
@@ -73,7 +89,9 @@ def fit(piece: Piece, text: str) -> dict[str, str] | None:
     return values | {slots[-1]: rest}
 
 
-def fit_row(shape: Shape, markers: Sequence[str], pieces: Sequence[str], literal: Callable[[str], str] = str) -> dict[str, str] | None:
+def fit_row(
+    shape: Shape, markers: Sequence[str], pieces: Sequence[str], literal: Callable[[str], str] = str
+) -> dict[str, str] | None:
     """The slots of a row that is cut at its markers, or None if it isn't of this shape; `literal` writes template text as rows do.
 
     What follows the end marker may be missing: it exists in the published text form only.
@@ -105,7 +123,10 @@ def parse_row(text: str, unit_count: int | None = None, templates: str | None = 
     cut = _SPLIT.split(text)
     markers = tuple("<eoa>" if marker == OLD_END else marker for marker in cut[1::2])
     for shape in shapes():
-        if templates in (None, shape.templates) and (values := fit_row(shape, markers, cut[::2])) is not None:
+        if (
+            templates in (None, shape.templates)
+            and (values := fit_row(shape, markers, cut[::2])) is not None
+        ):
             if shape.kind == "cross_modal":
                 return _cross_modal(shape.templates, values, unit_count)
             return _chain(shape.templates, shape.kind, values, unit_count)
@@ -124,7 +145,9 @@ def _cross_modal(templates: str, values: dict[str, str], unit_count: int | None)
     if spoken == [False, False]:
         raise BadRow("no units", f"neither the input nor the answer has {SOSP}…{EOSP}")
     if spoken == [True, True]:
-        raise BadRow("marker in text", "both the input and the answer have units, one of them should be text")
+        raise BadRow(
+            "marker in text", "both the input and the answer have units, one of them should be text"
+        )
     units, text = (given, answer) if spoken[0] else (answer, given)
     description = _plain(values["description"], "description")
     if templates == "paper" and description[-1] not in ".?!":
@@ -175,9 +198,17 @@ def _why(text: str, markers: Sequence[str]) -> tuple[str, str]:
     if "[SpeechGPT]" not in markers:
         return "template", "it has no [SpeechGPT]"
     if markers[-1] not in ("<eoa>", "<eos>"):
-        return "no end marker", f"it ends in {text[-20:]!r}, expected <eoa> or <eos>: was it cut off?"
-    if tuple(markers) not in {shape.markers for shape in shapes()} and any(_contains(markers, shape.markers) for shape in shapes()):
-        return "marker in text", f"its markers are {' '.join(markers[:12])}: one stands where text should be, or it is two rows in one"
+        return (
+            "no end marker",
+            f"it ends in {text[-20:]!r}, expected <eoa> or <eos>: was it cut off?",
+        )
+    if tuple(markers) not in {shape.markers for shape in shapes()} and any(
+        _contains(markers, shape.markers) for shape in shapes()
+    ):
+        return (
+            "marker in text",
+            f"its markers are {' '.join(markers[:12])}: one stands where text should be, or it is two rows in one",
+        )
     return "template", f"it fits no template of paper or release: {text[:60]!r}…"
 
 

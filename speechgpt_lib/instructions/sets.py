@@ -34,13 +34,20 @@ from speechgpt_lib.units.inventory import check_inventory
 
 Kind = Literal["cross_modal", "chain"]
 _TEXT, _UNITS = pyarrow.string(), pyarrow.list_(pyarrow.int16())
-CROSS_MODAL_SCHEMA = pyarrow.schema([(n, _TEXT) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)])
-CHAIN_SCHEMA = pyarrow.schema(
-    [(n, _TEXT) for n in ("id", "format", "kind", "instruction", "response")] + [("instruction_units", _UNITS), ("response_units", _UNITS)]
+CROSS_MODAL_SCHEMA = pyarrow.schema(
+    [(n, _TEXT) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)]
 )
-VERBATIM = pyarrow.field("verbatim", _TEXT)  # in imported sets: a line that would be written differently from how it was found
+CHAIN_SCHEMA = pyarrow.schema(
+    [(n, _TEXT) for n in ("id", "format", "kind", "instruction", "response")]
+    + [("instruction_units", _UNITS), ("response_units", _UNITS)]
+)
+VERBATIM = pyarrow.field(
+    "verbatim", _TEXT
+)  # in imported sets: a line that would be written differently from how it was found
 SCHEMAS: dict[Kind, pyarrow.Schema] = {"cross_modal": CROSS_MODAL_SCHEMA, "chain": CHAIN_SCHEMA}
-QUARANTINE_SCHEMA = pyarrow.schema([(n, _TEXT) for n in ("source", "place", "id", "reason", "detail")])
+QUARANTINE_SCHEMA = pyarrow.schema(
+    [(n, _TEXT) for n in ("source", "place", "id", "reason", "detail")]
+)
 MOST_UNITS = np.iinfo(np.int16).max + 1
 BATCH = 4096
 
@@ -57,7 +64,9 @@ class SetFacts:
 
     def __post_init__(self) -> None:
         if not 0 < self.unit_count <= MOST_UNITS:
-            raise UserError(f"a set holds 1 to {MOST_UNITS} different units, the inventory has {self.unit_count}")
+            raise UserError(
+                f"a set holds 1 to {MOST_UNITS} different units, the inventory has {self.unit_count}"
+            )
 
     def metadata(self) -> dict[str, str]:
         return {name: str(value) for name, value in vars(self).items()}
@@ -80,7 +89,12 @@ class ShardCounts:
 
     def to_json(self) -> str:
         return json.dumps(
-            {"statistics": self.statistics.to_json(), "digest": f"{self.digest:064x}", "held_out": self.held_out, "reasons": self.reasons}
+            {
+                "statistics": self.statistics.to_json(),
+                "digest": f"{self.digest:064x}",
+                "held_out": self.held_out,
+                "reasons": self.reasons,
+            }
         )
 
     @classmethod
@@ -102,7 +116,14 @@ def row_digest(texts: Sequence[str], *units: np.ndarray) -> int:
 class ShardWriter:
     """Writes one shard of a set; all of it appears at once, at the end of the `with` block, the training rows last."""
 
-    def __init__(self, folder: Path, number: int, facts: SetFacts, key: str, extra: pyarrow.Field | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        facts: SetFacts,
+        key: str,
+        extra: pyarrow.Field | None = None,
+    ):
         self.folder, self.number, self.facts, self.key = folder, number, facts, key
         self.schema = SCHEMAS[facts.kind].append(extra) if extra else SCHEMAS[facts.kind]
         self.counts, self._bad = ShardCounts(), []
@@ -121,13 +142,17 @@ class ShardWriter:
         self.counts.held_out += rows.num_rows if held_out else 0
 
     def refuse(self, source: str, place: str, identity: str, reason: str, detail: str) -> None:
-        self._bad.append({"source": source, "place": place, "id": identity, "reason": reason, "detail": detail})
+        self._bad.append(
+            {"source": source, "place": place, "id": identity, "reason": reason, "detail": detail}
+        )
         self.counts.reasons[reason] += 1
 
     def __exit__(self, *error) -> bool | None:
         if error[0] is None:
             if self._bad:
-                self._open("quarantine", QUARANTINE_SCHEMA).write_table(pyarrow.Table.from_pylist(self._bad, QUARANTINE_SCHEMA))
+                self._open("quarantine", QUARANTINE_SCHEMA).write_table(
+                    pyarrow.Table.from_pylist(self._bad, QUARANTINE_SCHEMA)
+                )
             self._rows.add_key_value_metadata({"counts": self.counts.to_json()})
         return self._stack.__exit__(*error)
 
@@ -135,7 +160,9 @@ class ShardWriter:
         path = shard_path(self.folder, self.number, name)
         temporary = self._stack.enter_context(atomic_path(path))
         schema = schema.with_metadata(self.facts.metadata() | {"key": self.key})
-        return self._stack.enter_context(pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd"))
+        return self._stack.enter_context(
+            pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd")
+        )
 
 
 def shard_path(folder: Path, number: int, name: str = "rows") -> Path:
@@ -149,22 +176,32 @@ def is_made(folder: Path, number: int, key: str) -> bool:
         return False
     found = _metadata(path).get(b"key", b"").decode()
     if found != key:
-        raise UserError(f"{path} was made from other rows, settings or another inventory: choose another folder, or delete this one")
+        raise UserError(
+            f"{path} was made from other rows, settings or another inventory: choose another folder, or delete this one"
+        )
     return True
 
 
-def finish(folder: Path, shards: int, facts: SetFacts, sources: list[dict], split_rule: str, **more: object) -> dict:
+def finish(
+    folder: Path, shards: int, facts: SetFacts, sources: list[dict], split_rule: str, **more: object
+) -> dict:
     """Add up the shards; when all `shards` are there, write summary.json and CARD.md.  Returns the summary."""
-    strangers = {path.name for path in folder.glob("rows-*.parquet")} - {shard_path(folder, k).name for k in range(shards)}
+    strangers = {path.name for path in folder.glob("rows-*.parquet")} - {
+        shard_path(folder, k).name for k in range(shards)
+    }
     if strangers:
-        raise UserError(f"{folder} holds {sorted(strangers)[0]}, which is no shard of this set: choose another folder")
+        raise UserError(
+            f"{folder} holds {sorted(strangers)[0]}, which is no shard of this set: choose another folder"
+        )
     made = [path for k in range(shards) if (path := shard_path(folder, k)).exists()]
     counts = ShardCounts()
     for path in made:
         metadata = _file_metadata(path)
         found = {name: metadata.get(name.encode(), b"").decode() for name in facts.metadata()}
         if found != facts.metadata():
-            raise UserError(f"{path} was made with other settings or of another inventory ({found}): delete it and build the set again")
+            raise UserError(
+                f"{path} was made with other settings or of another inventory ({found}): delete it and build the set again"
+            )
         counts.merge(ShardCounts.from_json(metadata[b"counts"]))
     summary = {
         **facts.metadata(),
@@ -189,11 +226,23 @@ def set_facts(folder: Path) -> SetFacts:
     """What kind of set lies in `folder`; a UserError where there is none, or a part of one only."""
     first = shard_path(Path(folder), 0)
     if not first.is_file():
-        raise UserError(f"instruction set {folder} is missing: run notebooks 03 and 04, speechgpt instruct build, or instruct import")
+        raise UserError(
+            f"instruction set {folder} is missing: run notebooks 03 and 04, speechgpt instruct build, or instruct import"
+        )
     if not (Path(folder) / "summary.json").is_file():
-        raise UserError(f"{folder} is unfinished (no summary.json): start the command that was making it again, it goes on")
-    found = {k.decode(): v.decode() for k, v in _metadata(first).items() if not k.startswith(b"ARROW")}
-    return SetFacts(found["kind"], found["inventory"], int(found["unit_count"]), found["templates"], found["settings"])
+        raise UserError(
+            f"{folder} is unfinished (no summary.json): start the command that was making it again, it goes on"
+        )
+    found = {
+        k.decode(): v.decode() for k, v in _metadata(first).items() if not k.startswith(b"ARROW")
+    }
+    return SetFacts(
+        found["kind"],
+        found["inventory"],
+        int(found["unit_count"]),
+        found["templates"],
+        found["settings"],
+    )
 
 
 def read_summary(folder: Path) -> dict:
@@ -201,7 +250,9 @@ def read_summary(folder: Path) -> dict:
     return read_json(Path(folder) / "summary.json")
 
 
-def read_set(folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows") -> Iterator[dict]:
+def read_set(
+    folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows"
+) -> Iterator[dict]:
     """Stream the records of a set; units come as int64 arrays.  Refuses a set of another inventory than `inventory_id`."""
     for batch in read_batches(folder, inventory_id, part):
         units = [name for name in batch.schema.names if name.endswith("units")]
@@ -210,7 +261,9 @@ def read_set(folder: Path, inventory_id: str | None = None, part: Literal["rows"
             yield record | {name: arrays[name][k].astype(np.int64) for name in units}
 
 
-def read_batches(folder: Path, inventory_id: str | None = None, part: str = "rows", size: int = 1024) -> Iterator[pyarrow.RecordBatch]:
+def read_batches(
+    folder: Path, inventory_id: str | None = None, part: str = "rows", size: int = 1024
+) -> Iterator[pyarrow.RecordBatch]:
     """The same in Arrow batches of at most `size` rows."""
     facts = set_facts(folder)
     if inventory_id is not None:
@@ -220,7 +273,9 @@ def read_batches(folder: Path, inventory_id: str | None = None, part: str = "row
             with pyarrow.parquet.ParquetFile(shard) as file:
                 yield from file.iter_batches(size)
         except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{shard} is damaged ({str(error).splitlines()[0][:120]}): delete it and build the set again") from None
+            raise UserError(
+                f"{shard} is damaged ({str(error).splitlines()[0][:120]}): delete it and build the set again"
+            ) from None
 
 
 def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
@@ -233,9 +288,14 @@ def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
 def record_to_row(record: dict, templates: str = "paper") -> Row:
     """A record of either set as a row in the given templates."""
     if "task" in record:
-        row = cross_modal_row(record["task"], record["description"], record["text"], record["units"], templates)
+        row = cross_modal_row(
+            record["task"], record["description"], record["text"], record["units"], templates
+        )
     else:
-        parts = (record[name] for name in ("format", "instruction", "response", "instruction_units", "response_units"))
+        parts = (
+            record[name]
+            for name in ("format", "instruction", "response", "instruction_units", "response_units")
+        )
         row = chain_row(*parts, templates)
     return replace(row, name=record.get("id", ""))
 
@@ -248,7 +308,9 @@ def _metadata(path: Path) -> dict:
     try:
         return pyarrow.parquet.read_schema(path).metadata or {}
     except pyarrow.ArrowInvalid:
-        raise UserError(f"{path} is damaged or half-written: delete it and build the set again") from None
+        raise UserError(
+            f"{path} is damaged or half-written: delete it and build the set again"
+        ) from None
 
 
 def _file_metadata(path: Path) -> dict:

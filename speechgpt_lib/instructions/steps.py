@@ -51,11 +51,20 @@ def make_cross_modal_set(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         identity, count = inventory.metrics["id"], run.recipe.units.clusters
         sources = [source_facts("lab"), source_facts("descriptions")]
-        summary = build_cross_modal([units.path], work, pairing, inventory_id=identity, unit_count=count, source_facts=sources)
+        summary = build_cross_modal(
+            [units.path],
+            work,
+            pairing,
+            inventory_id=identity,
+            unit_count=count,
+            source_facts=sources,
+        )
         return _set_metrics(summary) | {"tasks": summary["statistics"]["counts"]}
 
     section = {"voice": voice, "pairing": settings.pairing, "templates": settings.templates}
-    return run.step(CROSS_MODAL_SET, make, settings=section, inputs={"units": units}, version=2, force=force)
+    return run.step(
+        CROSS_MODAL_SET, make, settings=section, inputs={"units": units}, version=2, force=force
+    )
 
 
 def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
@@ -63,17 +72,31 @@ def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> St
     voice = run.recipe.corpus.target_voice
 
     def make(work: Path) -> dict:
-        pairs = [(r.text, r.units) for r in read_units(units.path, inventory.metrics["id"], {"voice": voice, "split": "train"})]
+        pairs = [
+            (r.text, r.units)
+            for r in read_units(
+                units.path, inventory.metrics["id"], {"voice": voice, "split": "train"}
+            )
+        ]
         count = run.recipe.units.clusters
         model, summary = train_text_to_unit(
-            pairs, count, settings, work, inventory_id=inventory.metrics["id"], **training_options(run, on_log)
+            pairs,
+            count,
+            settings,
+            work,
+            inventory_id=inventory.metrics["id"],
+            **training_options(run, on_log),
         )
         model.save(work)
         test = held_out_sentences(run)
         made = model.generate([row.text for row in test])
-        return summary | {"held_out_unit_error_rate": unit_error_rate([row.units for row in test], made)}
+        return summary | {
+            "held_out_unit_error_rate": unit_error_rate([row.units for row in test], made)
+        }
 
-    return run.step(TEXT_TO_UNIT, make, settings=settings, inputs={"units": units}, version=2, force=force)
+    return run.step(
+        TEXT_TO_UNIT, make, settings=settings, inputs={"units": units}, version=2, force=force
+    )
 
 
 def make_voicing_evaluation(run: Run, force: bool = False) -> Step:
@@ -81,17 +104,28 @@ def make_voicing_evaluation(run: Run, force: bool = False) -> Step:
     units, model, vocoder = run.require(UNITS), run.require(TEXT_TO_UNIT), run.require(VOCODER)
 
     def make(work: Path) -> dict:
-        test, speaker, judges = held_out_sentences(run), Vocoder.load(vocoder.path), judges_if_installed(run.say)
+        test, speaker, judges = (
+            held_out_sentences(run),
+            Vocoder.load(vocoder.path),
+            judges_if_installed(run.say),
+        )
         texts, recorded = [row.text for row in test], [row.units for row in test]
-        ways = {way: _voicing(run, way).generate(texts) for way in ("text_to_unit", "tts")} | {"recordings": recorded}
+        ways = {way: _voicing(run, way).generate(texts) for way in ("text_to_unit", "tts")} | {
+            "recordings": recorded
+        }
         found: dict = {"sentences": len(texts)}
         for way, made in ways.items():
             found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
             if judges:
-                found[way]["wer"] = wer(texts, judges[0].transcribe_many(speaker.synthesize_many(made)))
+                found[way]["wer"] = wer(
+                    texts, judges[0].transcribe_many(speaker.synthesize_many(made))
+                )
         return found
 
-    section = {"synthesiser": run.recipe.instructions.synthesiser, "voice": run.recipe.corpus.target_voice}
+    section = {
+        "synthesiser": run.recipe.instructions.synthesiser,
+        "voice": run.recipe.corpus.target_voice,
+    }
     inputs = {"units": units, "text_to_unit": model, "vocoder": vocoder}
     return run.step(VOICING_EVALUATION, make, settings=section, inputs=inputs, force=force)
 
@@ -104,7 +138,9 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
     def make(work: Path) -> dict:
         spoken = [
             Dialogue(row.id, row.text, row.answer, row.kind, row.units, "corpus")
-            for row in read_units(units.path, identity, {"split": "train", "kind": list(world.KINDS)})
+            for row in read_units(
+                units.path, identity, {"split": "train", "kind": list(world.KINDS)}
+            )
         ]
         dialogues = [*spoken, *_written(settings.written_dialogues, run.recipe.seed)]
         summary = build_chain(
@@ -115,7 +151,9 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
             settings.chain_shares,
             run.recipe.seed,
             SetFacts("chain", identity, run.recipe.units.clusters, settings.templates),
-            shard_size=len(dialogues),  # one shard: an answer that many questions have sounds the same in all
+            shard_size=len(
+                dialogues
+            ),  # one shard: an answer that many questions have sounds the same in all
             split_rule="a hash of the question, before it was spoken (corpora/world.py)",
             sources=[source_facts("lab")],
         )
@@ -123,11 +161,29 @@ def make_chain_set(run: Run, force: bool = False) -> Step:
         for dialogue in dialogues:
             kinds[dialogue.kind] += 1
         counts = {"spoken": len(spoken), "voiced": summary["statistics"]["rows"] - len(spoken)}
-        return _set_metrics(summary) | counts | {"formats": summary["statistics"]["counts"], "kinds": kinds}
+        return (
+            _set_metrics(summary)
+            | counts
+            | {"formats": summary["statistics"]["counts"], "kinds": kinds}
+        )
 
-    keys = {"chain_shares", "written_dialogues", "answers_from", "questions_from", "synthesiser", "templates"}
+    keys = {
+        "chain_shares",
+        "written_dialogues",
+        "answers_from",
+        "questions_from",
+        "synthesiser",
+        "templates",
+    }
     section = settings.model_dump(mode="json", include=keys)
-    return run.step(CHAIN_SET, make, settings=section, inputs={"units": units, "text_to_unit": model}, version=2, force=force)
+    return run.step(
+        CHAIN_SET,
+        make,
+        settings=section,
+        inputs={"units": units, "text_to_unit": model},
+        version=2,
+        force=force,
+    )
 
 
 def held_out_sentences(run: Run) -> list[UnitRow]:
@@ -139,7 +195,9 @@ def held_out_sentences(run: Run) -> list[UnitRow]:
 def _voicing(run: Run, way: str) -> Voicing:
     if way == "text_to_unit":
         return TextToUnit.load(run.require(TEXT_TO_UNIT).path)
-    return speech_voicing(run.recipe.instructions.synthesiser, inventory_of(run), run.recipe.corpus.target_voice)
+    return speech_voicing(
+        run.recipe.instructions.synthesiser, inventory_of(run), run.recipe.corpus.target_voice
+    )
 
 
 def _written(count: int, seed: int) -> Iterator[Dialogue]:

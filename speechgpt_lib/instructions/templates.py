@@ -29,9 +29,15 @@ META_PREFIX = (
 )
 CROSS_MODAL = {
     "paper": ("[Human]:{description}. This is input: {input}<eoh>.[SpeechGPT]: ", "{output}<eos>"),
-    "release": ("[Human]: {description} This is input: {input}<eoh> [SpeechGPT]: ", "{output}<eoa>"),
+    "release": (
+        "[Human]: {description} This is input: {input}<eoh> [SpeechGPT]: ",
+        "{output}<eoa>",
+    ),
 }
-TEXT_TAIL = {"paper": "..", "release": " "}  # what follows the end marker of a cross-modal row, in the text form only
+TEXT_TAIL = {
+    "paper": "..",
+    "release": " ",
+}  # what follows the end marker of a cross-modal row, in the text form only
 CHAIN_END = "."  # and of a chain
 CHAIN_FORMATS = ("speech_speech", "speech_text", "text_speech", "text_text")
 ChainFormat = Literal["speech_speech", "speech_text", "text_speech", "text_text"]
@@ -86,7 +92,13 @@ class Row:
         return "".join(map(str, self.prompt + self.answer)) + tail
 
 
-def cross_modal_row(task: Literal["asr", "tts"], description: str, text: str, units: np.ndarray, templates: str = "paper") -> Row:
+def cross_modal_row(
+    task: Literal["asr", "tts"],
+    description: str,
+    text: str,
+    units: np.ndarray,
+    templates: str = "paper",
+) -> Row:
     """An ASR row (units in, text out) or a TTS row (text in, units out)."""
     if task not in ("asr", "tts"):
         raise UserError(f"unknown task {task!r}: expected 'asr' or 'tts'")
@@ -111,7 +123,9 @@ def chain_row(
     if chain_format not in CHAIN:
         raise UserError(f"unknown chain format {chain_format!r}: choose {', '.join(CHAIN)}")
     if templates == "release" and chain_format != "speech_speech":
-        raise UserError(f"the release has no template for {chain_format}: it knows speech_speech only")
+        raise UserError(
+            f"the release has no template for {chain_format}: it knows speech_speech only"
+        )
     prompt, answer = RELEASE_CHAIN if templates == "release" else CHAIN[chain_format]
     spoken = chain_format.startswith("speech")
     instruction = instruction_units if spoken else instruction_text
@@ -131,7 +145,9 @@ def _parts(template: str, **values) -> tuple[Part, ...]:
             parts.append(piece)
         else:
             value = values[piece]
-            parts.append(Part("text", value) if isinstance(value, str) else Part("units", np.asarray(value)))
+            parts.append(
+                Part("text", value) if isinstance(value, str) else Part("units", np.asarray(value))
+            )
     return tuple(parts)
 
 
@@ -139,4 +155,6 @@ def _parts(template: str, **values) -> tuple[Part, ...]:
 def _cut(template: str) -> tuple[Part | str, ...]:
     """A template as parts and names of slots in turn."""
     pieces = re.split(r"\{(\w+)\}", template)
-    return tuple(piece if k % 2 else Part("template", piece) for k, piece in enumerate(pieces) if piece)
+    return tuple(
+        piece if k % 2 else Part("template", piece) for k, piece in enumerate(pieces) if piece
+    )

@@ -35,7 +35,9 @@ def model_id(model: LlamaForCausalLM) -> str:
     return digest.hexdigest()[:16]
 
 
-def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()) -> PeftModel:
+def add_lora(
+    model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
+) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it (in place); after the vocabulary was expanded,
     never before.
 
@@ -58,15 +60,21 @@ def add_lora(model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tok
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"stage3.lora.targets {settings.targets} are not layers of this model: {error}") from None
+        raise UserError(
+            f"stage3.lora.targets {settings.targets} are not layers of this model: {error}"
+        ) from None
     for each in adapted.peft_config.values():
-        each.base_model_name_or_path = identity  # peft writes it down; nothing is ever fetched by it
+        each.base_model_name_or_path = (
+            identity  # peft writes it down; nothing is ever fetched by it
+        )
     return adapted
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Adapters, and the embeddings they trained, into `folder`; of the base only its id."""
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)  # else peft looks the base up to compare vocabularies
+    adapted.save_pretrained(
+        str(folder), save_embedding_layers=False
+    )  # else peft looks the base up to compare vocabularies
 
 
 def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
@@ -77,18 +85,26 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first")
+        raise UserError(
+            f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first"
+        )
     try:
-        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(
+            "base_model_name_or_path"
+        )
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG} is damaged ({error}): run its step again") from None
     found = model_id(model)
     if base not in (None, "", found):
-        raise UserError(f"the adapter {folder} belongs to the base model {base}, this is {found}: load the stage-2 model of the same run")
+        raise UserError(
+            f"the adapter {folder} belongs to the base model {base}, this is {found}: load the stage-2 model of the same run"
+        )
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(f"the adapter {folder} does not fit this model: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"the adapter {folder} does not fit this model: {str(error).splitlines()[0][:200]}"
+        ) from None
 
 
 def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:

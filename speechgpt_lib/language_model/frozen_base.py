@@ -16,7 +16,12 @@ from transformers import LlamaForCausalLM
 from speechgpt_lib.errors import UserError
 
 Base = Literal["fp32", "bf16", "int8", "4bit"]
-BYTES: dict[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "4bit": 0.5}  # a weight of a layer's matrices
+BYTES: dict[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "int8": 1.0,
+    "4bit": 0.5,
+}  # a weight of a layer's matrices
 
 
 def store_as(model: LlamaForCausalLM, base: Base) -> LlamaForCausalLM:
@@ -38,14 +43,28 @@ def store_as(model: LlamaForCausalLM, base: Base) -> LlamaForCausalLM:
     model.to(torch.bfloat16)
     for layer in model.model.layers:
         for name, linear in [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]:
-            shape = {"input_features": linear.in_features, "output_features": linear.out_features, "bias": linear.bias is not None}
+            shape = {
+                "input_features": linear.in_features,
+                "output_features": linear.out_features,
+                "bias": linear.bias is not None,
+            }
             if base == "int8":
-                quantized = bitsandbytes.nn.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0)
-                weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+                quantized = bitsandbytes.nn.Linear8bitLt(
+                    **shape, has_fp16_weights=False, threshold=6.0
+                )
+                weight = bitsandbytes.nn.Int8Params(
+                    linear.weight.data, requires_grad=False, has_fp16_weights=False
+                )
             else:
-                quantized = bitsandbytes.nn.Linear4bit(**shape, compute_dtype=torch.bfloat16, quant_type="nf4")
-                weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+                quantized = bitsandbytes.nn.Linear4bit(
+                    **shape, compute_dtype=torch.bfloat16, quant_type="nf4"
+                )
+                weight = bitsandbytes.nn.Params4bit(
+                    linear.weight.data, requires_grad=False, quant_type="nf4"
+                )
             quantized.weight, quantized.bias = weight, linear.bias
             parent, _, own = name.rpartition(".")
-            setattr(layer.get_submodule(parent), own, quantized.to(linear.weight.device))  # moving it is what quantizes
+            setattr(
+                layer.get_submodule(parent), own, quantized.to(linear.weight.device)
+            )  # moving it is what quantizes
     return model

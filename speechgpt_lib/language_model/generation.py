@@ -63,7 +63,9 @@ def generate(
     context = model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
     if longest + 8 > context:
-        raise UserError(f"a prompt has {longest} tokens, the model reads {context} in all: use shorter audio or text")
+        raise UserError(
+            f"a prompt has {longest} tokens, the model reads {context} in all: use shorter audio or text"
+        )
     choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling and sampling.temperature > 0:
         choice = {
@@ -97,20 +99,42 @@ def generate(
 
 
 def transcribe(
-    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, units: Sequence[np.ndarray], templates: str = "paper", **options
+    model: LlamaForCausalLM,
+    vocabulary: Vocabulary | LlamaVocabulary,
+    units: Sequence[np.ndarray],
+    templates: str = "paper",
+    **options,
 ) -> list[str]:
     """Merged units → text, by a cross-modal prompt."""
-    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("asr", ASR_PROMPT, "", u, templates)))[0] for u in units]
-    return [vocabulary.decode_text(ids) for ids in generate(model, vocabulary, prompts, 48, **options)]
+    prompts = [
+        vocabulary.encode_row(
+            _without_answer(cross_modal_row("asr", ASR_PROMPT, "", u, templates))
+        )[0]
+        for u in units
+    ]
+    return [
+        vocabulary.decode_text(ids) for ids in generate(model, vocabulary, prompts, 48, **options)
+    ]
 
 
 def speak(
-    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, texts: Sequence[str], templates: str = "paper", **options
+    model: LlamaForCausalLM,
+    vocabulary: Vocabulary | LlamaVocabulary,
+    texts: Sequence[str],
+    templates: str = "paper",
+    **options,
 ) -> list[np.ndarray]:
     """Text → merged units, by a cross-modal prompt."""
     empty = np.array([])
-    prompts = [vocabulary.encode_row(_without_answer(cross_modal_row("tts", TTS_PROMPT, text, empty, templates)))[0] for text in texts]
-    return [vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, 320, **options)]
+    prompts = [
+        vocabulary.encode_row(
+            _without_answer(cross_modal_row("tts", TTS_PROMPT, text, empty, templates))
+        )[0]
+        for text in texts
+    ]
+    return [
+        vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, 320, **options)
+    ]
 
 
 def answer(
@@ -136,13 +160,19 @@ def answer(
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 
-def parse_chain(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary, chain_format: ChainFormat) -> Chain:
+def parse_chain(
+    ids: list[int], vocabulary: Vocabulary | LlamaVocabulary, chain_format: ChainFormat
+) -> Chain:
     """Split answer ids at their markers.
 
     Well-formed means: the markers of the format and nothing before, between or after them but what belongs there, that is text (one
     piece at least) after `[tq]` and `[ta]`, units in their brackets after `[ua]`, and `<eoa>` at the end.
     """
-    wanted = {"[tq]": chain_format.startswith("speech"), "[ta]": True, "[ua]": chain_format.endswith("speech")}
+    wanted = {
+        "[tq]": chain_format.startswith("speech"),
+        "[ta]": True,
+        "[ua]": chain_format.endswith("speech"),
+    }
     expected = [marker for marker, is_wanted in wanted.items() if is_wanted]
     pieces = _pieces(ids, vocabulary)
     found = [piece for piece in pieces if piece in CHAIN_MARKERS]
@@ -157,14 +187,24 @@ def parse_chain(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary, chain_
     spoken = segments.get("[ua]")
     brackets = [vocabulary.marker(SOSP), vocabulary.marker(EOSP)]
     units_whole = spoken is None or (
-        len(spoken) > 2 and [spoken[0], spoken[-1]] == brackets and all(isinstance(i, int) and vocabulary.is_unit(i) for i in spoken[1:-1])
+        len(spoken) > 2
+        and [spoken[0], spoken[-1]] == brackets
+        and all(isinstance(i, int) and vocabulary.is_unit(i) for i in spoken[1:-1])
     )
     text = {}
     for name in ("[tq]", "[ta]"):
-        text[name] = " ".join(piece for piece in segments.get(name, []) if isinstance(piece, str)).removesuffix(";").strip()
+        text[name] = (
+            " ".join(piece for piece in segments.get(name, []) if isinstance(piece, str))
+            .removesuffix(";")
+            .strip()
+        )
     words_only = all(isinstance(piece, str) for name in text for piece in segments.get(name, []))
-    parts_whole = units_whole and words_only and all(text[name] for name in expected if name in text)
-    nothing_else = found == [*expected, "<eoa>"] and pieces[0] == expected[0] and not segments["<eoa>"]
+    parts_whole = (
+        units_whole and words_only and all(text[name] for name in expected if name in text)
+    )
+    nothing_else = (
+        found == [*expected, "<eoa>"] and pieces[0] == expected[0] and not segments["<eoa>"]
+    )
     units = None if spoken is None else vocabulary.units_in(i for i in spoken if isinstance(i, int))
     return Chain(text["[tq]"], text["[ta]"], units, nothing_else and parts_whole)
 
@@ -174,7 +214,9 @@ def _pieces(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary) -> list[st
 
     In the released vocabulary these markers are text, and told from it as the release does, by their spelling.
     """
-    markers = {vocabulary.marker(name): name for name in CHAIN_MARKERS if vocabulary.has_marker(name)}
+    markers = {
+        vocabulary.marker(name): name for name in CHAIN_MARKERS if vocabulary.has_marker(name)
+    }
     pieces: list[str | int] = []
     for is_text, run in itertools.groupby(ids, vocabulary.is_text):
         if not is_text:
@@ -182,8 +224,14 @@ def _pieces(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary) -> list[st
         elif markers:
             pieces.append(vocabulary.decode_text(run))
         else:
-            pieces += [piece.strip() for piece in _SPELLED.split(vocabulary.decode_text(run)) if piece.strip()]
-    return pieces if markers else [piece for piece in pieces if piece != vocabulary.marker("<eos>")]  # which follows the spelled one
+            pieces += [
+                piece.strip()
+                for piece in _SPELLED.split(vocabulary.decode_text(run))
+                if piece.strip()
+            ]
+    return (
+        pieces if markers else [piece for piece in pieces if piece != vocabulary.marker("<eos>")]
+    )  # which follows the spelled one
 
 
 def _without_answer(row):

@@ -46,7 +46,9 @@ class LlamaVocabulary:
     _literals: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_file(cls, path: Path | str, unit_count: int = 0, inventory: str = "") -> LlamaVocabulary:
+    def from_file(
+        cls, path: Path | str, unit_count: int = 0, inventory: str = ""
+    ) -> LlamaVocabulary:
         """From LLaMA's `tokenizer.model`.  Raises UserError for a file that is none, or whose pieces reach beyond blanks."""
         path = Path(path).expanduser()
         if not path.is_file():
@@ -55,25 +57,42 @@ class LlamaVocabulary:
             processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
             pieces = [processor.id_to_piece(k) for k in range(processor.get_piece_size())]
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path} is no SentencePiece model ({str(error).splitlines()[0][:100]}): get tokenizer.model again") from None
+            raise UserError(
+                f"{path} is no SentencePiece model ({str(error).splitlines()[0][:100]}): get tokenizer.model again"
+            ) from None
         if pieces[:3] != ["<unk>", "<s>", "</s>"]:
-            raise UserError(f"{path} starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>: this is no tokenizer of LLaMA")
-        if beyond := [piece for piece in pieces if BLANK in piece.strip(BLANK) or (piece.endswith(BLANK) and piece.strip(BLANK))]:
-            raise UserError(f"{path} has the piece {beyond[0]!r}, which reaches beyond a blank: this is no tokenizer of LLaMA")
+            raise UserError(
+                f"{path} starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>: this is no tokenizer of LLaMA"
+            )
+        if beyond := [
+            piece
+            for piece in pieces
+            if BLANK in piece.strip(BLANK) or (piece.endswith(BLANK) and piece.strip(BLANK))
+        ]:
+            raise UserError(
+                f"{path} has the piece {beyond[0]!r}, which reaches beyond a blank: this is no tokenizer of LLaMA"
+            )
         if processor.encode("ﬁ①") == processor.encode("fi1"):
-            raise UserError(f"{path} rewrites characters before it cuts them up; LLaMA's tokenizer doesn't")
+            raise UserError(
+                f"{path} rewrites characters before it cuts them up; LLaMA's tokenizer doesn't"
+            )
         return cls(processor, unit_count, inventory)
 
     def expand(self, unit_count: int, inventory: str) -> LlamaVocabulary:
         """Add `unit_count` units and the markers; expanding again by the same is the same vocabulary."""
         if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
-            raise UserError(f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}")
+            raise UserError(
+                f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}"
+            )
         return LlamaVocabulary(self.processor, unit_count, inventory)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TOKENIZER).write_bytes(self.processor.serialized_model_proto())
-        write_json(folder / "vocabulary.json", {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size})
+        write_json(
+            folder / "vocabulary.json",
+            {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size},
+        )
 
     @classmethod
     def load(cls, folder: Path) -> LlamaVocabulary:
@@ -81,7 +100,9 @@ class LlamaVocabulary:
         facts = read_json(Path(folder) / "vocabulary.json")
         found = cls.from_file(Path(folder) / TOKENIZER, facts["unit_count"], facts["inventory"])
         if found.size != facts["size"]:
-            raise UserError(f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?")
+            raise UserError(
+                f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?"
+            )
         return found
 
     # --- ids ----------------------------------------------------------------------------------------------------------------------
@@ -109,7 +130,9 @@ class LlamaVocabulary:
     @property
     def ends(self) -> frozenset[int]:
         """The ids that end a row: `</s>`, `<eosp>` and `<eos>` (the release's `<eoa>` is no token)."""
-        return frozenset({self.end, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())})
+        return frozenset(
+            {self.end, *((self.marker(EOSP), self.marker("<eos>")) if self.unit_count else ())}
+        )
 
     def marker(self, name: str) -> int:
         """The id of one of `ADDED_MARKERS`.  Raises UserError before the vocabulary is expanded."""
@@ -138,13 +161,19 @@ class LlamaVocabulary:
         """A token as people write it, for pictures and error messages."""
         if self.is_text(token):
             return self.processor.id_to_piece(token)
-        return f"<{token - self.text_size}>" if self.is_unit(token) else ADDED_MARKERS[token - self.text_size - self.unit_count]
+        return (
+            f"<{token - self.text_size}>"
+            if self.is_unit(token)
+            else ADDED_MARKERS[token - self.text_size - self.unit_count]
+        )
 
     # --- to ids -------------------------------------------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
         """Plain text → ids; a marker or unit written in it stays text."""
         words = text.split(" ")
-        if words[-1] == "" and self._blank is not None and len(words) > 1:  # a blank at the end is a piece of its own
+        if (
+            words[-1] == "" and self._blank is not None and len(words) > 1
+        ):  # a blank at the end is a piece of its own
             return [*self.encode_text(text[:-1]), self._blank]
         if "" in words:  # and so are runs of blanks
             return self.processor.encode(text) if text else []
@@ -164,19 +193,26 @@ class LlamaVocabulary:
         """The beginning of every row: what the stages of the release don't learn."""
         return [self.begin, *self._run(prefix.rstrip(), fixed=True)]
 
-    def encode_row(self, row: Row, prefix: str = META_PREFIX, tail: str = "") -> tuple[list[int], list[int]]:
+    def encode_row(
+        self, row: Row, prefix: str = META_PREFIX, tail: str = ""
+    ) -> tuple[list[int], list[int]]:
         """A row → (ids of `prefix` and prompt, starting with the beginning-of-document id; ids of the answer and the `tail`).
 
         Texts are expected without white space at their ends.  `tail` is what the published text form has after the end marker: the
         release tokenized it too.
         """
         prompt = self._encode_parts((Part("template", prefix), *row.prompt))
-        return [self.begin, *prompt], self._encode_parts((*row.answer, Part("template", tail)), last=True)
+        return [self.begin, *prompt], self._encode_parts(
+            (*row.answer, Part("template", tail)), last=True
+        )
 
     def _encode_parts(self, parts: tuple[Part, ...], last: bool = False) -> list[int]:
         """Text runs on until the next added token: a description and the text after it are one piece.  `last`: nothing follows."""
         ids: list[int] = []
-        run, fixed = "", True  # text since the last added token, and whether the template alone has made it
+        run, fixed = (
+            "",
+            True,
+        )  # text since the last added token, and whether the template alone has made it
         for part in parts:
             if part.kind == "text":
                 run, fixed = run + part.value, False
@@ -198,7 +234,9 @@ class LlamaVocabulary:
         if not fixed:
             return self.encode_text(text)
         found = self._literals.get(text)
-        return found if found is not None else self._literals.setdefault(text, self.encode_text(text))
+        return (
+            found if found is not None else self._literals.setdefault(text, self.encode_text(text))
+        )
 
     def _remember(self, word: str) -> list[int]:
         if len(self._words) >= REMEMBERED:

@@ -26,7 +26,9 @@ LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 LOOK_BACK = 4  # tokens of context that the induction circuit compares
 
 
-def build_model(settings: LanguageModelSettings, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
+def build_model(
+    settings: LanguageModelSettings, vocabulary_size: int, seed: int
+) -> LlamaForCausalLM:
     """A LLaMA with random weights and, if the recipe says so, an induction circuit to start from."""
     config = LlamaConfig(
         vocab_size=vocabulary_size,
@@ -51,7 +53,9 @@ def build_model(settings: LanguageModelSettings, vocabulary_size: int, seed: int
 
 
 @torch.no_grad()
-def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03) -> None:
+def seed_induction(
+    model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03
+) -> None:
     """Set attention so that the model starts with a working look-up of "what followed the last time I read these words".
 
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with rotary positions, constant
@@ -66,13 +70,19 @@ def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float
     """
     config = model.config
     width = config.hidden_size // config.num_attention_heads
-    if config.num_attention_heads < LOOK_BACK + 1 or 2 * width > config.hidden_size or config.num_hidden_layers < 2:
+    if (
+        config.num_attention_heads < LOOK_BACK + 1
+        or 2 * width > config.hidden_size
+        or config.num_hidden_layers < 2
+    ):
         raise UserError(
             f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {config.num_attention_heads} heads and "
             f"{config.num_hidden_layers} layers: change language_model in the recipe, or set induction_start: false"
         )
     frequencies = model.model.rotary_emb.inv_freq
-    fast = (frequencies >= 0.09).float()  # rotary pairs that tell neighbours apart, used for position …
+    fast = (
+        frequencies >= 0.09
+    ).float()  # rotary pairs that tell neighbours apart, used for position …
     slow = torch.cat([1 - fast, 1 - fast])  # … and those that don't, used for content
     subspaces = nn.init.orthogonal_(torch.empty(2 * width, config.hidden_size))
     before, just_read = subspaces[:width], subspaces[width:]
@@ -81,10 +91,14 @@ def seed_induction(model: LlamaForCausalLM, sharpness: float = 7.0, match: float
     first, *above = [block.self_attn for block in model.model.layers]
     for back in range(LOOK_BACK + 1):
         head = slice(back * width, (back + 1) * width)
-        first.q_proj.bias[head] = sharpness * torch.cat([torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast])
+        first.q_proj.bias[head] = sharpness * torch.cat(
+            [torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast]
+        )
         first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
         first.v_proj.weight[head] = reader
-        first.o_proj.weight[:, head] = share * ((back > 0) * before.T + (back < LOOK_BACK) * just_read.T)
+        first.o_proj.weight[:, head] = share * (
+            (back > 0) * before.T + (back < LOOK_BACK) * just_read.T
+        )
     for number in range(2):
         head = slice(number * width, (number + 1) * width)
         for attention in above:
@@ -99,20 +113,28 @@ class CausalLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, ids: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """ids (batch, tokens) padded on the right, weights (batch, tokens) of predicting each token → (sum of losses, sum of weights).
 
         Right padding needs no attention mask: no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
         that, and the missing cache, is what keeps them apart.
         """
-        hidden = self.model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        hidden = (
+            self.model.model(input_ids=ids, position_ids=positions, use_cache=False)
+            .last_hidden_state[:, :-1]
+            .flatten(0, 1)
+        )
         weights, targets = weights[:, 1:].flatten(), ids[:, 1:].flatten()
         counted = torch.nonzero(weights > 0)[:, 0]
         # Filled up with a position of weight 0: the fewer different shapes, the fewer kernels the CPU must prepare.
         fill = (-len(counted)) % 256
         chosen = torch.cat([counted, counted.new_zeros(fill)])
         kept = torch.cat([weights[counted], weights.new_zeros(fill)])
-        losses = nn.functional.cross_entropy(self.model.lm_head(hidden[chosen]).float(), targets[chosen], reduction="none")
+        losses = nn.functional.cross_entropy(
+            self.model.lm_head(hidden[chosen]).float(), targets[chosen], reduction="none"
+        )
         return (losses * kept).sum(), weights.sum()
 
 
@@ -141,16 +163,26 @@ def expand_model(
     if len(old) == size:
         return model
     if len(old) != before.size:
-        raise UserError(f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?")
-    tables = [old] if model.config.tie_word_embeddings else [old, model.get_output_embeddings().weight]
+        raise UserError(
+            f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?"
+        )
+    tables = (
+        [old] if model.config.tie_word_embeddings else [old, model.get_output_embeddings().weight]
+    )
     moments = [(table.mean(0), table.std(0)) for table in tables]
     model.resize_token_embeddings(size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight][: len(tables)]
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight][
+        : len(tables)
+    ]
     for table, (mean, spread) in zip(tables, moments, strict=True):
-        table[before.size :] = mean + spread * torch.randn(size - before.size, table.shape[1], generator=generator)
+        table[before.size :] = mean + spread * torch.randn(
+            size - before.size, table.shape[1], generator=generator
+        )
         if centroids is not None:
-            table[before.size : before.size + len(centroids)] = mean + spread * _projected(centroids, table.shape[1], generator)
+            table[before.size : before.size + len(centroids)] = mean + spread * _projected(
+                centroids, table.shape[1], generator
+            )
     return model
 
 
@@ -161,7 +193,9 @@ def _projected(centroids: np.ndarray, width: int, generator: torch.Generator) ->
     return points / points.std(0).clamp(min=1e-6)
 
 
-def save_model(model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, folder: Path) -> None:
+def save_model(
+    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     save_module(model, folder / "model.safetensors")
@@ -171,8 +205,12 @@ def save_model(model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
     vocabulary = (LlamaVocabulary if (folder / TOKENIZER).is_file() else Vocabulary).load(folder)
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa"))
+    model = LlamaForCausalLM(
+        LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
+    )
     load_module(model, folder / "model.safetensors")
     if not vocabulary.size <= model.config.vocab_size < vocabulary.size + LARGEST_MULTIPLE:
-        raise UserError(f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens")
+        raise UserError(
+            f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
+        )
     return model.eval(), vocabulary

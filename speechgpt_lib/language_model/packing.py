@@ -26,7 +26,9 @@ from speechgpt_lib.training.epochs import Epochs
 def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
     """Which rows share a block: best fit, longest first.  lengths (rows,) in tokens, none above `block`; returns lists of row numbers."""
     if lengths and max(lengths) > block:
-        raise UserError(f"a row has {max(lengths)} tokens, a block {block}: drop or shorten long rows first (`fit_rows`)")
+        raise UserError(
+            f"a row has {max(lengths)} tokens, a block {block}: drop or shorten long rows first (`fit_rows`)"
+        )
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # tokens left → blocks
     rooms = 0  # bit n is set where a block has n tokens left, so the tightest room is found by one shift
@@ -82,7 +84,11 @@ def fit_rows(
 
 def _truncated(row: TokenRow, limit: int, end: frozenset[int]) -> TokenRow:
     if row.ids[-1] in end:
-        return TokenRow([*row.ids[: limit - 1], row.ids[-1]], [*row.weights[: limit - 1], row.weights[-1]], row.name)
+        return TokenRow(
+            [*row.ids[: limit - 1], row.ids[-1]],
+            [*row.weights[: limit - 1], row.weights[-1]],
+            row.name,
+        )
     return TokenRow(row.ids[:limit], row.weights[:limit], row.name)
 
 
@@ -98,17 +104,28 @@ def concatenate(rows: Iterable[TokenRow], block: int) -> list[TokenRow]:
     blocks = []
     for k in range(0, len(ids), block):
         name = names[bisect.bisect_right(starts, k) - 1]
-        blocks.append(TokenRow(all_ids[k : k + block], all_weights[k : k + block], f"the block that begins in {name}" if name else ""))
+        blocks.append(
+            TokenRow(
+                all_ids[k : k + block],
+                all_weights[k : k + block],
+                f"the block that begins in {name}" if name else "",
+            )
+        )
     return blocks
 
 
-def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def collate_packed(
+    blocks: Sequence[Sequence[TokenRow]], block: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Blocks of rows → ids, weights and positions (blocks, block), filled up on the right with a row of padding that counts nothing.
 
     Nothing predicts a row's first token: what stands before it is another row's.
     """
     ids = torch.full((len(blocks), block), PAD, dtype=torch.long)
-    weights, positions = torch.zeros(len(blocks), block), torch.zeros(len(blocks), block, dtype=torch.long)
+    weights, positions = (
+        torch.zeros(len(blocks), block),
+        torch.zeros(len(blocks), block, dtype=torch.long),
+    )
     for k, rows in enumerate(blocks):
         place = 0
         for row in rows:
@@ -127,13 +144,28 @@ class PackedBatches:
     A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of the blocks.
     """
 
-    def __init__(self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, block: int = 1024):
+    def __init__(
+        self,
+        rows_of: Callable[[int, int], list[TokenRow]],
+        tokens_per_batch: int,
+        seed: int,
+        block: int = 1024,
+    ):
         if tokens_per_batch < block:
-            raise UserError(f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: raise it, or choose a smaller block")
-        self.rows_of, self.blocks_per_batch, self.seed, self.block = rows_of, tokens_per_batch // block, seed, block
+            raise UserError(
+                f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: raise it, or choose a smaller block"
+            )
+        self.rows_of, self.blocks_per_batch, self.seed, self.block = (
+            rows_of,
+            tokens_per_batch // block,
+            seed,
+            block,
+        )
         self.epochs = Epochs(self._plan)
 
-    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, step: int, rank: int = 0, world_size: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return collate_packed(self.epochs.at(step)[rank::world_size] or [[]], self.block)
 
     def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
@@ -143,9 +175,17 @@ class PackedBatches:
     def _plan(self, epoch: int, first: int) -> list[list[list[TokenRow]]]:
         rows = self.rows_of(epoch, first)
         if not rows:
-            raise UserError("there are no rows to train on: the data step before this one made none")
+            raise UserError(
+                "there are no rows to train on: the data step before this one made none"
+            )
         rng = random.Random(f"{self.seed} {epoch}")
         shuffled = rng.sample(rows, len(rows))
-        packed = [[shuffled[k] for k in numbers] for numbers in pack([len(row) for row in shuffled], self.block)]
+        packed = [
+            [shuffled[k] for k in numbers]
+            for numbers in pack([len(row) for row in shuffled], self.block)
+        ]
         rng.shuffle(packed)
-        return [packed[k : k + self.blocks_per_batch] for k in range(0, len(packed), self.blocks_per_batch)]
+        return [
+            packed[k : k + self.blocks_per_batch]
+            for k in range(0, len(packed), self.blocks_per_batch)
+        ]

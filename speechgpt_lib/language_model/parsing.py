@@ -35,9 +35,18 @@ def parse_ids(ids: Sequence[int], vocabulary: Vocabulary, templates: str | None 
         return "".join(map(chr, vocabulary.encode_text(text))) if text.strip() else ""
 
     for shape in shapes():
-        if templates in (None, shape.templates) and (values := fit_row(shape, markers, pieces, literal)) is not None:
-            return _record(shape.kind, shape.templates, {name: _content(value, vocabulary) for name, value in values.items()})
-    raise UserError(f"ids are no row of {templates or 'any'} templates: their markers are {' '.join(markers) or 'missing'}")
+        if (
+            templates in (None, shape.templates)
+            and (values := fit_row(shape, markers, pieces, literal)) is not None
+        ):
+            return _record(
+                shape.kind,
+                shape.templates,
+                {name: _content(value, vocabulary) for name, value in values.items()},
+            )
+    raise UserError(
+        f"ids are no row of {templates or 'any'} templates: their markers are {' '.join(markers) or 'missing'}"
+    )
 
 
 def _content(value: str, vocabulary: Vocabulary) -> str | np.ndarray:
@@ -46,19 +55,27 @@ def _content(value: str, vocabulary: Vocabulary) -> str | np.ndarray:
     if ids and ids[0] == vocabulary.marker(SOSP):
         if ids[-1] != vocabulary.marker(EOSP) or not all(map(vocabulary.is_unit, ids[1:-1])):
             end = " ".join(map(vocabulary.name, ids[-4:]))
-            raise UserError(f"ids of a spoken part are not {SOSP} units {EOSP}: found {end} at its end")
+            raise UserError(
+                f"ids of a spoken part are not {SOSP} units {EOSP}: found {end} at its end"
+            )
         return vocabulary.units_in(ids)
     if strange := [token for token in ids if not vocabulary.is_text(token)]:
-        raise UserError(f"ids of a written part hold {vocabulary.name(strange[0])}, which is no text")
+        raise UserError(
+            f"ids of a written part hold {vocabulary.name(strange[0])}, which is no text"
+        )
     return vocabulary.decode_text(ids)
 
 
 def _record(kind: str, templates: str, values: dict) -> dict:
     if kind == "cross_modal":
         spoken = isinstance(values["input"], np.ndarray)
-        units, text = (values["input"], values["output"]) if spoken else (values["output"], values["input"])
+        units, text = (
+            (values["input"], values["output"]) if spoken else (values["output"], values["input"])
+        )
         if isinstance(text, np.ndarray) or isinstance(units, str):
-            raise UserError("ids of a cross-modal row have two spoken or two written parts, expected one of each")
+            raise UserError(
+                "ids of a cross-modal row have two spoken or two written parts, expected one of each"
+            )
         return {
             "task": "asr" if spoken else "tts",
             "description": values["description"],

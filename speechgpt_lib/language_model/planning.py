@@ -37,12 +37,26 @@ class Shape:
     def of(cls, settings: LanguageModelSettings, units: int) -> Shape:
         added = units + len(ADDED_MARKERS)
         vocabulary = (TEXT_PIECES if settings.pretrained else settings.vocabulary) + added
-        return cls(vocabulary, settings.hidden_size, settings.layers, settings.heads, settings.feed_forward, not settings.pretrained)
+        return cls(
+            vocabulary,
+            settings.hidden_size,
+            settings.layers,
+            settings.heads,
+            settings.feed_forward,
+            not settings.pretrained,
+        )
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> Shape:
         c = model.config
-        return cls(c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size, c.tie_word_embeddings)
+        return cls(
+            c.vocab_size,
+            c.hidden_size,
+            c.num_hidden_layers,
+            c.num_attention_heads,
+            c.intermediate_size,
+            c.tie_word_embeddings,
+        )
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -83,7 +97,10 @@ class Shape:
 
         `trained`: 1 where all weights learn; with a frozen base their gradients are not computed, 2/3 of the work is left.
         """
-        matrices = self.layers * (self.layer_parameters - 2 * self.hidden_size) + self.vocabulary * self.hidden_size
+        matrices = (
+            self.layers * (self.layer_parameters - 2 * self.hidden_size)
+            + self.vocabulary * self.hidden_size
+        )
         attention = 6 * self.layers * block * self.hidden_size
         return (6 * matrices + attention) * (2 + trained) / 3
 
@@ -110,25 +127,48 @@ def block_bytes(shape: Shape, tokens: int, precision: str = "bf16") -> int:
     the norms stay fp32.
     """
     d, ff = shape.hidden_size, shape.feed_forward
-    return tokens * (34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff) + tokens * (4 * shape.heads + 8)
+    return tokens * (34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff) + tokens * (
+        4 * shape.heads + 8
+    )
 
 
-def activation_bytes(shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True, counted: float = 1.0) -> int:
+def activation_bytes(
+    shape: Shape,
+    tokens: int,
+    precision: str = "bf16",
+    checkpointing: bool = True,
+    counted: float = 1.0,
+) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
     With checkpointing each block keeps its input alone.  `counted`: share of the tokens with a loss, and so a row of log-probabilities.
     """
     d = shape.hidden_size
-    blocks = shape.layers * (tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision))
-    return blocks + int(tokens * counted) * (4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d)
+    blocks = shape.layers * (
+        tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
+    )
+    return blocks + int(tokens * counted) * (
+        4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d
+    )
 
 
-def working_bytes(shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True, counted: float = 1.0) -> int:
+def working_bytes(
+    shape: Shape,
+    tokens: int,
+    precision: str = "bf16",
+    checkpointing: bool = True,
+    counted: float = 1.0,
+) -> int:
     """What the backward pass needs at most: the gradient of the log-probabilities or, with checkpointing, one block computed again."""
-    return max(int(tokens * counted) * 4 * shape.vocabulary, block_bytes(shape, tokens, precision) if checkpointing else 0)
+    return max(
+        int(tokens * counted) * 4 * shape.vocabulary,
+        block_bytes(shape, tokens, precision) if checkpointing else 0,
+    )
 
 
-def full_memory(shape: Shape, gpus: int, tokens: int, precision: str = "bf16", checkpointing: bool = True) -> Memory:
+def full_memory(
+    shape: Shape, gpus: int, tokens: int, precision: str = "bf16", checkpointing: bool = True
+) -> Memory:
     """Full fine-tuning, everything sharded over `gpus` (FSDP2): fp32 weights, gradients and two moments, and what is at work whole.
 
     At work are two blocks and the tables, in the precision of the products; on a single GPU in bf16 it is a copy of all weights.
@@ -138,15 +178,31 @@ def full_memory(shape: Shape, gpus: int, tokens: int, precision: str = "bf16", c
     if gpus == 1:
         gathered = 2 * shape.parameters if precision == "bf16" else 0
     own = -(-shape.parameters // gpus)
-    activations = activation_bytes(shape, tokens, precision, checkpointing) + working_bytes(shape, tokens, precision, checkpointing)
-    return Memory(4 * own + gathered, 4 * own + (gathered // 2 if gpus > 1 else 0), 8 * own, activations)
+    activations = activation_bytes(shape, tokens, precision, checkpointing) + working_bytes(
+        shape, tokens, precision, checkpointing
+    )
+    return Memory(
+        4 * own + gathered, 4 * own + (gathered // 2 if gpus > 1 else 0), 8 * own, activations
+    )
 
 
-def lora_memory(shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base: str = "bf16", checkpointing: bool = True) -> Memory:
+def lora_memory(
+    shape: Shape,
+    rank: int,
+    targets: tuple[str, ...],
+    tokens: int,
+    base: str = "bf16",
+    checkpointing: bool = True,
+) -> Memory:
     """Adapters on a frozen base that every GPU holds whole, its matrices stored as `base` says (see `frozen_base.py`)."""
     adapters = shape.lora_parameters(rank, targets)
-    activations = activation_bytes(shape, tokens, "bf16", checkpointing) + working_bytes(shape, tokens, "bf16", checkpointing)
-    weights = int(shape.layers * shape.layer_parameters * BYTES[base]) + (4 if base == "fp32" else 2) * shape.table_parameters
+    activations = activation_bytes(shape, tokens, "bf16", checkpointing) + working_bytes(
+        shape, tokens, "bf16", checkpointing
+    )
+    weights = (
+        int(shape.layers * shape.layer_parameters * BYTES[base])
+        + (4 if base == "fp32" else 2) * shape.table_parameters
+    )
     return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
 
@@ -163,7 +219,15 @@ class StagePlan:
     hours: float
 
 
-def plan(recipe: Recipe, gpus: int, gpu_memory: float, *, mfu: float = MFU, peak_tflops: float = PEAK_TFLOPS, block: int = 1024) -> dict:
+def plan(
+    recipe: Recipe,
+    gpus: int,
+    gpu_memory: float,
+    *,
+    mfu: float = MFU,
+    peak_tflops: float = PEAK_TFLOPS,
+    block: int = 1024,
+) -> dict:
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
     Returns {shape, parameters, stages, disk_gb, hours}.
@@ -175,9 +239,15 @@ def plan(recipe: Recipe, gpus: int, gpu_memory: float, *, mfu: float = MFU, peak
     budget = gpu_memory * 1e9 * (1 - RESERVE)
     stages = [
         _stage(name, settings, shape, recipe, gpus, budget, mfu * peak_tflops * 1e12, block)
-        for name, settings in (("stage1", recipe.stage1), ("stage2", recipe.stage2), ("stage3", recipe.stage3))
+        for name, settings in (
+            ("stage1", recipe.stage1),
+            ("stage2", recipe.stage2),
+            ("stage3", recipe.stage3),
+        )
     ]
-    checkpoint = 16 * shape.parameters  # weights and two moments in fp32, and the copy that is being written
+    checkpoint = (
+        16 * shape.parameters
+    )  # weights and two moments in fp32, and the copy that is being written
     disk = 2 * checkpoint + 3 * 2 * shape.parameters
     return {
         "recipe": recipe.name,
@@ -191,16 +261,31 @@ def plan(recipe: Recipe, gpus: int, gpu_memory: float, *, mfu: float = MFU, peak
 
 
 def _stage(
-    name: str, settings: StageSettings, shape: Shape, recipe: Recipe, gpus: int, budget: float, flops: float, block: int
+    name: str,
+    settings: StageSettings,
+    shape: Shape,
+    recipe: Recipe,
+    gpus: int,
+    budget: float,
+    flops: float,
+    block: int,
 ) -> StagePlan:
     lora = recipe.stage3.lora if name == "stage3" else None
 
     def memory(tokens: int) -> Memory:
-        return lora_memory(shape, lora.rank, lora.targets, tokens, lora.base) if lora else full_memory(shape, gpus, tokens)
+        return (
+            lora_memory(shape, lora.rank, lora.targets, tokens, lora.base)
+            if lora
+            else full_memory(shape, gpus, tokens)
+        )
 
     needed = memory(block)
     if needed.total > budget:
-        cure = "lora.base: int8 or 4bit" if lora else "more GPUs (weights, gradients and moments are shared out)"
+        cure = (
+            "lora.base: int8 or 4bit"
+            if lora
+            else "more GPUs (weights, gradients and moments are shared out)"
+        )
         parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
         raise UserError(
             f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for a single block of {block} tokens "
@@ -213,7 +298,15 @@ def _stage(
     at_once = -(-blocks // accumulation)
     work = shape.flops_per_token(block, trained=0.0 if lora else 1.0)
     hours = settings.optimization.steps * settings.tokens_per_batch * work / (gpus * flops) / 3600
-    return StagePlan(name, settings.optimization.steps, share, accumulation, at_once * block, memory(at_once * block), hours)
+    return StagePlan(
+        name,
+        settings.optimization.steps,
+        share,
+        accumulation,
+        at_once * block,
+        memory(at_once * block),
+        hours,
+    )
 
 
 def render(found: dict) -> str:
@@ -225,11 +318,22 @@ def render(found: dict) -> str:
     ]
     for stage in found["stages"]:
         memory = stage.memory
-        parts = [part / 1e9 for part in (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)]
+        parts = [
+            part / 1e9
+            for part in (
+                memory.weights,
+                memory.gradients,
+                memory.optimizer,
+                memory.activations,
+                memory.total,
+            )
+        ]
         sizes = f"{parts[0]:8.2f} {parts[1]:7.2f} {parts[2]:7.2f} {parts[3]:7.2f} {parts[4]:7.2f}"
         lines.append(
             f"{stage.name:8} {stage.steps:7} {stage.tokens * found['gpus']:12} {stage.tokens_at_once:8} {stage.accumulation:6} {sizes} "
             f"{stage.hours:8.2f}"
         )
-    lines.append(f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two checkpoints and the three models")
+    lines.append(
+        f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two checkpoints and the three models"
+    )
     return "\n".join(lines)

@@ -29,7 +29,9 @@ SHAPE = {
 }
 
 
-def load_pretrained(settings: LanguageModelSettings) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
+def load_pretrained(
+    settings: LanguageModelSettings,
+) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
     """Model (fp32) and vocabulary of `settings.pretrained`.
 
     Raises:
@@ -51,26 +53,39 @@ def load_pretrained(settings: LanguageModelSettings) -> tuple[LlamaForCausalLM, 
         )
     try:
         model, report = LlamaForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",
         )
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"the weights in {folder} were not read: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"the weights in {folder} were not read: {str(error).splitlines()[0][:200]}"
+        ) from None
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
-        raise UserError(f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing or of another shape")
+        raise UserError(
+            f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing or of another shape"
+        )
     return model.eval(), vocabulary
 
 
 def read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LLaMA."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"no config.json in {folder}: language_model.pretrained names a folder as transformers saves a model")
+        raise UserError(
+            f"no config.json in {folder}: language_model.pretrained names a folder as transformers saves a model"
+        )
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):
         raise UserError(f"{folder / 'config.json'} is damaged: get it again") from None
     if kind != "llama":
-        raise UserError(f"{folder} holds a model of type {kind}, expected llama: SpeechGPT builds on LLaMA")
+        raise UserError(
+            f"{folder} holds a model of type {kind}, expected llama: SpeechGPT builds on LLaMA"
+        )
     return LlamaConfig.from_pretrained(folder, local_files_only=True)
 
 
@@ -83,17 +98,30 @@ def load_tokenizer(folder: Path, config: LlamaConfig) -> Vocabulary | LlamaVocab
     try:
         tokenizer = Tokenizer.from_file(str(folder / FAST))
     except Exception as error:  # the library raises its bare base class
-        raise UserError(f"{folder / FAST} is no tokenizer ({str(error)[:100]}): get it again") from None
+        raise UserError(
+            f"{folder / FAST} is no tokenizer ({str(error)[:100]}): get it again"
+        ) from None
     pieces = tokenizer.get_vocab_size()
     if pieces > config.vocab_size:
-        raise UserError(f"{folder}: {FAST} has {pieces} pieces, the model {config.vocab_size} embeddings: of two models?")
-    begin, end = (ids[0] if isinstance(ids, list) else ids for ids in (config.bos_token_id, config.eos_token_id))
+        raise UserError(
+            f"{folder}: {FAST} has {pieces} pieces, the model {config.vocab_size} embeddings: of two models?"
+        )
+    begin, end = (
+        ids[0] if isinstance(ids, list) else ids
+        for ids in (config.bos_token_id, config.eos_token_id)
+    )
     if begin is None or end is None:
-        raise UserError(f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, which begin and end a document: add them")
+        raise UserError(
+            f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, which begin and end a document: add them"
+        )
     return Vocabulary.of_published(tokenizer, begin, end, config.vocab_size)
 
 
 def fingerprint(folder: Path | str) -> dict[str, int]:
     """Names and sizes (bytes) of the files of a published model, to notice another one in its place."""
     folder = Path(folder).expanduser()
-    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else {}
+    return (
+        {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+        if folder.is_dir()
+        else {}
+    )

@@ -28,7 +28,12 @@ class TokenRow:
         return len(self.ids)
 
 
-def row_to_tokens(row: Row, vocabulary: Vocabulary | LlamaVocabulary, loss: str = "answer", text_weight: float = 1.0) -> TokenRow:
+def row_to_tokens(
+    row: Row,
+    vocabulary: Vocabulary | LlamaVocabulary,
+    loss: str = "answer",
+    text_weight: float = 1.0,
+) -> TokenRow:
     """Encode a row; `loss` is "answer" (the prompt is not learned) or "all" (of the prompt only the meta prefix is not, as in the release).
 
     `text_weight` is what a text token counts beside a unit: a transcript has a tenth of the tokens of the speech it belongs to, and
@@ -38,7 +43,11 @@ def row_to_tokens(row: Row, vocabulary: Vocabulary | LlamaVocabulary, loss: str 
     unlearned = len(vocabulary.encode_prefix()) if loss == "all" else len(prompt)
     counts = [0.0] * unlearned + [1.0] * (len(prompt) - unlearned + len(answer))
     ids = prompt + answer
-    return TokenRow(ids, [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)], row.name)
+    return TokenRow(
+        ids,
+        [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)],
+        row.name,
+    )
 
 
 def padded_length(tokens: int) -> int:
@@ -64,11 +73,24 @@ class EpochBatches:
     A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
     """
 
-    def __init__(self, rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, limit: int = 1024):
-        self.rows_of, self.tokens_per_batch, self.seed, self.limit = rows_of, tokens_per_batch, seed, limit
+    def __init__(
+        self,
+        rows_of: Callable[[int, int], list[TokenRow]],
+        tokens_per_batch: int,
+        seed: int,
+        limit: int = 1024,
+    ):
+        self.rows_of, self.tokens_per_batch, self.seed, self.limit = (
+            rows_of,
+            tokens_per_batch,
+            seed,
+            limit,
+        )
         self.epochs = Epochs(self._plan)
 
-    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, step: int, rank: int = 0, world_size: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return collate(self.rows_at(step, rank, world_size))
 
     def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
@@ -79,7 +101,9 @@ class EpochBatches:
     def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:
         rows = self.rows_of(epoch, first)
         if not rows:
-            raise UserError("there are no rows to train on: the data step before this one made none")
+            raise UserError(
+                "there are no rows to train on: the data step before this one made none"
+            )
         too_long = max(len(row) for row in rows)
         if too_long > self.limit:
             raise UserError(

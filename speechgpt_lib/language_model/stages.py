@@ -36,7 +36,12 @@ from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, r
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.token_table import TokenTable, write_table
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
-from speechgpt_lib.recipes.schema import InstructionSettings, Optimization, Stage2Settings, StageSettings
+from speechgpt_lib.recipes.schema import (
+    InstructionSettings,
+    Optimization,
+    Stage2Settings,
+    StageSettings,
+)
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 
@@ -77,7 +82,12 @@ def fit(
     model.train()  # dropout, and checkpointing, which does nothing else
     if stage is not None and stage.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with training_attention(model, device, stage.attention if stage else "auto", packed=bool(stage and stage.packing != "none")):
+    with training_attention(
+        model,
+        device,
+        stage.attention if stage else "auto",
+        packed=bool(stage and stage.packing != "none"),
+    ):
         summary = train(
             {"model": scorer},
             step_function,
@@ -88,7 +98,9 @@ def fit(
             world_size=world_size,
             device=device,
             on_log=on_log,
-            flops_per_token=Shape.of_model(model).flops_per_token(0, trained=float(all(p.requires_grad for p in model.parameters()))),
+            flops_per_token=Shape.of_model(model).flops_per_token(
+                0, trained=float(all(p.requires_grad for p in model.parameters()))
+            ),
             name_rows=name_rows,
         )
     if stage is not None and stage.checkpointing:
@@ -103,9 +115,20 @@ def fit(
 def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most: int = 5) -> str:
     """Which of `rows` has a loss that is no number; of a sharded model, which computes nothing alone, all of them."""
     place = next(scorer.parameters()).device
-    losses = [] if sharded else [scorer(*(tensor.to(place) for tensor in collate([row])))[0] for row in rows]
-    alone = [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()] if losses else []
-    named = [f"{row.name or f'a row of ids {row.ids[:6]} …'} ({len(row)} tokens)" for row in (alone or rows)[:most]]
+    losses = (
+        []
+        if sharded
+        else [scorer(*(tensor.to(place) for tensor in collate([row])))[0] for row in rows]
+    )
+    alone = (
+        [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
+        if losses
+        else []
+    )
+    named = [
+        f"{row.name or f'a row of ids {row.ids[:6]} …'} ({len(row)} tokens)"
+        for row in (alone or rows)[:most]
+    ]
     more = f" and {len(alone or rows) - most} more" * (len(alone or rows) > most)
     if alone and len(alone) == len(rows) > 1:
         return f"every row of its batch, so the weights are at fault: {', '.join(named)}{more}"
@@ -113,7 +136,11 @@ def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most:
 
 
 def batches_of(
-    rows_of: Callable[[int, int], list[TokenRow]], tokens_per_batch: int, seed: int, stage: StageSettings | None, ends: frozenset[int]
+    rows_of: Callable[[int, int], list[TokenRow]],
+    tokens_per_batch: int,
+    seed: int,
+    stage: StageSettings | None,
+    ends: frozenset[int],
 ) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
     """Batches by step number as `stage` wants them, and a dictionary that counts the rows of the last epoch: kept, dropped, truncated."""
     if stage is None:
@@ -123,7 +150,9 @@ def batches_of(
     def fitting(epoch: int, step: int) -> list[TokenRow]:
         rows = rows_of(epoch, step)
         if stage.packing == "concatenated":
-            return concatenate(random.Random(f"order {seed} {epoch}").sample(rows, len(rows)), stage.block)
+            return concatenate(
+                random.Random(f"order {seed} {epoch}").sample(rows, len(rows)), stage.block
+            )
         rows, found = fit_rows(rows, stage.block, stage.too_long, ends)
         counts.update(found)
         return rows
@@ -133,7 +162,9 @@ def batches_of(
     return PackedBatches(fitting, tokens_per_batch, seed, stage.block), counts
 
 
-def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, int], list[TokenRow]]:
+def text_plan(
+    vocabulary: Vocabulary, steps: int, seed: int
+) -> Callable[[int, int], list[TokenRow]]:
     """Rows of the text stage: look-ups and echoes for the first quarter of the steps, then every kind of document."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
@@ -143,7 +174,12 @@ def text_plan(vocabulary: Vocabulary, steps: int, seed: int) -> Callable[[int, i
     return rows_of
 
 
-def stage1_plan(vocabulary: Vocabulary | LlamaVocabulary, own: Sequence[TokenRow], replay: dict[str, float], seed: int):
+def stage1_plan(
+    vocabulary: Vocabulary | LlamaVocabulary,
+    own: Sequence[TokenRow],
+    replay: dict[str, float],
+    seed: int,
+):
     """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
@@ -168,36 +204,55 @@ def stage2_plan(
     sample of the other's.
     """
     tasks, shares = (listening, speaking), (1.0, settings.speaking)
-    size = min((len(rows) / share for rows, share in zip(tasks, shares, strict=True) if len(rows)), default=0.0)
+    size = min(
+        (len(rows) / share for rows, share in zip(tasks, shares, strict=True) if len(rows)),
+        default=0.0,
+    )
     replay = settings.replay
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        own = [row for rows, share in zip(tasks, shares, strict=True) if len(rows) for row in rng.sample(rows, int(size * share))]
+        own = [
+            row
+            for rows, share in zip(tasks, shares, strict=True)
+            if len(rows)
+            for row in rng.sample(rows, int(size * share))
+        ]
         spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
-        documents = text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=text_weight)
+        documents = text_rows(
+            vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=text_weight
+        )
         return own + documents + [unit_row(vocabulary, u) for u in spoken]
 
     return rows_of
 
 
 def encoded(
-    records: Iterable[dict], vocabulary: Vocabulary | LlamaVocabulary, instructions: InstructionSettings, folder: Path
+    records: Iterable[dict],
+    vocabulary: Vocabulary | LlamaVocabulary,
+    instructions: InstructionSettings,
+    folder: Path,
 ) -> TokenTable:
     """Records of a set as rows of tokens, written into `folder`."""
     rows = (sets.record_to_row(record, instructions.templates) for record in records)
-    tokens = (row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows)
+    tokens = (
+        row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows
+    )
     return write_table(folder, tokens, vocabulary.size)
 
 
-def unit_row(vocabulary: Vocabulary | LlamaVocabulary, units: np.ndarray, name: str = "") -> TokenRow:
+def unit_row(
+    vocabulary: Vocabulary | LlamaVocabulary, units: np.ndarray, name: str = ""
+) -> TokenRow:
     ids = [vocabulary.begin, *vocabulary.encode_units(units)]
     return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1), name)
 
 
 # --- held-out metrics ---------------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def unit_perplexity(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[np.ndarray]) -> float:
+def unit_perplexity(
+    model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[np.ndarray]
+) -> float:
     """exp(mean negative log-likelihood) per token of held-out unit sequences; uniform guessing gives the vocabulary's size."""
     model.eval()
     scorer, total, count = CausalLoss(model), 0.0, 0.0
@@ -208,13 +263,22 @@ def unit_perplexity(model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequ
     return math.exp(total / max(count, 1.0))
 
 
-def text_accuracy(model: LlamaForCausalLM, vocabulary: Vocabulary, per_kind: int = 20) -> dict[str, float]:
+def text_accuracy(
+    model: LlamaForCausalLM, vocabulary: Vocabulary, per_kind: int = 20
+) -> dict[str, float]:
     """Share of held-out written questions that the text model answers word for word, by kind."""
     rng = random.Random("held-out text questions")
     questions = [q for kind in world.KINDS for q in held_out_questions(rng, kind, per_kind)]
-    outputs = generate(model, vocabulary, [question_prompt(vocabulary, q.text) for q in questions], 16)
-    right = [vocabulary.decode_text(ids) == q.answer for ids, q in zip(outputs, questions, strict=True)]
-    return {kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind])) for kind in world.KINDS}
+    outputs = generate(
+        model, vocabulary, [question_prompt(vocabulary, q.text) for q in questions], 16
+    )
+    right = [
+        vocabulary.decode_text(ids) == q.answer for ids, q in zip(outputs, questions, strict=True)
+    ]
+    return {
+        kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind]))
+        for kind in world.KINDS
+    }
 
 
 def held_out_questions(rng: random.Random, kind: str, count: int) -> list[world.Question]:

@@ -31,11 +31,25 @@ def lab_texts(seed: int, count: int = 4000) -> Iterator[str]:
     yield from world.vocabulary()
 
 
-def text_rows(vocabulary: Vocabulary, rng: random.Random, count: int, curriculum: bool = False, weight: float = 1.0) -> list[TokenRow]:
+def text_rows(
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    count: int,
+    curriculum: bool = False,
+    weight: float = 1.0,
+) -> list[TokenRow]:
     """`count` documents whose tokens count `weight` times; with `curriculum` only look-ups and echoes."""
-    makers = [_echo, _lookup] if curriculum else [_question, _question, _question, _question, _echo, _lookup, _lookup, _statement]
+    makers = (
+        [_echo, _lookup]
+        if curriculum
+        else [_question, _question, _question, _question, _echo, _lookup, _lookup, _statement]
+    )
     rows = [makers[rng.randrange(len(makers))](vocabulary, rng) for _ in range(count)]
-    return rows if weight == 1 else [TokenRow(row.ids, [weight * w for w in row.weights]) for row in rows]
+    return (
+        rows
+        if weight == 1
+        else [TokenRow(row.ids, [weight * w for w in row.weights]) for row in rows]
+    )
 
 
 def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
@@ -44,9 +58,14 @@ def question_prompt(vocabulary: Vocabulary, question: str) -> list[int]:
 
 
 def _question(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
-    kind = rng.choice((*world.KINDS, "sum", "sum"))  # there are a hundred sums to know, but eight capitals
+    kind = rng.choice(
+        (*world.KINDS, "sum", "sum")
+    )  # there are a hundred sums to know, but eight capitals
     question = _seen(lambda: world.sample_question(rng, kind))
-    prompt, answer = question_prompt(vocabulary, question.text)[1:], vocabulary.encode_text(question.answer)
+    prompt, answer = (
+        question_prompt(vocabulary, question.text)[1:],
+        vocabulary.encode_text(question.answer),
+    )
     return _document(vocabulary, (prompt, BACKGROUND), (answer, 1.0))
 
 
@@ -66,7 +85,9 @@ def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
         return _document(vocabulary, (prompt, 0.0), (answer[:-1], BACKGROUND), (answer[-1:], 1.0))
     fact, ask = world.FACTS[kind]
     facts = world.sample_facts(rng, kind, rng.randrange(3, 5))
-    parts = [(vocabulary.encode_text(" and ".join(world.place(fact, [*pair]) for pair in facts)), 0.0)]
+    parts = [
+        (vocabulary.encode_text(" and ".join(world.place(fact, [*pair]) for pair in facts)), 0.0)
+    ]
     for thing, value in rng.sample(facts, len(facts)):
         answer = vocabulary.encode_text(world.place(fact, [thing, value]))
         parts += [
@@ -79,12 +100,17 @@ def _lookup(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
 
 def _echo(vocabulary: Vocabulary, rng: random.Random) -> TokenRow:
     words = rng.sample(world.vocabulary(), 21)
-    chunks = [[words.pop() for _ in range(rng.choice((2, 2, 3)))] for _ in range(rng.randrange(3, 8))]
+    chunks = [
+        [words.pop() for _ in range(rng.choice((2, 2, 3)))] for _ in range(rng.randrange(3, 8))
+    ]
     parts = [(vocabulary.encode_text(" ".join(chunk)), 0.0) for chunk in chunks]
     for _ in range(3):
         rng.shuffle(chunks)
         for chunk in chunks:
-            parts += [(vocabulary.encode_text(chunk[0]), 0.0), (vocabulary.encode_text(" ".join(chunk[1:])), 1.0)]
+            parts += [
+                (vocabulary.encode_text(chunk[0]), 0.0),
+                (vocabulary.encode_text(" ".join(chunk[1:])), 1.0),
+            ]
     return _document(vocabulary, *parts)
 
 

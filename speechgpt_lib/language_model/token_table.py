@@ -51,8 +51,13 @@ class TokenTable(Sequence):
     def __init__(self, folder: Path):
         facts = json.loads((folder / "facts.json").read_text())
         self.values = np.array(facts["weights"], dtype=np.float64)
-        self.ids, self.codes = _mapped(folder / "ids", facts["dtype"]), _mapped(folder / "codes", "uint8")
-        self.starts, self.name_starts = (_mapped(folder / name, "int64") for name in ("starts", "name_starts"))
+        self.ids, self.codes = (
+            _mapped(folder / "ids", facts["dtype"]),
+            _mapped(folder / "codes", "uint8"),
+        )
+        self.starts, self.name_starts = (
+            _mapped(folder / name, "int64") for name in ("starts", "name_starts")
+        )
         self.names = _mapped(folder / "names", "uint8")
 
     def __len__(self) -> int:
@@ -70,7 +75,11 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
     dtype = np.min_scalar_type(max(0, vocabulary_size - 1))
     codes: dict[float, int] = {}
     starts, name_starts = array("q", [0]), array("q", [0])
-    with open(folder / "ids", "wb") as ids, open(folder / "codes", "wb") as weights, open(folder / "names", "wb") as names:
+    with (
+        open(folder / "ids", "wb") as ids,
+        open(folder / "codes", "wb") as weights,
+        open(folder / "names", "wb") as names,
+    ):
         for row in rows:
             ids.write(np.array(row.ids, dtype=dtype).tobytes())
             weights.write(bytes([codes.setdefault(w, len(codes)) for w in row.weights]))
@@ -84,4 +93,6 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+    return (
+        np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+    )

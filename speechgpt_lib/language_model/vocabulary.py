@@ -72,13 +72,18 @@ class Vocabulary:
     def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Vocabulary:
         """The vocabulary of a published model: the tokenizer's own ids, as many as the model has embeddings (`size`)."""
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
-        without = tokenizer.encode("a", add_special_tokens=False).ids == tokenizer.encode(" a", add_special_tokens=False).ids
+        without = (
+            tokenizer.encode("a", add_special_tokens=False).ids
+            == tokenizer.encode(" a", add_special_tokens=False).ids
+        )
         return cls(tokenizer, text=TextIds(0, begin, end, size, "" if without else " "))
 
     def expand(self, unit_count: int, inventory: str) -> Vocabulary:
         """Add `unit_count` units and the markers; expanding again by the same is the same vocabulary."""
         if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
-            raise UserError(f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}")
+            raise UserError(
+                f"vocabulary already holds {self.unit_count} units of {self.inventory}; it can't also hold {inventory}"
+            )
         return Vocabulary(self.tokenizer, unit_count, inventory, self.text)
 
     @property
@@ -114,7 +119,9 @@ class Vocabulary:
     @property
     def ends(self) -> frozenset[int]:
         """The ids that end a row."""
-        return frozenset({self.end, *(self.marker(name) for name in ("<eos>", "<eoa>", EOSP) if self.unit_count)})
+        return frozenset(
+            {self.end, *(self.marker(name) for name in ("<eos>", "<eoa>", EOSP) if self.unit_count)}
+        )
 
     # --- to ids ---------------------------------------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
@@ -149,7 +156,11 @@ class Vocabulary:
     def _plain(self, text: str) -> list[int]:
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
-        pieces = self.tokenizer.encode(self.text.lead + text, add_special_tokens=False).ids if text else []
+        pieces = (
+            self.tokenizer.encode(self.text.lead + text, add_special_tokens=False).ids
+            if text
+            else []
+        )
         return [self.text.first_piece + piece for piece in pieces]
 
     # --- from ids -------------------------------------------------------------------------------------------------------------
@@ -165,14 +176,20 @@ class Vocabulary:
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """The text pieces among token ids as text."""
-        return self.tokenizer.decode([i - self.text.first_piece for i in ids if self.is_text(i)]).strip()
+        return self.tokenizer.decode(
+            [i - self.text.first_piece for i in ids if self.is_text(i)]
+        ).strip()
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
         if token in (self.begin, self.end):
             return "<begin>" if token == self.begin else "<end>"
         if token < self.text_size:
-            return self.tokenizer.decode([token - self.text.first_piece]) if self.is_text(token) else "<pad>"
+            return (
+                self.tokenizer.decode([token - self.text.first_piece])
+                if self.is_text(token)
+                else "<pad>"
+            )
         if self.is_unit(token):
             return f"<{token - self.text_size}>"
         return (SOSP, EOSP, *MARKERS)[token - self.text_size - self.unit_count]
@@ -181,7 +198,12 @@ class Vocabulary:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        facts = {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size, "text": asdict(self.text)}
+        facts = {
+            "unit_count": self.unit_count,
+            "inventory": self.inventory,
+            "size": self.size,
+            "text": asdict(self.text),
+        }
         write_json(folder / "vocabulary.json", facts)
 
     @classmethod
@@ -192,5 +214,7 @@ class Vocabulary:
         tokenizer.encode_special_tokens = True
         found = cls(tokenizer, facts["unit_count"], facts["inventory"], text)
         if found.size != facts["size"]:
-            raise UserError(f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?")
+            raise UserError(
+                f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {facts['size']}: files of two runs?"
+            )
         return found

@@ -40,15 +40,21 @@ def bootstrap_ratio(
     """
     top, bottom = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
     if top.ndim != 1 or top.shape != bottom.shape or not len(top):
-        raise ValueError(f"expected two lists of one length, at least one item; found shapes {top.shape} and {bottom.shape}")
+        raise ValueError(
+            f"expected two lists of one length, at least one item; found shapes {top.shape} and {bottom.shape}"
+        )
     if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise ValueError("expected finite numbers, found NaN or infinity")
     if (bottom < 0).any() or bottom.sum() == 0:
         raise ValueError("denominators must not be negative and must not all be zero")
     if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"expected draws >= 1 and 0 < level < 1, found draws {draws} and level {level}")
+        raise ValueError(
+            f"expected draws >= 1 and 0 < level < 1, found draws {draws} and level {level}"
+        )
 
-    totals = [(top[chosen].sum(1), bottom[chosen].sum(1)) for chosen in _resamples(len(top), draws, seed)]
+    totals = [
+        (top[chosen].sum(1), bottom[chosen].sum(1)) for chosen in _resamples(len(top), draws, seed)
+    ]
     tops, bottoms = (np.concatenate(parts) for parts in zip(*totals, strict=True))
     possible = bottoms > 0  # a draw may hold only items whose denominator is zero
     value = float(top.sum() / bottom.sum())
@@ -59,7 +65,9 @@ def bootstrap_ratio(
     return Estimate(value, len(top), float(low), float(high))
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95) -> Estimate:
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95
+) -> Estimate:
     """Mean of `values`, (items,) numbers or truth values, with its interval; see `bootstrap_ratio`."""
     return bootstrap_ratio(values, np.ones(len(values)), seed, draws, level)
 

@@ -58,7 +58,9 @@ def grammar_from_templates(
     openings = [text for text in dict.fromkeys(openings) if text.strip()]
     names = re.findall(r"\{(\w+)\}", " ".join([*templates, *opened, *openings]))
     if empty := sorted({name for name in names if not slots.get(name)}):
-        raise ValueError(f"templates use the slots {', '.join(empty)}, which have no words; known slots: {', '.join(slots)}")
+        raise ValueError(
+            f"templates use the slots {', '.join(empty)}, which have no words; known slots: {', '.join(slots)}"
+        )
 
     lines = ["#JSGF V1.0;", "grammar judge;"]
     lines += [f"<{name}> = ( {' | '.join(slots[name])} );" for name in dict.fromkeys(names)]
@@ -100,12 +102,16 @@ def bigram_arpa(sentences: Iterable[str], words: Iterable[str] = ()) -> str:
     lines = ["\\data\\", f"ngram 1={len(unigrams) + 1}", f"ngram 2={len(pairs)}", "", "\\1-grams:"]
     lines.append(f"-99 <s> {math.log10(backoff['<s>']):.6f}")
     for word in sorted(unigrams):
-        lines.append(f"{math.log10(unigrams[word] / total):.6f} {word} {math.log10(backoff.get(word, 1)):.6f}")
+        lines.append(
+            f"{math.log10(unigrams[word] / total):.6f} {word} {math.log10(backoff.get(word, 1)):.6f}"
+        )
     lines += ["", "\\2-grams:"]
     for history in sorted(continuations):
         for word in continuations[history]:
             count = pairs[history, word] + distinct_after[history] * unigrams[word] / total
-            lines.append(f"{math.log10(count / (after[history] + distinct_after[history])):.6f} {history} {word}")
+            lines.append(
+                f"{math.log10(count / (after[history] + distinct_after[history])):.6f} {history} {word}"
+            )
     return "\n".join([*lines, "", "\\end\\", ""])
 
 
@@ -117,7 +123,9 @@ def template_judge(grammar: str) -> SpeechJudge:
     return SpeechJudge("template", grammar)
 
 
-def bigram_judge(sentences: Iterable[str], words: Iterable[str] = (), work: Path | None = None) -> SpeechJudge:
+def bigram_judge(
+    sentences: Iterable[str], words: Iterable[str] = (), work: Path | None = None
+) -> SpeechJudge:
     """Judge that hears any sequence of the words in `sentences` and of `words`, weighted by the bigrams of `sentences`.
 
     Pass training sentences only: a judge that has read the held-out ones would know them.
@@ -151,7 +159,9 @@ class SpeechJudge:
     decoder: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        words = _jsgf_words(self.language) if self.kind == "template" else _arpa_words(self.language)
+        words = (
+            _jsgf_words(self.language) if self.kind == "template" else _arpa_words(self.language)
+        )
         if absent := missing_words(words):
             raise UserError(
                 f"the {self.kind} judge cannot hear {', '.join(absent)}: not in pocketsphinx's dictionary, which has "
@@ -162,8 +172,14 @@ class SpeechJudge:
             language.write_text(self.language, encoding="utf-8")
             lines = [line for spoken in _pronunciations(words).values() for line in spoken]
             dictionary.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            source = {"jsgf": str(language), "lm": None, **_WHOLE} if self.kind == "template" else {"lm": str(language)}
-            self.decoder = _pocketsphinx().Decoder(dict=str(dictionary), cmn="batch", loglevel="FATAL", **source)
+            source = (
+                {"jsgf": str(language), "lm": None, **_WHOLE}
+                if self.kind == "template"
+                else {"lm": str(language)}
+            )
+            self.decoder = _pocketsphinx().Decoder(
+                dict=str(dictionary), cmn="batch", loglevel="FATAL", **source
+            )
 
     def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
         """The words heard in `wave`, (samples,) floats, at `sample_rate` Hz: lower case, separated by single spaces.
@@ -182,7 +198,9 @@ class SpeechJudge:
         # the dictionary numbers second pronunciations: "the(2)"
         return " ".join(re.sub(r"\(\d+\)", "", heard.hypstr).split()) if heard else ""
 
-    def transcribe_many(self, waves: Sequence[np.ndarray], sample_rate: int = SAMPLE_RATE, processes: int = 1) -> list[str]:
+    def transcribe_many(
+        self, waves: Sequence[np.ndarray], sample_rate: int = SAMPLE_RATE, processes: int = 1
+    ) -> list[str]:
         """`transcribe` for each of `waves`, in order; `processes` > 1 shares them among that many processes."""
         processes = min(processes, len(waves))
         if processes <= 1:
@@ -239,11 +257,15 @@ def _prepare(wave: np.ndarray, sample_rate: int) -> np.ndarray | None:
     """16-bit samples at 16 kHz: fixed peak, silence around, a whisper of noise; None when nothing is audible."""
     wave = np.asarray(wave, dtype=np.float32)
     if wave.ndim != 1:
-        raise ValueError(f"the judge expects one channel of shape (samples,), found shape {wave.shape}")
+        raise ValueError(
+            f"the judge expects one channel of shape (samples,), found shape {wave.shape}"
+        )
     if len(wave) < SHORTEST_S * sample_rate:
         return None
     if not np.isfinite(wave).all():
-        raise ValueError("the judge expects finite samples, found NaN or infinity: has the vocoder diverged?")
+        raise ValueError(
+            "the judge expects finite samples, found NaN or infinity: has the vocoder diverged?"
+        )
     if sample_rate != SAMPLE_RATE:
         wave = soxr.resample(wave, sample_rate, SAMPLE_RATE)
     peak = float(np.abs(wave).max())

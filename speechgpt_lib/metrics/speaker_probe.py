@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 
-def speaker_probe(units: Sequence[np.ndarray], speakers: Sequence[str], count: int, seed: int = 0, folds: int = 4) -> float:
+def speaker_probe(
+    units: Sequence[np.ndarray], speakers: Sequence[str], count: int, seed: int = 0, folds: int = 4
+) -> float:
     """Accuracy of logistic regression from how often each unit occurs in an utterance to its speaker, on utterances it has not seen.
 
     Speakers that weigh the same give 1 / speakers by chance.  Units that are free of the speaker come near that; purity asks a single
@@ -23,8 +25,12 @@ def speaker_probe(units: Sequence[np.ndarray], speakers: Sequence[str], count: i
     names, who = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
     fewest = np.bincount(who).min()
     if len(names) < 2 or fewest < folds:
-        raise ValueError(f"a probe needs two speakers or more with {folds} utterances each, found {len(names)} and {fewest}")
+        raise ValueError(
+            f"a probe needs two speakers or more with {folds} utterances each, found {len(names)} and {fewest}"
+        )
     shares = np.stack([np.bincount(u, minlength=count) / max(len(u), 1) for u in units])
     shares = (shares - shares.mean(0)) / (shares.std(0) + 1e-9)
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    return float(cross_val_score(LogisticRegression(C=0.1, max_iter=500), shares, who, cv=split).mean())
+    return float(
+        cross_val_score(LogisticRegression(C=0.1, max_iter=500), shares, who, cv=split).mean()
+    )

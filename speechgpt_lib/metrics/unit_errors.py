@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def unit_errors(reference: np.ndarray | Sequence[int], hypothesis: np.ndarray | Sequence[int]) -> int:
+def unit_errors(
+    reference: np.ndarray | Sequence[int], hypothesis: np.ndarray | Sequence[int]
+) -> int:
     """Substituted, deleted and inserted units of the best alignment of two sequences of ids (n,) and (m,)."""
     reference, hypothesis = np.asarray(reference), np.asarray(hypothesis)
     positions = np.arange(len(hypothesis) + 1)
@@ -30,6 +32,8 @@ def unit_error_rate(references: Sequence[np.ndarray], hypotheses: Sequence[np.nd
     Raises ValueError when the two lists differ in length.
     """
     if len(references) != len(hypotheses):
-        raise ValueError(f"each sequence needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses")
+        raise ValueError(
+            f"each sequence needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses"
+        )
     errors = sum(unit_errors(*pair) for pair in zip(references, hypotheses, strict=True))
     return errors / max(sum(len(reference) for reference in references), 1)

@@ -60,7 +60,9 @@ def unit_quality(
     """
     lengths = len(units_per_frame), len(alignments), len(speakers)
     if len(set(lengths)) != 1:
-        raise ValueError(f"expected as many unit sequences as alignments and speakers, found {lengths}")
+        raise ValueError(
+            f"expected as many unit sequences as alignments and speakers, found {lengths}"
+        )
     sequences = [np.asarray(units) for units in units_per_frame]
     if not sum(map(len, sequences)):
         raise ValueError("no frame to measure: every unit sequence is empty")
@@ -75,7 +77,11 @@ def unit_quality(
     voices = np.repeat(np.asarray(speakers, dtype=str), [len(sequence) for sequence in sequences])
     by_phone, by_voice = _contingency(units, phones), _contingency(units, voices)
     by_voice = by_voice / by_voice.sum(0)
-    merged = [sequence[np.append(True, sequence[1:] != sequence[:-1])] for sequence in sequences if len(sequence)]
+    merged = [
+        sequence[np.append(True, sequence[1:] != sequence[:-1])]
+        for sequence in sequences
+        if len(sequence)
+    ]
     per_second = sum(map(len, merged)) / (len(units) / frame_rate)
     return UnitQuality(
         pnmi=_pnmi(by_phone),
@@ -86,17 +92,23 @@ def unit_quality(
         phone_count=by_phone.shape[1],
         unit_count_used=by_phone.shape[0],
         merged_units_per_second=per_second,
-        bitrate=per_second * _entropy_bits(np.unique(np.concatenate(merged), return_counts=True)[1]),
+        bitrate=per_second
+        * _entropy_bits(np.unique(np.concatenate(merged), return_counts=True)[1]),
     )
 
 
 def frame_labels(
-    alignment: Sequence[tuple[float, float, str]], frames: int, frame_rate: float = 50.0, frame_offset_s: float = 0.0125
+    alignment: Sequence[tuple[float, float, str]],
+    frames: int,
+    frame_rate: float = 50.0,
+    frame_offset_s: float = 0.0125,
 ) -> np.ndarray:
     """The label spoken at the centre of each of `frames` frames: a (frames,) array of text."""
     if not alignment:
         return np.full(frames, SILENCE)
-    starts, ends = (np.asarray([interval[i] for interval in alignment], dtype=np.float64) for i in (0, 1))
+    starts, ends = (
+        np.asarray([interval[i] for interval in alignment], dtype=np.float64) for i in (0, 1)
+    )
     if (np.diff(starts) < 0).any():
         raise ValueError("an alignment must be in order of time, found one that goes backwards")
     labels = np.asarray([label for _, _, label in alignment], dtype=str)

@@ -22,7 +22,9 @@ def log_mel(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, bands: int = 40) -
     mel = 2595 log10(1 + f / 700) (O'Shaughnessy 1987); amplitudes below 1e-5 are raised to it.
     """
     amplitudes = _amplitudes(_one_channel(wave), sample_rate)
-    return np.log(np.maximum(amplitudes @ _mel_bands(bands, 2 * amplitudes.shape[1] - 2, sample_rate), _FLOOR))
+    return np.log(
+        np.maximum(amplitudes @ _mel_bands(bands, 2 * amplitudes.shape[1] - 2, sample_rate), _FLOOR)
+    )
 
 
 def mel_cepstrum(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, order: int = 13) -> np.ndarray:
@@ -36,7 +38,13 @@ def mel_cepstrum(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, order: int = 
     return dct(spectrum, type=2, axis=1)[:, : 1 + order] / spectrum.shape[1]
 
 
-def mel_cepstral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE, align: str = "dtw", order: int = 13) -> float:
+def mel_cepstral_distance(
+    a: np.ndarray,
+    b: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+    align: str = "dtw",
+    order: int = 13,
+) -> float:
     """Mel-cepstral distortion of two waveforms, dB: mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2).
 
     Kubichek 1993, "Mel-cepstral distance measure for objective speech quality assessment".  The cepstra come from a mel
@@ -48,10 +56,14 @@ def mel_cepstral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPL
     """
     first, second = (mel_cepstrum(_levelled(wave), sample_rate, order)[:, 1:] for wave in (a, b))
     if not len(first) or not len(second):
-        raise ValueError(f"expected waveforms of at least 25 ms, found {len(first)} and {len(second)} frames")
+        raise ValueError(
+            f"expected waveforms of at least 25 ms, found {len(first)} and {len(second)} frames"
+        )
     if align == "frames":
         if abs(len(first) - len(second)) > 1:
-            raise ValueError(f"frame-by-frame comparison needs equal lengths, found {len(first)} and {len(second)} frames")
+            raise ValueError(
+                f"frame-by-frame comparison needs equal lengths, found {len(first)} and {len(second)} frames"
+            )
         frames = min(len(first), len(second))
         gaps = np.linalg.norm(first[:frames] - second[:frames], axis=1)
     elif align == "dtw":
@@ -73,7 +85,9 @@ def warping_path(distances: np.ndarray) -> np.ndarray:
     for diagonal in range(n + m - 1):  # cells of one anti-diagonal need only the two before it
         i = np.arange(max(0, diagonal - m + 1), min(n, diagonal + 1))
         j = diagonal - i
-        cost[i + 1, j + 1] = distances[i, j] + np.minimum(np.minimum(cost[i, j + 1], cost[i + 1, j]), cost[i, j])
+        cost[i + 1, j + 1] = distances[i, j] + np.minimum(
+            np.minimum(cost[i, j + 1], cost[i + 1, j]), cost[i, j]
+        )
 
     i, j = n - 1, m - 1
     path = [(i, j)]
@@ -91,7 +105,12 @@ def loudness_db(wave: np.ndarray) -> float:
     return max(QUIETEST_DB, 10 * float(np.log10(power))) if power > 0 else QUIETEST_DB
 
 
-def f0_track(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, lowest_hz: float = 60.0, highest_hz: float = 500.0) -> np.ndarray:
+def f0_track(
+    wave: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+    lowest_hz: float = 60.0,
+    highest_hz: float = 500.0,
+) -> np.ndarray:
     """Fundamental frequency in Hz at every 10 ms from time 0, (samples / sample_rate / 0.01,) rounded up; 0 = unvoiced.
 
     Praat's autocorrelation method (Boersma 1993).  Ends of an utterance that no analysis window fits into are unvoiced.
@@ -102,9 +121,13 @@ def f0_track(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, lowest_hz: float 
         return track
     import parselmouth  # slow to load, and no other measure needs it
 
-    pitch = parselmouth.Sound(wave, sample_rate).to_pitch_ac(FRAME_S, lowest_hz, pitch_ceiling=highest_hz)
+    pitch = parselmouth.Sound(wave, sample_rate).to_pitch_ac(
+        FRAME_S, lowest_hz, pitch_ceiling=highest_hz
+    )
     # Praat centres its frames in the waveform, often half-way between ours: take the earlier of two equally near ones.
-    nearest = np.ceil((np.arange(len(track)) * FRAME_S - pitch.x1) / FRAME_S - 0.5 - 1e-6).astype(int)
+    nearest = np.ceil((np.arange(len(track)) * FRAME_S - pitch.x1) / FRAME_S - 0.5 - 1e-6).astype(
+        int
+    )
     inside = (nearest >= 0) & (nearest < pitch.n_frames)
     track[inside] = pitch.selected_array["frequency"][nearest[inside]]
     return track
@@ -127,7 +150,11 @@ def voicing_error(a: np.ndarray, b: np.ndarray) -> float:
     The longer track is cut; NaN when there is no frame.
     """
     frames = min(len(a), len(b))
-    return float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0))) if frames else float("nan")
+    return (
+        float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0)))
+        if frames
+        else float("nan")
+    )
 
 
 def log_spectral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
@@ -140,7 +167,9 @@ def log_spectral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPL
     spectra = [_amplitudes(_levelled(wave), sample_rate) for wave in (a, b)]
     frames = min(map(len, spectra))
     if not frames:
-        raise ValueError(f"expected waveforms of at least 25 ms, found {len(spectra[0])} and {len(spectra[1])} frames")
+        raise ValueError(
+            f"expected waveforms of at least 25 ms, found {len(spectra[0])} and {len(spectra[1])} frames"
+        )
     floor = max(1e-3 * max(spectrum.max() for spectrum in spectra), _FLOOR)
     first, second = (20 * np.log10(np.maximum(spectrum[:frames], floor)) for spectrum in spectra)
     return float(np.sqrt(np.mean((first - second) ** 2, axis=1)).mean())
@@ -161,7 +190,10 @@ def _mel_bands(bands: int, size: int, sample_rate: int) -> np.ndarray:
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(size, 1 / sample_rate)[:, None]
-    rising, falling = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
+    rising, falling = (
+        (bins - edges[:-2]) / np.diff(edges)[:-1],
+        (edges[2:] - bins) / np.diff(edges)[1:],
+    )
     return np.maximum(0, np.minimum(rising, falling))
 
 

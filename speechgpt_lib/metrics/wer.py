@@ -29,6 +29,8 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     Raises ValueError when the two lists differ in length.
     """
     if len(references) != len(hypotheses):
-        raise ValueError(f"each text needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses")
+        raise ValueError(
+            f"each text needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses"
+        )
     counts = [word_errors(*pair) for pair in zip(references, hypotheses, strict=True)]
     return sum(errors for errors, _ in counts) / max(sum(words for _, words in counts), 1)

@@ -29,9 +29,15 @@ from nbformat.sign import NotebookNotary
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
 LOG = "kernel.log"
-GRACE_S = 20.0  # an interrupted cell may finish its checkpoint; containers and Slurm allow 10 to 90 s
+GRACE_S = (
+    20.0  # an interrupted cell may finish its checkpoint; containers and Slurm allow 10 to 90 s
+)
 
 
 class Stopped(Exception):
@@ -148,16 +154,22 @@ def execute(
         except papermill.PapermillExecutionError as error:
             message = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
         except DeadKernelError:
-            message = f"the kernel died, most often because memory ran out{_last_words(Path(scratch))}"
+            message = (
+                f"the kernel died, most often because memory ran out{_last_words(Path(scratch))}"
+            )
         except OSError as error:
             message = f"{error.strerror or error} ({error.filename or partial}); free the cause"
-        except RuntimeError as error:  # jupyter_client's "Kernel died before replying to kernel_info" and the like
+        except (
+            RuntimeError
+        ) as error:  # jupyter_client's "Kernel died before replying to kernel_info" and the like
             message = f"the kernel could not be used: {error}{_last_words(Path(scratch))}"
     stop.check()
     if message:
         if partial.exists():
             os.replace(partial, failed)
-        raise UserError(f"{notebook.name}, cell {current['id']}: {message} (see {failed}; after the cure the same command resumes)")
+        raise UserError(
+            f"{notebook.name}, cell {current['id']}: {message} (see {failed}; after the cure the same command resumes)"
+        )
     sign(partial)
     os.replace(partial, target)
     failed.unlink(missing_ok=True)
@@ -167,7 +179,9 @@ def _last_words(scratch: Path) -> str:
     """The last line the kernel wrote outside of its notebook, as " (it said: …)"."""
     with contextlib.suppress(OSError):
         lines = (scratch / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((f" (it said: {line.strip()[:300]})" for line in reversed(lines) if line.strip()), "")
+        return next(
+            (f" (it said: {line.strip()[:300]})" for line in reversed(lines) if line.strip()), ""
+        )
     return ""
 
 
@@ -177,7 +191,9 @@ def sign(notebook: Path) -> None:
     try:
         notary.sign(nbformat.read(notebook, as_version=4))
     except (OSError, sqlite3.Error) as error:  # a read-only home must not cost the run
-        print(f"{notebook.name} is not marked as trusted ({error}); to see all of it: `jupyter trust {notebook}`")
+        print(
+            f"{notebook.name} is not marked as trusted ({error}); to see all of it: `jupyter trust {notebook}`"
+        )
     finally:
         notary.store.close()
 
@@ -203,11 +219,20 @@ def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         "IPYTHONDIR": str(scratch / "ipython"),
         # The notebook must import the library that its key was computed from, installed or not.
-        "PYTHONPATH": os.pathsep.join([str(Path(speechgpt_lib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(speechgpt_lib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every cell's output
     }
     spec = KernelSpec(
-        argv=[sys.executable, "-m", "speechgpt_lib.notebook.keeper", str(scratch / LOG), "-f", "{connection_file}"],
+        argv=[
+            sys.executable,
+            "-m",
+            "speechgpt_lib.notebook.keeper",
+            str(scratch / LOG),
+            "-f",
+            "{connection_file}",
+        ],
         display_name="Python 3 (ipykernel)",
         language="python",
         env=environment,

@@ -37,7 +37,11 @@ def check(exercise_id: str, learners_function: Callable | None) -> Callable:
     exercise = EXERCISES.get(exercise_id)
     if exercise is None:
         known = ", ".join(sorted(EXERCISES))
-        display(Markdown(f"❓ **There is no exercise {exercise_id}.** Known are {known}. Your function is used unchecked."))
+        display(
+            Markdown(
+                f"❓ **There is no exercise {exercise_id}.** Known are {known}. Your function is used unchecked."
+            )
+        )
         return learners_function
     verdict = judge(exercise, learners_function)
     title = {
@@ -61,8 +65,14 @@ def judge(exercise: Exercise, function: Callable | None) -> Verdict:
             problem = difference(expected, got)
         except NotImplementedError:
             got, problem = ..., "not attempted"
-        except (Exception, SystemExit) as error:  # an interrupt from the keyboard is no answer and does stop the cell
-            got, problem = error, f"it raised `{type(error).__name__}: {_short(str(error), quote=False)}`"
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # an interrupt from the keyboard is no answer and does stop the cell
+            got, problem = (
+                error,
+                f"it raised `{type(error).__name__}: {_short(str(error), quote=False)}`",
+            )
         unanswered += got is ... or (got is None and expected is not None)
         if problem:
             failures.append((case, problem))
@@ -72,8 +82,13 @@ def judge(exercise: Exercise, function: Callable | None) -> Verdict:
     if not failures:
         return Verdict("pass", f"All {total} cases agree.")
     case, problem = failures[0]
-    call = f"{getattr(function, '__name__', 'it')}({', '.join(_short(argument) for argument in case)})"
-    return Verdict("fail", f"`{call}`: {problem}. {total - len(failures)} of {total} cases pass. {_USES_REFERENCE}")
+    call = (
+        f"{getattr(function, '__name__', 'it')}({', '.join(_short(argument) for argument in case)})"
+    )
+    return Verdict(
+        "fail",
+        f"`{call}`: {problem}. {total - len(failures)} of {total} cases pass. {_USES_REFERENCE}",
+    )
 
 
 def difference(expected: Any, got: Any, tolerance: float = 1e-4, where: str = "") -> str | None:
@@ -86,7 +101,9 @@ def difference(expected: Any, got: Any, tolerance: float = 1e-4, where: str = ""
     at = f"at {where}: " if where else ""
     if _is_number(expected) and _is_number(got):
         same = expected == got or (_is_nan(expected) and _is_nan(got))
-        if not same and not (isinstance(expected, int) and isinstance(got, int)):  # counts and units are right or wrong
+        if not same and not (
+            isinstance(expected, int) and isinstance(got, int)
+        ):  # counts and units are right or wrong
             same = bool(np.isclose(got, expected, rtol=tolerance, atol=tolerance))
         return None if same else f"{at}expected `{_short(expected)}`, got `{_short(got)}`"
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
@@ -97,11 +114,19 @@ def difference(expected: Any, got: Any, tolerance: float = 1e-4, where: str = ""
         if len(expected) != len(got):
             lengths = f"{len(expected)} item{'s' * (len(expected) != 1)}, got {len(got)}"
             return f"{at}expected {lengths} (expected `{_short(expected)}`, got `{_short(got)}`)"
-        pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(expected, got, strict=True))]
+        pairs = [
+            (a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(expected, got, strict=True))
+        ]
     else:
         same = type(expected) is type(got) or (isinstance(expected, Set) and isinstance(got, Set))
-        return None if same and expected == got else f"{at}expected `{_short(expected)}`, got `{_short(got)}`"
-    return next((found for a, b, place in pairs if (found := difference(a, b, tolerance, place))), None)
+        return (
+            None
+            if same and expected == got
+            else f"{at}expected `{_short(expected)}`, got `{_short(got)}`"
+        )
+    return next(
+        (found for a, b, place in pairs if (found := difference(a, b, tolerance, place))), None
+    )
 
 
 def _plain(value: Any) -> Any:

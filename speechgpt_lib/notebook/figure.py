@@ -20,7 +20,9 @@ import numpy as np
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
 
-if TYPE_CHECKING:  # matplotlib takes a second to import; a notebook that only plays sounds needn't wait for it
+if (
+    TYPE_CHECKING
+):  # matplotlib takes a second to import; a notebook that only plays sounds needn't wait for it
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), "Color Universal Design": told apart by readers with any kind of colour vision, and in grey.
@@ -55,7 +57,9 @@ def use_house_style() -> None:
     )
 
 
-def show_figure(fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None) -> None:
+def show_figure(
+    fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None
+) -> None:
     """Show a matplotlib figure as HTML and close it; with `name` and `save_dir` it is also written as a PNG there.
 
     `alt` says what there is to see to somebody who can't see it; `caption` stands below.  The resolution is 100 dots
@@ -66,12 +70,16 @@ def show_figure(fig: Figure, alt: str, caption: str, name: str | None = None, sa
     display(figure_bundle(fig, alt, caption, name, save_dir), raw=True)
 
 
-def figure_bundle(fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None) -> dict[str, str]:
+def figure_bundle(
+    fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None
+) -> dict[str, str]:
     """What `show_figure` shows: MIME type → content, for a place of one's own."""
     import matplotlib.pyplot as plt
 
     if not alt.strip():
-        raise UserError("show_figure needs an alt text: one sentence that says what the figure shows")
+        raise UserError(
+            "show_figure needs an alt text: one sentence that says what the figure shows"
+        )
     png = _render(fig)
     plt.close(fig)
     if name is not None and save_dir is not None:
@@ -91,7 +99,9 @@ def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | str | Non
     """
     samples = np.asarray(wave.detach().cpu() if hasattr(wave, "detach") else wave)
     if samples.ndim != 1 or samples.size == 0:
-        raise UserError(f"show_audio plays one channel with shape (samples,), found {samples.shape}; mix down or squeeze it")
+        raise UserError(
+            f"show_audio plays one channel with shape (samples,), found {samples.shape}; mix down or squeeze it"
+        )
     seconds = samples.size / sample_rate
     note = f" ({seconds:.1f} s)"
     if seconds > LONGEST_CLIP_S:
@@ -100,7 +110,9 @@ def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | str | Non
     if path is not None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(wav_bytes(samples, sample_rate))
-    clip = base64.b64encode(wav_bytes(samples[: int(LONGEST_CLIP_S * sample_rate)], sample_rate)).decode()
+    clip = base64.b64encode(
+        wav_bytes(samples[: int(LONGEST_CLIP_S * sample_rate)], sample_rate)
+    ).decode()
     player = f'<audio controls preload="metadata" src="data:audio/wav;base64,{clip}"></audio>'
     _display(_figure(player, caption + note), f"[audio] {caption}{note}")
 
@@ -109,10 +121,21 @@ def show_table(rows: Sequence[Mapping[str, Any]], caption: str) -> None:
     """Show rows (mappings, whose keys become the head) as an HTML table; numbers are rounded to 3 digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    right = [all(isinstance(row.get(column, 0), int | float | np.number) for row in rows) for column in columns]
+    right = [
+        all(isinstance(row.get(column, 0), int | float | np.number) for row in rows)
+        for column in columns
+    ]
     style = [f' style="text-align: {"right" if is_number else "left"}"' for is_number in right]
-    head = "".join(f'<th scope="col"{s}>{html.escape(str(c))}</th>' for c, s in zip(columns, style, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(line, style, strict=True)) + "</tr>" for line in cells)
+    head = "".join(
+        f'<th scope="col"{s}>{html.escape(str(c))}</th>'
+        for c, s in zip(columns, style, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{s}>{html.escape(c)}</td>" for c, s in zip(line, style, strict=True))
+        + "</tr>"
+        for line in cells
+    )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     plain = "\n".join("  ".join(line) for line in [[str(c) for c in columns], *cells])
     _display(_figure(table, caption), f"{plain}\n{caption}")
@@ -122,7 +145,9 @@ def wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
     """A mono 16-bit WAV file in memory.  Floats are clipped at ±1, full scale; 16-bit integers are taken as is."""
     samples = np.asarray(samples)
     if samples.dtype != np.int16:
-        samples = np.round(np.clip(np.nan_to_num(samples.astype(np.float64)), -1, 1) * 32767).astype(np.int16)
+        samples = np.round(
+            np.clip(np.nan_to_num(samples.astype(np.float64)), -1, 1) * 32767
+        ).astype(np.int16)
     buffer = io.BytesIO()
     with wave_file.open(buffer, "wb") as file:
         file.setnchannels(1)

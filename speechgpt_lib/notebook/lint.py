@@ -23,18 +23,30 @@ WITHOUT_EXERCISES = ("00", "10")
 LONGEST_CELL, LONGEST_PARAMETERS, CODE_CELLS = 20, 10, (15, 30)
 _READABLE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _RANDOM = re.compile(r"(?=.*\d)[0-9a-f]{8}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_SHELL = re.compile(r"^\s*(!|[\w, ]+=\s*!|%%(bash|sh|script|!)|[\w, =]*%(pip|conda|system|sx)\b)", re.MULTILINE)
+_SHELL = re.compile(
+    r"^\s*(!|[\w, ]+=\s*!|%%(bash|sh|script|!)|[\w, =]*%(pip|conda|system|sx)\b)", re.MULTILINE
+)
 _MAGIC = re.compile(r"^\s*%.*$", re.MULTILINE)
-_ROOTS = "home|root|tmp|usr|var|opt|mnt|etc|srv|content|Users|Volumes|work|workspace|data|scratch|kaggle"
+_ROOTS = (
+    "home|root|tmp|usr|var|opt|mnt|etc|srv|content|Users|Volumes|work|workspace|data|scratch|kaggle"
+)
 _ABSOLUTE = re.compile(rf"/({_ROOTS})(/|$)|[A-Za-z]:[\\/]|~[\w.-]*/|file:/")
 
 
-def lint(notebook: Path, without_exercises: tuple[str, ...] = WITHOUT_EXERCISES) -> tuple[list[str], list[str]]:
+def lint(
+    notebook: Path, without_exercises: tuple[str, ...] = WITHOUT_EXERCISES
+) -> tuple[list[str], list[str]]:
     """What is wrong with a notebook and what is only unusual: two lists of "cell: message"."""
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
-        invalid = next(iter_validate(content), None)  # unlike `validate`, it doesn't repair what it finds
-    except (OSError, ValueError, AttributeError) as error:  # the last one for JSON that is no object
+        invalid = next(
+            iter_validate(content), None
+        )  # unlike `validate`, it doesn't repair what it finds
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ) as error:  # the last one for JSON that is no object
         invalid = error
     if invalid:
         return [f"-: not a valid notebook: {str(invalid).splitlines()[0]}"], []
@@ -56,12 +68,20 @@ def _whole(content: dict, cells: list[dict]) -> list[str]:
     name = content["metadata"].get("kernelspec", {}).get("name")
     if name != "python3":
         problems.append(f"-: its kernelspec is {name!r}, expected 'python3'")
-    titles = [c for c in cells if c["cell_type"] == "markdown" and re.search(r"^# \S", _prose(c["source"]), re.MULTILINE)]
+    titles = [
+        c
+        for c in cells
+        if c["cell_type"] == "markdown" and re.search(r"^# \S", _prose(c["source"]), re.MULTILINE)
+    ]
     if not titles or titles[0] not in cells[:3]:
         problems.append("-: there is no title (`# …`) in the first three cells")
     problems += [f"{cell.get('id')}: a second title (`# …`); use `##`" for cell in titles[1:]]
     ids = [cell.get("id") for cell in cells]
-    problems += [f"{name}: this cell id is used {ids.count(name)} times" for name in dict.fromkeys(ids) if ids.count(name) > 1]
+    problems += [
+        f"{name}: this cell id is used {ids.count(name)} times"
+        for name in dict.fromkeys(ids)
+        if ids.count(name) > 1
+    ]
     return problems
 
 
@@ -71,11 +91,15 @@ def _parameters(code: list[dict]) -> list[str]:
         return [f"-: {len(tagged)} cells are tagged `parameters`, expected one"]
     cell, names, problems = tagged[0], set(), []
     if cell["source"].count("\n") + 1 > LONGEST_PARAMETERS:
-        problems.append(f"{cell.get('id')}: the parameters take more than {LONGEST_PARAMETERS} lines")
+        problems.append(
+            f"{cell.get('id')}: the parameters take more than {LONGEST_PARAMETERS} lines"
+        )
     for statement in _parse(cell["source"]) or []:
         target = _literal_target(statement)
         if target is None:
-            problems.append(f"{cell.get('id')}: `{ast.unparse(statement)[:60]}` is not `name = literal`, which papermill needs")
+            problems.append(
+                f"{cell.get('id')}: `{ast.unparse(statement)[:60]}` is not `name = literal`, which papermill needs"
+            )
         names.add(target)
     missing = [name for name in PARAMETERS if name not in names]
     if missing:
@@ -100,9 +124,13 @@ def _cell(cell: dict) -> list[str]:
     if not _READABLE.fullmatch(name) or _RANDOM.fullmatch(name):
         problems.append("its id is not readable; expected words like `load-audio`")
     if "raises-exception" in cell["metadata"].get("tags", []):
-        problems.append("the tag raises-exception makes a headless run fail; catch and print the error instead")
+        problems.append(
+            "the tag raises-exception makes a headless run fail; catch and print the error instead"
+        )
     if cell["cell_type"] != "code":
-        if _ABSOLUTE.search(" ".join(re.findall(r"(?<![\w.:/])(?:/|~|[A-Za-z]:\\)[\w./~\\-]+", source))):
+        if _ABSOLUTE.search(
+            " ".join(re.findall(r"(?<![\w.:/])(?:/|~|[A-Za-z]:\\)[\w./~\\-]+", source))
+        ):
             problems.append("it names an absolute path; it exists on one machine only")
         return problems
     if cell.get("outputs") or cell.get("execution_count") is not None:
@@ -110,7 +138,9 @@ def _cell(cell: dict) -> list[str]:
     if source.count("\n") + 1 > LONGEST_CELL:
         problems.append(f"{source.count(chr(10)) + 1} lines, at most {LONGEST_CELL} are readable")
     if _SHELL.search(source):
-        problems.append("a shell or install command (`!`, `%pip`, `%%bash`): its failure would go unnoticed")
+        problems.append(
+            "a shell or install command (`!`, `%pip`, `%%bash`): its failure would go unnoticed"
+        )
     tree = _parse(source)
     if tree is None:
         problems.append("it is not valid Python")
@@ -122,15 +152,31 @@ def _cell(cell: dict) -> list[str]:
 def _exercises(cells: list[dict], number: str) -> list[str]:
     problems, ids = [], []
     for cell in [cell for cell in cells if cell["cell_type"] == "code"]:
-        for node in [node for statement in _parse(cell["source"]) or [] for node in ast.walk(statement)]:
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
-                exercise = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+        for node in [
+            node for statement in _parse(cell["source"]) or [] for node in ast.walk(statement)
+        ]:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "check"
+            ):
+                exercise = (
+                    node.args[0].value
+                    if node.args and isinstance(node.args[0], ast.Constant)
+                    else None
+                )
                 ids.append(exercise)
                 if exercise not in EXERCISES:
-                    problems.append(f"{cell.get('id')}: check({exercise!r}) has no entry in speechgpt_lib/notebook/exercises.py")
+                    problems.append(
+                        f"{cell.get('id')}: check({exercise!r}) has no entry in speechgpt_lib/notebook/exercises.py"
+                    )
                 elif exercise.split(".")[0] != str(int(number)):
-                    problems.append(f"{cell.get('id')}: check({exercise!r}) belongs to another notebook")
-    solutions = sum(cell["source"].count("<details") for cell in cells if cell["cell_type"] == "markdown")
+                    problems.append(
+                        f"{cell.get('id')}: check({exercise!r}) belongs to another notebook"
+                    )
+    solutions = sum(
+        cell["source"].count("<details") for cell in cells if cell["cell_type"] == "markdown"
+    )
     if solutions < len(set(ids)):
         problems.append(f"-: {len(set(ids))} exercises but {solutions} solutions in <details>")
     if len(set(ids)) < 2:
@@ -148,8 +194,14 @@ def _parse(source: str) -> list[ast.stmt] | None:
 def _strings(tree: list[ast.stmt]) -> list[str]:
     """Literal texts; of an f-string only its first part, since a later one may well start with a slash."""
     nodes = [node for statement in tree for node in ast.walk(statement)]
-    later = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]}
-    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in later]
+    later = {
+        id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]
+    }
+    return [
+        n.value
+        for n in nodes
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in later
+    ]
 
 
 def _prose(markdown: str) -> str:
@@ -158,11 +210,21 @@ def _prose(markdown: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m speechgpt_lib.notebook.lint", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m speechgpt_lib.notebook.lint", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="notebooks, or folders of them")
-    parser.add_argument("--without-exercises", default=",".join(WITHOUT_EXERCISES), help="numbers of notebooks that need none")
+    parser.add_argument(
+        "--without-exercises",
+        default=",".join(WITHOUT_EXERCISES),
+        help="numbers of notebooks that need none",
+    )
     options = parser.parse_args(arguments)
-    found = [p for path in options.paths for p in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])]
+    found = [
+        p
+        for path in options.paths
+        for p in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])
+    ]
     found = [path for path in found if path.is_file()]
     if not found:
         print(f"no notebooks in {', '.join(map(str, options.paths))}", file=sys.stderr)

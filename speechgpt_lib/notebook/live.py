@@ -68,9 +68,13 @@ def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> 
     Interrupting the cell stops every process after its current step, with a checkpoint; the same cell, or that command, goes on from there.
     """
     options = f" --processes {processes}" * (processes > 1) + " --force" * force
-    print(f"in a terminal: speechgpt train {name} --run {os.path.relpath(run.path, Path.cwd().parent)}{options}")
+    print(
+        f"in a terminal: speechgpt train {name} --run {os.path.relpath(run.path, Path.cwd().parent)}{options}"
+    )
     settings = run.recipe.language_model if name == "text_model" else getattr(run.recipe, name)
-    curve = LossCurve(f"{name}, {processes} process{'es' * (processes > 1)}", settings.optimization.steps)
+    curve = LossCurve(
+        f"{name}, {processes} process{'es' * (processes > 1)}", settings.optimization.steps
+    )
     try:
         return train_step(run, name, processes, force, curve)
     finally:

@@ -16,15 +16,25 @@ LARGEST_COPY = 1_500_000  # bytes; a heavier notebook opens slowly and can't be 
 class Reporter:
     """Says what is reused, resumed and executed; `on_cell` is told (notebook, number, cells, cell id) as well."""
 
-    def __init__(self, on_cell: Callable[[str, int, int, str], None] | None = None, console: Console | None = None):
+    def __init__(
+        self,
+        on_cell: Callable[[str, int, int, str], None] | None = None,
+        console: Console | None = None,
+    ):
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.told = on_cell
 
     def reused(self, name: str, state: dict) -> None:
-        self._line(name, "reused", f"made {state['finished'][:16]} UTC in {clock(state['wall_seconds'])}")
+        self._line(
+            name, "reused", f"made {state['finished'][:16]} UTC in {clock(state['wall_seconds'])}"
+        )
 
     def executed(self, name: str, state: dict, copy: Path) -> None:
-        self._line(name, "done", f"in {clock(state['wall_seconds'])}, peak {state['peak_memory_mb']:.0f} MB")
+        self._line(
+            name,
+            "done",
+            f"in {clock(state['wall_seconds'])}, peak {state['peak_memory_mb']:.0f} MB",
+        )
         if copy.stat().st_size > LARGEST_COPY:
             self._line(
                 name,
@@ -35,10 +45,14 @@ class Reporter:
     def summary(self, results: list) -> None:
         made = [result for result in results if not result.reused]
         took = f" in {clock(sum(result.wall_seconds for result in made))}" if made else ""
-        self.console.print(f"{len(results)} notebooks: {len(results) - len(made)} reused, {len(made)} executed{took}")
+        self.console.print(
+            f"{len(results)} notebooks: {len(results) - len(made)} reused, {len(made)} executed{took}"
+        )
 
     @contextlib.contextmanager
-    def executing(self, name: str, resumed: bool) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
+    def executing(
+        self, name: str, resumed: bool
+    ) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
         """Gives two functions: one to be told each cell, one to be told each line the notebook prints."""
         self._line(name, "resuming" if resumed else "executing", "")
         columns = (
@@ -47,11 +61,19 @@ class Reporter:
             TimeElapsedColumn(),
             TextColumn("{task.fields[line]}"),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
             task = progress.add_task(name, total=None, line="")
 
             def on_cell(number: int, cells: int, cell_id: str) -> None:
-                progress.update(task, completed=number, total=cells, description=f"{name} {number}/{cells}", line=escape(cell_id))
+                progress.update(
+                    task,
+                    completed=number,
+                    total=cells,
+                    description=f"{name} {number}/{cells}",
+                    line=escape(cell_id),
+                )
                 if self.told:
                     self.told(name, number, cells, cell_id)
 

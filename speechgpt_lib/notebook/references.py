@@ -64,7 +64,9 @@ def edit_distance(reference: list, hypothesis: list) -> int:
 
 
 def keep_short(dialogues: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
-    return [(question, answer) for question, answer in dialogues if 1 <= len(answer.split()) <= limit]
+    return [
+        (question, answer) for question, answer in dialogues if 1 <= len(answer.split()) <= limit
+    ]
 
 
 def look_up(tokens: list, context: int):
@@ -88,7 +90,9 @@ def bits_per_second(surprise: float, units_per_second: float) -> float:
     return units_per_second * math.log2(surprise)
 
 
-def loss_weights(prompt: list[int], answer: list[int], text_weight: float, is_unit: set[int]) -> list[float]:
+def loss_weights(
+    prompt: list[int], answer: list[int], text_weight: float, is_unit: set[int]
+) -> list[float]:
     return [0.0] * len(prompt) + [1.0 if token in is_unit else text_weight for token in answer]
 
 

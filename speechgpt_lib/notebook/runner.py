@@ -98,7 +98,9 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
         if found:
             return found
     where = " or ".join(str(choice.absolute()) for choice in choices)
-    raise UserError(f"no notebooks (NN_*.ipynb) in {where}: clone the repository and install it with `pip install -e .`")
+    raise UserError(
+        f"no notebooks (NN_*.ipynb) in {where}: clone the repository and install it with `pip install -e .`"
+    )
 
 
 def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
@@ -106,9 +108,15 @@ def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
     chosen = set()
     for wanted in only or []:
         name = Path(wanted.strip()).name.removesuffix(".ipynb")
-        matches = [p for p in notebooks if p.stem == name or (name.isdecimal() and int(p.stem[:2]) == int(name))]
+        matches = [
+            p
+            for p in notebooks
+            if p.stem == name or (name.isdecimal() and int(p.stem[:2]) == int(name))
+        ]
         if not matches:
-            raise UserError(f"no notebook {wanted!r} in {notebooks[0].parent}; choose from {', '.join(p.stem for p in notebooks)}")
+            raise UserError(
+                f"no notebook {wanted!r} in {notebooks[0].parent}; choose from {', '.join(p.stem for p in notebooks)}"
+            )
         chosen.update(matches)
     return [p for p in notebooks if p in chosen] if only else list(notebooks)
 
@@ -117,7 +125,14 @@ def notebook_keys(notebooks: list[Path], recipe_text: str) -> dict[Path, str]:
     """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run directory holds it."""
     keys, before, library = {}, "", library_hash()
     for notebook in notebooks:
-        before = hash_json({"source": source_of(notebook), "recipe": recipe_text, "library": library, "before": before})
+        before = hash_json(
+            {
+                "source": source_of(notebook),
+                "recipe": recipe_text,
+                "library": library,
+                "before": before,
+            }
+        )
         keys[notebook] = before
     return keys
 
@@ -126,7 +141,10 @@ def source_of(notebook: Path) -> list[list]:
     """What a notebook says, without its outputs: kind, id, text and tags of each cell."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        return [[c["cell_type"], c.get("id"), "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells]
+        return [
+            [c["cell_type"], c.get("id"), "".join(c["source"]), c["metadata"].get("tags", [])]
+            for c in cells
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{notebook} is not a readable notebook ({type(error).__name__}: {error}); restore it from git"
         raise UserError(message) from None
@@ -168,20 +186,36 @@ def read_state(run: Run, notebook: Path) -> dict:
     return {}
 
 
-def _execute(run: Run, notebook: Path, parameters: dict[str, Any], key: str, reporter: Reporter) -> dict:
+def _execute(
+    run: Run, notebook: Path, parameters: dict[str, Any], key: str, reporter: Reporter
+) -> dict:
     # Imported here because papermill takes two seconds, which a run that reuses everything need not spend.
     from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
 
     target = _copy(run, notebook)
     state_path, clock = target.with_suffix(".json"), target.with_suffix(".progress.json")
     before = read_state(run, notebook)
-    resumed = before.get("key") == key and not before["finished"] and clock.exists() and not parameters["force"]
+    resumed = (
+        before.get("key") == key
+        and not before["finished"]
+        and clock.exists()
+        and not parameters["force"]
+    )
     if not resumed:
         clock.unlink(missing_ok=True)
-    state = {"notebook": notebook.name, "key": key, "started": _now(), "finished": None, "steps": {}}
+    state = {
+        "notebook": notebook.name,
+        "key": key,
+        "started": _now(),
+        "finished": None,
+        "steps": {},
+    }
     state |= {"wall_seconds": 0.0, "peak_memory_mb": 0.0}
     write_json(state_path, state)
-    with stop_on_signals(Stop()) as stop, reporter.executing(notebook.stem, resumed) as (on_cell, on_line):
+    with (
+        stop_on_signals(Stop()) as stop,
+        reporter.executing(notebook.stem, resumed) as (on_cell, on_line),
+    ):
         try:
             with Monitor(clock) as monitor:
                 execute(notebook, target, parameters, stop, on_cell, on_line)
@@ -190,7 +224,9 @@ def _execute(run: Run, notebook: Path, parameters: dict[str, Any], key: str, rep
                 f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s; "
                 f"what was made is kept in {run.path}, and the same command resumes"
             ) from None
-    state["steps"] = {step.name: step.key for step in run.steps() if step.name.startswith(notebook.stem[:3])}
+    state["steps"] = {
+        step.name: step.key for step in run.steps() if step.name.startswith(notebook.stem[:3])
+    }
     state |= {
         "wall_seconds": round(monitor.seconds, 2),
         "peak_memory_mb": round(monitor.peak_memory_mb, 1),
@@ -207,7 +243,9 @@ def _copy(run: Run, notebook: Path) -> Path:
 
 
 def _result(run: Run, notebook: Path, state: dict, reused: bool) -> NotebookResult:
-    return NotebookResult(notebook.stem, _copy(run, notebook), reused, state["wall_seconds"], state["peak_memory_mb"])
+    return NotebookResult(
+        notebook.stem, _copy(run, notebook), reused, state["wall_seconds"], state["peak_memory_mb"]
+    )
 
 
 def _intact(run: Run, name: str, key: str) -> bool:
@@ -217,7 +255,10 @@ def _intact(run: Run, name: str, key: str) -> bool:
         return (
             step is not None
             and step.key == key
-            and all((step.path / file).stat().st_size == known["bytes"] for file, known in step.facts["outputs"].items())
+            and all(
+                (step.path / file).stat().st_size == known["bytes"]
+                for file, known in step.facts["outputs"].items()
+            )
         )
     return False
 
@@ -234,5 +275,7 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"the notebooks in {folder} are being executed by another process; wait or use another --run-dir") from None
+            raise UserError(
+                f"the notebooks in {folder} are being executed by another process; wait or use another --run-dir"
+            ) from None
         yield

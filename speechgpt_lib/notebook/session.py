@@ -37,7 +37,13 @@ class Session:
         return self.run.path / "notebooks" / "media" / notebook
 
 
-def start(recipe: str, run_dir: str, seed: int | None = None, device: str | None = None, force: bool = False) -> Session:
+def start(
+    recipe: str,
+    run_dir: str,
+    seed: int | None = None,
+    device: str | None = None,
+    force: bool = False,
+) -> Session:
     """Open the run directory for a recipe and print versions, device, threads, seed and where the results go.
 
     `seed` and `device` replace the recipe's when given.  Random numbers of Python, numpy and torch start at the seed.
@@ -67,7 +73,9 @@ def require(session: Session, *steps: str) -> dict[str, Step]:
     """The finished steps by name ("01_unit_extraction/hubert"); UserError says how to make a missing one."""
     found = {name: session.run.require(name) for name in steps}
     for name, step in found.items():
-        print(f"found    {name} (made {step.facts['finished'][:16]}, {step.facts['wall_seconds']:.0f} s)")
+        print(
+            f"found    {name} (made {step.facts['finished'][:16]}, {step.facts['wall_seconds']:.0f} s)"
+        )
     return found
 
 

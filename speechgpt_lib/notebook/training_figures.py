@@ -22,12 +22,17 @@ class Layout:
     @property
     def used(self) -> float:
         """Share of what is computed that is a token of a row."""
-        return sum(size for pieces, _ in self.lines for _, size in pieces) / sum(width for _, width in self.lines)
+        return sum(size for pieces, _ in self.lines for _, size in pieces) / sum(
+            width for _, width in self.lines
+        )
 
 
 def layouts(lengths: Sequence[int], block: int, together: int = 4) -> list[Layout]:
     """Four ways to lay out rows of `lengths` tokens: padded in batches of `together`, in order and by length; packed; concatenated."""
-    in_order, by_length = range(len(lengths)), sorted(range(len(lengths)), key=lambda k: -lengths[k])
+    in_order, by_length = (
+        range(len(lengths)),
+        sorted(range(len(lengths)), key=lambda k: -lengths[k]),
+    )
     packed = [([(k, lengths[k]) for k in numbers], block) for numbers in pack(lengths, block)]
     return [
         Layout("padded, as they come", _padded(lengths, in_order, together)),
@@ -37,7 +42,9 @@ def layouts(lengths: Sequence[int], block: int, together: int = 4) -> list[Layou
     ]
 
 
-def _padded(lengths: Sequence[int], order: Sequence[int], together: int) -> list[tuple[list[tuple[int, int]], int]]:
+def _padded(
+    lengths: Sequence[int], order: Sequence[int], together: int
+) -> list[tuple[list[tuple[int, int]], int]]:
     lines = []
     for start in range(0, len(order), together):
         batch = order[start : start + together]
@@ -71,9 +78,22 @@ def draw_layouts(found: Sequence[Layout]) -> Figure:
             ax.barh(line, width, color="#dddddd", height=0.8)
             left = 0
             for row, size in pieces:
-                ax.barh(line, size, left=left, color=colors[row % len(colors)], edgecolor="white", linewidth=0.6, height=0.8)
+                ax.barh(
+                    line,
+                    size,
+                    left=left,
+                    color=colors[row % len(colors)],
+                    edgecolor="white",
+                    linewidth=0.6,
+                    height=0.8,
+                )
                 left += size
-        ax.set(title=f"{layout.name}\n{layout.used:.0%} used", xlabel="tokens", xlim=(0, widest), ylim=(len(layout.lines) - 0.4, -0.6))
+        ax.set(
+            title=f"{layout.name}\n{layout.used:.0%} used",
+            xlabel="tokens",
+            xlim=(0, widest),
+            ylim=(len(layout.lines) - 0.4, -0.6),
+        )
         ax.grid(False)
         ax.set_yticks([0, len(layout.lines) - 1], ["1", str(len(layout.lines))])
     axes[0].set(ylabel="line of the batch")

@@ -21,7 +21,11 @@ def unit_colors(count: int):
     from matplotlib.colors import ListedColormap, hsv_to_rgb
 
     kinds = np.arange(count)
-    return ListedColormap(hsv_to_rgb(np.stack([kinds * 0.618 % 1, np.full(count, 0.5), 0.6 + 0.35 * (kinds % 2)], axis=1)))
+    return ListedColormap(
+        hsv_to_rgb(
+            np.stack([kinds * 0.618 % 1, np.full(count, 0.5), 0.6 + 0.35 * (kinds % 2)], axis=1)
+        )
+    )
 
 
 def spectrogram_with_units(
@@ -41,20 +45,42 @@ def spectrogram_with_units(
 
     shown = min(seconds, len(wave) / sample_rate)
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True, height_ratios=[4, 1])
-    loudness = _decibels(np.asarray(wave[: int(shown * sample_rate)], dtype=np.float64), sample_rate)
-    top.imshow(loudness.T, extent=(0, shown, 0, HIGHEST_HZ), origin="lower", aspect="auto", vmin=-70, vmax=0, interpolation="nearest")
+    loudness = _decibels(
+        np.asarray(wave[: int(shown * sample_rate)], dtype=np.float64), sample_rate
+    )
+    top.imshow(
+        loudness.T,
+        extent=(0, shown, 0, HIGHEST_HZ),
+        origin="lower",
+        aspect="auto",
+        vmin=-70,
+        vmax=0,
+        interpolation="nearest",
+    )
     top.set(ylim=(0, HIGHEST_HZ + 700), ylabel="Hz", yticks=[0, 2000, 4000, 6000])
     for start, end, label in phones:
         if end <= shown:
             top.plot([end, end], [0, HIGHEST_HZ + 700], color="#888888", linewidth=0.6)
-            top.text((start + end) / 2, HIGHEST_HZ + 350, label, ha="center", va="center", fontsize=9)
+            top.text(
+                (start + end) / 2, HIGHEST_HZ + 350, label, ha="center", va="center", fontsize=9
+            )
     frames = expand(units, durations)[: int(shown / FRAME_S)]
     extent = (0, len(frames) * FRAME_S, 0, 1)
-    bottom.imshow(frames[None], extent=extent, aspect="auto", cmap=unit_colors(count), vmin=0, vmax=count - 1, interpolation="nearest")
+    bottom.imshow(
+        frames[None],
+        extent=extent,
+        aspect="auto",
+        cmap=unit_colors(count),
+        vmin=0,
+        vmax=count - 1,
+        interpolation="nearest",
+    )
     ends = np.cumsum(durations) * FRAME_S
     for unit, end, duration in zip(units, ends, durations, strict=True):
         if end <= shown and duration > 1:
-            bottom.text(end - duration * FRAME_S / 2, 0.5, unit, ha="center", va="center", fontsize=6)
+            bottom.text(
+                end - duration * FRAME_S / 2, 0.5, unit, ha="center", va="center", fontsize=6
+            )
     bottom.set(xlim=(0, shown), xlabel="seconds", yticks=[0.5], yticklabels=["units"])
     for ax in (top, bottom):
         ax.grid(False)

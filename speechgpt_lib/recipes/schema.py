@@ -14,8 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from speechgpt_lib.errors import UserError
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
-POSITION_GROUPS, CONV_LAYERS = 8, 7  # groups of the position convolution and convolutions of every HuBERT here, see units/hubert.py
-INDUCTION_HEADS, INDUCTION_LAYERS = 5, 2  # what an induction start needs, see language_model/model.py
+POSITION_GROUPS, CONV_LAYERS = (
+    8,
+    7,
+)  # groups of the position convolution and convolutions of every HuBERT here, see units/hubert.py
+INDUCTION_HEADS, INDUCTION_LAYERS = (
+    5,
+    2,
+)  # what an induction start needs, see language_model/model.py
 
 
 Count = Annotated[int, Field(gt=0)]
@@ -32,31 +38,60 @@ class Optimization(Section):
 
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    matrix_learning_rate: float | None = Field(None, gt=0, description="if set, Muon drives the weight matrices, at this rate")
-    matrix_weight_decay: float = Field(0.5, ge=0, description="Muon's; with little of it the matrices grow until LoRA can't move them")
+    matrix_learning_rate: float | None = Field(
+        None, gt=0, description="if set, Muon drives the weight matrices, at this rate"
+    )
+    matrix_weight_decay: float = Field(
+        0.5,
+        ge=0,
+        description="Muon's; with little of it the matrices grow until LoRA can't move them",
+    )
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
-    accumulation: int = Field(1, gt=0, description="parts of a batch that each process computes one after the other, for want of memory")
+    accumulation: int = Field(
+        1,
+        gt=0,
+        description="parts of a batch that each process computes one after the other, for want of memory",
+    )
     warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
-    schedule: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after `hold`")
-    hold: float = Field(0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in")
-    floor: float = Field(0.03, ge=0, le=1, description="share of the learning rate at the last step")
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="how the learning rate falls after `hold`"
+    )
+    hold: float = Field(
+        0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in"
+    )
+    floor: float = Field(
+        0.03, ge=0, le=1, description="share of the learning rate at the last step"
+    )
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["no", "bf16"] = "bf16"
-    sharding: Literal["none", "full"] = Field("none", description="full: weights, gradients and moments shared out over processes (FSDP2)")
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: weights, gradients and moments shared out over processes (FSDP2)"
+    )
     save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
-    compile: bool = Field(False, description="compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler")
+    compile: bool = Field(
+        False,
+        description="compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler",
+    )
     keep: Count = Field(2, description="checkpoints kept, the newest ones")
     most_tokens: int | None = Field(
-        None, gt=0, description="if set, end after so many tokens (padding not counted), however many steps are left"
+        None,
+        gt=0,
+        description="if set, end after so many tokens (padding not counted), however many steps are left",
     )
-    most_hours: float | None = Field(None, gt=0, description="if set, stop (and save) after so many hours; started again it goes on")
+    most_hours: float | None = Field(
+        None,
+        gt=0,
+        description="if set, stop (and save) after so many hours; started again it goes on",
+    )
     log_every: int = Field(10, gt=0)
 
     @model_validator(mode="after")
     def muon_is_whole(self) -> Optimization:
         if self.sharding == "full" and self.matrix_learning_rate:
-            raise ValueError("sharding: full and matrix_learning_rate exclude each other: Muon needs whole matrices")
+            raise ValueError(
+                "sharding: full and matrix_learning_rate exclude each other: Muon needs whole matrices"
+            )
         return self
 
 
@@ -73,11 +108,18 @@ class CorpusSettings(Section):
     aligned_statements: int = Field(0, ge=0, description="per aligned voice")
     aligned_questions: int = Field(0, ge=0, description="per aligned voice")
     unlabelled_sentences: int = Field(0, ge=0, description="per unlabelled voice")
-    test_sentences: int = Field(0, ge=0, description="held-out sentences per voice, half of them questions")
+    test_sentences: int = Field(
+        0, ge=0, description="held-out sentences per voice, half of them questions"
+    )
 
     @model_validator(mode="after")
     def voices_differ(self) -> CorpusSettings:
-        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices, self.held_out_voice]
+        voices = [
+            self.target_voice,
+            *self.aligned_voices,
+            *self.unlabelled_voices,
+            self.held_out_voice,
+        ]
         if len(set(voices)) != len(voices):
             raise ValueError(f"each voice may have one role only, found {voices}")
         return self
@@ -92,11 +134,17 @@ class HubertSettings(Section):
     layers: Count = 4
     heads: Count = 4
     feed_forward: Count = 640
-    mask_probability: float = Field(0.065, gt=0, lt=1, description="share of frames at which a masked span starts")
+    mask_probability: float = Field(
+        0.065, gt=0, lt=1, description="share of frames at which a masked span starts"
+    )
     mask_length: Count = 10
-    unmasked_weight: float = Field(0.5, ge=0, le=1, description="weight of the loss on frames that are not masked")
+    unmasked_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the loss on frames that are not masked"
+    )
     target_clusters: Count = 100
-    iterations: Literal[1, 2] = Field(1, description="2: a second encoder learns clusters of the first one's layer `units.layer`")
+    iterations: Literal[1, 2] = Field(
+        1, description="2: a second encoder learns clusters of the first one's layer `units.layer`"
+    )
     crop_seconds: float = Field(1.5, gt=0)
     batch_size: Count = 16
     utterances: int = Field(4000, gt=0, description="how many utterances the crops are taken from")
@@ -106,9 +154,13 @@ class HubertSettings(Section):
     def heads_and_layers_fit(self) -> HubertSettings:
         _check_heads(self.hidden_size, self.heads)
         if self.hidden_size % POSITION_GROUPS:
-            raise ValueError(f"hidden_size is {self.hidden_size}, it must be a multiple of {POSITION_GROUPS}")
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, it must be a multiple of {POSITION_GROUPS}"
+            )
         if len(self.conv_widths) != CONV_LAYERS:
-            raise ValueError(f"conv_widths has {len(self.conv_widths)} widths, it must have {CONV_LAYERS}, one a convolution")
+            raise ValueError(
+                f"conv_widths has {len(self.conv_widths)} widths, it must have {CONV_LAYERS}, one a convolution"
+            )
         return self
 
 
@@ -130,14 +182,25 @@ class VocoderSettings(Section):
     upsample_kernels: tuple[Count, ...] = (11, 8, 8, 4, 4)
     resblock_kernels: tuple[Count, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    discriminator_channels: int = Field(32, gt=0, description="width of the first discriminator layer")
-    discriminator_rate: float = Field(1.0, gt=0, description="the discriminators' learning rate as a share of the generator's")
+    discriminator_channels: int = Field(
+        32, gt=0, description="width of the first discriminator layer"
+    )
+    discriminator_rate: float = Field(
+        1.0, gt=0, description="the discriminators' learning rate as a share of the generator's"
+    )
     segment_frames: int = Field(32, gt=0)
     batch_size: int = Field(16, gt=0)
-    adversarial_from: float = Field(0.8, ge=0, le=1, description="share of the steps before the discriminators join")
+    adversarial_from: float = Field(
+        0.8, ge=0, le=1, description="share of the steps before the discriminators join"
+    )
     utterances: int = Field(2500, gt=0)
-    all_voices: bool = Field(False, description="train on every training voice with a speaker embedding, not on the target voice alone")
-    compare: bool = Field(False, description="train the last steps a second time without discriminators, to compare")
+    all_voices: bool = Field(
+        False,
+        description="train on every training voice with a speaker embedding, not on the target voice alone",
+    )
+    compare: bool = Field(
+        False, description="train the last steps a second time without discriminators, to compare"
+    )
     optimization: Optimization
     duration_optimization: Optimization
 
@@ -147,7 +210,9 @@ class VocoderSettings(Section):
         for rate in self.upsample_rates:
             product *= rate
         if product != 320:
-            raise ValueError(f"upsample_rates multiply to {product}, they must make the hop of 320 samples")
+            raise ValueError(
+                f"upsample_rates multiply to {product}, they must make the hop of 320 samples"
+            )
         if len(self.upsample_kernels) != len(self.upsample_rates):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
@@ -159,7 +224,11 @@ class TextToUnitSettings(Section):
     """Encoder–decoder that turns text into units."""
 
     pretrained: str | None = None
-    pieces: int = Field(0, ge=0, description="size of the text tokenizer; with no more pieces than characters it spells")
+    pieces: int = Field(
+        0,
+        ge=0,
+        description="size of the text tokenizer; with no more pieces than characters it spells",
+    )
     hidden_size: Count = 96
     layers: Count = 2
     heads: Count = 4
@@ -177,32 +246,58 @@ class TextToUnitSettings(Section):
 
 class InstructionSettings(Section):
     templates: Literal["paper", "release"] = "paper"
-    chain_shares: dict[Literal["speech_speech", "speech_text", "text_speech", "text_text"], Share] = Field(
-        default_factory=lambda: {"speech_speech": 0.4, "speech_text": 0.2, "text_speech": 0.2, "text_text": 0.2}
+    chain_shares: dict[
+        Literal["speech_speech", "speech_text", "text_speech", "text_text"], Share
+    ] = Field(
+        default_factory=lambda: {
+            "speech_speech": 0.4,
+            "speech_text": 0.2,
+            "text_speech": 0.2,
+            "text_text": 0.2,
+        }
     )
     maximum_response_words: Count = 35
     pairing: Literal["one", "both"] = Field(
-        "both", description="rows of each pair of text and units: a transcript or speech is asked for, by chance (paper), or both are"
+        "both",
+        description="rows of each pair of text and units: a transcript or speech is asked for, by chance (paper), or both are",
     )
-    held_out_share: float = Field(0.002, ge=0, lt=1, description="share of a corpus' sentences that are kept out of training")
+    held_out_share: float = Field(
+        0.002, ge=0, lt=1, description="share of a corpus' sentences that are kept out of training"
+    )
     questions_from: Literal["text_to_unit", "tts"] = Field(
         "text_to_unit",
         description="what voices written questions: the text-to-unit model (paper), or a synthesiser and the unit extractor",
     )
-    answers_from: Literal["text_to_unit", "tts"] = Field("text_to_unit", description="the same for the answers")
-    synthesiser: str = Field("espeak", description="for tts: espeak in the target voice, or a command that writes {wav}")
-    written_dialogues: int = Field(800, ge=0, description="dialogues without speech of their own, voiced as questions_from says")
+    answers_from: Literal["text_to_unit", "tts"] = Field(
+        "text_to_unit", description="the same for the answers"
+    )
+    synthesiser: str = Field(
+        "espeak", description="for tts: espeak in the target voice, or a command that writes {wav}"
+    )
+    written_dialogues: int = Field(
+        800,
+        ge=0,
+        description="dialogues without speech of their own, voiced as questions_from says",
+    )
     loss: Literal["all", "answer"] = "answer"
-    text_weight: float = Field(1.0, gt=0, description="how much a text token counts in the loss beside a unit, of which there are far more")
+    text_weight: float = Field(
+        1.0,
+        gt=0,
+        description="how much a text token counts in the loss beside a unit, of which there are far more",
+    )
 
     @model_validator(mode="after")
     def shares_add_up(self) -> InstructionSettings:
         total = sum(self.chain_shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"chain_shares add up to {total:.3f}, they must add up to 1")
-        others = [name for name, share in self.chain_shares.items() if share and name != "speech_speech"]
+        others = [
+            name for name, share in self.chain_shares.items() if share and name != "speech_speech"
+        ]
         if self.templates == "release" and others:
-            raise ValueError(f"chain_shares has {', '.join(others)} but templates: release knows speech_speech only")
+            raise ValueError(
+                f"chain_shares has {', '.join(others)} but templates: release knows speech_speech only"
+            )
         return self
 
 
@@ -217,17 +312,26 @@ class LanguageModelSettings(Section):
     feed_forward: Count = 512
     rope_theta: float = Field(10_000.0, gt=0)
     new_embeddings: Literal["mean", "centroids"] = Field(
-        "mean", description="where new tokens start: at the mean of the old ones plus noise, or units at their projected k-means centroids"
+        "mean",
+        description="where new tokens start: at the mean of the old ones plus noise, or units at their projected k-means centroids",
     )
-    multiple: Count = Field(1, le=256, description="to which the number of embeddings is rounded up, for hardware that likes round shapes")
-    induction_start: bool = Field(True, description="start attention as an induction circuit (see language_model/model.py)")
+    multiple: Count = Field(
+        1,
+        le=256,
+        description="to which the number of embeddings is rounded up, for hardware that likes round shapes",
+    )
+    induction_start: bool = Field(
+        True, description="start attention as an induction circuit (see language_model/model.py)"
+    )
     tokens_per_batch: Count = 2000
     optimization: Optimization
 
     @model_validator(mode="after")
     def heads_fit(self) -> LanguageModelSettings:
         _check_heads(self.hidden_size, self.heads, even=True)
-        if self.induction_start and (self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS):
+        if self.induction_start and (
+            self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS
+        ):
             raise ValueError(
                 f"induction_start needs at least {INDUCTION_HEADS} heads and {INDUCTION_LAYERS} layers, found {self.heads} and "
                 f"{self.layers}: raise them or set induction_start: false"
@@ -243,15 +347,21 @@ class StageSettings(Section):
         "block is full (the release's stage 1)",
     )
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = Field(
-        "auto", description="auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's fused one on a GPU"
+        "auto",
+        description="auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's fused one on a GPU",
     )
     block: Count = Field(1024, description="tokens of a block, and of the longest row")
-    checkpointing: bool = Field(False, description="keep only each layer's input and compute the rest again: less memory, more time")
+    checkpointing: bool = Field(
+        False,
+        description="keep only each layer's input and compute the rest again: less memory, more time",
+    )
     too_long: Literal["error", "drop", "truncate"] = Field(
-        "error", description="longer rows: refused, left out, or cut with their end marker kept; both are counted"
+        "error",
+        description="longer rows: refused, left out, or cut with their end marker kept; both are counted",
     )
     replay: dict[Literal["text", "units"], Share] = Field(
-        default_factory=dict, description="rows of earlier stages mixed in, as a share of the stage's own rows"
+        default_factory=dict,
+        description="rows of earlier stages mixed in, as a share of the stage's own rows",
     )
     optimization: Optimization
 
@@ -266,9 +376,13 @@ class LoraSettings(Section):
     dropout: Fraction = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     base: Literal["fp32", "bf16", "int8", "4bit"] = Field(
-        "fp32", description="how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes"
+        "fp32",
+        description="how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes",
     )
-    new_tokens: bool = Field(False, description="train the embeddings of units and markers as well; they are saved with the adapter")
+    new_tokens: bool = Field(
+        False,
+        description="train the embeddings of units and markers as well; they are saved with the adapter",
+    )
 
 
 class Stage3Settings(StageSettings):
@@ -291,7 +405,9 @@ class Recipe(Section):
     summary: str
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    needs: tuple[str, ...] = Field((), description="what must be had beforehand, in words; empty when everything is made here")
+    needs: tuple[str, ...] = Field(
+        (), description="what must be had beforehand, in words; empty when everything is made here"
+    )
     processes: int = Field(1, ge=1, description="processes every training runs in")
     corpus: CorpusSettings
     units: UnitSettings
@@ -307,7 +423,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def layer_exists(self) -> Recipe:
         if self.units.hubert.pretrained is None and self.units.layer > self.units.hubert.layers:
-            raise ValueError(f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers")
+            raise ValueError(
+                f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers"
+            )
         return self
 
 
@@ -315,7 +433,9 @@ def _check_heads(hidden_size: int, heads: int, even: bool = False) -> None:
     """Attention splits the width evenly over its heads; rotary positions want an even width in each."""
     step = 2 * heads if even else heads
     if hidden_size % step:
-        raise ValueError(f"hidden_size is {hidden_size} with {heads} heads, it must be a multiple of {step}")
+        raise ValueError(
+            f"hidden_size is {hidden_size} with {heads} heads, it must be a multiple of {step}"
+        )
 
 
 def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
@@ -328,15 +448,21 @@ def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
     if str(name_or_path) in BUILT_IN:
         path = Path(__file__).parent / f"{name_or_path}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file")
+        raise UserError(
+            f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
+        )
     if not path.is_file():
-        raise UserError(f"no recipe file at {path}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file")
+        raise UserError(
+            f"no recipe file at {path}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, expected keys and values as in recipes/lab.yaml")
+        raise UserError(
+            f"{path} holds {type(values).__name__}, expected keys and values as in recipes/lab.yaml"
+        )
     if seed is not None:
         values["seed"] = seed
     try:
@@ -347,13 +473,19 @@ def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
 
 def _explain(error: ValidationError) -> str:
     problems = []
-    ordered = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key also counts as missing
+    ordered = sorted(
+        error.errors(), key=lambda item: item["type"] != "extra_forbidden"
+    )  # a misspelt key also counts as missing
     for item in ordered[:3]:
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}")
+            problems.append(
+                f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}"
+            )
         else:
-            found = "" if isinstance(item["input"], dict) else f" (found {str(item['input'])[:60]!r})"
+            found = (
+                "" if isinstance(item["input"], dict) else f" (found {str(item['input'])[:60]!r})"
+            )
             problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
     more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
     return "; ".join(problems) + more
@@ -371,4 +503,6 @@ def _allowed(location: tuple) -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML text that `load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
+    )

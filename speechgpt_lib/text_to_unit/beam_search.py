@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn.functional import layer_norm, log_softmax, scaled_dot_product_attention
-from transformers import FSMTForConditionalGeneration, PegasusForConditionalGeneration, PreTrainedModel
+from transformers import (
+    FSMTForConditionalGeneration,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers.activations import ACT2FN
 
 from speechgpt_lib.units.features import ONEDNN_LINEAR
@@ -45,10 +49,15 @@ class Decoder:
         if not isinstance(model, PegasusForConditionalGeneration | FSMTForConditionalGeneration):
             raise TypeError(f"beam search knows Pegasus and FSMT, found {type(model).__name__}")
         body, config = model.model.decoder, model.config
-        self.norm_first = isinstance(model, PegasusForConditionalGeneration)  # FSMT norms after each block
+        self.norm_first = isinstance(
+            model, PegasusForConditionalGeneration
+        )  # FSMT norms after each block
         self.heads = config.decoder_attention_heads
         self.activation = ACT2FN[config.activation_function]
-        self.embedding, self.scale = body.embed_tokens.weight, config.d_model**0.5 if config.scale_embedding else 1.0
+        self.embedding, self.scale = (
+            body.embed_tokens.weight,
+            config.d_model**0.5 if config.scale_embedding else 1.0,
+        )
         positions = body.embed_positions.weight
         self.positions = positions if self.norm_first else positions[config.pad_token_id + 1 :]
         self.final_norm = body.layer_norm if self.norm_first else None
@@ -64,7 +73,11 @@ class Decoder:
             cross_out=_joined(cross.out_proj),
             up=_joined(block.fc1),
             down=_joined(block.fc2),
-            norms=(block.self_attn_layer_norm, block.encoder_attn_layer_norm, block.final_layer_norm),
+            norms=(
+                block.self_attn_layer_norm,
+                block.encoder_attn_layer_norm,
+                block.final_layer_norm,
+            ),
         )
 
     def start(self, encoded: torch.Tensor, source_mask: torch.Tensor, beams: int) -> State:
@@ -72,7 +85,11 @@ class Decoder:
         texts, pieces, width = encoded.shape
         crossed = []
         for layer in self.layers:
-            kv = linear(encoded, *layer.cross_kv).view(texts, pieces, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            kv = (
+                linear(encoded, *layer.cross_kv)
+                .view(texts, pieces, 2, self.heads, -1)
+                .permute(2, 0, 3, 1, 4)
+            )
             crossed.append((kv[0].transpose(-1, -2).contiguous(), kv[1].contiguous()))
         shape = (texts, self.heads, 0, beams, width // self.heads)
         caches = [(encoded.new_empty(shape), encoded.new_empty(shape)) for _ in self.layers]
@@ -89,18 +106,33 @@ class Decoder:
         state.steps += 1
         x = self.embedding[tokens] * self.scale + self.positions[t]
         mask = state.ancestors[:, None, :, : t + 1].flatten(3)
-        for layer, (keys, values), (cross_keys, cross_values) in zip(self.layers, state.caches, state.crossed, strict=True):
+        for layer, (keys, values), (cross_keys, cross_values) in zip(
+            self.layers, state.caches, state.crossed, strict=True
+        ):
             h = self._before(x, layer.norms[0])
-            q, k, v = linear(h, *layer.qkv).view(texts, beams, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                linear(h, *layer.qkv).view(texts, beams, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            )
             keys[:, :, t], values[:, :, t] = k, v
-            seen = scaled_dot_product_attention(q, keys[:, :, : t + 1].flatten(2, 3), values[:, :, : t + 1].flatten(2, 3), attn_mask=mask)
+            seen = scaled_dot_product_attention(
+                q,
+                keys[:, :, : t + 1].flatten(2, 3),
+                values[:, :, : t + 1].flatten(2, 3),
+                attn_mask=mask,
+            )
             x = self._after(x, linear(seen.transpose(1, 2).flatten(2), *layer.out), layer.norms[0])
             h = self._before(x, layer.norms[1])
             q = linear(h, *layer.cross_q).view(texts, beams, self.heads, -1).transpose(1, 2)
-            seen = (q @ cross_keys * q.shape[-1] ** -0.5 + state.blocked).softmax(-1) @ cross_values  # small: fused attention takes longer
-            x = self._after(x, linear(seen.transpose(1, 2).flatten(2), *layer.cross_out), layer.norms[1])
+            seen = (q @ cross_keys * q.shape[-1] ** -0.5 + state.blocked).softmax(
+                -1
+            ) @ cross_values  # small: fused attention takes longer
+            x = self._after(
+                x, linear(seen.transpose(1, 2).flatten(2), *layer.cross_out), layer.norms[1]
+            )
             h = self._before(x, layer.norms[2])
-            x = self._after(x, linear(self.activation(linear(h, *layer.up)), *layer.down), layer.norms[2])
+            x = self._after(
+                x, linear(self.activation(linear(h, *layer.up)), *layer.down), layer.norms[2]
+            )
         x = _norm(x, self.final_norm) if self.final_norm is not None else x
         return log_softmax(linear(x, self.embedding).float(), -1)
 
@@ -205,26 +237,37 @@ def beam_search(
         allowed: the ids that may be written.
     """
     decoder = Decoder(model)
-    encoded = model.get_encoder()(input_ids=sources, attention_mask=source_mask.long(), return_dict=True).last_hidden_state
+    encoded = model.get_encoder()(
+        input_ids=sources, attention_mask=source_mask.long(), return_dict=True
+    ).last_hidden_state
     state = decoder.start(encoded, source_mask, beams)
-    active = [Search(k, limit, [0.0] + [-torch.inf] * (beams - 1)) for k, limit in enumerate(limits)]
+    active = [
+        Search(k, limit, [0.0] + [-torch.inf] * (beams - 1)) for k, limit in enumerate(limits)
+    ]
     found: list[list[int]] = [[] for _ in limits]
     tokens = sources.new_full((len(active), beams), begin)
     count = allowed.stop - allowed.start
     while True:
         written = state.steps
         logits = decoder.step(state, tokens)
-        choices = torch.cat([logits[..., allowed], logits[..., end : end + 1]], dim=-1)  # the end comes last
+        choices = torch.cat(
+            [logits[..., allowed], logits[..., end : end + 1]], dim=-1
+        )  # the end comes last
         if written == 0:
             choices[..., -1] = -torch.inf
         full = [k for k, search in enumerate(active) if written >= search.limit]
         if full:
             choices[full, :, :-1] = -torch.inf
-        scores = choices + torch.tensor([search.scores for search in active], device=choices.device)[:, :, None]
+        scores = (
+            choices
+            + torch.tensor([search.scores for search in active], device=choices.device)[:, :, None]
+        )
         values, indices = scores.flatten(1).topk(min(2 * beams, scores[0].numel()))
         slots, choice = indices // (count + 1), indices % (count + 1)
         written_ids = torch.where(choice == count, end, choice + allowed.start)
-        for search, *candidates in zip(active, values.tolist(), slots.tolist(), written_ids.tolist(), strict=True):
+        for search, *candidates in zip(
+            active, values.tolist(), slots.tolist(), written_ids.tolist(), strict=True
+        ):
             search.advance(zip(*candidates, strict=True), beams, end)
         going = [k for k, search in enumerate(active) if not search.is_done(beams)]
         if len(going) < len(active):
@@ -235,7 +278,9 @@ def beam_search(
             if not active:
                 return found
             state.keep(torch.tensor(going, device=sources.device))
-        state.reorder(torch.tensor([search.parents[-1] for search in active], device=sources.device))
+        state.reorder(
+            torch.tensor([search.parents[-1] for search in active], device=sources.device)
+        )
         tokens = torch.tensor([search.tokens[-1] for search in active], device=sources.device)
 
 

@@ -27,7 +27,9 @@ HELD_OUT_SHARE = 0.002
 MEASURED = 200  # held-out sentences at most
 
 
-def read_pairs(folders: Sequence[Path], inventory_id: str) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray]], dict]:
+def read_pairs(
+    folders: Sequence[Path], inventory_id: str
+) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray]], dict]:
     """(training pairs, held-out pairs, counts of what was left out) of text in its spoken form and merged units."""
     training, held_out, dropped = [], [], {"no text": 0, "too long": 0}
     for folder in folders:
@@ -38,7 +40,9 @@ def read_pairs(folders: Sequence[Path], inventory_id: str) -> tuple[list[tuple[s
             elif len(row.units) >= POSITIONS or len(text) >= POSITIONS:
                 dropped["too long"] += 1
             else:
-                (held_out if is_held_out(text, HELD_OUT_SHARE) else training).append((text, row.units.astype(np.int16)))
+                (held_out if is_held_out(text, HELD_OUT_SHARE) else training).append(
+                    (text, row.units.astype(np.int16))
+                )
     return training, held_out, dropped
 
 
@@ -64,8 +68,14 @@ def train_on_units(
     inventory = read_json(Path(folders[0]) / "inventory" / "inventory.json")
     pairs, held_out, dropped = read_pairs(folders, inventory["id"])
     if not pairs:
-        raise UserError(f"{folders[0]} has no utterance with text ({dropped}): a text-to-unit model needs transcripts")
-    identity = {"settings": settings.model_dump(mode="json"), "inventory": inventory["id"], "seed": seed}
+        raise UserError(
+            f"{folders[0]} has no utterance with text ({dropped}): a text-to-unit model needs transcripts"
+        )
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "inventory": inventory["id"],
+        "seed": seed,
+    }
     _claim(out, hash_json(identity | {"texts": [text for text, _ in pairs]}))
     if (out / "facts.json").is_file():
         say(f"{out} is finished already")
@@ -76,18 +86,38 @@ def train_on_units(
         if record["step"] % 100 == 0:
             say(f"step {record['step']}: loss {record['loss']:.3f}")
 
-    options = {"seed": seed, "device": resolve_device(device), "world_size": world_size, "on_log": tell}
+    options = {
+        "seed": seed,
+        "device": resolve_device(device),
+        "world_size": world_size,
+        "on_log": tell,
+    }
     settings = settings.model_copy(update={"pretrained": None})
-    model, summary = train_text_to_unit(pairs, inventory["clusters"], settings, out / "training", inventory_id=inventory["id"], **options)
+    model, summary = train_text_to_unit(
+        pairs,
+        inventory["clusters"],
+        settings,
+        out / "training",
+        inventory_id=inventory["id"],
+        **options,
+    )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return None
     model = replace(model, spoken_form=True)
     model.save(out)
-    facts = {"inventory": inventory["id"], "pairs": len(pairs), "dropped": dropped, "training": summary}
+    facts = {
+        "inventory": inventory["id"],
+        "pairs": len(pairs),
+        "dropped": dropped,
+        "training": summary,
+    }
     measured = [pair for pair in held_out if model.refuses(pair[0]) is None][:MEASURED]
     if measured:
         made = model.generate([text for text, _ in measured])
-        facts |= {"held_out": len(measured), "held_out_unit_error_rate": unit_error_rate([units for _, units in measured], made)}
+        facts |= {
+            "held_out": len(measured),
+            "held_out_unit_error_rate": unit_error_rate([units for _, units in measured], made),
+        }
     write_json(out / "facts.json", facts)
     return facts
 
@@ -98,5 +128,7 @@ def _claim(out: Path, key: str) -> None:
     if not begun.is_file() and (out / "text_to_unit.json").exists():
         raise UserError(f"{out} holds another text-to-unit model: choose another --out")
     if begun.is_file() and begun.read_text() != key:
-        raise UserError(f"{out / 'training'} was begun with other pairs, settings or another seed: choose another --out, or delete it")
+        raise UserError(
+            f"{out / 'training'} was begun with other pairs, settings or another seed: choose another --out, or delete it"
+        )
     write_text(begun, key)

@@ -37,7 +37,9 @@ def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
     """BPE of at most `pieces` pieces over the characters of `texts`; with no more pieces than characters it spells."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=pieces, show_progress=False))
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
+    )
     return tokenizer
 
 
@@ -63,9 +65,13 @@ class PairVocabulary:
         """
         words = text.split()
         if not words:
-            raise UserError(f"there is no text to speak: found {text!r}, expected at least one word")
+            raise UserError(
+                f"there is no text to speak: found {text!r}, expected at least one word"
+            )
         known = self.tokenizer.get_vocab()
-        unknown = sorted({character for word in words for character in word if character not in known})
+        unknown = sorted(
+            {character for word in words for character in word if character not in known}
+        )
         if unknown:
             raise UserError(
                 f"text {text[:40]!r} has characters this model never saw in training: {' '.join(unknown[:8])}; "
@@ -81,7 +87,10 @@ class PairVocabulary:
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The units (n,) among ids, everything else left out."""
-        return np.array([i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count], dtype=np.int64)
+        return np.array(
+            [i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count],
+            dtype=np.int64,
+        )
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / "tokenizer.json"))
@@ -114,7 +123,10 @@ def build_model(
         decoder_ffn_dim=settings.feed_forward,
         max_position_embeddings=POSITIONS,
         dropout=settings.dropout,
-        init_std=INITIAL_GAIN / math.sqrt(settings.hidden_size),  # the usual 0.02 is for wide models and slows a narrow one down
+        init_std=INITIAL_GAIN
+        / math.sqrt(
+            settings.hidden_size
+        ),  # the usual 0.02 is for wide models and slows a narrow one down
         scale_embedding=True,
         pad_token_id=PAD,
         bos_token_id=BEGIN,
@@ -139,7 +151,11 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
     """
     table = model.model.encoder.embed_positions.weight
     positions, width = table.shape
-    angles = torch.arange(positions)[:, None] * units_per_piece * 10000 ** (-torch.arange(0, width, 2) / width)
+    angles = (
+        torch.arange(positions)[:, None]
+        * units_per_piece
+        * 10000 ** (-torch.arange(0, width, 2) / width)
+    )
     table.copy_(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
     for block in model.model.decoder.layers:
         attention = block.encoder_attn
@@ -154,7 +170,9 @@ class PairLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sources: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, sources: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
 
         Returns (sum of losses, number of targets, number of targets that were the likeliest).

@@ -38,8 +38,20 @@ GEOMETRY = {  # fairseq → FSMT
     "decoder_ffn_embed_dim": "decoder_ffn_dim",
 }
 INEXPRESSIBLE = (  # what FSMT has no place for
-    *("encoder_normalize_before", "decoder_normalize_before", "encoder_learned_pos", "decoder_learned_pos", "layernorm_embedding"),
-    *("no_token_positional_embeddings", "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention", "cross_self_attention"),
+    *(
+        "encoder_normalize_before",
+        "decoder_normalize_before",
+        "encoder_learned_pos",
+        "decoder_learned_pos",
+        "layernorm_embedding",
+    ),
+    *(
+        "no_token_positional_embeddings",
+        "adaptive_softmax_cutoff",
+        "adaptive_input",
+        "no_cross_attention",
+        "cross_self_attention",
+    ),
 )
 
 
@@ -57,7 +69,11 @@ class SentencePieceVocabulary:
     @property
     def processor(self) -> sentencepiece.SentencePieceProcessor:
         if "_processor" not in self.__dict__:  # loading takes a while, and it can't be pickled
-            object.__setattr__(self, "_processor", sentencepiece.SentencePieceProcessor(model_proto=self.serialized))
+            object.__setattr__(
+                self,
+                "_processor",
+                sentencepiece.SentencePieceProcessor(model_proto=self.serialized),
+            )
         return self.__dict__["_processor"]
 
     @property
@@ -69,7 +85,9 @@ class SentencePieceVocabulary:
         ids = self.processor.encode(text)
         first_text = self.first_unit + self.unit_count
         if any(self.first_unit <= i < first_text for i in ids):
-            raise UserError(f"text {text[:40]!r} contains units such as <12>: give plain text, units are what comes out")
+            raise UserError(
+                f"text {text[:40]!r} contains units such as <12>: give plain text, units are what comes out"
+            )
         if not any(i >= first_text for i in ids):
             raise UserError(
                 f"there is no text to speak: found {text[:40]!r}, expected at least one word in characters that the model knows"
@@ -78,7 +96,10 @@ class SentencePieceVocabulary:
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The units (n,) among ids, everything else left out."""
-        return np.array([i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count], dtype=np.int64)
+        return np.array(
+            [i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count],
+            dtype=np.int64,
+        )
 
     def save(self, folder: Path) -> None:
         (folder / MODEL_FILE).write_bytes(self.serialized)
@@ -96,9 +117,13 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
         processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
         pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{spm} is no SentencePiece model ({str(error).splitlines()[0][:120]}): get spm.model again") from None
+        raise UserError(
+            f"{spm} is no SentencePiece model ({str(error).splitlines()[0][:120]}): get spm.model again"
+        ) from None
     if tuple(pieces[:4]) != SPECIALS:
-        raise UserError(f"{spm} starts with {' '.join(pieces[:4])}, expected {' '.join(SPECIALS)}: is this the spm.model of text2unit?")
+        raise UserError(
+            f"{spm} starts with {' '.join(pieces[:4])}, expected {' '.join(SPECIALS)}: is this the spm.model of text2unit?"
+        )
     if "<0>" not in pieces:
         raise UserError(f"{spm} has no units <0>, <1>, …: is this the spm.model of text2unit?")
     first, count = pieces.index("<0>"), 0
@@ -111,20 +136,30 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
 
 def _compare(dictionary: Path, spm: Path, pieces: list[str]) -> None:
     if not dictionary.is_file():
-        raise UserError(f"no file at {dictionary}: give the dict.unit.txt published beside the checkpoint")
+        raise UserError(
+            f"no file at {dictionary}: give the dict.unit.txt published beside the checkpoint"
+        )
     try:
         lines = dictionary.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{dictionary} is no text in UTF-8 ({error.reason} at byte {error.start}): get it again") from None
+        raise UserError(
+            f"{dictionary} is no text in UTF-8 ({error.reason} at byte {error.start}): get it again"
+        ) from None
     found = [line.rsplit(" ", 1)[0] for line in lines if line.strip()]
     for k, (theirs, ours) in enumerate(zip(found, pieces, strict=False)):
         if theirs != ours:
-            raise UserError(f"{dictionary}, line {k + 1}: {theirs!r}, but {spm} has {ours!r} there: files of two different models")
+            raise UserError(
+                f"{dictionary}, line {k + 1}: {theirs!r}, but {spm} has {ours!r} there: files of two different models"
+            )
     if len(found) != len(pieces):
-        raise UserError(f"{dictionary} has {len(found)} entries, {spm} {len(pieces)} besides its specials: files of two different models")
+        raise UserError(
+            f"{dictionary} has {len(found)} entries, {spm} {len(pieces)} besides its specials: files of two different models"
+        )
 
 
-def model_from_fairseq(checkpoint: Path, vocabulary_size: int) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
+def model_from_fairseq(
+    checkpoint: Path, vocabulary_size: int
+) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
     """The Transformer in a fairseq checkpoint, ready to generate, and the settings that `build_fsmt` takes.
 
     Raises:
@@ -133,8 +168,12 @@ def model_from_fairseq(checkpoint: Path, vocabulary_size: int) -> tuple[FSMTForC
     loaded = load_torch_checkpoint(checkpoint)
     settings = _settings(loaded, checkpoint) | {"vocabulary": vocabulary_size}
     tensors = loaded.get("model")
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise UserError(f"{checkpoint} holds {', '.join(map(str, list(loaded)[:5]))}: expected a `model` with tensors")
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(t, torch.Tensor) for t in tensors.values()
+    ):
+        raise UserError(
+            f"{checkpoint} holds {', '.join(map(str, list(loaded)[:5]))}: expected a `model` with tensors"
+        )
     tensors = {name: tensor.float() for name, tensor in tensors.items() if not UNUSED.search(name)}
     return fill(build_fsmt(settings), tensors, checkpoint), settings
 
@@ -143,11 +182,15 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
     """What `build_fsmt` needs, from the checkpoint's own configuration (`cfg.model`, or `args` in older files)."""
     configuration = plain(loaded.get("cfg") or {}).get("model") or plain(loaded.get("args") or {})
     if not isinstance(configuration, dict) or not configuration:
-        raise UserError(f"{checkpoint} has neither cfg.model nor args: expected a checkpoint that fairseq-train wrote")
+        raise UserError(
+            f"{checkpoint} has neither cfg.model nor args: expected a checkpoint that fairseq-train wrote"
+        )
     missing = [name for name in GEOMETRY if name not in configuration]
     if missing:
         kind = configuration.get("_name") or configuration.get("arch") or "?"
-        raise UserError(f"{checkpoint} is a model of kind {kind!r} without {missing[0]}: expected a `transformer` of text to units")
+        raise UserError(
+            f"{checkpoint} is a model of kind {kind!r} without {missing[0]}: expected a `transformer` of text to units"
+        )
     strange = [name for name in INEXPRESSIBLE if configuration.get(name)]
     if configuration["encoder_embed_dim"] != configuration.get("decoder_embed_dim"):
         strange.append("decoder_embed_dim")
@@ -155,7 +198,9 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
         strange.append("share_all_embeddings")
     if strange:
         found = f"{strange[0]}={configuration.get(strange[0])!r}"
-        raise UserError(f"{checkpoint} has {found}, which can't be expressed here: a post-norm transformer with one embedding is expected")
+        raise UserError(
+            f"{checkpoint} has {found}, which can't be expressed here: a post-norm transformer with one embedding is expected"
+        )
     settings = {ours: int(configuration[theirs]) for theirs, ours in GEOMETRY.items()}
     settings["activation_function"] = str(configuration.get("activation_fn", "relu"))
     settings["scale_embedding"] = not configuration.get("no_scale_embedding", False)
@@ -166,7 +211,16 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
 def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
     """The model with weights yet to be filled in; `settings` as `_settings` gives them, with the size of the `vocabulary`."""
     size = settings["vocabulary"]
-    dropouts = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"), 0.0)
+    dropouts = dict.fromkeys(
+        (
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "encoder_layerdrop",
+            "decoder_layerdrop",
+        ),
+        0.0,
+    )
     config = FSMTConfig(
         langs=["en", "unit"],
         src_vocab_size=size,
@@ -186,17 +240,29 @@ def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
     return model
 
 
-def fill(model: FSMTForConditionalGeneration, tensors: Mapping[str, torch.Tensor], where: Path) -> FSMTForConditionalGeneration:
-    expected = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items() if "embed_positions" not in name}
+def fill(
+    model: FSMTForConditionalGeneration, tensors: Mapping[str, torch.Tensor], where: Path
+) -> FSMTForConditionalGeneration:
+    expected = {
+        name.removeprefix("model."): tensor
+        for name, tensor in model.state_dict().items()
+        if "embed_positions" not in name
+    }
     expected = {name: tensor for name, tensor in expected.items() if not UNUSED.search(name)}
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise UserError(f"{where} lacks {missing[0]} ({len(missing)} tensors in all): it is not the whole model, get it again")
+        raise UserError(
+            f"{where} lacks {missing[0]} ({len(missing)} tensors in all): it is not the whole model, get it again"
+        )
     if strange := sorted(tensors.keys() - expected.keys()):
         raise UserError(f"{where} holds {strange[0]}, for which a plain transformer has no place")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
             shapes = f"{tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"{where}: {name} has shape {shapes}; are checkpoint, dictionaries and spm.model of the same model?")
-    model.load_state_dict({f"model.{name}": tensor for name, tensor in tensors.items()}, strict=False)
+            raise UserError(
+                f"{where}: {name} has shape {shapes}; are checkpoint, dictionaries and spm.model of the same model?"
+            )
+    model.load_state_dict(
+        {f"model.{name}": tensor for name, tensor in tensors.items()}, strict=False
+    )
     model.tie_weights()
     return model

@@ -42,11 +42,17 @@ class SpeechVoicing:
         """Texts → merged units (n,) each."""
         found: list[np.ndarray] = []
         for start in range(0, len(texts), batch_size):
-            found += [self.units.encode(wave)[0] for wave in self.speak(texts[start : start + batch_size])]
+            found += [
+                self.units.encode(wave)[0] for wave in self.speak(texts[start : start + batch_size])
+            ]
         return found
 
     def refuses(self, text: str) -> str | None:
-        return None if any(character.isalnum() for character in text) else "it has no letter or digit to speak"
+        return (
+            None
+            if any(character.isalnum() for character in text)
+            else "it has no letter or digit to speak"
+        )
 
 
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
@@ -57,14 +63,30 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
     if synthesiser == ESPEAK:
         if voice not in VOICES:
             raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
-        return SpeechVoicing(f"eSpeak NG, voice {voice}", lambda texts: _espeak(texts, voice), inventory)
+        return SpeechVoicing(
+            f"eSpeak NG, voice {voice}", lambda texts: _espeak(texts, voice), inventory
+        )
     if "{wav}" not in synthesiser:
-        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: put it where the sound file goes, the text comes on standard input")
-    return SpeechVoicing(synthesiser.split()[0], lambda texts: [_command(synthesiser, text) for text in texts], inventory)
+        raise UserError(
+            f"synthesiser {synthesiser!r} has no {{wav}}: put it where the sound file goes, the text comes on standard input"
+        )
+    return SpeechVoicing(
+        synthesiser.split()[0],
+        lambda texts: [_command(synthesiser, text) for text in texts],
+        inventory,
+    )
 
 
 def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:
-    blank = {"id": "", "answer": "", "kind": "answer", "voice": voice, "rate": RATE, "pitch": 1.0, "split": "train"}
+    blank = {
+        "id": "",
+        "answer": "",
+        "kind": "answer",
+        "voice": voice,
+        "rate": RATE,
+        "pitch": 1.0,
+        "split": "train",
+    }
     return [utterance.wave for utterance in speak_all([blank | {"text": text} for text in texts])]
 
 
@@ -73,12 +95,25 @@ def _command(command: str, text: str) -> np.ndarray:
         wav = Path(folder) / "speech.wav"
         arguments = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
         try:
-            done = subprocess.run(arguments, input=text, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
+            done = subprocess.run(
+                arguments,
+                input=text,
+                text=True,
+                capture_output=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
         except FileNotFoundError:
-            raise UserError(f"no program {arguments[0]!r}: install it, or set instructions.synthesiser to espeak") from None
+            raise UserError(
+                f"no program {arguments[0]!r}: install it, or set instructions.synthesiser to espeak"
+            ) from None
         except subprocess.TimeoutExpired:
-            raise UserError(f"{arguments[0]} took more than {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?") from None
+            raise UserError(
+                f"{arguments[0]} took more than {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
+            ) from None
         if done.returncode or not wav.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-            raise UserError(f"{arguments[0]} made no sound of {text[:60]!r} (exit code {done.returncode}): {said[-1][:200]}")
+            raise UserError(
+                f"{arguments[0]} made no sound of {text[:60]!r} (exit code {done.returncode}): {said[-1][:200]}"
+            )
         return read_audio(wav)

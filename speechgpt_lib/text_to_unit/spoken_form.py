@@ -11,7 +11,16 @@ import unicodedata
 
 import inflect
 
-SIGNS = {"%": " percent ", "&": " and ", "+": " plus ", "=": " equals ", "@": " at ", "$": " dollars ", "€": " euros ", "£": " pounds "}
+SIGNS = {
+    "%": " percent ",
+    "&": " and ",
+    "+": " plus ",
+    "=": " equals ",
+    "@": " at ",
+    "$": " dollars ",
+    "€": " euros ",
+    "£": " pounds ",
+}
 _MONEY = re.compile(r"([$€£])\s?(\d[\d,]*(?:\.\d+)?)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|\d+")
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})

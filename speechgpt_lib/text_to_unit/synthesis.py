@@ -27,7 +27,12 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import merge
 
-PUBLISHED = {"longest": 1000, "merges": False, "beams": 5, "name": "published text-to-unit model"}  # as the release calls it
+PUBLISHED = {
+    "longest": 1000,
+    "merges": False,
+    "beams": 5,
+    "name": "published text-to-unit model",
+}  # as the release calls it
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class TextToUnit:
     spoken_form: bool = False
 
     @torch.inference_mode()
-    def generate(self, texts: Sequence[str], beams: int | None = None, batch_size: int = 32) -> list[np.ndarray]:
+    def generate(
+        self, texts: Sequence[str], beams: int | None = None, batch_size: int = 32
+    ) -> list[np.ndarray]:
         """Texts → merged units (n,) each.  What a text gives does not depend on the others in its batch.
 
         An answer has at least one unit and, where the rate is known, at most twice what its text usually takes (a little more for a
@@ -65,10 +72,14 @@ class TextToUnit:
             UserError: a text that is empty, too long or has unknown characters.
         """
         if isinstance(texts, str):
-            raise UserError("generate takes a list of texts, found a single one: put it in brackets")
+            raise UserError(
+                "generate takes a list of texts, found a single one: put it in brackets"
+            )
         beams = self.beams if beams is None else beams
         if beams < 1 or batch_size < 1:
-            raise UserError(f"beams and batch_size must be 1 or more, found {beams} and {batch_size}")
+            raise UserError(
+                f"beams and batch_size must be 1 or more, found {beams} and {batch_size}"
+            )
         self.model.eval()
         pad = self.vocabulary.pad
         encoded = [self._encode(text) for text in texts]
@@ -117,7 +128,11 @@ class TextToUnit:
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder)
         save_module(self.model, folder / "model.safetensors")
-        settings = self.settings if isinstance(self.settings, dict) else self.settings.model_dump(mode="json")
+        settings = (
+            self.settings
+            if isinstance(self.settings, dict)
+            else self.settings.model_dump(mode="json")
+        )
         kind = "published" if isinstance(self.settings, dict) else "trained"
         facts = {
             "kind": kind,
@@ -144,19 +159,29 @@ class TextToUnit:
                 vocabulary = published.load_vocabulary(folder / published.MODEL_FILE)
                 model, settings = published.build_fsmt(facts["settings"]), facts["settings"]
             else:
-                vocabulary = PairVocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")), facts["unit_count"])
+                vocabulary = PairVocabulary(
+                    Tokenizer.from_file(str(folder / "tokenizer.json")), facts["unit_count"]
+                )
                 settings = TextToUnitSettings.model_validate(facts["settings"])
                 model = build_model(settings, vocabulary, facts["rate"], seed=0)
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder} does not describe a text-to-unit model ({reason}): run its step again") from None
+            raise UserError(
+                f"{folder} does not describe a text-to-unit model ({reason}): run its step again"
+            ) from None
         load_module(model, folder / "model.safetensors")
         made = cls(model.eval(), vocabulary, facts["inventory"], settings, facts["rate"])
-        own = PUBLISHED if facts["kind"] == "published" else {"beams": settings.beams, "spoken_form": facts.get("spoken_form", False)}
+        own = (
+            PUBLISHED
+            if facts["kind"] == "published"
+            else {"beams": settings.beams, "spoken_form": facts.get("spoken_form", False)}
+        )
         return replace(made, **own)
 
 
-def from_fairseq(checkpoint: Path | str, spm: Path | str, inventory: str, dictionary: Path | str | None = None) -> TextToUnit:
+def from_fairseq(
+    checkpoint: Path | str, spm: Path | str, inventory: str, dictionary: Path | str | None = None
+) -> TextToUnit:
     """The published text-to-unit model, ready to speak.
 
     Args:
@@ -166,6 +191,8 @@ def from_fairseq(checkpoint: Path | str, spm: Path | str, inventory: str, dictio
         dictionary: `dict.unit.txt`, to be compared with `spm`.
     """
     checkpoint, spm = Path(checkpoint).expanduser(), Path(spm).expanduser()
-    vocabulary = published.load_vocabulary(spm, Path(dictionary).expanduser() if dictionary else None)
+    vocabulary = published.load_vocabulary(
+        spm, Path(dictionary).expanduser() if dictionary else None
+    )
     model, settings = published.model_from_fairseq(checkpoint, vocabulary.size)
     return TextToUnit(model, vocabulary, inventory, settings, **PUBLISHED)

@@ -14,7 +14,15 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
-from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairLoss, PairVocabulary, build_model, pad_rows, train_tokenizer
+from speechgpt_lib.text_to_unit.model import (
+    PAD,
+    POSITIONS,
+    PairLoss,
+    PairVocabulary,
+    build_model,
+    pad_rows,
+    train_tokenizer,
+)
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.epochs import Epochs
@@ -43,17 +51,25 @@ def train_text_to_unit(
         UserError: no pairs; a pair that is empty, too long or has a unit the inventory has not; `settings.pretrained`.
     """
     if settings.pretrained:
-        raise UserError(f"text_to_unit.pretrained is {settings.pretrained!r} but this step trains a model: leave the key out of the recipe")
+        raise UserError(
+            f"text_to_unit.pretrained is {settings.pretrained!r} but this step trains a model: leave the key out of the recipe"
+        )
     if not pairs:
-        raise UserError("there are no pairs of text and units to learn from: run notebook 01_unit_extraction.ipynb first")
-    vocabulary = PairVocabulary(train_tokenizer((text for text, _ in pairs), settings.pieces), unit_count)
+        raise UserError(
+            "there are no pairs of text and units to learn from: run notebook 01_unit_extraction.ipynb first"
+        )
+    vocabulary = PairVocabulary(
+        train_tokenizer((text for text, _ in pairs), settings.pieces), unit_count
+    )
     encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
     model = build_model(settings, vocabulary, rate, seed)
     batches = PairBatches(encoded, settings.tokens_per_batch, seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        place = next(modules["text_to_unit"].parameters()).device  # "auto" is for the loop to settle
+        place = next(
+            modules["text_to_unit"].parameters()
+        ).device  # "auto" is for the loop to settle
         sources, targets = (tensor.to(place) for tensor in batch)
         loss, count, right = modules["text_to_unit"](sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
@@ -70,7 +86,9 @@ def train_text_to_unit(
             device=device,
             on_log=on_log,
         )
-    return TextToUnit(model.cpu().eval(), vocabulary, inventory_id, settings, rate, beams=settings.beams), summary
+    return TextToUnit(
+        model.cpu().eval(), vocabulary, inventory_id, settings, rate, beams=settings.beams
+    ), summary
 
 
 class PairBatches:
@@ -83,16 +101,22 @@ class PairBatches:
         self.pairs, self.tokens_per_batch, self.seed = pairs, tokens_per_batch, seed
         self.epochs = Epochs(self._plan)
 
-    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, step: int, rank: int = 0, world_size: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         whole = [self.pairs[k] for k in self.epochs.at(step)]
         mine = whole[rank::world_size]
         if not mine:  # more processes than rows: take part with a row that counts nothing
             return pad_rows([whole[0][0]], PAD), pad_rows([[PAD]], PAD)
-        return pad_rows([text for text, _ in mine], PAD), pad_rows([units for _, units in mine], PAD)
+        return pad_rows([text for text, _ in mine], PAD), pad_rows(
+            [units for _, units in mine], PAD
+        )
 
     def _plan(self, epoch: int, first: int) -> list[list[int]]:
         rng = random.Random(f"text to unit {self.seed} {epoch}")
-        order = sorted(range(len(self.pairs)), key=lambda k: len(self.pairs[k][1]) + 6 * rng.random())
+        order = sorted(
+            range(len(self.pairs)), key=lambda k: len(self.pairs[k][1]) + 6 * rng.random()
+        )
         batches: list[list[int]] = [[]]
         longest = 0
         for k in order:
@@ -107,7 +131,9 @@ class PairBatches:
 
 def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:
     if len(units) == 0:
-        raise UserError(f"the pair of {text[:40]!r} has no units: leave it out or extract its units again")
+        raise UserError(
+            f"the pair of {text[:40]!r} has no units: leave it out or extract its units again"
+        )
     source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
     if max(len(source), len(target)) > POSITIONS:
         raise UserError(

@@ -18,7 +18,9 @@ from speechgpt_lib.training.row_attention import NAME
 
 
 @contextmanager
-def training_attention(model: PreTrainedModel, device: str, wanted: str = "auto", packed: bool = False) -> Iterator[None]:
+def training_attention(
+    model: PreTrainedModel, device: str, wanted: str = "auto", packed: bool = False
+) -> Iterator[None]:
     """Within the block `model` computes attention as `wanted`, by default as trains fastest on `device`; after it, fused again.
 
     Args:
@@ -29,12 +31,18 @@ def training_attention(model: PreTrainedModel, device: str, wanted: str = "auto"
     if wanted == "auto" and device == "cpu":
         wanted = NAME if packed else "eager"
     elif wanted == "auto":
-        wanted = "flash_attention_2" if packed and device == "cuda" and find_spec("flash_attn") else "sdpa"
+        wanted = (
+            "flash_attention_2"
+            if packed and device == "cuda" and find_spec("flash_attn")
+            else "sdpa"
+        )
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:
         why = str(error).splitlines()[0][:150]
-        raise UserError(f"attention: {wanted} can't be had here ({why}): install it or set attention: auto") from None
+        raise UserError(
+            f"attention: {wanted} can't be had here ({why}): install it or set attention: auto"
+        ) from None
     try:
         yield
     finally:

@@ -21,15 +21,23 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
 
 
-def save_checkpoint(folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2, tokens: int = 0) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2, tokens: int = 0
+) -> Path:
     """Write the state after `step` optimizer steps and `tokens` tokens, then drop all but the newest `keep` checkpoints."""
     target = folder / f"step_{step:08d}"
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
-        torch.save({name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt")
-        write_json(temporary / "state.json", {"step": step, "tokens": tokens, "files": hash_folder(temporary)})
+        torch.save(
+            {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            temporary / "optimizers.pt",
+        )
+        write_json(
+            temporary / "state.json",
+            {"step": step, "tokens": tokens, "files": hash_folder(temporary)},
+        )
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -49,7 +57,9 @@ class Checkpoint:
             load_module(module, self.path / f"{name}.safetensors")
         return self.step
 
-    def load_optimizers(self, optimizers: dict, load: Callable[[torch.optim.Optimizer, dict], None]) -> None:
+    def load_optimizers(
+        self, optimizers: dict, load: Callable[[torch.optim.Optimizer, dict], None]
+    ) -> None:
         """Restore optimizers in place, each by `load`."""
         saved = torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
         for name, optimizer in optimizers.items():
@@ -65,7 +75,9 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
                 raise UserError("its files do not match the hashes in state.json")
             return Checkpoint(path, int(state["step"]), int(state.get("tokens", 0)))
         except (UserError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2)
+            warnings.warn(
+                f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2
+            )
     return None
 
 
@@ -100,18 +112,26 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own error type for damaged headers
-        raise UserError(f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again") from None
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again"
+        ) from None
     own, aliases = module.state_dict(), {}
     for name, tensor in own.items():
         aliases.setdefault(tensor.data_ptr(), []).append(name)
-    tied = {name for names in aliases.values() if any(n in tensors for n in names) for name in names}
+    tied = {
+        name for names in aliases.values() if any(n in tensors for n in names) for name in names
+    }
     missing = [name for name in own if name not in tensors and name not in tied]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
-        raise UserError(f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise UserError(
+            f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
-            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}")
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}"
+            )
     module.load_state_dict(tensors, strict=False)
 
 

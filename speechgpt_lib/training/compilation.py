@@ -21,8 +21,12 @@ def compile_layers(modules: Iterable[nn.Module], undo: bool = False) -> None:
         UserError: no C++ compiler here, which torch needs.
     """
     if not undo and not shutil.which("g++") and sys.platform == "linux":
-        raise UserError("compile: true needs a C++ compiler (g++), and there is none on this machine; install one or set compile: false")
-    for layers in (m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)):
+        raise UserError(
+            "compile: true needs a C++ compiler (g++), and there is none on this machine; install one or set compile: false"
+        )
+    for layers in (
+        m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)
+    ):
         for layer in layers:
             if undo:
                 layer._compiled_call_impl = None  # what nn.Module.compile sets

@@ -33,7 +33,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def train_step(run: Run, name: str, processes: int = 1, force: bool = False, on_log: Callable[[dict], None] | None = None) -> Step:
+def train_step(
+    run: Run,
+    name: str,
+    processes: int = 1,
+    force: bool = False,
+    on_log: Callable[[dict], None] | None = None,
+) -> Step:
     """Make the trained step `name` ("stage1") of `run` in `processes` processes; `on_log` is told every row of its metrics log.
 
     Raises:
@@ -46,7 +52,9 @@ def train_step(run: Run, name: str, processes: int = 1, force: bool = False, on_
     if processes == 1:
         return getattr(pipeline, f"make_{name}")(run, force=force, on_log=on_log)
     target = getattr(pipeline, name.upper())
-    if force:  # else some workers might still see the checkpoints that the first one is about to drop
+    if (
+        force
+    ):  # else some workers might still see the checkpoints that the first one is about to drop
         shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
     command = torchrun_command(name, run, processes, force)
     run.say("$ " + " ".join(["python", *command[1:]]))
@@ -55,7 +63,9 @@ def train_step(run: Run, name: str, processes: int = 1, force: bool = False, on_
     status = supervise(command, run.say, run.path / LOG, follower.look)
     if status != 0:
         reason = _reason(run.path / LOG)
-        raise UserError(f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})")
+        raise UserError(
+            f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})"
+        )
     step = run.require(target)
     if earlier is None or earlier.facts != step.facts:  # it was made just now
         follower.tell_new(step.path)
@@ -91,16 +101,38 @@ class Follower:
 
 def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
     """The command that starts `processes` workers as one group; each is told how many there must be."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, "-m", "speechgpt_lib.training.worker", name, str(run.path), str(processes), *["force"] * force]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
+    return [
+        *launcher,
+        "-m",
+        "speechgpt_lib.training.worker",
+        name,
+        str(run.path),
+        str(processes),
+        *["force"] * force,
+    ]
 
 
-def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhile: Callable[[], None] = lambda: None) -> int:
+def supervise(
+    command: list[str],
+    say: Callable[[str], None],
+    log: Path,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Run a command in a session of its own that ends when we do; say what it prints, and return its exit code.
 
     `meanwhile` is called again and again while it runs, twice a second or so.
     """
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
+    environment = {
+        "OMP_NUM_THREADS": "1"
+    } | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
     with open(log, "w") as errors, interrupts_later() as allow_them:
         process = subprocess.Popen(
             command,
@@ -121,7 +153,9 @@ def supervise(command: list[str], say: Callable[[str], None], log: Path, meanwhi
                     say(line.rstrip())
                 meanwhile()
             return process.wait()
-        except BaseException:  # an interrupt above all: whatever takes us away, nothing is left behind
+        except (
+            BaseException
+        ):  # an interrupt above all: whatever takes us away, nothing is left behind
             stop(process)
             raise
         finally:
@@ -173,7 +207,9 @@ def stop(process: subprocess.Popen) -> None:
         process.wait(timeout=PATIENCE_S)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers get SIGTERM by this: see end_with_parent
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # its workers get SIGTERM by this: see end_with_parent
         process.wait()
 
 
@@ -185,7 +221,9 @@ def end_with_parent() -> None:
 
 def _reason(log: Path) -> str:
     """The first line in which a worker said why it ended, else the first error of any kind."""
-    lines = [re.sub(r"^\[rank\d+\]: ", "", line) for line in log.read_text(errors="replace").splitlines()]
+    lines = [
+        re.sub(r"^\[rank\d+\]: ", "", line) for line in log.read_text(errors="replace").splitlines()
+    ]
     own = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     other = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return next(iter(own + other), "no reason given").removeprefix("error: ")

@@ -34,12 +34,28 @@ class MetricsLog:
         flops_per_token: what the model needs for a token, forward and backward; 0 leaves `mfu` out.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, first: int, tokens: int, settings: Optimization, flops_per_token: float):
-        self.path, self.accelerator, self.first, self.tokens, self.steps = path, accelerator, first, tokens, settings.steps
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        first: int,
+        tokens: int,
+        settings: Optimization,
+        flops_per_token: float,
+    ):
+        self.path, self.accelerator, self.first, self.tokens, self.steps = (
+            path,
+            accelerator,
+            first,
+            tokens,
+            settings.steps,
+        )
         peak = math.inf
         if flops_per_token:
             peak = matmul_peak(accelerator.device.type, settings.precision, torch.get_num_threads())
-        self.share_of_peak = flops_per_token / (peak * accelerator.num_processes)  # that one token a second is
+        self.share_of_peak = flops_per_token / (
+            peak * accelerator.num_processes
+        )  # that one token a second is
         self.board = None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -52,19 +68,32 @@ class MetricsLog:
     def write(self, step: int, record: dict[str, Any], tokens: int) -> dict[str, float]:
         """Log `record` after `step` steps; `tokens`: all so far, of all processes (0: not counted).  Returns the line."""
         now = time.perf_counter()
-        row = {"step": step, **pooled(self.accelerator, record | {"memory_mb": memory_mb(self.accelerator.device)})}
+        row = {
+            "step": step,
+            **pooled(self.accelerator, record | {"memory_mb": memory_mb(self.accelerator.device)}),
+        }
         if tokens:
             speed = (tokens - self.tokens) / max(now - self.last, 1e-9)
             row |= {"tokens": tokens, "tokens_per_second": round(speed, 1)}
             row |= {"mfu": speed * self.share_of_peak} if self.share_of_peak else {}
         self.tokens, self.last = tokens, now
         seconds = now - self.started
-        row |= {"seconds": seconds, "seconds_left": seconds / (step - self.first) * (self.steps - step)}
+        row |= {
+            "seconds": seconds,
+            "seconds_left": seconds / (step - self.first) * (self.steps - step),
+        }
         row = {name: _number(value) for name, value in row.items()}
         if self.board:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            self.board.write(step, {name: value for name, value in row.items() if name != "step" and value is not None})
+            self.board.write(
+                step,
+                {
+                    name: value
+                    for name, value in row.items()
+                    if name != "step" and value is not None
+                },
+            )
         return row
 
 
@@ -77,12 +106,22 @@ class Board:
 
     def __init__(self, folder: Path, first: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self.events = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")  # a file for each attempt
+        self.events = EventsWriter(
+            str(folder / "events"), f".{len(list(folder.iterdir()))}"
+        )  # a file for each attempt
         # Tells TensorBoard to forget what an earlier attempt logged after the checkpoint.
-        self.events.write_event(Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.events.write_event(
+            Event(
+                wall_time=time.time(),
+                step=first + 1,
+                session_log=SessionLog(status=SessionLog.START),
+            )
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
         self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self.events.flush()
 
@@ -103,15 +142,26 @@ def pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:
     """This process's figures → those of all: counts (int) are added up, everything else is averaged."""
     if accelerator.num_processes == 1:
         return record
-    own = torch.tensor([torch.as_tensor(value).item() for value in record.values()], dtype=torch.float64, device=accelerator.device)
+    own = torch.tensor(
+        [torch.as_tensor(value).item() for value in record.values()],
+        dtype=torch.float64,
+        device=accelerator.device,
+    )
     sums = accelerator.reduce(own, "sum").tolist()
     pairs = zip(record.items(), sums, strict=True)
-    return {name: round(total) if isinstance(value, int) else total / accelerator.num_processes for (name, value), total in pairs}
+    return {
+        name: round(total) if isinstance(value, int) else total / accelerator.num_processes
+        for (name, value), total in pairs
+    }
 
 
 def memory_mb(device: torch.device) -> float:
     """MB that this process holds: tensors on a GPU at their peak, else resident memory."""
-    size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    size = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else psutil.Process().memory_info().rss
+    )
     return round(size / 1e6, 1)
 
 

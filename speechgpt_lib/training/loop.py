@@ -27,19 +27,34 @@ from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.compilation import compile_layers
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.log import read_metrics as read_metrics
-from speechgpt_lib.training.sharding import Whole, copy_back, exchange_gradients, load_optimizer, shard, whole
+from speechgpt_lib.training.sharding import (
+    Whole,
+    copy_back,
+    exchange_gradients,
+    load_optimizer,
+    shard,
+    whole,
+)
 
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
 
-def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(
+    modules: list[torch.nn.Module], settings: Optimization
+) -> dict[str, torch.optim.Optimizer]:
     """AdamW for everything; or, with `matrix_learning_rate`, Muon for the matrices between layers and AdamW for the rest.
 
     Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of a matrix orthogonal, so that
     directions of small gradients are learned as fast as those of large ones.  All matrices move, and they grow, so it wants far more
     weight decay than AdamW.  Returns optimizers by what follows the phase's name.
     """
-    tables = {id(p) for module in modules for m in module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    tables = {
+        id(p)
+        for module in modules
+        for m in module.modules()
+        if isinstance(m, torch.nn.Embedding)
+        for p in m.parameters()
+    }
     matrices, others = [], []
     for name, p in (named for module in modules for named in module.named_parameters()):
         between_layers = p.ndim == 2 and id(p) not in tables and "lm_head" not in name
@@ -49,12 +64,23 @@ def make_optimizers(modules: list[torch.nn.Module], settings: Optimization) -> d
     if others:
         group = {"params": others, "scale": 1.0}
         optimizers[""] = torch.optim.AdamW(
-            [group], settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+            [group],
+            settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
     if matrices:
-        group = {"params": matrices, "scale": settings.matrix_learning_rate / settings.learning_rate}
+        group = {
+            "params": matrices,
+            "scale": settings.matrix_learning_rate / settings.learning_rate,
+        }
         optimizers[MATRICES] = torch.optim.Muon(
-            [group], settings.learning_rate, settings.matrix_weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            [group],
+            settings.learning_rate,
+            settings.matrix_weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
         )
     return optimizers
 
@@ -125,27 +151,40 @@ def train(
     bare = dict(modules)
     sharded = settings.sharding == "full" and world_size > 1
     if sharded and (len(phases) > 1 or visits):
-        raise UserError(f"a training with {len(phases)} optimizers or visits can't be sharded: set sharding: none")
+        raise UserError(
+            f"a training with {len(phases)} optimizers or visits can't be sharded: set sharding: none"
+        )
     # 2. Resume: weights before they are shared out, moments after -----------------------------------------------------------------
     checkpoints = work / "checkpoints"
     checkpoint = find_checkpoint(checkpoints)
-    first, tokens_before = (checkpoint.load_modules(bare), checkpoint.tokens) if checkpoint else (0, 0)
+    first, tokens_before = (
+        (checkpoint.load_modules(bare), checkpoint.tokens) if checkpoint else (0, 0)
+    )
     if sharded:
-        modules = {name: shard(module, accelerator.device, settings.precision) for name, module in bare.items()}
+        modules = {
+            name: shard(module, accelerator.device, settings.precision)
+            for name, module in bare.items()
+        }
     if settings.compile:
         compile_layers(modules.values())
     optimizers = {
         f"{phase}{suffix}": optimizer
         for phase, names in phases.items()
-        for suffix, optimizer in make_optimizers([modules[name] for name in names], settings).items()
+        for suffix, optimizer in make_optimizers(
+            [modules[name] for name in names], settings
+        ).items()
     }
     if checkpoint:
         checkpoint.load_optimizers(optimizers, load_optimizer)
     if not sharded:
         modules = {name: accelerator.prepare(module) for name, module in modules.items()}
-        optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+        optimizers = {
+            name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()
+        }
     # 3. A log, and visits that are due --------------------------------------------------------------------------------------------
-    log = MetricsLog(work / "metrics.jsonl", accelerator, first, tokens_before, settings, flops_per_token)
+    log = MetricsLog(
+        work / "metrics.jsonl", accelerator, first, tokens_before, settings, flops_per_token
+    )
     visits = dict(visits or {}) if accelerator.is_main_process else {}
     if first in visits:  # saved, but perhaps killed while it was there
         visits[first]()
@@ -156,7 +195,10 @@ def train(
     with StopRequest() as stop:
         for step in range(first, settings.steps):
             # A process that accumulates stands for as many processes, one after the other.
-            parts = [accelerator.process_index * settings.accumulation + part for part in range(settings.accumulation)]
+            parts = [
+                accelerator.process_index * settings.accumulation + part
+                for part in range(settings.accumulation)
+            ]
             of = world_size * settings.accumulation
             batches = []
             for part in parts:
@@ -165,43 +207,89 @@ def train(
             record: dict[str, Any] = {}
             for phase, names in phases.items():
                 rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
-                own = [optimizer for name, optimizer in optimizers.items() if name in (phase, phase + MATRICES)]
+                own = [
+                    optimizer
+                    for name, optimizer in optimizers.items()
+                    if name in (phase, phase + MATRICES)
+                ]
                 for optimizer in own:
                     optimizer.zero_grad()
-                parameters = [p for name in names for p in modules[name].parameters() if p.requires_grad]
+                parameters = [
+                    p for name in names for p in modules[name].parameters() if p.requires_grad
+                ]
                 with _explained(step, settings):
-                    found = _backward(accelerator, phase, names, modules, step_function, batches, parts, step, seed, parameters)
+                    found = _backward(
+                        accelerator,
+                        phase,
+                        names,
+                        modules,
+                        step_function,
+                        batches,
+                        parts,
+                        step,
+                        seed,
+                        parameters,
+                    )
                 if found is None:
                     continue
                 losses, metrics = found
                 norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
-                if not torch.isfinite(norm if world_size > 1 else norm + sum(losses)):  # the norm is the same everywhere
+                if not torch.isfinite(
+                    norm if world_size > 1 else norm + sum(losses)
+                ):  # the norm is the same everywhere
                     where = [
-                        name_rows(step, part, of) if name_rows else "" for part, x in zip(parts, losses, strict=True) if not x.isfinite()
+                        name_rows(step, part, of) if name_rows else ""
+                        for part, x in zip(parts, losses, strict=True)
+                        if not x.isfinite()
                     ]
-                    raise UserError(_not_finite(accelerator, phase, step, work, sum(losses), norm, where))
+                    raise UserError(
+                        _not_finite(accelerator, phase, step, work, sum(losses), norm, where)
+                    )
                 for optimizer in own:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * group["scale"]
                     optimizer.step()
                 own_tokens += metrics.pop("tokens", 0)
                 prefix = "" if len(phases) == 1 else f"{phase}_"
-                record |= {f"{prefix}loss": sum(losses), f"{prefix}grad_norm": norm, "lr": rate, **metrics}
+                record |= {
+                    f"{prefix}loss": sum(losses),
+                    f"{prefix}grad_norm": norm,
+                    "lr": rate,
+                    **metrics,
+                }
             # 5. Log and save ------------------------------------------------------------------------------------------------------
             last = step + 1 == settings.steps
             if settings.most_tokens:
-                last = last or tokens_before + _total(accelerator, own_tokens) >= settings.most_tokens
+                last = (
+                    last or tokens_before + _total(accelerator, own_tokens) >= settings.most_tokens
+                )
             if last or (step + 1) % settings.log_every == 0:
-                summary = log.write(step + 1, record, tokens_before + _total(accelerator, own_tokens))
+                summary = log.write(
+                    step + 1, record, tokens_before + _total(accelerator, own_tokens)
+                )
                 if on_log:
                     on_log(summary)
             if settings.most_hours and time.perf_counter() - started > 3600 * settings.most_hours:
                 stop.requested = True
-            must_stop = _total(accelerator, stop.requested or time.perf_counter() - saved > settings.save_every_s) > 0
+            must_stop = (
+                _total(
+                    accelerator,
+                    stop.requested or time.perf_counter() - saved > settings.save_every_s,
+                )
+                > 0
+            )
             if (must_stop or step + 1 in visits) and not last:
-                kept = {name: Whole(module) for name, module in modules.items()} if sharded else bare
-                moments = {name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()}
-                tokens = tokens_before + _total(accelerator, own_tokens) if must_stop else tokens_before + own_tokens
+                kept = (
+                    {name: Whole(module) for name, module in modules.items()} if sharded else bare
+                )
+                moments = {
+                    name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()
+                }
+                tokens = (
+                    tokens_before + _total(accelerator, own_tokens)
+                    if must_stop
+                    else tokens_before + own_tokens
+                )
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoints, step + 1, kept, moments, settings.keep, tokens)
             if step + 1 in visits:
@@ -209,7 +297,9 @@ def train(
             if must_stop and not last:
                 saved = time.perf_counter()
                 if _total(accelerator, stop.requested) > 0:
-                    raise KeyboardInterrupt(f"stopped after step {step + 1}; run it again to resume")
+                    raise KeyboardInterrupt(
+                        f"stopped after step {step + 1}; run it again to resume"
+                    )
             if last:
                 break
     for name in bare if sharded else ():
@@ -245,7 +335,11 @@ def _backward(
         if result is None:
             return None
         loss_sum, weight, found = result
-        metrics = found | {name: value + metrics.get(name, 0) for name, value in found.items() if isinstance(value, int)}
+        metrics = found | {
+            name: value + metrics.get(name, 0)
+            for name, value in found.items()
+            if isinstance(value, int)
+        }
         weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
         if len(parts) == 1:
             total = accelerator.reduce(weight, "sum") if world > 1 else weight
@@ -272,26 +366,42 @@ def _explained(step: int, settings: Optimization) -> Iterator[None]:
     """A batch that finds no memory, in words."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is no class for it
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (
+        RuntimeError
+    ) as error:  # torch.OutOfMemoryError is one; on a CPU there is no class for it
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+            error
+        ):
             raise
         cures = ["lower tokens_per_batch, or raise accumulation", "set checkpointing: true"]
-        cures += ["set sharding: full and take more processes"] if settings.sharding == "none" else []
+        cures += (
+            ["set sharding: full and take more processes"] if settings.sharding == "none" else []
+        )
         raise UserError(
             f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept: {'; '.join(cures)}"
         ) from error
 
 
 def _not_finite(
-    accelerator: Accelerator, phase: str, step: int, work: Path, loss: torch.Tensor, norm: torch.Tensor, where: list[str]
+    accelerator: Accelerator,
+    phase: str,
+    step: int,
+    work: Path,
+    loss: torch.Tensor,
+    norm: torch.Tensor,
+    where: list[str],
 ) -> str:
     """What all processes say of a loss or gradient that is no number; `where`: the rows of the parts of this one whose loss is none."""
-    everywhere = [text for text in (gather_object(where) if accelerator.num_processes > 1 else where) if text]
-    value = f"loss of {phase} became {loss.item()}" if not loss.isfinite() or everywhere else f"gradient of {phase} became {norm.item()}"
-    rows = f" ({'; '.join(everywhere)})" if everywhere else ""
-    return (
-        f"the {value} at step {step + 1} in {work}{rows}; the last good checkpoint is kept. Lower the learning rate or look at that batch"
+    everywhere = [
+        text for text in (gather_object(where) if accelerator.num_processes > 1 else where) if text
+    ]
+    value = (
+        f"loss of {phase} became {loss.item()}"
+        if not loss.isfinite() or everywhere
+        else f"gradient of {phase} became {norm.item()}"
     )
+    rows = f" ({'; '.join(everywhere)})" if everywhere else ""
+    return f"the {value} at step {step + 1} in {work}{rows}; the last good checkpoint is kept. Lower the learning rate or look at that batch"
 
 
 def _seed(seed: int, step: int, part: int) -> None:

@@ -36,20 +36,39 @@ def row_attention(
     """
     blocks, heads, tokens, width = query.shape
     groups, place, slot, real = _lay_out(position_ids.expand(blocks, tokens))
-    laid = [_Gather.apply(states.transpose(1, 2).flatten(0, 1), place, slot, None) for states in (query, key, value)]
+    laid = [
+        _Gather.apply(states.transpose(1, 2).flatten(0, 1), place, slot, None)
+        for states in (query, key, value)
+    ]
     seen = []
-    for parts in zip(*(states.split([rows * length for rows, length in groups]) for states in laid), groups, strict=True):
+    for parts in zip(
+        *(states.split([rows * length for rows, length in groups]) for states in laid),
+        groups,
+        strict=True,
+    ):
         *parts, (rows, length) = parts
-        q, k, v = (states.unflatten(0, (rows, length)).transpose(1, 2) for states in parts)  # (rows, heads, length, width)
+        q, k, v = (
+            states.unflatten(0, (rows, length)).transpose(1, 2) for states in parts
+        )  # (rows, heads, length, width)
         k, v = (repeat_kv(states, module.num_key_value_groups) for states in (k, v))
         later = query.new_full((length, length), -torch.inf).triu(1)
-        scores = ((q * scaling) @ k.transpose(2, 3)).add_(later)  # in place: the product keeps nothing of it, and the mask has no gradient
+        scores = ((q * scaling) @ k.transpose(2, 3)).add_(
+            later
+        )  # in place: the product keeps nothing of it, and the mask has no gradient
         weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        seen.append((nn.functional.dropout(weights, dropout, module.training) @ v).transpose(1, 2).flatten(0, 1))
-    return _Gather.apply(torch.cat(seen), slot, place, real).view(blocks, tokens, heads, width), None
+        seen.append(
+            (nn.functional.dropout(weights, dropout, module.training) @ v)
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
+    return _Gather.apply(torch.cat(seen), slot, place, real).view(
+        blocks, tokens, heads, width
+    ), None
 
 
-def _lay_out(positions: torch.Tensor) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor, torch.Tensor]:
+def _lay_out(
+    positions: torch.Tensor,
+) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor, torch.Tensor]:
     """Slots for all rows, those of like length beside each other: groups (rows, length), the token of every slot, the slot of every token,
     and which slots are no filling.
 
@@ -74,14 +93,21 @@ class _Gather(torch.autograd.Function):
     """x[index], whose gradient is gathered, too, by the index that leads back; what is `real` alone has one."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor, real: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.back, ctx.real = back, real
         return x[index]
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         gathered = gradient[ctx.back]
-        return gathered if ctx.real is None else gathered * ctx.real[:, None, None], None, None, None
+        return (
+            gathered if ctx.real is None else gathered * ctx.real[:, None, None],
+            None,
+            None,
+            None,
+        )
 
 
 AttentionInterface.register(NAME, row_attention)

@@ -25,13 +25,21 @@ def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     precision: "bf16" computes and gathers in it; sums of gradients, weights and moments stay fp32.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if precision == "bf16"
+        else MixedPrecisionPolicy()
+    )
     lists = [m for m in module.cpu().modules() if isinstance(m, nn.ModuleList)]
     empty = {id(layers): nn.ModuleList() for layers in lists}
-    sharded = copy.deepcopy(module, dict(empty)).to(device)  # without its layers: those come one by one, so the device never holds all
+    sharded = copy.deepcopy(module, dict(empty)).to(
+        device
+    )  # without its layers: those come one by one, so the device never holds all
     for layers in lists:
         for layer in layers:
-            empty[id(layers)].append(fully_shard(copy.deepcopy(layer).to(device), mesh=mesh, mp_policy=policy))
+            empty[id(layers)].append(
+                fully_shard(copy.deepcopy(layer).to(device), mesh=mesh, mp_policy=policy)
+            )
     return fully_shard(sharded, mesh=mesh, mp_policy=policy)
 
 
@@ -48,7 +56,9 @@ class Whole:
     """A sharded module or optimizer as a checkpoint sees it: whole tensors.  Made by all processes together, written by one."""
 
     def __init__(self, sharded: nn.Module | torch.optim.Optimizer):
-        self._state = whole(dict(_tensors(sharded)) if isinstance(sharded, nn.Module) else sharded.state_dict())
+        self._state = whole(
+            dict(_tensors(sharded)) if isinstance(sharded, nn.Module) else sharded.state_dict()
+        )
 
     def state_dict(self) -> dict:
         return self._state
@@ -64,13 +74,18 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Whole moments, as an unsharded optimizer saves them, into one whose weights are sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    own = {index: {name: _share(t, parameters[index]) for name, t in kept.items()} for index, kept in state["state"].items()}
+    own = {
+        index: {name: _share(t, parameters[index]) for name, t in kept.items()}
+        for index, kept in state["state"].items()
+    }
     optimizer.load_state_dict(state | {"state": own})
 
 
 def _share(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+        return distribute_tensor(
+            tensor.to(parameter.device), parameter.device_mesh, parameter.placements
+        )
     return tensor
 
 

@@ -15,7 +15,9 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
 @functools.cache
-def matmul_peak(device: str = "cpu", precision: str = "no", threads: int | None = None, seconds: float = 0.3) -> float:
+def matmul_peak(
+    device: str = "cpu", precision: str = "no", threads: int | None = None, seconds: float = 0.3
+) -> float:
     """FLOP/s of square matrix products in `precision` ("no": fp32), the best of as many as fit into `seconds`; measured once a process.
 
     `threads` only tells apart measurements with different numbers of CPU threads.

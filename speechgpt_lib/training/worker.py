@@ -25,7 +25,9 @@ from speechgpt_lib.training.launch import end_with_parent
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     from speechgpt_lib import pipeline
 
-    signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers it by itself, with a checkpoint
+    signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # the training loop answers it by itself, with a checkpoint
     end_with_parent()  # torchrun gives each worker a session of its own: without this a killed launcher leaves them running
     rank = int(os.environ.get("RANK", 0))
     # What the run is told is how many there must be, not how many there are: the training loop refuses when the two differ.

@@ -23,7 +23,12 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from speechgpt_lib.corpora.segment_tables import QUARANTINE_SCHEMA, iterate_table, table_shards, write_rows
+from speechgpt_lib.corpora.segment_tables import (
+    QUARANTINE_SCHEMA,
+    iterate_table,
+    table_shards,
+    write_rows,
+)
 from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file, hash_json, read_json, write_json
@@ -81,20 +86,35 @@ def extract_corpus(
         pass
     made = [job for job in jobs if job.units.exists()]
     counts = shard_counts(out)
-    summary = {"inventory": jobs[0].inventory_id, "shards": f"{len(made)} of {len(jobs)}", "settings": settings.key(), **asdict(counts)}
+    summary = {
+        "inventory": jobs[0].inventory_id,
+        "shards": f"{len(made)} of {len(jobs)}",
+        "settings": settings.key(),
+        **asdict(counts),
+    }
     summary["hours"] = round(counts.seconds / 3600, 4)
-    summary["units_per_second"] = round(counts.units / counts.frames * FRAME_RATE, 3) if counts.frames else None
-    summary["miss_rate"] = counts.missed_frames / counts.checked_frames if counts.checked_frames else None
+    summary["units_per_second"] = (
+        round(counts.units / counts.frames * FRAME_RATE, 3) if counts.frames else None
+    )
+    summary["miss_rate"] = (
+        counts.missed_frames / counts.checked_frames if counts.checked_frames else None
+    )
     if len(made) == len(jobs):
         write_json(out / "summary.json", summary)
-    if counts.bad > max(max_bad_share * (counts.bad + counts.utterances), 1 if max_bad_share else 0):
+    if counts.bad > max(
+        max_bad_share * (counts.bad + counts.utterances), 1 if max_bad_share else 0
+    ):
         share = counts.bad / (counts.bad + counts.utterances)
         how = f"see {out}/quarantine-*.parquet, or accept them with --max-bad-share {math.ceil(100 * share) / 100:.2f}"
-        raise UserError(f"{counts.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}")
+        raise UserError(
+            f"{counts.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}"
+        )
     return summary
 
 
-def plan_jobs(table: Path, root: Path, inventory: Path, out: Path, settings: Extraction) -> list[Job]:
+def plan_jobs(
+    table: Path, root: Path, inventory: Path, out: Path, settings: Extraction
+) -> list[Job]:
     """The jobs in order, one a shard of `table`."""
     found = table_shards(table)
     if not root.is_dir():
@@ -103,11 +123,17 @@ def plan_jobs(table: Path, root: Path, inventory: Path, out: Path, settings: Ext
     out.mkdir(parents=True, exist_ok=True)
     jobs = []
     for path in found:
-        key = hash_json({"table": hash_file(path), "inventory": identity, "settings": settings.key()})
+        key = hash_json(
+            {"table": hash_file(path), "inventory": identity, "settings": settings.key()}
+        )
         jobs.append(Job(path, root, out / path.name.replace("segments", "units"), key, identity))
-    strangers = {path.name for path in out.glob("units-*.parquet")} - {job.units.name for job in jobs}
+    strangers = {path.name for path in out.glob("units-*.parquet")} - {
+        job.units.name for job in jobs
+    }
     if strangers:
-        raise UserError(f"{out} holds {sorted(strangers)[0]}, which is no shard of {table}: choose another --out")
+        raise UserError(
+            f"{out} holds {sorted(strangers)[0]}, which is no shard of {table}: choose another --out"
+        )
     return jobs
 
 
@@ -118,15 +144,25 @@ def is_made(job: Job) -> bool:
     try:
         metadata = pyarrow.parquet.read_schema(job.units).metadata or {}
     except pyarrow.ArrowInvalid:
-        raise UserError(f"{job.units} is damaged or half-written: delete it and start again, it will be made anew") from None
+        raise UserError(
+            f"{job.units} is damaged or half-written: delete it and start again, it will be made anew"
+        ) from None
     if metadata.get(b"key", b"").decode() != job.key:
         other = json.loads(metadata.get(b"settings", b"{}"))
         found = f"inventory {metadata.get(b'inventory', b'?').decode()}, settings {other}"
-        raise UserError(f"{job.units} was made from something else ({found}): choose another --out, or delete it")
+        raise UserError(
+            f"{job.units} was made from something else ({found}): choose another --out, or delete it"
+        )
     return True
 
 
-def run_jobs(jobs: list[Job], inventory: Path, settings: Extraction, processes: int, on_seconds: Progress | None) -> Iterator[None]:
+def run_jobs(
+    jobs: list[Job],
+    inventory: Path,
+    settings: Extraction,
+    processes: int,
+    on_seconds: Progress | None,
+) -> Iterator[None]:
     """Make the shards, in this process or in several."""
     if processes <= 1 or len(jobs) <= 1:
         _prepare(inventory, settings, None, None)
@@ -136,7 +172,9 @@ def run_jobs(jobs: list[Job], inventory: Path, settings: Extraction, processes: 
     context = multiprocessing.get_context("spawn")
     done, told = context.Value("d", 0.0), 0.0
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with context.Pool(min(processes, len(jobs)), _prepare, (inventory, settings, threads, done)) as pool:
+    with context.Pool(
+        min(processes, len(jobs)), _prepare, (inventory, settings, threads, done)
+    ) as pool:
         results = pool.imap_unordered(make_shard, jobs)
         for _ in jobs:
             while True:
@@ -163,7 +201,9 @@ def _prepare(inventory: Path, settings: Extraction, threads: int | None, done) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
         end_with_parent()
         torch.set_num_threads(threads)
-    _worker.update(encoder=ShardEncoder(UnitInventory.load(inventory), settings), settings=settings, done=done)
+    _worker.update(
+        encoder=ShardEncoder(UnitInventory.load(inventory), settings), settings=settings, done=done
+    )
 
 
 def make_shard(job: Job, on_seconds: Progress | None = None) -> None:
@@ -176,12 +216,30 @@ def make_shard(job: Job, on_seconds: Progress | None = None) -> None:
 
     items = [item_of(segment, job.root) for segment in iterate_table(job.table.parent, [job.table])]
     rows, bad, counts = _worker["encoder"].encode(items, on_seconds if done is None else tell)
-    write_rows(job.quarantine, [Skipped(*(row[name] for name in QUARANTINE_SCHEMA.names)) for row in bad], QUARANTINE_SCHEMA)
-    write_units(job.units, rows, counts, job.inventory_id, key=job.key, settings=json.dumps(_worker["settings"].key()))
+    write_rows(
+        job.quarantine,
+        [Skipped(*(row[name] for name in QUARANTINE_SCHEMA.names)) for row in bad],
+        QUARANTINE_SCHEMA,
+    )
+    write_units(
+        job.units,
+        rows,
+        counts,
+        job.inventory_id,
+        key=job.key,
+        settings=json.dumps(_worker["settings"].key()),
+    )
 
 
 def item_of(segment: Segment, root: Path) -> Item:
     """A segment as the unit table names it; what a corpus on disk doesn't have is empty."""
-    row = {"id": segment.id, "text": segment.text or "", "answer": "", "kind": "speech", "voice": segment.speaker, "split": segment.split}
+    row = {
+        "id": segment.id,
+        "text": segment.text or "",
+        "answer": "",
+        "kind": "speech",
+        "voice": segment.speaker,
+        "split": segment.split,
+    }
     row |= {"path": segment.path, "language": segment.language}
     return Item(row, segment.seconds or 0.0, functools.partial(read_segment, root, segment))

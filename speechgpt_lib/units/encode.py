@@ -36,7 +36,10 @@ class Extraction:
     attention_limit_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for value, allowed, what in ((self.precision, PRECISIONS, "precision"), (self.long_audio, MODES, "way to treat long audio")):
+        for value, allowed, what in (
+            (self.precision, PRECISIONS, "precision"),
+            (self.long_audio, MODES, "way to treat long audio"),
+        ):
             if value not in allowed:
                 raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(allowed)}")
 
@@ -47,7 +50,11 @@ class Extraction:
     @property
     def limit(self) -> int:
         """Samples beyond which a recording is treated as long audio."""
-        return RELEASE_CHUNK if self.long_audio == "release" else int(max(self.budget_s, WHOLE_S) * SAMPLE_RATE)
+        return (
+            RELEASE_CHUNK
+            if self.long_audio == "release"
+            else int(max(self.budget_s, WHOLE_S) * SAMPLE_RATE)
+        )
 
     def key(self) -> dict:
         """What units depend on, if only by rounding."""
@@ -88,11 +95,19 @@ class ShardEncoder:
     def __init__(self, inventory: UnitInventory, settings: Extraction):
         self.settings = settings
         parts = {"device": settings.device, "normalize": inventory.normalize}
-        self.encoder = FeatureEncoder(inventory.encoder, inventory.layer, precision=settings.precision, **parts)
-        self.reference = FeatureEncoder(inventory.encoder, inventory.layer, **parts) if settings.precision != "fp32" else None
+        self.encoder = FeatureEncoder(
+            inventory.encoder, inventory.layer, precision=settings.precision, **parts
+        )
+        self.reference = (
+            FeatureEncoder(inventory.encoder, inventory.layer, **parts)
+            if settings.precision != "fp32"
+            else None
+        )
         self.assign = Assigner(inventory.kmeans, settings.device)
 
-    def encode(self, items: Sequence[Item], on_seconds: Callable[[float], None] | None = None) -> tuple[list[dict], list[dict], Counts]:
+    def encode(
+        self, items: Sequence[Item], on_seconds: Callable[[float], None] | None = None
+    ) -> tuple[list[dict], list[dict], Counts]:
         """Rows with `units` and `durations` in the order of `items`, rows of bad audio with `reason` and `detail`, and counts."""
         done: dict[int, dict] = {}
         bad: dict[int, dict] = {}
@@ -102,7 +117,10 @@ class ShardEncoder:
             for k, batch in enumerate(_ahead(readers, items, batches)):
                 good = {i: wave for i, wave in batch.items() if not isinstance(wave, UserError)}
                 for i in batch.keys() - good.keys():
-                    bad[i] = items[i].row | {"reason": getattr(batch[i], "reason", "unreadable"), "detail": str(batch[i])}
+                    bad[i] = items[i].row | {
+                        "reason": getattr(batch[i], "reason", "unreadable"),
+                        "detail": str(batch[i]),
+                    }
                 if good:
                     done |= self._encode_batch(good, items, counts, check=k % CHECK_EVERY == 0)
                 if on_seconds is not None:
@@ -110,26 +128,38 @@ class ShardEncoder:
         counts.bad = len(bad)
         return [done[i] for i in sorted(done)], [bad[i] for i in sorted(bad)], counts
 
-    def _encode_batch(self, waves: dict[int, np.ndarray], items: Sequence[Item], counts: Counts, check: bool) -> dict[int, dict]:
+    def _encode_batch(
+        self, waves: dict[int, np.ndarray], items: Sequence[Item], counts: Counts, check: bool
+    ) -> dict[int, dict]:
         features = self._features(self.encoder, list(waves.values()), counts)
         frames, near = self.assign(features)
         counts.near_ties += near
         if self.reference is not None and check:
             exact, _ = self.assign(self._features(self.reference, list(waves.values()), Counts()))
             counts.checked_frames += sum(map(len, exact))
-            counts.missed_frames += sum(int((a != b).sum()) for a, b in zip(frames, exact, strict=True))
+            counts.missed_frames += sum(
+                int((a != b).sum()) for a, b in zip(frames, exact, strict=True)
+            )
         rows = {}
         for (i, wave), ids in zip(waves.items(), frames, strict=True):
             units, durations = merge(ids)
             rows[i] = items[i].row | {"units": units, "durations": durations}
-            counts.utterances, counts.seconds = counts.utterances + 1, counts.seconds + len(wave) / SAMPLE_RATE
+            counts.utterances, counts.seconds = (
+                counts.utterances + 1,
+                counts.seconds + len(wave) / SAMPLE_RATE,
+            )
             counts.frames, counts.units = counts.frames + len(ids), counts.units + len(units)
         return rows
 
-    def _features(self, encoder: FeatureEncoder, waves: list[np.ndarray], counts: Counts) -> list[torch.Tensor]:
+    def _features(
+        self, encoder: FeatureEncoder, waves: list[np.ndarray], counts: Counts
+    ) -> list[torch.Tensor]:
         if all(len(wave) <= self.settings.limit for wave in waves):
             return encoder(waves)
-        found = [encode_long(encoder, wave, self.settings.long_audio, self.settings.attention_limit_s) for wave in waves]
+        found = [
+            encode_long(encoder, wave, self.settings.long_audio, self.settings.attention_limit_s)
+            for wave in waves
+        ]
         counts.dropped_samples += sum(long.dropped for long in found)
         counts.approximate += sum(long.approximate for long in found)
         return [long.features for long in found]
@@ -146,7 +176,9 @@ def plan_batches(seconds: Sequence[float], budget_s: float) -> list[list[int]]:
     return batches
 
 
-def _ahead(readers: ThreadPoolExecutor, items: Sequence[Item], batches: list[list[int]]) -> Iterator[dict[int, np.ndarray | UserError]]:
+def _ahead(
+    readers: ThreadPoolExecutor, items: Sequence[Item], batches: list[list[int]]
+) -> Iterator[dict[int, np.ndarray | UserError]]:
     """The waves of each batch, read while the one before is worked on; never more than two batches are in memory."""
     waiting: list[dict] = []
     for batch in batches:

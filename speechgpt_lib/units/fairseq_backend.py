@@ -44,8 +44,12 @@ class FairseqEncoder:
         checkpoint = Path(path).expanduser()
         refuse_code(checkpoint)
         fairseq = import_fairseq()
-        with torch.serialization.safe_globals([fairseq.data.dictionary.Dictionary, argparse.Namespace]):
-            models, _, task = fairseq.checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
+        with torch.serialization.safe_globals(
+            [fairseq.data.dictionary.Dictionary, argparse.Namespace]
+        ):
+            models, _, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(
+                [str(checkpoint)]
+            )
         self.model, self.layer, self.normalize = models[0].eval(), layer, bool(task.cfg.normalize)
         depth = len(self.model.encoder.layers)
         if not 1 <= layer <= depth:
@@ -55,21 +59,31 @@ class FairseqEncoder:
     def features(self, wave: np.ndarray, chunk: int = RELEASE_CHUNK) -> np.ndarray:
         """float32 samples (n,) at 16 kHz → (frames, width), in chunks of `chunk` samples as the release reads them."""
         if len(wave) < RECEPTIVE_FIELD:
-            raise UserError(f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)")
+            raise UserError(
+                f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+            )
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
         if self.normalize:
             samples = torch.nn.functional.layer_norm(samples, samples.shape)
         parts = [samples[start : start + chunk] for start in range(0, len(samples), chunk)]
         parts = [part for part in parts if len(part) >= RECEPTIVE_FIELD]
         options = {"padding_mask": None, "mask": False, "output_layer": self.layer}
-        return torch.cat([self.model.extract_features(source=part[None], **options)[0][0] for part in parts]).numpy()
+        return torch.cat(
+            [self.model.extract_features(source=part[None], **options)[0][0] for part in parts]
+        ).numpy()
 
     def units(self, wave: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         """One unit a frame, by the formula of fairseq's `ApplyKmeans`: ‖x‖² − 2x·C + ‖C‖²."""
         features = self.features(wave)
         if features.shape[1] != centroids.shape[1]:
-            raise UserError(f"features have width {features.shape[1]} but the centroids have {centroids.shape[1]}: they belong apart")
-        distances = (features**2).sum(1, keepdims=True) - 2 * features @ centroids.T + (centroids.T**2).sum(0, keepdims=True)
+            raise UserError(
+                f"features have width {features.shape[1]} but the centroids have {centroids.shape[1]}: they belong apart"
+            )
+        distances = (
+            (features**2).sum(1, keepdims=True)
+            - 2 * features @ centroids.T
+            + (centroids.T**2).sum(0, keepdims=True)
+        )
         return distances.argmin(1)
 
 
@@ -77,20 +91,28 @@ def refuse_code(path: Path) -> None:
     """Refuse a checkpoint that names anything that could be run; reads the list of names only."""
     check_is_no_text(path)
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is in the format from before PyTorch 1.6, which can't be searched for code: use --backend own")
+        raise UserError(
+            f"{path} is in the format from before PyTorch 1.6, which can't be searched for code: use --backend own"
+        )
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise UserError(f"{path} is no whole PyTorch checkpoint ({str(error).splitlines()[0][:120]}): get it again") from None
+        raise UserError(
+            f"{path} is no whole PyTorch checkpoint ({str(error).splitlines()[0][:120]}): get it again"
+        ) from None
     if strange := sorted(names - HARMLESS):
-        raise UserError(f"{path} was not given to fairseq: it asks to run {strange[0]}; --backend own reads what is safe to read")
+        raise UserError(
+            f"{path} was not given to fairseq: it asks to run {strange[0]}; --backend own reads what is safe to read"
+        )
 
 
 @functools.cache
 def import_fairseq():
     """The package, made to run here; raises UserError where it isn't installed."""
     if not is_installed():
-        raise UserError("fairseq is not installed here: run `make fairseq`, or use --backend own, which gives the same units")
+        raise UserError(
+            "fairseq is not installed here: run `make fairseq`, or use --backend own, which gives the same units"
+        )
     before = logging.getLogger().level
     with _hashable_configurations():
         import fairseq
@@ -108,7 +130,9 @@ def _hashable_configurations() -> Iterator[None]:
 
     def dataclass(cls=None, /, **options):
         def wrap(found):
-            if found.__module__.partition(".")[0] in ("fairseq", "hydra") and not options.get("frozen"):
+            if found.__module__.partition(".")[0] in ("fairseq", "hydra") and not options.get(
+                "frozen"
+            ):
                 return real(found, **options | {"unsafe_hash": True})
             return real(found, **options)
 

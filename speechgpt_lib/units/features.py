@@ -23,7 +23,11 @@ from speechgpt_lib.units.hubert import RECEPTIVE_FIELD
 
 Dense = Callable[[Tensor], Tensor]
 # What torch.compile emits for a linear layer on a CPU; on some machines twice as fast as the library that torch calls by itself.
-ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+ONEDNN_LINEAR = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available()
+    else None
+)
 Moments = tuple[Tensor, Tensor]  # mean and covariance of the windows of the first convolution
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -38,18 +42,36 @@ class FeatureEncoder:
         normalize: bring each waveform to zero mean and unit variance first, as encoders of fairseq's large kind expect.
     """
 
-    def __init__(self, encoder: HubertModel, layer: int, device: str = "cpu", precision: str = "fp32", normalize: bool = False):
+    def __init__(
+        self,
+        encoder: HubertModel,
+        layer: int,
+        device: str = "cpu",
+        precision: str = "fp32",
+        normalize: bool = False,
+    ):
         config = encoder.config
         if not 1 <= layer <= config.num_hidden_layers:
-            raise UserError(f"the encoder has layers 1 to {config.num_hidden_layers}, layer {layer} was asked for: change units.layer")
+            raise UserError(
+                f"the encoder has layers 1 to {config.num_hidden_layers}, layer {layer} was asked for: change units.layer"
+            )
         if precision not in PRECISIONS:
-            raise UserError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-        self.device, self.dtype, self.layer, self.normalize = torch.device(device), PRECISIONS[precision], layer, normalize
+            raise UserError(
+                f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}"
+            )
+        self.device, self.dtype, self.layer, self.normalize = (
+            torch.device(device),
+            PRECISIONS[precision],
+            layer,
+            normalize,
+        )
         self.pre_norm = config.do_stable_layer_norm
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
         self.convolutions = [self._convolution(c) for c in encoder.feature_extractor.conv_layers]
         projection = encoder.feature_projection
-        self.input_norm = self._norm(projection.layer_norm) if hasattr(projection, "layer_norm") else None
+        self.input_norm = (
+            self._norm(projection.layer_norm) if hasattr(projection, "layer_norm") else None
+        )
         self.project = self._dense(projection.projection.weight, projection.projection.bias)
         self.position = self._position(encoder.encoder.pos_conv_embed.conv)
         self.encoder_norm = self._norm(encoder.encoder.layer_norm)
@@ -61,7 +83,9 @@ class FeatureEncoder:
         lengths = [len(wave) for wave in waves]
         if not waves or min(lengths) < RECEPTIVE_FIELD:
             shortest = min(lengths, default=0)
-            raise UserError(f"audio of {shortest} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)")
+            raise UserError(
+                f"audio of {shortest} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+            )
         batch = torch.zeros(len(waves), max(lengths))
         for row, wave in zip(batch, waves, strict=True):
             row[: len(wave)] = self.samples(wave)
@@ -74,7 +98,9 @@ class FeatureEncoder:
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
         return F.layer_norm(samples, samples.shape) if self.normalize else samples
 
-    def front_end(self, x: Tensor, lengths: list[int], moments: Moments | None = None) -> tuple[Tensor, list[int]]:
+    def front_end(
+        self, x: Tensor, lengths: list[int], moments: Moments | None = None
+    ) -> tuple[Tensor, list[int]]:
         """(batch, samples) in float32 with the true lengths → (batch, frames, width) and the true numbers of frames.
 
         `moments` replaces those that the first norm would take from `x`, for audio that comes in pieces.
@@ -89,7 +115,10 @@ class FeatureEncoder:
         """(batch, frames, width) → the same shape after `layer` blocks; attention stays within each row's own `frames`."""
         mask = None
         if min(frames) < hidden.shape[1]:
-            inside = torch.arange(hidden.shape[1], device=self.device) < torch.tensor(frames, device=self.device)[:, None]
+            inside = (
+                torch.arange(hidden.shape[1], device=self.device)
+                < torch.tensor(frames, device=self.device)[:, None]
+            )
             hidden = hidden * inside[..., None]
             mask = inside[:, None, None]
         hidden = hidden + self.position(hidden)
@@ -115,7 +144,9 @@ class FeatureEncoder:
         weight, bias = self._tensor(module.weight), self._tensor(module.bias)
         return lambda x: F.layer_norm(x, weight.shape, weight, bias, module.eps)
 
-    def _convolution(self, module: nn.Module) -> tuple[Callable[[Tensor, list[int], Moments | None], Tensor], int, int]:
+    def _convolution(
+        self, module: nn.Module
+    ) -> tuple[Callable[[Tensor, list[int], Moments | None], Tensor], int, int]:
         """One layer of the front end: convolution, norm if it has one, GELU."""
         conv, norm = module.conv, getattr(module, "layer_norm", None)
         weight = conv.weight.permute(0, 2, 1).flatten(1)
@@ -123,7 +154,9 @@ class FeatureEncoder:
             parts = [t.detach().to(self.device) for t in (weight, norm.weight, norm.bias)]
 
             def layer(x: Tensor, lengths: list[int], moments: Moments | None) -> Tensor:
-                return F.gelu(normed_convolution(x, moments or window_moments(x, lengths), *parts, norm.eps)).to(self.dtype)
+                return F.gelu(
+                    normed_convolution(x, moments or window_moments(x, lengths), *parts, norm.eps)
+                ).to(self.dtype)
         elif norm is not None:
             dense, normalise = self._dense(weight, conv.bias), self._norm(norm)
 
@@ -143,8 +176,16 @@ class FeatureEncoder:
         bias, width, groups = self._tensor(conv.bias), conv.kernel_size[0], conv.groups
 
         def position(x: Tensor) -> Tensor:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default a GPU rounds a convolution's input to 10 bits
-                y = F.conv2d(x.transpose(1, 2)[:, :, None], weight, bias, padding=(0, width // 2), groups=groups)
+            with torch.backends.cudnn.flags(
+                enabled=True, allow_tf32=False
+            ):  # by default a GPU rounds a convolution's input to 10 bits
+                y = F.conv2d(
+                    x.transpose(1, 2)[:, :, None],
+                    weight,
+                    bias,
+                    padding=(0, width // 2),
+                    groups=groups,
+                )
             return F.gelu(y[:, :, 0, : x.shape[1]].transpose(1, 2))
 
         return position
@@ -152,15 +193,25 @@ class FeatureEncoder:
     def _block(self, module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
         attention, forward = module.attention, module.feed_forward
         joined = [
-            torch.cat([getattr(p, kind) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]) for kind in ("weight", "bias")
+            torch.cat(
+                [getattr(p, kind) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            )
+            for kind in ("weight", "bias")
         ]
-        queries_keys_values, output = self._dense(*joined), self._dense(attention.out_proj.weight, attention.out_proj.bias)
-        widen = self._dense(forward.intermediate_dense.weight, forward.intermediate_dense.bias, gelu=True)
+        queries_keys_values, output = (
+            self._dense(*joined),
+            self._dense(attention.out_proj.weight, attention.out_proj.bias),
+        )
+        widen = self._dense(
+            forward.intermediate_dense.weight, forward.intermediate_dense.bias, gelu=True
+        )
         narrow = self._dense(forward.output_dense.weight, forward.output_dense.bias)
         first, second = self._norm(module.layer_norm), self._norm(module.final_layer_norm)
 
         def attend(x: Tensor, mask: Tensor | None) -> Tensor:
-            q, k, v = queries_keys_values(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k, v = (
+                queries_keys_values(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            )
             return output(attention_of(q, k, v, mask).transpose(1, 2).flatten(2))
 
         def before(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -192,13 +243,18 @@ def windows(x: Tensor, kernel: int, stride: int) -> Tensor:
     """(batch, time, channels), contiguous → (batch, windows, kernel · channels): each window's samples side by side, time first."""
     batch, time, channels = x.shape
     count = (time - kernel) // stride + 1
-    return x.as_strided((batch, count, kernel * channels), (time * channels, stride * channels, 1)).contiguous()
+    return x.as_strided(
+        (batch, count, kernel * channels), (time * channels, stride * channels, 1)
+    ).contiguous()
 
 
 def window_moments(x: Tensor, lengths: list[int]) -> Moments:
     """Mean (batch, kernel) and covariance (batch, kernel, kernel), float64, of the first `lengths` windows of x (batch, time, kernel)."""
     counts = torch.tensor(lengths, device=x.device, dtype=torch.float64)
-    sums = [(row.sum(0), row.T @ row) for row in (r[:n].double() for r, n in zip(x, lengths, strict=True))]
+    sums = [
+        (row.sum(0), row.T @ row)
+        for row in (r[:n].double() for r, n in zip(x, lengths, strict=True))
+    ]
     return moments_of(counts, *map(torch.stack, zip(*sums, strict=True)))
 
 
@@ -208,7 +264,9 @@ def moments_of(count: Tensor, total: Tensor, products: Tensor) -> Moments:
     return mean, products / count[:, None, None] - mean[:, :, None] * mean[:, None, :]
 
 
-def normed_convolution(x: Tensor, moments: Moments, weight: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def normed_convolution(
+    x: Tensor, moments: Moments, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> Tensor:
     """Convolution and group norm with one channel a group, in one product.
 
     The mean and variance over time of what a convolution w gives follow from the mean m and the covariance C of its windows: w·m and
@@ -221,4 +279,6 @@ def normed_convolution(x: Tensor, moments: Moments, weight: Tensor, scale: Tenso
     variance = torch.einsum("ck,bkl,cl->bc", wide, covariance, wide).clamp(min=0)
     factor = scale * torch.rsqrt(variance + eps)
     offset = shift - factor * (mean @ wide.T)
-    return torch.baddbmm(offset.float()[:, None], x, (wide * factor[..., None]).float().transpose(1, 2))
+    return torch.baddbmm(
+        offset.float()[:, None], x, (wide * factor[..., None]).float().transpose(1, 2)
+    )

@@ -41,4 +41,9 @@ def quality_grid(
             kmeans = fit_kmeans(known, count, seed, frames)
             units = [kmeans.assign(f) for f in unknown]
             probe = speaker_probe(units, speakers, count, seed)
-            yield {"layer": layer, "clusters": count, **asdict(unit_quality(units, alignments, speakers)), "speaker_probe": probe}
+            yield {
+                "layer": layer,
+                "clusters": count,
+                **asdict(unit_quality(units, alignments, speakers)),
+                "speaker_probe": probe,
+            }

@@ -70,11 +70,18 @@ class MaskedPrediction(nn.Module):
         self.project = nn.Linear(encoder.config.hidden_size, width)
         self.classes = nn.Parameter(torch.randn(classes, width))
 
-    def forward(self, waves: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, unmasked_weight: float):
+    def forward(
+        self, waves: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, unmasked_weight: float
+    ):
         """waves (batch, samples), targets and mask (batch, frames) → (weighted sum of losses, weight, masked accuracy)."""
         hidden = self.encoder(waves, mask_time_indices=mask).last_hidden_state
-        logits = nn.functional.normalize(self.project(hidden), dim=-1) @ nn.functional.normalize(self.classes, dim=-1).T
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1) / TEMPERATURE, targets.flatten(), reduction="none")
+        logits = (
+            nn.functional.normalize(self.project(hidden), dim=-1)
+            @ nn.functional.normalize(self.classes, dim=-1).T
+        )
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1) / TEMPERATURE, targets.flatten(), reduction="none"
+        )
         weights = torch.where(mask.flatten(), 1.0 - unmasked_weight, unmasked_weight)
         hits = (logits.argmax(-1) == targets)[mask]
         return (losses * weights).sum(), weights.sum(), hits.float().mean()
@@ -136,7 +143,9 @@ def pretrain_hubert(
 
     def step_function(phase: str, modules: dict, batch, step: int):
         crops, labels = (tensor.to(device) for tensor in batch)
-        mask = sample_mask(len(crops), frames, settings.mask_probability, settings.mask_length).to(device)
+        mask = sample_mask(len(crops), frames, settings.mask_probability, settings.mask_length).to(
+            device
+        )
         loss, weight, accuracy = modules["hubert"](crops, labels, mask, settings.unmasked_weight)
         return loss, weight, {"masked_accuracy": accuracy}
 

@@ -34,7 +34,9 @@ class UnitInventory:
     encoder: HubertModel
     layer: int
     kmeans: KMeansUnits
-    normalize: bool = False  # whether the encoder was trained on waveforms of zero mean and unit variance
+    normalize: bool = (
+        False  # whether the encoder was trained on waveforms of zero mean and unit variance
+    )
 
     @property
     def count(self) -> int:
@@ -57,7 +59,13 @@ class UnitInventory:
         self.encoder.config.save_pretrained(folder / "encoder")
         save_module(self.encoder, folder / "encoder" / "model.safetensors")
         self.kmeans.save(folder / "centroids.safetensors")
-        facts = {"id": self.id, "layer": self.layer, "clusters": self.count, "frame_rate_hz": FRAME_RATE, "normalize": self.normalize}
+        facts = {
+            "id": self.id,
+            "layer": self.layer,
+            "clusters": self.count,
+            "frame_rate_hz": FRAME_RATE,
+            "normalize": self.normalize,
+        }
         write_json(folder / "inventory.json", facts)
 
     @classmethod
@@ -67,22 +75,34 @@ class UnitInventory:
         encoder = HubertModel(config).eval()
         load_module(encoder, folder / "encoder" / "model.safetensors")
         kmeans = KMeansUnits.load(folder / "centroids.safetensors")
-        found = cls.create(encoder, int(facts["layer"]), kmeans, bool(facts.get("normalize", False)))
+        found = cls.create(
+            encoder, int(facts["layer"]), kmeans, bool(facts.get("normalize", False))
+        )
         if found.id != facts["id"]:
-            raise UserError(f"{folder} says it is inventory {facts['id']} but its files make {found.id}: a file there was changed")
+            raise UserError(
+                f"{folder} says it is inventory {facts['id']} but its files make {found.id}: a file there was changed"
+            )
         return found
 
     @classmethod
-    def create(cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits, normalize: bool = False) -> UnitInventory:
+    def create(
+        cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits, normalize: bool = False
+    ) -> UnitInventory:
         depth = encoder.config.num_hidden_layers
         if not 1 <= layer <= depth:
-            raise UserError(f"the encoder has layers 1 to {depth}, layer {layer} was asked for: change units.layer in the recipe")
+            raise UserError(
+                f"the encoder has layers 1 to {depth}, layer {layer} was asked for: change units.layer in the recipe"
+            )
         if kmeans.centroids.shape[1] != encoder.config.hidden_size:
             raise UserError(
                 f"centroids have width {kmeans.centroids.shape[1]} but layer {layer} gives {encoder.config.hidden_size}: they belong apart"
             )
         weights = {name: _hash_tensor(tensor) for name, tensor in encoder.state_dict().items()}
-        identity = {"weights": weights, "layer": layer, "centroids": _hash_tensor(torch.from_numpy(kmeans.centroids))}
+        identity = {
+            "weights": weights,
+            "layer": layer,
+            "centroids": _hash_tensor(torch.from_numpy(kmeans.centroids)),
+        }
         identity |= {"normalize": True} if normalize else {}
         return cls(hash_json(identity)[:16], encoder.eval(), layer, kmeans, normalize)
 
@@ -90,7 +110,9 @@ class UnitInventory:
 def check_inventory(found: str, expected: str, what: str) -> None:
     """Refuse units of inventory `found` where `expected` is needed; `what` names the consumer."""
     if found != expected:
-        raise UserError(f"{what} was made for unit inventory {expected} but the units are of inventory {found}: use units of the same run")
+        raise UserError(
+            f"{what} was made for unit inventory {expected} but the units are of inventory {found}: use units of the same run"
+        )
 
 
 def _hash_tensor(tensor: torch.Tensor) -> str:

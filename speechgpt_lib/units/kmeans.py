@@ -43,7 +43,9 @@ class KMeansUnits:
     @classmethod
     def load(cls, path: Path) -> KMeansUnits:
         if not Path(path).is_file():
-            raise UserError(f"centroids {path} are missing: run notebook 01_unit_extraction.ipynb first")
+            raise UserError(
+                f"centroids {path} are missing: run notebook 01_unit_extraction.ipynb first"
+            )
         return cls(load_file(path)["centroids"])
 
 
@@ -64,19 +66,38 @@ class Assigner:
         scores = torch.addmm(self.squares, joined, self.centroids.T, alpha=-2)
         least, nearest = scores.topk(min(2, len(self.centroids)), dim=1, largest=False)
         distances = least + joined.square().sum(1, keepdim=True)
-        near = (distances[:, -1] - distances[:, 0] < NEAR_TIE * distances[:, -1]).sum().item() if distances.shape[1] == 2 else 0
-        return [ids.numpy() for ids in nearest[:, 0].cpu().split([len(f) for f in features])], int(near)
+        near = (
+            (distances[:, -1] - distances[:, 0] < NEAR_TIE * distances[:, -1]).sum().item()
+            if distances.shape[1] == 2
+            else 0
+        )
+        return [ids.numpy() for ids in nearest[:, 0].cpu().split([len(f) for f in features])], int(
+            near
+        )
 
 
-def fit_kmeans(features: list[np.ndarray], clusters: int, seed: int, frames: int = 60_000) -> KMeansUnits:
+def fit_kmeans(
+    features: list[np.ndarray], clusters: int, seed: int, frames: int = 60_000
+) -> KMeansUnits:
     """Mini-batch k-means on a seeded sample of `frames` frames out of a list of (n, width) arrays."""
     rng = np.random.default_rng(seed)
     total = sum(len(f) for f in features)
     if total < clusters:
-        raise UserError(f"{total} frames cannot make {clusters} clusters: give more speech or fewer clusters")
+        raise UserError(
+            f"{total} frames cannot make {clusters} clusters: give more speech or fewer clusters"
+        )
     chosen = np.sort(rng.choice(total, min(frames, total), replace=False))
     bounds = np.cumsum([0] + [len(f) for f in features])
     which = np.searchsorted(bounds, chosen, side="right") - 1
-    sample = np.stack([features[i][k - bounds[i]] for i, k in zip(which, chosen, strict=True)]).astype(np.float32)
-    model = MiniBatchKMeans(clusters, batch_size=min(10_000, len(sample)), n_init=3, max_iter=60, random_state=seed, reassignment_ratio=0.0)
+    sample = np.stack(
+        [features[i][k - bounds[i]] for i, k in zip(which, chosen, strict=True)]
+    ).astype(np.float32)
+    model = MiniBatchKMeans(
+        clusters,
+        batch_size=min(10_000, len(sample)),
+        n_init=3,
+        max_iter=60,
+        random_state=seed,
+        reassignment_ratio=0.0,
+    )
     return KMeansUnits(model.fit(sample).cluster_centers_.astype(np.float32))

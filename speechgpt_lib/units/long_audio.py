@@ -22,7 +22,10 @@ from speechgpt_lib.units.hubert import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, frame_
 
 RELEASE_CHUNK = 1_600_000  # samples, in the published feature reader
 PIECE = 1500  # frames of the front end at a time: 30 s
-WINDOW, MARGIN = 3000, 500  # frames of attention: 60 s, of which 10 s on each side only give context
+WINDOW, MARGIN = (
+    3000,
+    500,
+)  # frames of attention: 60 s, of which 10 s on each side only give context
 MODES = ("exact", "release")
 
 
@@ -36,7 +39,9 @@ class LongFeatures:
 
 
 @torch.inference_mode()
-def encode_long(encoder: FeatureEncoder, wave: np.ndarray, mode: str = "exact", attention_limit_s: float = 300.0) -> LongFeatures:
+def encode_long(
+    encoder: FeatureEncoder, wave: np.ndarray, mode: str = "exact", attention_limit_s: float = 300.0
+) -> LongFeatures:
     """Features of float32 samples (n,) at 16 kHz of any length; beyond `attention_limit_s` seconds `exact` becomes `windowed`.
 
     Memory for the scores of attention is bounded by the limit, the front end needs that of 30 s.
@@ -44,12 +49,22 @@ def encode_long(encoder: FeatureEncoder, wave: np.ndarray, mode: str = "exact", 
     if mode == "release":
         return _encode_release(encoder, wave)
     if mode != "exact":
-        raise UserError(f"unknown way {mode!r} to treat long audio: expected one of {', '.join(MODES)}")
+        raise UserError(
+            f"unknown way {mode!r} to treat long audio: expected one of {', '.join(MODES)}"
+        )
     if len(wave) < RECEPTIVE_FIELD:
-        raise UserError(f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)")
+        raise UserError(
+            f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+        )
     samples = encoder.samples(wave)
     moments = _whole_moments(encoder, samples)
-    hidden = torch.cat([encoder.front_end(piece, [piece.shape[1]], moments)[0] for piece in _pieces(encoder, samples)], dim=1)
+    hidden = torch.cat(
+        [
+            encoder.front_end(piece, [piece.shape[1]], moments)[0]
+            for piece in _pieces(encoder, samples)
+        ],
+        dim=1,
+    )
     if len(samples) <= attention_limit_s * SAMPLE_RATE:
         return LongFeatures(encoder.transform(hidden, [hidden.shape[1]])[0].float())
     return LongFeatures(torch.cat(list(_windowed(encoder, hidden))), approximate=True)
@@ -57,7 +72,9 @@ def encode_long(encoder: FeatureEncoder, wave: np.ndarray, mode: str = "exact", 
 
 def _encode_release(encoder: FeatureEncoder, wave: np.ndarray) -> LongFeatures:
     """Chunks as the published reader cuts them; a last fragment too short for one frame is dropped."""
-    chunks = [wave[start : start + RELEASE_CHUNK] for start in range(0, max(len(wave), 1), RELEASE_CHUNK)]
+    chunks = [
+        wave[start : start + RELEASE_CHUNK] for start in range(0, max(len(wave), 1), RELEASE_CHUNK)
+    ]
     dropped = len(chunks.pop()) if len(chunks) > 1 and len(chunks[-1]) < RECEPTIVE_FIELD else 0
     return LongFeatures(torch.cat([encoder([chunk])[0] for chunk in chunks]), dropped)
 
@@ -76,8 +93,16 @@ def _whole_moments(encoder: FeatureEncoder, samples: Tensor) -> Moments:
     for first in range(0, (len(samples) - kernel) // stride + 1, step):
         piece = samples[first * stride : (first + step - 1) * stride + kernel].to(encoder.device)
         views = windows(piece[None, :, None], kernel, stride)[0].double()
-        count, total, products = count + len(views), total + views.sum(0), products + views.T @ views
-    return moments_of(torch.tensor([count], device=encoder.device, dtype=torch.float64), total[None], products[None])
+        count, total, products = (
+            count + len(views),
+            total + views.sum(0),
+            products + views.T @ views,
+        )
+    return moments_of(
+        torch.tensor([count], device=encoder.device, dtype=torch.float64),
+        total[None],
+        products[None],
+    )
 
 
 def _windowed(encoder: FeatureEncoder, hidden: Tensor) -> Iterator[Tensor]:

@@ -37,7 +37,9 @@ def _differences(x: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hann window (400,), triangular mel filters (257, 40) on the HTK scale up to 8 kHz, orthogonal DCT-II (40, 13)."""
-    points = 700 * (10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), MELS + 2) / 2595) - 1)
+    points = 700 * (
+        10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), MELS + 2) / 2595) - 1
+    )
     hertz = torch.linspace(0, 8000, FFT // 2 + 1)[:, None]
     rising = (hertz - points[:-2]) / (points[1:-1] - points[:-2])
     falling = (points[2:] - hertz) / (points[2:] - points[1:-1])

@@ -28,7 +28,9 @@ def expand(units: np.ndarray | list[int], durations: np.ndarray | list[int]) -> 
     """Undo `merge`: repeat each unit for its duration in frames."""
     units, durations = np.asarray(units, dtype=np.int64), np.asarray(durations, dtype=np.int64)
     if units.shape != durations.shape:
-        raise UserError(f"{len(units)} units but {len(durations)} durations: one duration a unit is needed")
+        raise UserError(
+            f"{len(units)} units but {len(durations)} durations: one duration a unit is needed"
+        )
     if (durations < 0).any():
         raise UserError("a duration is negative: durations are frames, 0 or more")
     return np.repeat(units, durations)
@@ -50,14 +52,20 @@ def parse_units(text: str, unit_count: int | None = None) -> np.ndarray:
     stripped = text.strip()
     if stripped.count(SOSP) != 1 or stripped.count(EOSP) != 1:
         found = f"{stripped.count(SOSP)} × {SOSP} and {stripped.count(EOSP)} × {EOSP}"
-        raise UserError(f"unit string is unbalanced: found {found}, expected exactly one of each, as in {SOSP}<12><7>{EOSP}")
+        raise UserError(
+            f"unit string is unbalanced: found {found}, expected exactly one of each, as in {SOSP}<12><7>{EOSP}"
+        )
     if not (stripped.startswith(SOSP) and stripped.endswith(EOSP)):
-        raise UserError(f"unit string must start with {SOSP} and end with {EOSP}: found {stripped[:40]!r}…")
+        raise UserError(
+            f"unit string must start with {SOSP} and end with {EOSP}: found {stripped[:40]!r}…"
+        )
     inner = stripped[len(SOSP) : -len(EOSP)]
     match = re.fullmatch(r"(?:<[0-9]{1,9}>)*", inner)
     if not match:
         bad = re.sub(r"^(?:<[0-9]{1,9}>)*", "", inner)
-        raise UserError(f"unit string has something that is no unit at {bad[:30]!r}: only <id> may stand between {SOSP} and {EOSP}")
+        raise UserError(
+            f"unit string has something that is no unit at {bad[:30]!r}: only <id> may stand between {SOSP} and {EOSP}"
+        )
     units = np.array([int(unit) for unit in re.findall(r"[0-9]+", inner)], dtype=np.int64)
     if units.size == 0:
         raise UserError(f"unit string is empty: put at least one unit between {SOSP} and {EOSP}")
@@ -76,7 +84,11 @@ def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> It
         text += piece
         while text := text if begun and not ended else text.lstrip():
             token, closed, rest = text.partition(">")
-            if not (SOSP.startswith(token) or EOSP.startswith(token) or re.fullmatch("<[0-9]{0,9}", token)):
+            if not (
+                SOSP.startswith(token)
+                or EOSP.startswith(token)
+                or re.fullmatch("<[0-9]{0,9}", token)
+            ):
                 raise UserError(
                     f"unit stream has something that is no unit at {text[:30]!r}: only <id> may stand between {SOSP} and {EOSP}"
                 )
@@ -84,20 +96,26 @@ def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> It
                 break
             text = rest
             if (token == SOSP[:-1] and begun) or (token != SOSP[:-1] and not begun) or ended:
-                raise UserError(f"unit stream is unbalanced: found {token}> where it does not belong, expected {SOSP}<12><7>{EOSP}")
+                raise UserError(
+                    f"unit stream is unbalanced: found {token}> where it does not belong, expected {SOSP}<12><7>{EOSP}"
+                )
             if token == SOSP[:-1]:
                 begun = True
             elif token == EOSP[:-1]:
                 ended = True
             elif token == "<":
-                raise UserError(f"unit stream has something that is no unit at '<>': only <id> may stand in {SOSP}…{EOSP}")
+                raise UserError(
+                    f"unit stream has something that is no unit at '<>': only <id> may stand in {SOSP}…{EOSP}"
+                )
             else:
                 unit = int(token[1:])
                 check_range(np.array([unit]), unit_count)
                 count += 1
                 yield unit
     if not ended or text.strip():
-        raise UserError(f"unit stream is unbalanced: it stopped {'before' if not begun else 'without'} {SOSP if not begun else EOSP}")
+        raise UserError(
+            f"unit stream is unbalanced: it stopped {'before' if not begun else 'without'} {SOSP if not begun else EOSP}"
+        )
     if not count:
         raise UserError(f"unit stream is empty: put at least one unit between {SOSP} and {EOSP}")
 
@@ -107,4 +125,6 @@ def check_range(units: np.ndarray, unit_count: int | None) -> None:
     units = np.asarray(units)
     if unit_count is not None and units.size and (units.max() >= unit_count or units.min() < 0):
         bad = int(units[(units >= unit_count) | (units < 0)][0])
-        raise UserError(f"unit id {bad} is out of range: this inventory has {unit_count} units, 0 to {unit_count - 1}")
+        raise UserError(
+            f"unit id {bad} is out of range: this inventory has {unit_count} units, 0 to {unit_count - 1}"
+        )

@@ -22,10 +22,14 @@ from speechgpt_lib.units.hubert import pretrain_hubert
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 
-FRAMES_PER_UTTERANCE = 100  # at least so many frames are expected of an utterance when frames for k-means are wanted
+FRAMES_PER_UTTERANCE = (
+    100  # at least so many frames are expected of an utterance when frames for k-means are wanted
+)
 
 
-def train_encoder(waves: list[np.ndarray], settings: UnitSettings, work: Path, **options) -> tuple[HubertModel, KMeansUnits, dict]:
+def train_encoder(
+    waves: list[np.ndarray], settings: UnitSettings, work: Path, **options
+) -> tuple[HubertModel, KMeansUnits, dict]:
     """Pre-train on waves in as many iterations as the settings say: (encoder, the MFCC k-means of the first targets, summary).
 
     Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.  `options` are those of the training
@@ -33,19 +37,30 @@ def train_encoder(waves: list[np.ndarray], settings: UnitSettings, work: Path, *
     """
     encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, **options)
     if settings.hubert.iterations == 2:
-        again, features = work / "checkpoints" / "second", layer_features(encoder, settings.layer, options.get("device", "cpu"))
-        encoder, _, second = pretrain_hubert(waves, settings.hubert, again, features=features, **options)
+        again, features = (
+            work / "checkpoints" / "second",
+            layer_features(encoder, settings.layer, options.get("device", "cpu")),
+        )
+        encoder, _, second = pretrain_hubert(
+            waves, settings.hubert, again, features=features, **options
+        )
         shutil.copy(again / "metrics.jsonl", work / "metrics_second.jsonl")
         summary = {"first": summary, **second}
     return encoder, targets, summary
 
 
 def cluster_layer(
-    encoder: HubertModel, waves: Iterable[np.ndarray], settings: UnitSettings, seed: int, normalize: bool = False
+    encoder: HubertModel,
+    waves: Iterable[np.ndarray],
+    settings: UnitSettings,
+    seed: int,
+    normalize: bool = False,
 ) -> UnitInventory:
     """k-means over the frames of one layer → inventory."""
     features = layer_features(encoder, settings.layer, normalize=normalize)
-    kmeans = fit_kmeans([features(wave) for wave in waves], settings.clusters, seed, settings.kmeans_frames)
+    kmeans = fit_kmeans(
+        [features(wave) for wave in waves], settings.clusters, seed, settings.kmeans_frames
+    )
     return UnitInventory.create(encoder, settings.layer, kmeans, normalize)
 
 
@@ -54,7 +69,9 @@ def utterances_for(frames: int) -> int:
     return max(40, frames // FRAMES_PER_UTTERANCE)
 
 
-def layer_features(encoder: HubertModel, layer: int, device: str = "cpu", normalize: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+def layer_features(
+    encoder: HubertModel, layer: int, device: str = "cpu", normalize: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
     """wave (samples,) → features (frames, width) of one layer, before there are any centroids."""
     features = FeatureEncoder(encoder, layer, device, normalize=normalize)
     return lambda wave: features([wave])[0].cpu().numpy()

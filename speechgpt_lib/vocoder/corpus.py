@@ -38,10 +38,16 @@ class SpeechOnDisk:
         self.root, self.segments = root, [segment for segment, _ in rows]
         self.lengths = np.array([len(frames) for _, frames in rows], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.units = np.concatenate([frames for _, frames in rows]) if rows else np.zeros(0, np.uint16)
-        self.names = tuple(sorted({segment.speaker for segment in self.segments})) if many_speakers else ()
+        self.units = (
+            np.concatenate([frames for _, frames in rows]) if rows else np.zeros(0, np.uint16)
+        )
+        self.names = (
+            tuple(sorted({segment.speaker for segment in self.segments})) if many_speakers else ()
+        )
         number = {name: k for k, name in enumerate(self.names)}
-        self.speakers = np.array([number.get(segment.speaker, 0) for segment in self.segments], dtype=np.int64)
+        self.speakers = np.array(
+            [number.get(segment.speaker, 0) for segment in self.segments], dtype=np.int64
+        )
 
     def frames(self, index: int) -> np.ndarray:
         return self.units[self.starts[index] : self.starts[index + 1]].astype(np.int64)
@@ -78,28 +84,59 @@ def train_on_units(
         raise UserError(f"no corpus at {root}: give the folder that holds its sound files")
     rows = held_out_last(read_rows(folder, inventory.id))
     if len(rows) <= HELD_OUT:
-        raise UserError(f"{folder} has {len(rows)} utterances: more than {HELD_OUT} are needed, which are kept to measure by")
+        raise UserError(
+            f"{folder} has {len(rows)} utterances: more than {HELD_OUT} are needed, which are kept to measure by"
+        )
     speech, rest = SpeechOnDisk(root, rows[:-HELD_OUT], many_speakers), rows[-HELD_OUT:]
-    identity = {"settings": settings.model_dump(mode="json"), "inventory": inventory.id, "seed": seed, "speakers": len(speech.names)}
-    _claim(out / "training", hash_json(identity | {"utterances": [segment.id for segment in speech.segments]}))
-    say(f"{speech.lengths.sum() / 180_000:.2f} h in {len(speech.lengths)} utterances of {max(1, len(speech.names))} voices")
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "inventory": inventory.id,
+        "seed": seed,
+        "speakers": len(speech.names),
+    }
+    _claim(
+        out / "training",
+        hash_json(identity | {"utterances": [segment.id for segment in speech.segments]}),
+    )
+    say(
+        f"{speech.lengths.sum() / 180_000:.2f} h in {len(speech.lengths)} utterances of {max(1, len(speech.names))} voices"
+    )
 
     def tell(record: dict) -> None:
         if record["step"] % 100 == 0:
-            say(f"step {record['step']}: " + ", ".join(f"{k} {record[k]:.3f}" for k in ("reconstruction", "frames_off") if k in record))
+            say(
+                f"step {record['step']}: "
+                + ", ".join(
+                    f"{k} {record[k]:.3f}" for k in ("reconstruction", "frames_off") if k in record
+                )
+            )
 
-    options = {"seed": seed, "device": resolve_device(device), "world_size": world_size, "on_log": tell}
+    options = {
+        "seed": seed,
+        "device": resolve_device(device),
+        "world_size": world_size,
+        "on_log": tell,
+    }
     work, sample = out / "training", speech.frames(0)
-    generator, summary = train_vocoder(speech, inventory.count, settings, work / "generator", sample=sample, ahead=AHEAD, **options)
+    generator, summary = train_vocoder(
+        speech, inventory.count, settings, work / "generator", sample=sample, ahead=AHEAD, **options
+    )
     sequences = [merge(speech.frames(index)) for index in range(len(speech.lengths))]
-    durations, duration_summary = train_durations(sequences, inventory.count, settings, work / "durations", **options)
+    durations, duration_summary = train_durations(
+        sequences, inventory.count, settings, work / "durations", **options
+    )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return None
     vocoder = Vocoder(generator, durations, inventory.id, settings, speech.names)
     vocoder.save(out)
     originals = [original(root, segment, frames) for segment, frames in rest]
     figures = evaluate_vocoder(vocoder, originals, inventory)
-    facts = {"generator": summary, "durations": duration_summary, "held_out": figures, "inventory": inventory.id}
+    facts = {
+        "generator": summary,
+        "durations": duration_summary,
+        "held_out": figures,
+        "inventory": inventory.id,
+    }
     write_json(out / "facts.json", facts)
     return facts
 
@@ -118,7 +155,9 @@ def held_out_last(rows: list[tuple[Segment, np.ndarray]]) -> list[tuple[Segment,
 
 def original(root: Path, segment: Segment, frames: np.ndarray) -> Original:
     units, durations = merge(frames)
-    return Original(read_part(root, segment, 0, len(frames) * HOP), segment.text or "", units, durations)
+    return Original(
+        read_part(root, segment, 0, len(frames) * HOP), segment.text or "", units, durations
+    )
 
 
 def _claim(work: Path, key: str) -> None:
@@ -127,5 +166,7 @@ def _claim(work: Path, key: str) -> None:
     if begun is None and (work.parent / "vocoder.json").exists():
         raise UserError(f"{work.parent} holds another vocoder: choose another --out")
     if begun not in (None, key):
-        raise UserError(f"{work} was begun with other units, settings or another seed: choose another --out, or delete it")
+        raise UserError(
+            f"{work} was begun with other units, settings or another seed: choose another --out, or delete it"
+        )
     write_text(work / "key", key)

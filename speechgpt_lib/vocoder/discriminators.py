@@ -49,11 +49,21 @@ class ScaleDiscriminator(nn.Module):
     def __init__(self, channels: int, normalise):
         super().__init__()
         widths = [1, *(channels * factor for factor in (4, 4, 8, 16, 32, 32, 32))]
-        shapes = ((15, 1, 1), (41, 2, 4), (41, 2, 16), (41, 4, 16), (41, 4, 16), (41, 1, 16), (5, 1, 1))
+        shapes = (
+            (15, 1, 1),
+            (41, 2, 4),
+            (41, 2, 16),
+            (41, 4, 16),
+            (41, 4, 16),
+            (41, 1, 16),
+            (5, 1, 1),
+        )
         self.convs = nn.ModuleList()
         for a, b, (kernel, stride, groups) in zip(widths, widths[1:], shapes, strict=False):
             # A narrow lab discriminator has fewer channels than the published number of groups.
-            conv = nn.Conv1d(a, b, kernel, stride, padding=kernel // 2, groups=math.gcd(groups, a, b))
+            conv = nn.Conv1d(
+                a, b, kernel, stride, padding=kernel // 2, groups=math.gcd(groups, a, b)
+            )
             self.convs.append(normalise(conv))
         self.conv_post = normalise(nn.Conv1d(widths[-1], 1, 3, padding=1))
 

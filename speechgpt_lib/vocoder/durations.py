@@ -25,7 +25,9 @@ class DurationPredictor(nn.Module):
 
     reach = 2  # units before and after, on which a duration depends
 
-    def __init__(self, unit_count: int, embedding: int = 128, width: int | None = None, dropout: float = 0.5):
+    def __init__(
+        self, unit_count: int, embedding: int = 128, width: int | None = None, dropout: float = 0.5
+    ):
         super().__init__()
         self.width = width = width or embedding
         self.dict = nn.Embedding(unit_count, embedding)
@@ -78,4 +80,6 @@ def scaled_borders(borders: np.ndarray, speed: float) -> np.ndarray:
 
 def check_speed(speed: float) -> None:
     if not SLOWEST <= speed <= FASTEST:
-        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned")
+        raise UserError(
+            f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned"
+        )

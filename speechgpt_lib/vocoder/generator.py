@@ -29,7 +29,9 @@ class Conv(nn.Conv1d):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
-        super().__init__(inputs, outputs, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2)
+        super().__init__(
+            inputs, outputs, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2
+        )
 
     def forward(self, x: torch.Tensor, padding: int | None = None) -> torch.Tensor:
         reach = self.padding[0] if padding is None else padding
@@ -43,7 +45,9 @@ class Upsample(nn.ConvTranspose1d):
         super().__init__(inputs, outputs, kernel, rate, padding=(kernel - rate) // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return conv_transpose2d(x, self.weight[:, :, None], self.bias, (1, self.stride[0]), (0, self.padding[0]))
+        return conv_transpose2d(
+            x, self.weight[:, :, None], self.bias, (1, self.stride[0]), (0, self.padding[0])
+        )
 
 
 class Ends:
@@ -61,7 +65,9 @@ class Ends:
     def mask(self, rate: int) -> torch.Tensor:
         """(batch, 1, 1, (width − shortest) · rate), true where a row still goes on, `rate` values a frame."""
         if rate not in self._masks:
-            positions = torch.arange(self.shortest * rate, self.width * rate, device=self.frames.device)
+            positions = torch.arange(
+                self.shortest * rate, self.width * rate, device=self.frames.device
+            )
             self._masks[rate] = (positions < self.frames[:, None] * rate)[:, None, None]
         return self._masks[rate]
 
@@ -79,8 +85,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
         super().__init__()
-        self.convs1 = nn.ModuleList([weight_norm(Conv(channels, channels, kernel, dilation)) for dilation in dilations])
-        self.convs2 = nn.ModuleList([weight_norm(Conv(channels, channels, kernel)) for _ in dilations])
+        self.convs1 = nn.ModuleList(
+            [weight_norm(Conv(channels, channels, kernel, dilation)) for dilation in dilations]
+        )
+        self.convs2 = nn.ModuleList(
+            [weight_norm(Conv(channels, channels, kernel)) for _ in dilations]
+        )
 
     def forward(self, x: torch.Tensor, ends: Ends | None = None) -> torch.Tensor:
         """(batch, channels, 1, time) → the same shape; what lies behind the `ends` stays 0."""
@@ -101,7 +111,11 @@ class UnitGenerator(nn.Module):
     def __init__(self, unit_count: int, settings: VocoderSettings, speakers: int = 0):
         super().__init__()
         check_geometry(settings)
-        width, rates, kernels = settings.channels, settings.upsample_rates, settings.upsample_kernels
+        width, rates, kernels = (
+            settings.channels,
+            settings.upsample_rates,
+            settings.upsample_kernels,
+        )
         self.unit_count = unit_count
         self.dict = nn.Embedding(unit_count, settings.embedding)
         self.spkr = nn.Embedding(speakers, settings.embedding) if speakers else None
@@ -110,7 +124,9 @@ class UnitGenerator(nn.Module):
         for rate, kernel in zip(rates, kernels, strict=True):
             self.ups.append(weight_norm(Upsample(width, width // 2, kernel, rate)))
             width //= 2
-            for size, dilations in zip(settings.resblock_kernels, settings.resblock_dilations, strict=True):
+            for size, dilations in zip(
+                settings.resblock_kernels, settings.resblock_dilations, strict=True
+            ):
                 self.resblocks.append(ResidualBlock(width, size, dilations))
         self.conv_post = weight_norm(Conv(width, 1, 7))
 
@@ -125,9 +141,17 @@ class UnitGenerator(nn.Module):
     def stages(self) -> list[tuple[nn.Module, list[ResidualBlock]]]:
         """Each upsampling layer with the residual blocks that follow it side by side."""
         parallel = len(self.resblocks) // len(self.ups)
-        return [(up, list(self.resblocks[i * parallel : (i + 1) * parallel])) for i, up in enumerate(self.ups)]
+        return [
+            (up, list(self.resblocks[i * parallel : (i + 1) * parallel]))
+            for i, up in enumerate(self.ups)
+        ]
 
-    def forward(self, units: torch.Tensor, speakers: torch.Tensor | None = None, frames: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        units: torch.Tensor,
+        speakers: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """units (batch, frames) int64, one id a frame → waves (batch, frames · 320) in (−1, 1).
 
         speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many of the frames belong to each row; a shorter
@@ -169,4 +193,6 @@ def check_geometry(settings: VocoderSettings) -> None:
                 f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
             )
     if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
-        raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd, so that the length stays as it is")
+        raise UserError(
+            f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd, so that the length stays as it is"
+        )

@@ -13,7 +13,11 @@ from torch.nn.functional import l1_loss
 
 from speechgpt_lib.vocoder.discriminators import Judgement
 
-RESOLUTIONS = ((1024, 80), (512, 60), (256, 30))  # samples of the transform, mel bands; the hop is a quarter
+RESOLUTIONS = (
+    (1024, 80),
+    (512, 60),
+    (256, 30),
+)  # samples of the transform, mel bands; the hop is a quarter
 FLOOR = 1e-4  # of mel magnitudes: about what rounding to 16 bits leaves
 CONVERGENCE_WEIGHT = 0.3
 
@@ -40,7 +44,10 @@ def reconstruction_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
     """Least squares GAN (HiFi-GAN, equation 1): real speech should score 1, made speech 0; all summed."""
-    return sum((1 - r).square().mean() + m.square().mean() for (r, _), (m, _) in zip(real, made, strict=True))
+    return sum(
+        (1 - r).square().mean() + m.square().mean()
+        for (r, _), (m, _) in zip(real, made, strict=True)
+    )
 
 
 def generator_loss(made: list[Judgement]) -> torch.Tensor:
@@ -51,20 +58,28 @@ def generator_loss(made: list[Judgement]) -> torch.Tensor:
 def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
     """L1 distance between what the discriminators' layers see in real and in made speech (equation 4)."""
     pairs = zip(real, made, strict=True)
-    return sum(l1_loss(m, r.detach()) for (_, rs), (_, ms) in pairs for r, m in zip(rs, ms, strict=True))
+    return sum(
+        l1_loss(m, r.detach()) for (_, rs), (_, ms) in pairs for r, m in zip(rs, ms, strict=True)
+    )
 
 
 def _magnitudes(waves: torch.Tensor, fft: int, window: torch.Tensor) -> torch.Tensor:
     """(batch, samples) → (batch, fft / 2 + 1, frames); the constant keeps the gradient of a root finite at silence."""
-    spectrum = torch.view_as_real(torch.stft(waves.float(), fft, fft // 4, window=window, return_complex=True))
+    spectrum = torch.view_as_real(
+        torch.stft(waves.float(), fft, fft // 4, window=window, return_complex=True)
+    )
     return (spectrum.square().sum(-1) + 1e-10).sqrt()
 
 
 @functools.cache
 def _constants(fft: int, bands: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Hann window (fft,) and triangular mel filters (bands, fft / 2 + 1) on the HTK scale up to 8 kHz."""
-    points = 700 * (10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), bands + 2) / 2595) - 1)
+    points = 700 * (
+        10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), bands + 2) / 2595) - 1
+    )
     hertz = torch.linspace(0, 8000, fft // 2 + 1)
     lower, centre, upper = (points[i : i + bands, None] for i in range(3))
-    filters = torch.minimum((hertz - lower) / (centre - lower), (upper - hertz) / (upper - centre)).clamp(min=0)
+    filters = torch.minimum(
+        (hertz - lower) / (centre - lower), (upper - hertz) / (upper - centre)
+    ).clamp(min=0)
     return torch.hann_window(fft, device=device), filters.to(device)

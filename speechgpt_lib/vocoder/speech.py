@@ -39,10 +39,18 @@ class SpeechInMemory:
                     f"utterance {index} has {len(units)} frames but {len(wave)} samples, fewer than {len(units) * HOP}: "
                     "units must be one a frame of 20 ms, of this very wave at 16 kHz"
                 )
-        self.pairs, self.lengths = pairs, np.array([len(units) for units, _ in pairs], dtype=np.int64)
+        self.pairs, self.lengths = (
+            pairs,
+            np.array([len(units) for units, _ in pairs], dtype=np.int64),
+        )
         self.names = tuple(dict.fromkeys(speakers or ()))
-        self.speakers = np.array([self.names.index(name) for name in speakers] if speakers else [0] * len(pairs), dtype=np.int64)
+        self.speakers = np.array(
+            [self.names.index(name) for name in speakers] if speakers else [0] * len(pairs),
+            dtype=np.int64,
+        )
 
     def piece(self, index: int, start: int, count: int) -> Pair:
         units, wave = self.pairs[index]
-        return units[start : start + count].astype(np.int64), wave[start * HOP : (start + count) * HOP]
+        return units[start : start + count].astype(np.int64), wave[
+            start * HOP : (start + count) * HOP
+        ]

@@ -105,14 +105,20 @@ class GeneratorStream:
 
     def __init__(self, generator: UnitGenerator, speaker: int | None = None):
         self.generator = generator
-        self.speakers = None if speaker is None else torch.tensor([speaker], device=generator.dict.weight.device)
+        self.speakers = (
+            None
+            if speaker is None
+            else torch.tensor([speaker], device=generator.dict.weight.device)
+        )
         self.before, self.after = ConvStream(generator.conv_pre), ConvStream(generator.conv_post)
         self.stages = [StageStream(up, blocks) for up, blocks in generator.stages()]
 
     @torch.inference_mode()
     def __call__(self, frames: np.ndarray, last: bool = False) -> np.ndarray:
         """Unit ids, one a frame → the samples (float32) that are final now; with `last` all that are left."""
-        units = torch.from_numpy(np.asarray(frames, dtype=np.int64)).to(self.generator.dict.weight.device)
+        units = torch.from_numpy(np.asarray(frames, dtype=np.int64)).to(
+            self.generator.dict.weight.device
+        )
         x = self.before(self.generator.embed(units[None], self.speakers), last)
         for stage in self.stages:
             x = stage(x, last)
@@ -131,16 +137,33 @@ def lookahead(generator: UnitGenerator) -> int:
     for up, blocks in generator.stages():
         hop //= up.stride[0]
         samples += up.padding[0] * hop
-        samples += hop * max(sum(conv.padding[0] for conv in [*block.convs1, *block.convs2]) for block in blocks)
+        samples += hop * max(
+            sum(conv.padding[0] for conv in [*block.convs1, *block.convs2]) for block in blocks
+        )
     return samples + generator.conv_post.padding[0] * hop
 
 
 class SpeechStream:
     """Merged units in, as they come; sound out.  Made by `Vocoder.stream`."""
 
-    def __init__(self, generator: GeneratorStream, durations: DurationPredictor, check: Callable, speed: float, piece: int):
-        self._generator, self._durations, self._check, self._speed, self._piece = generator, durations, check, speed, piece
-        self._units = np.zeros(0, np.int64)  # up to `reach` units that are timed already, then those that are not
+    def __init__(
+        self,
+        generator: GeneratorStream,
+        durations: DurationPredictor,
+        check: Callable,
+        speed: float,
+        piece: int,
+    ):
+        self._generator, self._durations, self._check, self._speed, self._piece = (
+            generator,
+            durations,
+            check,
+            speed,
+            piece,
+        )
+        self._units = np.zeros(
+            0, np.int64
+        )  # up to `reach` units that are timed already, then those that are not
         self._timed = 0
         self._frames = np.zeros(0, np.int64)  # not yet given to the generator
         self._passed, self._border = 0, 0  # frames so far, as predicted and at the wanted speed
@@ -153,7 +176,11 @@ class SpeechStream:
         """
         if self._ended:
             raise UserError("this stream of speech has been finished: start a new one")
-        self._units = np.concatenate([self._units, self._check(np.atleast_1d(units))]) if np.size(units) else self._units
+        self._units = (
+            np.concatenate([self._units, self._check(np.atleast_1d(units))])
+            if np.size(units)
+            else self._units
+        )
         self._time(len(self._units) - self._durations.reach)
         whole = len(self._frames) // self._piece * self._piece
         return self._speak(whole, last=False) if whole else np.zeros(0, np.float32)
@@ -164,7 +191,11 @@ class SpeechStream:
         if self._passed and not self._border:  # however fast, something is heard
             self._frames, self._border = self._units[-1:], 1
         was_ended, self._ended = self._ended, True
-        return np.zeros(0, np.float32) if was_ended or not self._border else self._speak(len(self._frames), last=True)
+        return (
+            np.zeros(0, np.float32)
+            if was_ended or not self._border
+            else self._speak(len(self._frames), last=True)
+        )
 
     def run(self, units: Iterable[int]) -> Iterator[np.ndarray]:
         """A stream of units → a stream of pieces of sound, none of them empty."""
@@ -178,11 +209,17 @@ class SpeechStream:
         """Turn the units before `stop` into frames: `scale_durations` unit by unit."""
         if stop <= self._timed:
             return
-        durations = self._durations.predict(torch.from_numpy(self._units)[None])[0].cpu().numpy()[self._timed : stop]
+        durations = (
+            self._durations.predict(torch.from_numpy(self._units)[None])[0]
+            .cpu()
+            .numpy()[self._timed : stop]
+        )
         passed = self._passed + np.cumsum(durations)
         borders = scaled_borders(passed, self._speed)
         lengths = np.diff(borders, prepend=self._border)
-        self._frames = np.concatenate([self._frames, np.repeat(self._units[self._timed : stop], lengths)])
+        self._frames = np.concatenate(
+            [self._frames, np.repeat(self._units[self._timed : stop], lengths)]
+        )
         self._passed, self._border = int(passed[-1]), int(borders[-1])
         forgotten = max(0, stop - self._durations.reach)
         self._units, self._timed = self._units[forgotten:], stop - forgotten

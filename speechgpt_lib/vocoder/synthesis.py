@@ -33,7 +33,10 @@ LONGEST_S = 3600.0  # of one utterance: more is a mistake
 GRID = 32
 PIECE = 500  # frames; whatever is longer than that is spoken piece by piece, so memory doesn't grow with the length
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
-BATCH_S = {"cpu": 0.0, "cuda": 240.0}  # seconds in a padded batch; on a CPU one utterance at a time is fastest
+BATCH_S = {
+    "cpu": 0.0,
+    "cuda": 240.0,
+}  # seconds in a padded batch; on a CPU one utterance at a time is fastest
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Units = np.ndarray | list[int]
@@ -60,13 +63,21 @@ class Vocoder:
     def __post_init__(self) -> None:
         generator, durations = self.generator.unit_count, self.durations.dict.num_embeddings
         if generator != durations:
-            raise UserError(f"the generator knows {generator} units but the duration predictor {durations}: they belong apart")
+            raise UserError(
+                f"the generator knows {generator} units but the duration predictor {durations}: they belong apart"
+            )
         known = 0 if self.generator.spkr is None else self.generator.spkr.num_embeddings
         if known != len(self.speakers):
-            raise UserError(f"the generator knows {known} speakers but {len(self.speakers)} have names: they belong apart")
+            raise UserError(
+                f"the generator knows {known} speakers but {len(self.speakers)} have names: they belong apart"
+            )
         if self.precision not in PRECISIONS:
-            raise UserError(f"unknown precision {self.precision!r}: choose {' or '.join(PRECISIONS)}")
-        self.generator.fold_weight_norm().to(self.device, PRECISIONS[self.precision]).eval().requires_grad_(False)
+            raise UserError(
+                f"unknown precision {self.precision!r}: choose {' or '.join(PRECISIONS)}"
+            )
+        self.generator.fold_weight_norm().to(
+            self.device, PRECISIONS[self.precision]
+        ).eval().requires_grad_(False)
         # In double precision, so that no rounding to whole frames depends on what else is in the batch.
         self.durations.to(self.device, torch.float64).eval().requires_grad_(False)
 
@@ -96,7 +107,9 @@ class Vocoder:
         Raises:
             UserError: no units, ids out of range or of another inventory, bad durations or speed, an unknown speaker, over an hour.
         """
-        return self.synthesize_many([units], None if durations is None else [durations], speed, inventory, speaker)[0]
+        return self.synthesize_many(
+            [units], None if durations is None else [durations], speed, inventory, speaker
+        )[0]
 
     @torch.inference_mode()
     def synthesize_many(
@@ -117,16 +130,27 @@ class Vocoder:
         chosen = self._speaker(speaker)
         checked = [self._check_units(units) for units in utterances]
         if durations is not None and len(durations) != len(utterances):
-            raise UserError(f"{len(utterances)} utterances but durations for {len(durations)}: give one row each, or none at all")
+            raise UserError(
+                f"{len(utterances)} utterances but durations for {len(durations)}: give one row each, or none at all"
+            )
         if durations is None:
             lengths = self._predict(checked)
         else:
-            lengths = [self._check_durations(d, u) for d, u in zip(durations, utterances, strict=True)]
+            lengths = [
+                self._check_durations(d, u) for d, u in zip(durations, utterances, strict=True)
+            ]
         pairs = zip(checked, lengths, strict=True)
-        rows = [_refuse_long(expand(units, scale_durations(length, speed))) for units, length in pairs]
+        rows = [
+            _refuse_long(expand(units, scale_durations(length, speed))) for units, length in pairs
+        ]
         waves: list[np.ndarray] = [np.empty(0)] * len(rows)
-        for batch in plan_batches([len(row) for row in rows], BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s):
-            for index, wave in zip(batch, self._generate([rows[i] for i in batch], chosen), strict=True):
+        for batch in plan_batches(
+            [len(row) for row in rows],
+            BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s,
+        ):
+            for index, wave in zip(
+                batch, self._generate([rows[i] for i in batch], chosen), strict=True
+            ):
                 waves[index] = wave
         return waves
 
@@ -135,7 +159,11 @@ class Vocoder:
         return self._predict([self._check_units(units)])[0]
 
     def stream(
-        self, speed: float = 1.0, inventory: str | None = None, speaker: str | None = None, piece: int = STREAM_PIECE
+        self,
+        speed: float = 1.0,
+        inventory: str | None = None,
+        speaker: str | None = None,
+        piece: int = STREAM_PIECE,
     ) -> SpeechStream:
         """A stream: push units as they come, get sound as soon as it is final; all pieces together are what `synthesize` gives.
 
@@ -154,14 +182,25 @@ class Vocoder:
         if len(rows) == 1 and len(rows[0]) > PIECE:
             stream, frames = GeneratorStream(self.generator, speaker), rows[0]
             starts = range(0, len(frames), PIECE)
-            return [np.concatenate([stream(frames[s : s + PIECE], last=s + PIECE >= len(frames)) for s in starts])]
+            return [
+                np.concatenate(
+                    [stream(frames[s : s + PIECE], last=s + PIECE >= len(frames)) for s in starts]
+                )
+            ]
         lengths = [len(row) for row in rows]
         units = np.zeros((len(rows), -(-max(lengths) // GRID) * GRID), dtype=np.int64)
         for index, row in enumerate(rows):
             units[index, : len(row)] = row
-        speakers = None if speaker is None else torch.full((len(rows),), speaker, device=self.device)
+        speakers = (
+            None if speaker is None else torch.full((len(rows),), speaker, device=self.device)
+        )
         frames = torch.tensor(lengths, device=self.device)
-        waves = self.generator(torch.from_numpy(units).to(self.device), speakers, frames).float().cpu().numpy()
+        waves = (
+            self.generator(torch.from_numpy(units).to(self.device), speakers, frames)
+            .float()
+            .cpu()
+            .numpy()
+        )
         return [wave[: length * HOP].copy() for wave, length in zip(waves, lengths, strict=True)]
 
     @torch.inference_mode()
@@ -169,16 +208,25 @@ class Vocoder:
         found = []
         for start in range(0, len(utterances), 64):
             units, mask = pad_units(utterances[start : start + 64])
-            durations = self.durations.predict(units.to(self.device), mask.to(self.device)).cpu().numpy()
-            found += [row[: len(units)] for row, units in zip(durations, utterances[start : start + 64], strict=True)]
+            durations = (
+                self.durations.predict(units.to(self.device), mask.to(self.device)).cpu().numpy()
+            )
+            found += [
+                row[: len(units)]
+                for row, units in zip(durations, utterances[start : start + 64], strict=True)
+            ]
         return found
 
     def _check_units(self, units: Units) -> np.ndarray:
         units = np.asarray(units)
         if units.size == 0:
-            raise UserError("there are no units to speak: give at least one, as in <sosp><12><7><eosp>")
+            raise UserError(
+                "there are no units to speak: give at least one, as in <sosp><12><7><eosp>"
+            )
         if units.ndim != 1 or not np.issubdtype(units.dtype, np.integer):
-            raise UserError(f"units must be one row of whole numbers, found shape {units.shape} of {units.dtype}")
+            raise UserError(
+                f"units must be one row of whole numbers, found shape {units.shape} of {units.dtype}"
+            )
         if self.drops_negative:
             units = units[units >= 0]
             if units.size == 0:
@@ -188,27 +236,46 @@ class Vocoder:
 
     def _check_durations(self, durations: Units, units: Units) -> np.ndarray:
         durations, units = np.asarray(durations), np.asarray(units)
-        if durations.ndim != 1 or not np.issubdtype(durations.dtype, np.integer) or (durations < 0).any():
+        if (
+            durations.ndim != 1
+            or not np.issubdtype(durations.dtype, np.integer)
+            or (durations < 0).any()
+        ):
             raise UserError("durations must be one row of whole numbers of frames, 0 or more")
         if self.drops_negative and durations.shape == units.shape:
             durations = durations[units >= 0]
         if durations.sum() == 0:
-            raise UserError("all durations are 0, so there is nothing to speak: give at least one frame")
+            raise UserError(
+                "all durations are 0, so there is nothing to speak: give at least one frame"
+            )
         return durations
 
     def _speaker(self, name: str | None) -> int | None:
         if not self.speakers:
             if name is not None:
-                raise UserError(f"speaker {name!r} was asked for, but this vocoder has a single voice: leave the speaker out")
+                raise UserError(
+                    f"speaker {name!r} was asked for, but this vocoder has a single voice: leave the speaker out"
+                )
             return None
         if name is not None and name not in self.speakers:
-            raise UserError(f"unknown speaker {name!r}: this vocoder knows {', '.join(self.speakers[:20])}")
+            raise UserError(
+                f"unknown speaker {name!r}: this vocoder knows {', '.join(self.speakers[:20])}"
+            )
         return 0 if name is None else self.speakers.index(name)
 
     def save(self, folder: Path) -> None:
         """Write into `folder`, beside whatever else lies there; `vocoder.json` last, so that half a vocoder has none."""
-        facts = {"inventory": self.inventory, "unit_count": self.unit_count, "sample_rate_hz": SAMPLE_RATE, "hop": HOP}
-        facts |= {"speakers": list(self.speakers), "drops_negative": self.drops_negative, "duration_width": self.durations.width}
+        facts = {
+            "inventory": self.inventory,
+            "unit_count": self.unit_count,
+            "sample_rate_hz": SAMPLE_RATE,
+            "hop": HOP,
+        }
+        facts |= {
+            "speakers": list(self.speakers),
+            "drops_negative": self.drops_negative,
+            "duration_width": self.durations.width,
+        }
         facts["settings"] = self.settings.model_dump(mode="json")
         folder = Path(folder)
         (folder / "vocoder.json").unlink(missing_ok=True)
@@ -218,7 +285,13 @@ class Vocoder:
         write_json(folder / "vocoder.json", facts)
 
     @classmethod
-    def load(cls, folder: Path, inventory: str | None = None, device: str = "cpu", precision: str = "fp32") -> Vocoder:
+    def load(
+        cls,
+        folder: Path,
+        inventory: str | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> Vocoder:
         """Read what `save` wrote; `inventory` is the id that its units must be of, when given.
 
         Raises UserError: files missing or damaged, or made for another inventory.
@@ -229,11 +302,16 @@ class Vocoder:
             found, count = str(facts["inventory"]), int(facts["unit_count"])
             settings = VocoderSettings.model_validate(facts["settings"])
             speakers = tuple(str(name) for name in facts.get("speakers", ()))
-            width, drops = int(facts.get("duration_width", settings.embedding)), bool(facts.get("drops_negative", False))
+            width, drops = (
+                int(facts.get("duration_width", settings.embedding)),
+                bool(facts.get("drops_negative", False)),
+            )
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             reason = " ".join(str(error).split())[:200]
             where = folder / "vocoder.json"
-            raise UserError(f"{where} does not describe a vocoder ({reason}): run its step again") from None
+            raise UserError(
+                f"{where} does not describe a vocoder ({reason}): run its step again"
+            ) from None
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
         generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
@@ -271,5 +349,7 @@ def pad_units(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 def _refuse_long(frames: np.ndarray) -> np.ndarray:
     seconds = len(frames) * HOP / SAMPLE_RATE
     if seconds > LONGEST_S:
-        raise UserError(f"these units make {seconds:.0f} s of speech, the limit is {LONGEST_S:.0f} s: split them")
+        raise UserError(
+            f"these units make {seconds:.0f} s of speech, the limit is {LONGEST_S:.0f} s: split them"
+        )
     return frames

@@ -29,14 +29,22 @@ from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
-from speechgpt_lib.vocoder.losses import discriminator_loss, feature_matching_loss, generator_loss, reconstruction_loss
+from speechgpt_lib.vocoder.losses import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    reconstruction_loss,
+)
 from speechgpt_lib.vocoder.speech import Pair, Speech
 from speechgpt_lib.vocoder.synthesis import pad_units
 
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45 so that the loss stays on one scale when the discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a picture of a spectrogram shows as black and as brightest
+QUIETEST, LOUDEST = (
+    -6.0,
+    3.0,
+)  # log amplitudes that a picture of a spectrogram shows as black and as brightest
 
 
 def train_vocoder(
@@ -72,7 +80,9 @@ def train_vocoder(
     long_enough = np.flatnonzero(speech.lengths >= segment)
     if not len(long_enough):
         found = len(speech.lengths)
-        raise UserError(f"none of {found} utterances has {segment} frames: lower vocoder.segment_frames or give more speech")
+        raise UserError(
+            f"none of {found} utterances has {segment} frames: lower vocoder.segment_frames or give more speech"
+        )
     torch.manual_seed(seed)
     generator = UnitGenerator(unit_count, settings, len(speech.names))
     discriminators = Discriminators(settings.discriminator_channels)
@@ -84,10 +94,19 @@ def train_vocoder(
         chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, speech.lengths[i] - segment + 1)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
-        units, waves = (np.stack(parts) for parts in zip(*(speech.piece(i, s, segment) for i, s in mine), strict=True))
-        return torch.from_numpy(units), torch.from_numpy(waves), torch.from_numpy(speech.speakers[[i for i, _ in mine]])
+        units, waves = (
+            np.stack(parts)
+            for parts in zip(*(speech.piece(i, s, segment) for i, s in mine), strict=True)
+        )
+        return (
+            torch.from_numpy(units),
+            torch.from_numpy(waves),
+            torch.from_numpy(speech.speakers[[i for i, _ in mine]]),
+        )
 
-    made: dict[int, torch.Tensor] = {}  # the waves of this step: both phases need them, the generator runs once
+    made: dict[
+        int, torch.Tensor
+    ] = {}  # the waves of this step: both phases need them, the generator runs once
 
     def step_function(phase: str, modules: dict, batch, step: int):
         units, real, speakers = (tensor.to(device) for tensor in batch)
@@ -117,7 +136,9 @@ def train_vocoder(
             speak_sample(generator, sample, work, step)
         if step == to_keep and not (work / "joined").exists():
             with atomic_path(work / "joined") as temporary:
-                shutil.copytree(work / "checkpoints" / f"step_{step:08d}", temporary / f"step_{step:08d}")
+                shutil.copytree(
+                    work / "checkpoints" / f"step_{step:08d}", temporary / f"step_{step:08d}"
+                )
 
     if joined_from is not None and not (work / "checkpoints").exists():
         with atomic_path(work / "checkpoints") as temporary:
@@ -142,7 +163,15 @@ def train_vocoder(
 def sample_steps(settings: VocoderSettings) -> list[int]:
     """When the sample is spoken: often early, when much changes; where the discriminators join; at the end."""
     steps = settings.optimization.steps
-    return sorted({max(1, steps // 32), max(1, steps // 8), max(1, steps // 2), max(1, round(settings.adversarial_from * steps)), steps})
+    return sorted(
+        {
+            max(1, steps // 32),
+            max(1, steps // 8),
+            max(1, steps // 2),
+            max(1, round(settings.adversarial_from * steps)),
+            steps,
+        }
+    )
 
 
 @torch.inference_mode()
@@ -157,7 +186,15 @@ def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step:
     path = work / "samples" / f"step_{step:06d}"
     write_audio(path.with_suffix(".wav"), wave)
     with atomic_path(path.with_suffix(".png")) as temporary:
-        imsave(temporary, log_mel(wave).T, format="png", origin="lower", cmap="magma", vmin=QUIETEST, vmax=LOUDEST)
+        imsave(
+            temporary,
+            log_mel(wave).T,
+            format="png",
+            origin="lower",
+            cmap="magma",
+            vmin=QUIETEST,
+            vmax=LOUDEST,
+        )
 
 
 def _halves(judged: list, count: int) -> tuple[list, list]:
@@ -199,18 +236,27 @@ def train_durations(
             found = f"{len(units)} units and {len(durations)} durations"
             raise UserError(f"sequence {index} has {found}: expected one each, at least one")
     if not sequences:
-        raise UserError("there are no unit sequences to learn durations from: run 01_unit_extraction.ipynb first")
+        raise UserError(
+            "there are no unit sequences to learn durations from: run 01_unit_extraction.ipynb first"
+        )
     torch.manual_seed(seed)
     predictor = DurationPredictor(unit_count, settings.embedding)
 
     def batch_at(step: int, rank: int, world_size: int):
-        chosen = np.random.default_rng((seed, step)).choice(len(sequences), DURATION_BATCH)[rank::world_size]
-        return pad_units([sequences[i][0] for i in chosen]), pad_units([sequences[i][1] for i in chosen])[0]
+        chosen = np.random.default_rng((seed, step)).choice(len(sequences), DURATION_BATCH)[
+            rank::world_size
+        ]
+        return pad_units([sequences[i][0] for i in chosen]), pad_units(
+            [sequences[i][1] for i in chosen]
+        )[0]
 
     def step_function(phase: str, modules: dict, batch, step: int):
         (units, mask), durations = batch
         units, mask, durations = units.to(device), mask.to(device), durations.to(device)
-        predicted, target = modules["durations"](units, mask)[mask], torch.log1p(durations[mask].float())
+        predicted, target = (
+            modules["durations"](units, mask)[mask],
+            torch.log1p(durations[mask].float()),
+        )
         frames_off = (torch.exp(predicted.detach()) - 1 - durations[mask]).abs().mean()
         return mse_loss(predicted, target, reduction="sum"), mask.sum(), {"frames_off": frames_off}
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-SUBTYPES = {".flac": ("FLAC", "PCM_16"), ".mp3": ("MP3", "MPEG_LAYER_III"), ".opus": ("OGG", "OPUS"), ".wav": ("WAV", "PCM_16")}
+SUBTYPES = {
+    ".flac": ("FLAC", "PCM_16"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".opus": ("OGG", "OPUS"),
+    ".wav": ("WAV", "PCM_16"),
+}
 
 
 def tone(seconds: float = 1.0, rate: int = 16_000, pitch: float = 220.0) -> np.ndarray:

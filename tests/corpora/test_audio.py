@@ -21,7 +21,9 @@ def test_stereo_is_averaged_never_concatenated(tmp_path: Path) -> None:
     wave = read_audio(tmp_path / "s.wav")
     assert wave.shape == (16_000,) and wave.dtype == np.float32
     assert wave == pytest.approx((tone(200, 16_000) + tone(300, 16_000)) / 2, abs=1e-3)
-    soundfile.write(tmp_path / "opposite.wav", np.stack([tone(200, 16_000), -tone(200, 16_000)], 1), 16_000)
+    soundfile.write(
+        tmp_path / "opposite.wav", np.stack([tone(200, 16_000), -tone(200, 16_000)], 1), 16_000
+    )
     assert np.abs(read_audio(tmp_path / "opposite.wav")).max() < 1e-3
 
 
@@ -39,7 +41,9 @@ def test_any_rate_becomes_16_khz_at_the_same_pitch(tmp_path: Path, rate: int, su
 def test_lossy_formats_are_read(tmp_path: Path, suffix: str) -> None:
     soundfile.write(tmp_path / f"t.{suffix}", tone(440, 44_100), 44_100)
     wave = read_audio(tmp_path / f"t.{suffix}")
-    assert abs(len(wave) - 16_000) < 1600 and int(np.abs(np.fft.rfft(wave, 16_000)).argmax()) == pytest.approx(440, abs=2)
+    assert abs(len(wave) - 16_000) < 1600 and int(
+        np.abs(np.fft.rfft(wave, 16_000)).argmax()
+    ) == pytest.approx(440, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,9 @@ def test_lossy_formats_are_read(tmp_path: Path, suffix: str) -> None:
         ("absent.wav", None, "no audio file"),
     ],
 )
-def test_what_is_no_audio_is_refused(tmp_path: Path, name: str, content: bytes | None, expected: str) -> None:
+def test_what_is_no_audio_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, expected: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=expected) as error:
@@ -97,7 +103,9 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> 
 def test_what_is_written_is_read_back_and_clipped(tmp_path: Path) -> None:
     wave = np.tile(np.array([0.5, 2.0, -2.0, 0.0], np.float32), 200)
     for name in ("a.flac", "sub/a.wav"):
-        assert read_audio(write_audio(tmp_path / name, wave)) == pytest.approx(np.clip(wave, -1, 1), abs=1e-4)
+        assert read_audio(write_audio(tmp_path / name, wave)) == pytest.approx(
+            np.clip(wave, -1, 1), abs=1e-4
+        )
     with pytest.raises(UserError, match="wav or .flac"):
         write_audio(tmp_path / "a.ogg", wave)
     assert not (tmp_path / "a.ogg").exists()
@@ -105,7 +113,9 @@ def test_what_is_written_is_read_back_and_clipped(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_speech_is_read(reference: Path) -> None:
-    files = [*reference.glob("speech/LibriSpeech/*/*/*/*.flac")][:3] + [*reference.glob("speech/CommonVoice/**/*.mp3")][:2]
+    files = [*reference.glob("speech/LibriSpeech/*/*/*/*.flac")][:3] + [
+        *reference.glob("speech/CommonVoice/**/*.mp3")
+    ][:2]
     files += [*reference.glob("speech/GigaSpeech/audio/*/*/*.opus")]
     assert len(files) >= 4
     for path in files:

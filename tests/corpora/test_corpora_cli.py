@@ -25,7 +25,16 @@ def corpora(*arguments: object) -> str:
 
 def test_list_names_corpora_licences_layouts_and_archives():
     text = corpora("list")
-    for words in ("librispeech", "common_voice", "gigaspeech", "libri_light", "CC BY 4.0", "GigaSpeech.json", "train-other-500", "3.05 TB"):
+    for words in (
+        "librispeech",
+        "common_voice",
+        "gigaspeech",
+        "libri_light",
+        "CC BY 4.0",
+        "GigaSpeech.json",
+        "train-other-500",
+        "3.05 TB",
+    ):
         assert words in text
     listed = json.loads(corpora("list", "--json"))
     assert {row["corpus"]: row["gated"] for row in listed["corpora"]} == {
@@ -42,18 +51,62 @@ def test_list_names_corpora_licences_layouts_and_archives():
 def test_prepare_writes_a_table_and_says_what_is_in_it(tmp_path):
     layouts.librispeech(tmp_path / "LibriSpeech")
     (tmp_path / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac").write_bytes(b"")
-    text = corpora("prepare", "librispeech", tmp_path / "LibriSpeech", "-o", tmp_path / "out", "--decode", "--workers", 2)
-    assert "dev-clean                    1 utterances" in text and "empty 1" in text and "wrote 2 utterances" in text
+    text = corpora(
+        "prepare",
+        "librispeech",
+        tmp_path / "LibriSpeech",
+        "-o",
+        tmp_path / "out",
+        "--decode",
+        "--workers",
+        2,
+    )
+    assert (
+        "dev-clean                    1 utterances" in text
+        and "empty 1" in text
+        and "wrote 2 utterances" in text
+    )
     assert [s.id for s in iterate_table(tmp_path / "out")] == ["84-121123-0000", "61-70968-0000"]
-    again = corpora("prepare", "librispeech", tmp_path / "LibriSpeech", "-o", tmp_path / "out", "--decode", "--json")
+    again = corpora(
+        "prepare",
+        "librispeech",
+        tmp_path / "LibriSpeech",
+        "-o",
+        tmp_path / "out",
+        "--decode",
+        "--json",
+    )
     assert json.loads(again)["quarantined"]["reasons"] == {"empty": 1}
     with pytest.raises(UserError, match="1 of 3 utterances .*--max-bad-share 0.34"):
-        corpora("prepare", "librispeech", tmp_path / "LibriSpeech", "-o", tmp_path / "strict", "--max-bad-share", 0)
+        corpora(
+            "prepare",
+            "librispeech",
+            tmp_path / "LibriSpeech",
+            "-o",
+            tmp_path / "strict",
+            "--max-bad-share",
+            0,
+        )
 
 
 def test_options_of_one_corpus_reach_its_reader_only(tmp_path):
-    root = layouts.gigaspeech(tmp_path / "giga", {"A": [giga_segment("A_S0", 0, 1, "WELL <COMMA> YES <PERIOD>", "XL", "S")]})
-    corpora("prepare", "gigaspeech", root, "-o", tmp_path / "out", "--lower", "--no-punctuation", "--split", "S", "--split", "DEV")
+    root = layouts.gigaspeech(
+        tmp_path / "giga",
+        {"A": [giga_segment("A_S0", 0, 1, "WELL <COMMA> YES <PERIOD>", "XL", "S")]},
+    )
+    corpora(
+        "prepare",
+        "gigaspeech",
+        root,
+        "-o",
+        tmp_path / "out",
+        "--lower",
+        "--no-punctuation",
+        "--split",
+        "S",
+        "--split",
+        "DEV",
+    )
     assert [(s.text, s.split) for s in iterate_table(tmp_path / "out")] == [("well yes", "S")]
     with pytest.raises(UserError, match="GigaSpeech has no option language"):
         corpora("prepare", "gigaspeech", root, "-o", tmp_path / "more", "--language", "en")
@@ -72,7 +125,10 @@ def test_the_steps_for_a_corpus_that_asks_for_an_agreement_are_printed(name):
 def test_download_names_the_next_command(tmp_path, monkeypatch):
     (tmp_path / "LibriSpeech/dev-clean").mkdir(parents=True)  # fetched before
     text = corpora("download", "dev-clean", "-o", tmp_path)
-    assert f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE --split dev-clean" in text
+    assert (
+        f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE --split dev-clean"
+        in text
+    )
     with corpora_cli._progress_bar("a.tar.gz") as progress:
         progress(1, None)
         progress(1, 2)
@@ -82,4 +138,7 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path, speechgpt):
     layouts.librispeech(tmp_path)
     done = speechgpt("corpora", "prepare", "gigaspeech", tmp_path, "-o", tmp_path / "out")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {tmp_path} is not GigaSpeech") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith(f"error: {tmp_path} is not GigaSpeech")
+        and done.stderr.count("\n") == 1
+    )

@@ -32,7 +32,9 @@ def tar_of(members: dict[str, bytes | tarfile.TarInfo], compressed: bool = True)
 
 # Not compressible: cut in half, both halves are long.
 SOUND = b"".join(hashlib.sha256(str(k).encode()).digest() for k in range(20_000))
-GOOD = tar_of({"LibriSpeech/README.TXT": b"read me", "LibriSpeech/dev-clean/84/1/84-1-0000.flac": SOUND})
+GOOD = tar_of(
+    {"LibriSpeech/README.TXT": b"read me", "LibriSpeech/dev-clean/84/1/84-1-0000.flac": SOUND}
+)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -53,7 +55,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     def archive(self, md5: str | None = None) -> Archive:
         md5 = md5 or hashlib.md5(self.content).hexdigest()
-        return Archive("dev-clean", "librispeech", self.url, md5, "LibriSpeech/dev-clean", 5.4, "tiny")
+        return Archive(
+            "dev-clean", "librispeech", self.url, md5, "LibriSpeech/dev-clean", 5.4, "tiny"
+        )
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -106,20 +110,28 @@ def test_an_archive_is_fetched_checked_and_unpacked(server, tmp_path):
     assert (folder / "84/1/84-1-0000.flac").read_bytes() == SOUND
     assert everything(tmp_path) == UNPACKED
     assert told[0] == (0, len(GOOD)) and told[-1] == (len(GOOD), len(GOOD))
-    assert download(server.archive(), tmp_path) == folder and len(server.asked) == 1, "what is there is not fetched again"
+    assert download(server.archive(), tmp_path) == folder and len(server.asked) == 1, (
+        "what is there is not fetched again"
+    )
 
 
 def test_the_archive_can_be_kept_and_is_enough(server, tmp_path):
     download(server.archive(), tmp_path / "a", keep_archive=True)
     assert everything(tmp_path / "a") == [*UNPACKED, "dev-clean.tar.gz"]
     (tmp_path / "b").mkdir()
-    (tmp_path / "a/dev-clean.tar.gz").rename(tmp_path / "b/dev-clean.tar.gz")  # brought from elsewhere
+    (tmp_path / "a/dev-clean.tar.gz").rename(
+        tmp_path / "b/dev-clean.tar.gz"
+    )  # brought from elsewhere
     download(server.archive(), tmp_path / "b")
     assert len(server.asked) == 1 and everything(tmp_path / "b") == UNPACKED
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(server, tmp_path):
-    server.breaks = [98_304, 200_704, 0]  # whole chunks: what the library holds of a broken one is lost
+    server.breaks = [
+        98_304,
+        200_704,
+        0,
+    ]  # whole chunks: what the library holds of a broken one is lost
     lines = []
     download(server.archive(), tmp_path, wait_s=0, say=lines.append)
     assert server.asked == [None, "bytes=98304-", "bytes=299008-", "bytes=299008-"]
@@ -147,7 +159,10 @@ def test_a_part_that_is_whole_or_too_long(server, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b/.dev-clean.tar.gz.part").write_bytes(GOOD + b"more")
     download(server.archive(), tmp_path / "b", wait_s=0)
-    assert server.asked[1:] == [f"bytes={len(GOOD) + 4}-", None] and everything(tmp_path / "b") == UNPACKED
+    assert (
+        server.asked[1:] == [f"bytes={len(GOOD) + 4}-", None]
+        and everything(tmp_path / "b") == UNPACKED
+    )
 
 
 def test_a_server_that_cannot_resume_sends_all_of_it_again(server, tmp_path):
@@ -158,7 +173,9 @@ def test_a_server_that_cannot_resume_sends_all_of_it_again(server, tmp_path):
 
 def test_a_server_that_keeps_breaking_off_is_given_up_and_the_bytes_kept(server, tmp_path):
     server.breaks = [98_304] + [0] * 9
-    with pytest.raises(UserError, match="broke off 3 times .*98304 bytes are kept: the same command goes on there"):
+    with pytest.raises(
+        UserError, match="broke off 3 times .*98304 bytes are kept: the same command goes on there"
+    ):
         download(server.archive(), tmp_path, attempts=3, wait_s=0)
     assert len(server.asked) == 4
     server.breaks = []
@@ -168,14 +185,20 @@ def test_a_server_that_keeps_breaking_off_is_given_up_and_the_bytes_kept(server,
 
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     wrong = "0" * 32
-    with pytest.raises(UserError, match=f"came with MD5 {hashlib.md5(GOOD).hexdigest()}, its publisher says {wrong}"):
+    with pytest.raises(
+        UserError,
+        match=f"came with MD5 {hashlib.md5(GOOD).hexdigest()}, its publisher says {wrong}",
+    ):
         download(server.archive(wrong), tmp_path)
     assert everything(tmp_path) == []
     download(server.archive(), tmp_path)
     assert server.asked == [None, None]
 
 
-@pytest.mark.parametrize(("status", "words"), [(404, "404 Not Found .*was the archive moved"), (503, "503 Service Unavailable")])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(404, "404 Not Found .*was the archive moved"), (503, "503 Service Unavailable")],
+)
 def test_errors_of_the_server(server, tmp_path, status, words):
     server.status = status
     with pytest.raises(UserError, match=words):
@@ -187,8 +210,19 @@ def test_without_a_network_it_says_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # nobody listens here
-        archive = Archive("a", "librispeech", f"http://127.0.0.1:{free.getsockname()[1]}/a.tar.gz", "0" * 32, "a", 1, "1 MB")
-        with pytest.raises(UserError, match=r"^no connection to 127.0.0.1 \(Connection refused\): this needs the internet; .*put it into"):
+        archive = Archive(
+            "a",
+            "librispeech",
+            f"http://127.0.0.1:{free.getsockname()[1]}/a.tar.gz",
+            "0" * 32,
+            "a",
+            1,
+            "1 MB",
+        )
+        with pytest.raises(
+            UserError,
+            match=r"^no connection to 127.0.0.1 \(Connection refused\): this needs the internet; .*put it into",
+        ):
             download(archive, tmp_path)
 
 
@@ -198,8 +232,13 @@ def test_a_name_that_cannot_be_looked_up_is_no_network_either(tmp_path, monkeypa
 
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(socket, "getaddrinfo", fails)
-    archive = Archive("a", "librispeech", "http://nowhere.invalid/a.tar.gz", "0" * 32, "a", 1, "1 MB")
-    with pytest.raises(UserError, match=r"^no connection to nowhere.invalid \(Temporary failure .*the same command again$") as error:
+    archive = Archive(
+        "a", "librispeech", "http://nowhere.invalid/a.tar.gz", "0" * 32, "a", 1, "1 MB"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^no connection to nowhere.invalid \(Temporary failure .*the same command again$",
+    ) as error:
         download(archive, tmp_path)
     assert "\n" not in str(error.value) and "object at" not in str(error.value)
 
@@ -253,18 +292,33 @@ def test_archives_that_are_damaged_or_hold_something_else(tmp_path):
 
 def test_a_second_subset_joins_the_first(tmp_path):
     for name in ("dev-clean", "test-clean"):
-        (tmp_path / f"{name}.tar.gz").write_bytes(tar_of({"LibriSpeech/README.TXT": b"x", f"LibriSpeech/{name}/1/2/a.flac": b"x"}))
+        (tmp_path / f"{name}.tar.gz").write_bytes(
+            tar_of({"LibriSpeech/README.TXT": b"x", f"LibriSpeech/{name}/1/2/a.flac": b"x"})
+        )
         unpack(tmp_path / f"{name}.tar.gz", tmp_path, f"LibriSpeech/{name}")
-    assert sorted(path.name for path in (tmp_path / "LibriSpeech").iterdir()) == ["README.TXT", "dev-clean", "test-clean"]
+    assert sorted(path.name for path in (tmp_path / "LibriSpeech").iterdir()) == [
+        "README.TXT",
+        "dev-clean",
+        "test-clean",
+    ]
 
 
 def test_every_archive_has_its_sum_and_unknown_names_are_told():
-    assert all(re.fullmatch("[0-9a-f]{32}", archive.md5) and archive.url.startswith("https://") for archive in ARCHIVES.values())
+    assert all(
+        re.fullmatch("[0-9a-f]{32}", archive.md5) and archive.url.startswith("https://")
+        for archive in ARCHIVES.values()
+    )
     assert len({archive.md5 for archive in ARCHIVES.values()}) == len(ARCHIVES) == 10
     assert find_archive("dev-clean").file == "dev-clean.tar.gz"
-    with pytest.raises(UserError, match="librispeech comes in several archives, choose one: dev-clean, .*train-other-500$"):
+    with pytest.raises(
+        UserError,
+        match="librispeech comes in several archives, choose one: dev-clean, .*train-other-500$",
+    ):
         find_archive("librispeech")
-    with pytest.raises(UserError, match="unknown archive 'dev-dirty': choose dev-clean.*libri-light-large; steps are printed for"):
+    with pytest.raises(
+        UserError,
+        match="unknown archive 'dev-dirty': choose dev-clean.*libri-light-large; steps are printed for",
+    ):
         find_archive("dev-dirty")
     with pytest.raises(UserError, match="GigaSpeech can't be fetched without an agreement"):
         find_archive("gigaspeech")

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.corpora import lab, world
-from speechgpt_lib.corpora.lab import all_answers, build_corpus, plan_corpus, run_in_processes, speak
+from speechgpt_lib.corpora.lab import (
+    all_answers,
+    build_corpus,
+    plan_corpus,
+    run_in_processes,
+    speak,
+)
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.recipes.schema import CorpusSettings, load_recipe
 
@@ -40,38 +46,62 @@ def test_counts_are_those_of_the_recipe(plan: list[dict]) -> None:
     def count(**values: str) -> int:
         return sum(all(row[name] == value for name, value in values.items()) for row in plan)
 
-    target, aligned = {"voice": SETTINGS.target_voice, "split": "train"}, {"voice": SETTINGS.aligned_voices[0], "split": "train"}
+    target, aligned = (
+        {"voice": SETTINGS.target_voice, "split": "train"},
+        {"voice": SETTINGS.aligned_voices[0], "split": "train"},
+    )
     assert count(**target, kind="statement") == SETTINGS.target_statements
-    assert count(**target) - count(**target, kind="answer") == SETTINGS.target_statements + SETTINGS.target_questions
+    assert (
+        count(**target) - count(**target, kind="answer")
+        == SETTINGS.target_statements + SETTINGS.target_questions
+    )
     assert count(**aligned) == SETTINGS.aligned_statements + SETTINGS.aligned_questions
     assert count(split="unlabelled") == SETTINGS.unlabelled_sentences
     assert count(split="test_voice") == SETTINGS.test_sentences
-    kinds = collections.Counter(row["kind"] for row in plan if row["voice"] == SETTINGS.target_voice and row["split"] == "train")
-    assert [kinds[kind] for kind in world.KINDS] == [SETTINGS.target_questions // len(world.KINDS)] * len(world.KINDS)
+    kinds = collections.Counter(
+        row["kind"]
+        for row in plan
+        if row["voice"] == SETTINGS.target_voice and row["split"] == "train"
+    )
+    assert [kinds[kind] for kind in world.KINDS] == [
+        SETTINGS.target_questions // len(world.KINDS)
+    ] * len(world.KINDS)
 
 
 def test_train_and_test_share_no_sentence_whatever_the_seed(plan: list[dict]) -> None:
     both = plan + plan_corpus(SETTINGS, 1)
-    trained = {r["text"] for r in both if r["split"] in ("train", "unlabelled") and r["kind"] != "answer"}
+    trained = {
+        r["text"] for r in both if r["split"] in ("train", "unlabelled") and r["kind"] != "answer"
+    }
     test = {r["text"] for r in both if r["split"].startswith("test")}
     assert test and trained and not trained & test
-    assert all(world.is_held_out(text) for text in test) and not any(map(world.is_held_out, trained))
+    assert all(world.is_held_out(text) for text in test) and not any(
+        map(world.is_held_out, trained)
+    )
 
 
 def test_the_target_voice_speaks_every_answer(plan: list[dict]) -> None:
     answers = [row for row in plan if row["kind"] == "answer"]
-    assert [row["text"] for row in answers] == all_answers() and {row["voice"] for row in answers} == {SETTINGS.target_voice}
+    assert [row["text"] for row in answers] == all_answers() and {
+        row["voice"] for row in answers
+    } == {SETTINGS.target_voice}
     assert {row["answer"] for row in plan if row["answer"]} <= set(all_answers())
 
 
 @pytest.mark.slow
-def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lab, "all_answers", lambda: ["two plus two is four", "robert has the dog"])
-    settings = CorpusSettings(target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2")
+    settings = CorpusSettings(
+        target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2"
+    )
     facts = build_corpus(settings, 0, tmp_path / "whole", processes=1, shard_size=5)
     spoken = list(read_utterances(tmp_path / "whole", audio=True))
     assert facts["utterances"] == len(spoken) == 8 and facts["voices"] == ["Female2", "Male2"]
-    assert facts["hours"] == pytest.approx(sum(len(u.wave) for u in spoken) / 16_000 / 3600, abs=1e-3)
+    assert facts["hours"] == pytest.approx(
+        sum(len(u.wave) for u in spoken) / 16_000 / 3600, abs=1e-3
+    )
     assert (facts["train"], facts["test"], facts["test_voice"]) == (4, 2, 2)
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
     assert len(whole) == 2
@@ -81,7 +111,9 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(tmp_path: Path
     kept.write_bytes(whole[kept.name])
     stamp = kept.stat().st_mtime_ns
     build_corpus(settings, 0, tmp_path / "part", processes=1, shard_size=5)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "part").iterdir()} == whole and kept.stat().st_mtime_ns == stamp
+    assert {
+        p.name: p.read_bytes() for p in (tmp_path / "part").iterdir()
+    } == whole and kept.stat().st_mtime_ns == stamp
 
 
 def test_waves_end_in_silence_up_to_a_fifth_of_a_second(plan: list[dict]) -> None:
@@ -93,4 +125,8 @@ def test_waves_end_in_silence_up_to_a_fifth_of_a_second(plan: list[dict]) -> Non
 
 @pytest.mark.slow
 def test_jobs_in_other_processes_come_back_in_order() -> None:
-    assert list(run_in_processes(abs, [-3, 1, -2], processes=2)) == [3, 1, 2] == list(run_in_processes(abs, [-3, 1, -2], processes=1))
+    assert (
+        list(run_in_processes(abs, [-3, 1, -2], processes=2))
+        == [3, 1, 2]
+        == list(run_in_processes(abs, [-3, 1, -2], processes=1))
+    )

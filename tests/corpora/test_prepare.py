@@ -26,7 +26,11 @@ from tests.corpora.sounds import cut, tone, write_sound
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Eleven good utterances in three chapters."""
-    chapters = {"dev-clean/84/1": ["ONE"] * 4, "dev-clean/9/7": ["TWO"] * 5, "test-clean/61/70968": ["THREE"] * 2}
+    chapters = {
+        "dev-clean/84/1": ["ONE"] * 4,
+        "dev-clean/9/7": ["TWO"] * 5,
+        "test-clean/61/70968": ["THREE"] * 2,
+    }
     return layouts.librispeech(tmp_path_factory.mktemp("corpus"), chapters)
 
 
@@ -54,7 +58,10 @@ CHEAP = ["missing", "empty", "not_audio", "truncated", "too_short", "too_long"]
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_path):
@@ -63,9 +70,20 @@ def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_pa
     assert [s.id for s in found] == [s.id for s in iterate(corpus)]
     assert {(s.start, s.end, s.sample_rate) for s in found} == {(0.0, 0.3, 16_000)}
     assert all(len(read_segment(corpus, s)) == 4800 for s in found)
-    assert [len(list(iterate_table(tmp_path / "out", [shard]))) for shard in table_shards(tmp_path / "out")] == [4, 4, 3]
-    assert (summary["utterances"], summary["hours"], summary["shards"], summary["without_text"]) == (11, round(3.3 / 3600, 4), 3, 0)
-    assert {name: counts["utterances"] for name, counts in summary["splits"].items()} == {"dev-clean": 9, "test-clean": 2}
+    assert [
+        len(list(iterate_table(tmp_path / "out", [shard])))
+        for shard in table_shards(tmp_path / "out")
+    ] == [4, 4, 3]
+    assert (
+        summary["utterances"],
+        summary["hours"],
+        summary["shards"],
+        summary["without_text"],
+    ) == (11, round(3.3 / 3600, 4), 3, 0)
+    assert {name: counts["utterances"] for name, counts in summary["splits"].items()} == {
+        "dev-clean": 9,
+        "test-clean": 2,
+    }
     assert summary["quarantined"] == {"utterances": 0, "share": 0.0, "reasons": {}}
     assert sorted(hashes(tmp_path / "out")) == [
         "quarantine.parquet",
@@ -77,11 +95,25 @@ def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_pa
 
 @pytest.mark.parametrize("decode", [False, True])
 def test_bad_files_go_to_quarantine_each_with_its_reason(spoilt, tmp_path, decode):
-    summary = prepare("librispeech", spoilt, tmp_path / "out", decode=decode, max_bad_share=0.9, longest_s=2.0, shard_size=3)
+    summary = prepare(
+        "librispeech",
+        spoilt,
+        tmp_path / "out",
+        decode=decode,
+        max_bad_share=0.9,
+        longest_s=2.0,
+        shard_size=3,
+    )
     expected = [*CHEAP, *["silent", "not_finite"] * decode, "bad_row"]
     bad = list(iterate_quarantine(tmp_path / "out"))
     assert [row.reason for row in bad] == expected
-    assert [row.id for row in bad[:5]] == ["84-1-0000", "84-1-0001", "84-1-0002", "84-1-0003", "9-7-0000"]
+    assert [row.id for row in bad[:5]] == [
+        "84-1-0000",
+        "84-1-0001",
+        "84-1-0002",
+        "84-1-0003",
+        "9-7-0000",
+    ]
     assert all(str(tmp_path) not in row.path + row.detail and row.detail for row in bad)
     assert summary["quarantined"]["reasons"] == {reason: 1 for reason in sorted(expected)}
     assert summary["utterances"] == len(list(iterate_table(tmp_path / "out"))) == 12 - len(expected)
@@ -91,16 +123,27 @@ def test_more_than_the_share_is_an_error_that_says_how_to_go_on(spoilt, tmp_path
     (spoilt / "dev-clean/9/7/9-7-0004.flac").unlink()
     with pytest.raises(UserError) as error:
         prepare("librispeech", spoilt, tmp_path / "out", longest_s=2.0)
-    assert "8 of 12 utterances" in str(error.value) and "66.7%, the limit is 5.0%" in str(error.value)
-    assert "missing (2), for example dev-clean/84/1/84-1-0000.flac" in str(error.value) and "--max-bad-share 0.67" in str(error.value)
+    assert "8 of 12 utterances" in str(error.value) and "66.7%, the limit is 5.0%" in str(
+        error.value
+    )
+    assert "missing (2), for example dev-clean/84/1/84-1-0000.flac" in str(
+        error.value
+    ) and "--max-bad-share 0.67" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out/summary.json").exists()
     assert len(list(iterate_quarantine(tmp_path / "out"))) == 8
     with pytest.raises(UserError, match="only 1 shards and no summary.json"):
         next(iterate_table(tmp_path / "out"))
-    assert prepare("librispeech", spoilt, tmp_path / "out", longest_s=2.0, max_bad_share=0.67)["utterances"] == 4
+    assert (
+        prepare("librispeech", spoilt, tmp_path / "out", longest_s=2.0, max_bad_share=0.67)[
+            "utterances"
+        ]
+        == 4
+    )
 
 
-def test_one_bad_file_of_a_tiny_set_is_forgiven_unless_the_limit_is_0_or_it_is_the_only_one(tmp_path):
+def test_one_bad_file_of_a_tiny_set_is_forgiven_unless_the_limit_is_0_or_it_is_the_only_one(
+    tmp_path,
+):
     root = layouts.librispeech(tmp_path / "tiny")
     (root / "dev-clean/84/121123/84-121123-0000.flac").unlink()
     assert prepare("librispeech", root, tmp_path / "out")["quarantined"] == {
@@ -117,7 +160,9 @@ def test_one_bad_file_of_a_tiny_set_is_forgiven_unless_the_limit_is_0_or_it_is_t
 
 def test_a_corpus_without_its_audio_is_given_up_early(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "GIVE_UP", 6)
-    root = layouts.librispeech(tmp_path / "lists", {f"dev-clean/84/{k}": ["ONE"] * 3 for k in range(4)})
+    root = layouts.librispeech(
+        tmp_path / "lists", {f"dev-clean/84/{k}": ["ONE"] * 3 for k in range(4)}
+    )
     for path in root.rglob("*.flac"):
         path.unlink()
     with pytest.raises(UserError, match="6 of 6 utterances"):
@@ -125,7 +170,9 @@ def test_a_corpus_without_its_audio_is_given_up_early(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", range(9))
-def test_interrupted_at_any_write_it_goes_on_to_the_same_files(spoilt, tmp_path, monkeypatch, moment):
+def test_interrupted_at_any_write_it_goes_on_to_the_same_files(
+    spoilt, tmp_path, monkeypatch, moment
+):
     settings = {"max_bad_share": 0.9, "longest_s": 2.0, "shard_size": 4}
     prepare("librispeech", spoilt, tmp_path / "whole", **settings)
     left = [moment]
@@ -151,7 +198,9 @@ def test_interrupted_at_any_write_it_goes_on_to_the_same_files(spoilt, tmp_path,
     monkeypatch.setattr(room, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
     prepare("librispeech", spoilt, tmp_path / "killed", workers=3, **settings)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-    assert len(looked_at) <= 11 - 4 * finished + (finished == 3)  # what was finished is not looked at again
+    assert len(looked_at) <= 11 - 4 * finished + (
+        finished == 3
+    )  # what was finished is not looked at again
 
 
 def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
@@ -165,10 +214,15 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
         "room.write_rows = dying\n"
         "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program, corpus, tmp_path / "killed"], cwd=Path(room.__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", program, corpus, tmp_path / "killed"],
+        cwd=Path(room.__file__).parents[2],
+    )
     assert killed.returncode == -9
     left = sorted(path.name for path in (tmp_path / "killed").glob("*.parquet"))
-    assert left == ["segments-00000.parquet", "segments-00001.parquet"] and list((tmp_path / "killed").glob(".segments-*"))
+    assert left == ["segments-00000.parquet", "segments-00001.parquet"] and list(
+        (tmp_path / "killed").glob(".segments-*")
+    )
     prepare("librispeech", corpus, tmp_path / "killed", shard_size=2)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
@@ -190,28 +244,48 @@ def test_a_list_that_changed_meanwhile_is_read_again(corpus, tmp_path):
 def test_finished_work_is_kept_and_other_settings_are_refused(corpus, tmp_path):
     first = prepare("librispeech", corpus, tmp_path / "out", split=["dev-clean"])
     lines = []
-    assert prepare("librispeech", corpus, tmp_path / "out", split=("dev-clean",), say=lines.append) == first
+    assert (
+        prepare("librispeech", corpus, tmp_path / "out", split=("dev-clean",), say=lines.append)
+        == first
+    )
     assert lines == [f"{tmp_path / 'out'} is prepared already; --force does it again"]
-    with pytest.raises(UserError, match=r"was prepared with split \['dev-clean'\], not \['test-clean'\]: .*--force"):
+    with pytest.raises(
+        UserError, match=r"was prepared with split \['dev-clean'\], not \['test-clean'\]: .*--force"
+    ):
         prepare("librispeech", corpus, tmp_path / "out", split=["test-clean"])
-    assert prepare("librispeech", corpus, tmp_path / "out", split=["test-clean"], force=True)["utterances"] == 2
+    assert (
+        prepare("librispeech", corpus, tmp_path / "out", split=["test-clean"], force=True)[
+            "utterances"
+        ]
+        == 2
+    )
     assert [s.split for s in iterate_table(tmp_path / "out")] == ["test-clean"] * 2
 
 
 def test_noise_is_counted_but_no_fault_and_options_reach_the_reader(tmp_path):
-    segments = [giga_segment(f"A_S{k}", k, k + 1, "WELL <PERIOD>" if k % 2 else "<NOISE>", "XL") for k in range(4)]
+    segments = [
+        giga_segment(f"A_S{k}", k, k + 1, "WELL <PERIOD>" if k % 2 else "<NOISE>", "XL")
+        for k in range(4)
+    ]
     layouts.gigaspeech(tmp_path / "giga", {"A": segments})
-    summary = prepare("gigaspeech", tmp_path / "giga", tmp_path / "out", lower=True, max_bad_share=0)
+    summary = prepare(
+        "gigaspeech", tmp_path / "giga", tmp_path / "out", lower=True, max_bad_share=0
+    )
     assert (summary["skipped"], summary["quarantined"]["utterances"]) == ({"not_speech": 2}, 0)
     assert [s.text for s in iterate_table(tmp_path / "out")] == ["well."] * 2
-    with pytest.raises(UserError, match="GigaSpeech has no option whole_files: there are lower, punctuation"):
+    with pytest.raises(
+        UserError, match="GigaSpeech has no option whole_files: there are lower, punctuation"
+    ):
         prepare("gigaspeech", tmp_path / "giga", tmp_path / "more", whole_files=True)
 
 
 def test_wrong_folders_leave_nothing_behind(corpus, tmp_path):
     with pytest.raises(UserError, match="try --corpus librispeech"):
         prepare("gigaspeech", corpus, tmp_path / "out")
-    with pytest.raises(UserError, match="unknown corpus 'timit': choose librispeech, common_voice, gigaspeech, libri_light"):
+    with pytest.raises(
+        UserError,
+        match="unknown corpus 'timit': choose librispeech, common_voice, gigaspeech, libri_light",
+    ):
         prepare("timit", corpus, tmp_path / "out")
     (tmp_path / "empty" / "clips").mkdir(parents=True)
     layouts.common_voice(tmp_path / "empty", {"train": []})
@@ -223,10 +297,14 @@ def test_wrong_folders_leave_nothing_behind(corpus, tmp_path):
 def test_damaged_shards_and_missing_tables_are_told_in_one_line(corpus, tmp_path):
     prepare("librispeech", corpus, tmp_path / "out")
     cut(tmp_path / "out/segments-00000.parquet")
-    with pytest.raises(UserError, match="segments-00000.parquet is damaged or half-written.*prepare again"):
+    with pytest.raises(
+        UserError, match="segments-00000.parquet is damaged or half-written.*prepare again"
+    ):
         next(iterate_table(tmp_path / "out"))
     shutil.copy(tmp_path / "out/quarantine.parquet", tmp_path / "out/segments-00000.parquet")
-    with pytest.raises(UserError, match="has the columns path, id, reason, detail; expected id, path"):
+    with pytest.raises(
+        UserError, match="has the columns path, id, reason, detail; expected id, path"
+    ):
         next(iterate_table(tmp_path / "out"))
     for read in (iterate_table, iterate_quarantine):
         with pytest.raises(UserError, match="speechgpt corpora prepare"):
@@ -237,7 +315,9 @@ def test_the_table_is_read_as_a_stream(tmp_path, monkeypatch):
     """A shard of many row groups gives its first rows before the rest is decoded."""
     from speechgpt_lib.corpora import segment_tables
 
-    rows = (Segment(f"{k:06d}", "a.flac", 0.0, 1.0, 16_000, None, "s", "en", "x") for k in range(10_000))
+    rows = (
+        Segment(f"{k:06d}", "a.flac", 0.0, 1.0, 16_000, None, "s", "en", "x") for k in range(10_000)
+    )
     segment_tables.write_rows(tmp_path / "segments-00000.parquet", rows, segment_tables.SCHEMA)
     (tmp_path / "summary.json").write_text("{}")
     file = segment_tables.pyarrow.parquet.ParquetFile(tmp_path / "segments-00000.parquet")

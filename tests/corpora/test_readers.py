@@ -11,13 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, lj_speech, vctk
+from speechgpt_lib.corpora import (
+    common_voice,
+    gigaspeech,
+    libri_light,
+    librispeech,
+    lj_speech,
+    vctk,
+)
 from speechgpt_lib.corpora.segments import Segment, Skipped, check_segment
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
 from tests.corpora.layouts import giga_segment
 
-READERS = {"librispeech": librispeech, "common_voice": common_voice, "gigaspeech": gigaspeech, "libri_light": libri_light}
+READERS = {
+    "librispeech": librispeech,
+    "common_voice": common_voice,
+    "gigaspeech": gigaspeech,
+    "libri_light": libri_light,
+}
 
 
 def build(name: str, root):
@@ -27,9 +39,20 @@ def build(name: str, root):
     if name == "common_voice":
         return layouts.common_voice(root, {"train": ["One.", "Two."], "test": ["Three."]})
     if name == "gigaspeech":
-        one = [giga_segment("A_S0", 0.5, 1.5, "HELLO <COMMA> YOU <PERIOD>", "XL", "XS"), giga_segment("A_S1", 2, 3, "GO", "XL")]
-        return layouts.gigaspeech(root, {"A": one, "B": [giga_segment("B_S0", 0, 2, "WHY <QUESTIONMARK>", "DEV")]})
-    return layouts.libri_light(root, {"small/100/a_book/01_x": [[0.5, 2.0], [2.5, 3.0]], "medium/9/b_book/01_y": [[0.0, 1.0], [4.0, 5.0]]})
+        one = [
+            giga_segment("A_S0", 0.5, 1.5, "HELLO <COMMA> YOU <PERIOD>", "XL", "XS"),
+            giga_segment("A_S1", 2, 3, "GO", "XL"),
+        ]
+        return layouts.gigaspeech(
+            root, {"A": one, "B": [giga_segment("B_S0", 0, 2, "WHY <QUESTIONMARK>", "DEV")]}
+        )
+    return layouts.libri_light(
+        root,
+        {
+            "small/100/a_book/01_x": [[0.5, 2.0], [2.5, 3.0]],
+            "medium/9/b_book/01_y": [[0.0, 1.0], [4.0, 5.0]],
+        },
+    )
 
 
 # --- LibriSpeech --------------------------------------------------------------------------------------------------------------------
@@ -37,15 +60,23 @@ def test_librispeech_utterances_come_with_their_lines(tmp_path):
     layouts.librispeech(tmp_path)
     first, second, third = librispeech.iterate(tmp_path)
     path = "dev-clean/84/121123/84-121123-0000.flac"
-    assert first == Segment("84-121123-0000", path, 0.0, None, 16_000, "GO", "84", "en", "dev-clean")
+    assert first == Segment(
+        "84-121123-0000", path, 0.0, None, 16_000, "GO", "84", "en", "dev-clean"
+    )
     assert (second.text, third.text, third.split) == ("DO YOU", "HE BEGAN", "test-clean")
     assert list(librispeech.iterate(tmp_path, "test-clean")) == [third]
-    assert [s.id for s in librispeech.iterate(tmp_path, ["test-clean", "dev-clean"])] == [first.id, second.id, third.id]
+    assert [s.id for s in librispeech.iterate(tmp_path, ["test-clean", "dev-clean"])] == [
+        first.id,
+        second.id,
+        third.id,
+    ]
 
 
 def test_librispeech_as_the_archives_unpack_it(tmp_path):
     layouts.librispeech(tmp_path / "LibriSpeech")
-    assert [s.path for s in librispeech.iterate(tmp_path, "test-clean")] == ["LibriSpeech/test-clean/61/70968/61-70968-0000.flac"]
+    assert [s.path for s in librispeech.iterate(tmp_path, "test-clean")] == [
+        "LibriSpeech/test-clean/61/70968/61-70968-0000.flac"
+    ]
     assert check_segment(tmp_path, next(librispeech.iterate(tmp_path))).end == pytest.approx(0.3)
 
 
@@ -54,14 +85,19 @@ def test_librispeech_lines_without_sound_and_sound_without_lines(tmp_path):
     folder = tmp_path / "dev-clean/84/121123"
     (folder / "84-121123-0001.flac").unlink()
     (folder / "._84-121123-0000.flac").write_bytes(b"macOS leaves these")
-    (folder / "84-121123.trans.txt").write_bytes(b"84-121123-0000 GO\n84-121123-0001 DO\n84-121123-0007\n\n84-121123-0008 \xff\n")
+    (folder / "84-121123.trans.txt").write_bytes(
+        b"84-121123-0000 GO\n84-121123-0001 DO\n84-121123-0007\n\n84-121123-0008 \xff\n"
+    )
     found = list(librispeech.rows(tmp_path))
     assert [(s.id, s.text) for s in found if isinstance(s, Segment)] == [
         ("84-121123-0000", "GO"),
         ("84-121123-0001", "DO"),  # its check will say that the file is missing
         ("84-121123-0002", None),
     ]
-    assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [("84-121123-0007", "bad_row"), ("line 5", "bad_row")]
+    assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [
+        ("84-121123-0007", "bad_row"),
+        ("line 5", "bad_row"),
+    ]
 
 
 # --- Common Voice -------------------------------------------------------------------------------------------------------------------
@@ -71,7 +107,15 @@ def test_common_voice_quotes_mean_nothing(tmp_path):
     found = list(common_voice.iterate(tmp_path))
     assert [s.text for s in found] == [*sentences, "Last."]
     assert found[1] == Segment(
-        "common_voice_en_1", "clips/common_voice_en_1.mp3", 0.0, None, 48_000, 'A "full" one.', "voice1", "en", "train"
+        "common_voice_en_1",
+        "clips/common_voice_en_1.mp3",
+        0.0,
+        None,
+        48_000,
+        'A "full" one.',
+        "voice1",
+        "en",
+        "train",
     )
 
 
@@ -87,20 +131,34 @@ def test_common_voice_quotes_mean_nothing(tmp_path):
 def test_common_voice_columns_go_by_name(tmp_path, columns):
     layouts.common_voice(tmp_path / "de", {"validated": ["Guten Tag."]}, columns, "de")
     (found,) = common_voice.iterate(tmp_path / "de", "validated")
-    assert (found.text, found.speaker, found.language) == ("Guten Tag.", "voice0", "de" if "locale" in columns else "")
-    (found,) = common_voice.iterate(tmp_path, "validated")  # from the folder above, the folder's name serves
+    assert (found.text, found.speaker, found.language) == (
+        "Guten Tag.",
+        "voice0",
+        "de" if "locale" in columns else "",
+    )
+    (found,) = common_voice.iterate(
+        tmp_path, "validated"
+    )  # from the folder above, the folder's name serves
     assert (found.path, found.language) == ("de/clips/common_voice_de_0.mp3", "de")
 
 
 def test_common_voice_languages_and_splits(tmp_path):
     for language in ("fr", "de"):
-        layouts.common_voice(tmp_path / language, {"train": ["A."], "dev": ["B."], "validated": ["C."], "other": []}, language=language)
+        layouts.common_voice(
+            tmp_path / language,
+            {"train": ["A."], "dev": ["B."], "validated": ["C."], "other": []},
+            language=language,
+        )
         (tmp_path / language / "clip_durations.tsv").write_text("clip\tduration[ms]\n")
-    assert [(s.language, s.split) for s in common_voice.iterate(tmp_path)] == list(itertools.product(("de", "fr"), ("train", "dev")))
+    assert [(s.language, s.split) for s in common_voice.iterate(tmp_path)] == list(
+        itertools.product(("de", "fr"), ("train", "dev"))
+    )
     assert [s.language for s in common_voice.iterate(tmp_path, "validated", "fr")] == ["fr"]
     with pytest.raises(UserError, match="already contains train"):
         next(common_voice.iterate(tmp_path, ["train", "validated"]))
-    with pytest.raises(UserError, match="no split clip_durations.*there are train, dev, other, validated"):
+    with pytest.raises(
+        UserError, match="no split clip_durations.*there are train, dev, other, validated"
+    ):
         next(common_voice.iterate(tmp_path, "clip_durations"))
 
 
@@ -108,14 +166,22 @@ def test_common_voice_lines_that_cannot_be_understood_are_told(tmp_path):
     layouts.common_voice(tmp_path, {"train": ["Good."]})
     with open(tmp_path / "train.tsv", "ab") as tsv:
         tsv.write(b"v\tclip.mp3\tx\tA tab\tinside" + b"\t" * 10 + b"\n")
-        tsv.write(b"v\t\tx\tNo path\n" + b"v\tclip.mp3\tx\t\xff\n" + b"\n" + b"v\tshort\tx\tFew fields and no ending\r\n")
+        tsv.write(
+            b"v\t\tx\tNo path\n"
+            + b"v\tclip.mp3\tx\t\xff\n"
+            + b"\n"
+            + b"v\tshort\tx\tFew fields and no ending\r\n"
+        )
     found = list(common_voice.rows(tmp_path))
     assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [
         ("clip.mp3", "bad_row"),
         ("line 4", "bad_row"),
         ("line 5", "bad_row"),
     ]
-    assert [(s.text, s.path) for s in found if isinstance(s, Segment)][1] == ("Few fields and no ending", "clips/short.mp3")
+    assert [(s.text, s.path) for s in found if isinstance(s, Segment)][1] == (
+        "Few fields and no ending",
+        "clips/short.mp3",
+    )
     (tmp_path / "train.tsv").write_text("clip\tduration\n")
     with pytest.raises(UserError, match="no columns path and sentence, but clip, duration"):
         next(common_voice.iterate(tmp_path, "train"))
@@ -129,11 +195,21 @@ def test_gigaspeech_segments_subsets_and_garbage(tmp_path):
         giga_segment("A_S2", 3.0, 2.0, "BACKWARDS", "XL"),
         giga_segment("A_S3", 3, 4, "REALLY <QUESTIONMARK> YES <EXCLAMATIONPOINT>", "XL"),
     ]
-    layouts.gigaspeech(tmp_path, {"A": segments, "B": [giga_segment("B_S0", 0.0, 1.0, "TO TEST", "TEST")]})
+    layouts.gigaspeech(
+        tmp_path, {"A": segments, "B": [giga_segment("B_S0", 0.0, 1.0, "TO TEST", "TEST")]}
+    )
     found = list(gigaspeech.rows(tmp_path))
-    assert found[0] == Segment("A_S0", "audio/podcast/P0001/A.opus", 0.5, 1.5, 16_000, "HELLO, YOU.", "", "en", "XL")
-    assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [("A_S1", "not_speech"), ("A_S2", "bad_row")]
-    assert [(s.text, s.split) for s in gigaspeech.iterate(tmp_path)][1:] == [("REALLY? YES!", "XL"), ("TO TEST", "TEST")]
+    assert found[0] == Segment(
+        "A_S0", "audio/podcast/P0001/A.opus", 0.5, 1.5, 16_000, "HELLO, YOU.", "", "en", "XL"
+    )
+    assert [(s.id, s.reason) for s in found if isinstance(s, Skipped)] == [
+        ("A_S1", "not_speech"),
+        ("A_S2", "bad_row"),
+    ]
+    assert [(s.text, s.split) for s in gigaspeech.iterate(tmp_path)][1:] == [
+        ("REALLY? YES!", "XL"),
+        ("TO TEST", "TEST"),
+    ]
     assert [(s.id, s.split) for s in gigaspeech.iterate(tmp_path, "{M}")] == [("A_S0", "M")]
     assert [s.id for s in gigaspeech.iterate(tmp_path, ["test", "XS"])] == ["B_S0"]
     with pytest.raises(UserError, match="no split XXL.*there are XL, L, M, S, XS, DEV, TEST"):
@@ -149,15 +225,24 @@ def test_gigaspeech_segments_subsets_and_garbage(tmp_path):
     ],
 )
 def test_gigaspeech_punctuation(options, expected):
-    assert gigaspeech.plain_text("WELL <COMMA> I NEVER <EXCLAMATIONPOINT> DID YOU <QUESTIONMARK>", **options) == expected
+    assert (
+        gigaspeech.plain_text(
+            "WELL <COMMA> I NEVER <EXCLAMATIONPOINT> DID YOU <QUESTIONMARK>", **options
+        )
+        == expected
+    )
 
 
 def test_gigaspeech_list_is_read_as_a_stream(tmp_path):
     """The first recordings come although the end of the list is broken; where it breaks is an error in words."""
-    many = {f"A{k:03d}": [giga_segment(f"A{k:03d}_S0", 0, 1, "WORDS " * 200, "XL")] for k in range(300)}
+    many = {
+        f"A{k:03d}": [giga_segment(f"A{k:03d}_S0", 0, 1, "WORDS " * 200, "XL")] for k in range(300)
+    }
     layouts.gigaspeech(tmp_path, {"A000": many["A000"]})
     whole = json.loads((tmp_path / "GigaSpeech.json").read_text())
-    whole["audios"] = [{"path": f"{name}.opus", "segments": segments} for name, segments in many.items()]
+    whole["audios"] = [
+        {"path": f"{name}.opus", "segments": segments} for name, segments in many.items()
+    ]
     text = json.dumps(whole)
     (tmp_path / "GigaSpeech.json").write_text(text[: len(text) - 1000])
     stream = gigaspeech.iterate(tmp_path)
@@ -171,11 +256,18 @@ def test_libri_light_utterances_are_cut_where_nobody_speaks(tmp_path):
     layouts.libri_light(tmp_path, {"small/100/a_book/01_x": [[0.5, 2.0], [2.5, 3.0], [5.5, 5.9]]})
     first, second = libri_light.iterate(tmp_path)
     name = "small/100/a_book/01_x"
-    assert first == Segment(f"{name}/00000", f"{name}.flac", 0.5, 3.0, 16_000, None, "100", "en", "small")
+    assert first == Segment(
+        f"{name}/00000", f"{name}.flac", 0.5, 3.0, 16_000, None, "100", "en", "small"
+    )
     assert (second.id, second.start, second.end) == (f"{name}/00001", 5.5, 5.9)
     assert [(s.start, s.end) for s in libri_light.iterate(tmp_path, pause_s=9)] == [(0.5, 5.9)]
-    assert [(s.start, s.end) for s in libri_light.iterate(tmp_path, pause_s=9, maximum_s=2.5)] == [(0.5, 3.0), (5.5, 5.9)]
-    assert [(s.id, s.start, s.end) for s in libri_light.iterate(tmp_path, whole_files=True)] == [(name, 0.0, None)]
+    assert [(s.start, s.end) for s in libri_light.iterate(tmp_path, pause_s=9, maximum_s=2.5)] == [
+        (0.5, 3.0),
+        (5.5, 5.9),
+    ]
+    assert [(s.id, s.start, s.end) for s in libri_light.iterate(tmp_path, whole_files=True)] == [
+        (name, 0.0, None)
+    ]
 
 
 @given(
@@ -194,17 +286,33 @@ def test_joined_spans_keep_order_and_limit_and_lose_no_speech(gaps, maximum_s, p
     inside = sum(max(0.0, min(e, end) - max(s, start)) for s, e in spans for start, end in joined)
     assert inside == pytest.approx(sum(e - s for s, e in spans), abs=1e-6)
     silence = sum(e - s for s, e in joined) - inside
-    assert silence <= sum(max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans) if b[0] - a[1] <= pause_s) + 1e-6
+    assert (
+        silence
+        <= sum(
+            max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans) if b[0] - a[1] <= pause_s
+        )
+        + 1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "bad_row"), ("{", "bad_row"), ('{"speaker": "1"}', "bad_row"), ('{"voice_activity": [[2, 1]]}', "bad_row")]
-    + [('{"voice_activity": [[0, 2], [1, 3]]}', "bad_row"), ('{"voice_activity": []}', "not_speech")],
+    [
+        (None, "bad_row"),
+        ("{", "bad_row"),
+        ('{"speaker": "1"}', "bad_row"),
+        ('{"voice_activity": [[2, 1]]}', "bad_row"),
+    ]
+    + [
+        ('{"voice_activity": [[0, 2], [1, 3]]}', "bad_row"),
+        ('{"voice_activity": []}', "not_speech"),
+    ],
 )
 def test_libri_light_files_without_usable_activity_are_told(tmp_path, content, reason):
     layouts.libri_light(tmp_path, {"small/100/a/01": [[0, 1]], "small/100/a/02": [[0, 1]]})
-    (tmp_path / "small/100/a/01.json").unlink() if content is None else (tmp_path / "small/100/a/01.json").write_text(content)
+    (tmp_path / "small/100/a/01.json").unlink() if content is None else (
+        tmp_path / "small/100/a/01.json"
+    ).write_text(content)
     told, good = libri_light.rows(tmp_path)
     assert (told.id, told.reason, good.id) == ("small/100/a/01", reason, "small/100/a/02/00000")
     assert len(list(libri_light.iterate(tmp_path, whole_files=True))) == 2
@@ -217,7 +325,10 @@ def test_every_segment_names_a_stretch_that_can_be_read(tmp_path, name):
     found = list(READERS[name].iterate(tmp_path))
     assert len(found) >= 3 and len({s.id for s in found}) == len(found)
     for segment in found:
-        assert "\\" not in segment.path and check_segment(tmp_path, segment, decoded=True).seconds > 0.25
+        assert (
+            "\\" not in segment.path
+            and check_segment(tmp_path, segment, decoded=True).seconds > 0.25
+        )
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -226,7 +337,11 @@ def test_order_does_not_depend_on_the_file_system(tmp_path, name, monkeypatch):
     before = list(READERS[name].rows(tmp_path))
 
     genuine = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: sorted(genuine(path), key=lambda entry: entry.name, reverse=True))
+    monkeypatch.setattr(
+        os,
+        "scandir",
+        lambda path: sorted(genuine(path), key=lambda entry: entry.name, reverse=True),
+    )
     assert list(READERS[name].rows(tmp_path)) == before
 
 
@@ -255,7 +370,9 @@ def test_the_folder_of_another_corpus_is_recognised(tmp_path, asked, there):
 def test_the_folder_above_or_below_is_pointed_to(tmp_path, name):
     build(name, tmp_path / "in" / "it")
     (tmp_path / "in" / "it" / "deeper").mkdir()
-    above = [] if name == "common_voice" else [tmp_path / "in"]  # Common Voice may be given with all its languages
+    above = (
+        [] if name == "common_voice" else [tmp_path / "in"]
+    )  # Common Voice may be given with all its languages
     for wrong in [*above, tmp_path / "in" / "it" / "deeper"]:
         with pytest.raises(UserError, match=f"{tmp_path}/in/it looks like .*: give that folder$"):
             next(READERS[name].rows(wrong))
@@ -286,8 +403,12 @@ def test_reference_speech_is_read_whole(reference, name, folder, utterances, ski
 
 # --- LJSpeech and VCTK, which vocoders are trained on -------------------------------------------------------------------------------
 def test_lj_speech_gives_the_text_with_numbers_written_out(tmp_path):
-    layouts.lj_speech(tmp_path, {"LJ001-0002": "in 4 houses", "LJ001-0001": "Printing, in the only sense"})
-    (tmp_path / "wavs" / "LJ001-0003.wav").write_bytes((tmp_path / "wavs" / "LJ001-0001.wav").read_bytes())
+    layouts.lj_speech(
+        tmp_path, {"LJ001-0002": "in 4 houses", "LJ001-0001": "Printing, in the only sense"}
+    )
+    (tmp_path / "wavs" / "LJ001-0003.wav").write_bytes(
+        (tmp_path / "wavs" / "LJ001-0001.wav").read_bytes()
+    )
     with open(tmp_path / "metadata.csv", "ab") as file:
         file.write(b"LJ001-0004||\r\nLJ001-0005|\xff|\xff\nLJ001-0006|only once\n")
     found = list(lj_speech.rows(tmp_path))
@@ -297,7 +418,15 @@ def test_lj_speech_gives_the_text_with_numbers_written_out(tmp_path):
     ]
     segments = [row for row in found if isinstance(row, Segment)]
     assert segments[0] == Segment(
-        "LJ001-0001", "wavs/LJ001-0001.wav", 0.0, None, 22_050, "Printing, in the only sense", "LJ", "en", "train"
+        "LJ001-0001",
+        "wavs/LJ001-0001.wav",
+        0.0,
+        None,
+        22_050,
+        "Printing, in the only sense",
+        "LJ",
+        "en",
+        "train",
     )
     assert [s.text for s in segments[1:]] == ["in four houses", None, "only once"]
     assert check_segment(tmp_path, segments[1]).end == pytest.approx(0.4, abs=1e-3)
@@ -307,7 +436,11 @@ def test_lj_speech_gives_the_text_with_numbers_written_out(tmp_path):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_vctk_gives_one_microphone_and_speakers_in_order(tmp_path, old):
-    layouts.vctk(tmp_path, {"p226/p226_001": "Please call Stella.", "p225/p225_002": "Ask her", "p315/p315_001": None}, old)
+    layouts.vctk(
+        tmp_path,
+        {"p226/p226_001": "Please call Stella.", "p225/p225_002": "Ask her", "p315/p315_001": None},
+        old,
+    )
     first, second, third = vctk.rows(tmp_path)
     path = "wav48/p225/p225_002.wav" if old else "wav48_silence_trimmed/p225/p225_002_mic1.flac"
     assert first == Segment("p225_002", path, 0.0, None, 48_000, "Ask her", "p225", "en", "train")

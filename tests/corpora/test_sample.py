@@ -25,7 +25,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_set_is_held_out_and_of_all_kinds(tmp_path: Path, in_this_process: None) -> None:
     records = sample_set(tmp_path, 2 * len(KINDS), 3, RECIPE)
-    assert [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()] == records
+    assert [
+        json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()
+    ] == records
     assert len({r["text"] for r in records}) == len(records)
     assert all(world.is_held_out(r["text"]) and r["held_out"] and not r["seen"] for r in records)
     assert [r["kind"] for r in records] == list(KINDS) * 2
@@ -36,7 +38,10 @@ def test_a_set_is_held_out_and_of_all_kinds(tmp_path: Path, in_this_process: Non
 
 
 def test_a_set_is_a_function_of_its_seed(tmp_path: Path, in_this_process: None) -> None:
-    first, again, other = (sample_set(tmp_path / name, 3, seed, RECIPE) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    first, again, other = (
+        sample_set(tmp_path / name, 3, seed, RECIPE)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
     assert first == again != other
 
 
@@ -50,7 +55,9 @@ def test_even_its_samples_are(tmp_path: Path) -> None:
 
 def test_sentences_that_training_saw_are_marked(tmp_path: Path, in_this_process: None) -> None:
     records = sample_set(tmp_path, 12, 0, RECIPE, kind="capital", held_out=False)
-    trained = {row["text"] for row in plan_corpus(RECIPE.corpus, RECIPE.seed) if row["split"] == "train"}
+    trained = {
+        row["text"] for row in plan_corpus(RECIPE.corpus, RECIPE.seed) if row["split"] == "train"
+    }
     assert {r["kind"] for r in records} == {"capital"}
     assert [r["seen"] for r in records] == [r["text"] in trained for r in records]
     assert not any(r["seen"] and r["held_out"] for r in records)

@@ -27,11 +27,24 @@ def test_voice_rate_and_pitch_are_heard() -> None:
 
 
 def test_the_same_rows_give_the_same_waves_whatever_was_spoken_before() -> None:
-    row = {"id": "0", "text": "the big dog", "answer": "", "kind": "", "voice": "Male1", "rate": 175, "pitch": 1.0, "split": ""}
+    row = {
+        "id": "0",
+        "text": "the big dog",
+        "answer": "",
+        "kind": "",
+        "voice": "Male1",
+        "rate": 175,
+        "pitch": 1.0,
+        "split": "",
+    }
     first = speak_all([row] * 2)
     synthesize("something else", "Female3")
     for a, b in zip(first, speak_all([row] * 2), strict=True):
-        assert np.array_equal(a.wave, b.wave) and a.phones == b.phones and a.seconds == len(a.wave) / 16_000
+        assert (
+            np.array_equal(a.wave, b.wave)
+            and a.phones == b.phones
+            and a.seconds == len(a.wave) / 16_000
+        )
 
 
 def test_unknown_voice_and_empty_text_are_refused() -> None:

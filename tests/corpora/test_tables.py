@@ -16,7 +16,19 @@ from tests.builders import noise
 def utterance(number: int, voice: str = "Male1") -> Utterance:
     phones = [Phone(0.0, 0.25, ""), Phone(0.25, 0.5, "ɡ")]
     wave = noise(0.5, number)
-    return Utterance(f"{number:06d}", f"text {number} ü", "an answer", "sum", voice, 175, 1.0, "train", 0.5, wave, phones)
+    return Utterance(
+        f"{number:06d}",
+        f"text {number} ü",
+        "an answer",
+        "sum",
+        voice,
+        175,
+        1.0,
+        "train",
+        0.5,
+        wave,
+        phones,
+    )
 
 
 @pytest.fixture
@@ -31,7 +43,10 @@ def test_rows_come_back_in_the_order_of_the_shards(table: Path) -> None:
         expected = utterance(k, "Male2" if k == 2 else "Male1")
         assert found.phones == expected.phones and np.abs(found.wave - expected.wave).max() < 1e-4
         assert found.wave.dtype == np.float32
-        plain = [(u.id, u.text, u.answer, u.kind, u.voice, u.rate, u.pitch, u.split, u.seconds) for u in (found, expected)]
+        plain = [
+            (u.id, u.text, u.answer, u.kind, u.voice, u.rate, u.pitch, u.split, u.seconds)
+            for u in (found, expected)
+        ]
         assert plain[0] == plain[1]
     assert k == 2
 
@@ -43,7 +58,12 @@ def test_audio_and_phones_come_only_when_asked_for(table: Path) -> None:
 def test_rows_can_be_chosen(table: Path) -> None:
     assert [u.id for u in read_utterances(table, where={"id": {"000001"}})] == ["000001"]
     assert [u.id for u in read_utterances(table, where={"voice": "Male2"})] == ["000002"]
-    assert [u.id for u in read_utterances(table, where={"voice": ["Male1", "Male2"], "id": ["000000", "000002"]})] == ["000000", "000002"]
+    assert [
+        u.id
+        for u in read_utterances(
+            table, where={"voice": ["Male1", "Male2"], "id": ["000000", "000002"]}
+        )
+    ] == ["000000", "000002"]
     assert list(read_utterances(table, where={"voice": "nobody"})) == []
     assert [u.id for u in read_utterances(table, only="*-00001.parquet")] == ["000002"]
 

@@ -38,9 +38,13 @@ def solve(text: str) -> str:
     if found := re.search(r"what is the opposite of (\w+)$", text):
         pair = next(pair for pair in OPPOSITES.split() if found[1] in pair.split("/"))
         return f"the opposite of {found[1]} is {pair.replace(found[1], '').strip('/')}"
-    if found := re.fullmatch(r"the (\w+) is (\w+) and the (\w+) is (\w+) what color is the (\w+)", text):
+    if found := re.fullmatch(
+        r"the (\w+) is (\w+) and the (\w+) is (\w+) what color is the (\w+)", text
+    ):
         return f"the {found[5]} is {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
-    if found := re.fullmatch(r"(\w+) is in the (\w+) and (\w+) is in the (\w+) where is (\w+)", text):
+    if found := re.fullmatch(
+        r"(\w+) is in the (\w+) and (\w+) is in the (\w+) where is (\w+)", text
+    ):
         return f"{found[5]} is in the {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
     if found := re.fullmatch(r"(\w+) has the (\w+) and (\w+) has the (\w+) what has (\w+)", text):
         return f"{found[5]} has the {dict([found.groups()[:2], found.groups()[2:4]])[found[5]]}"
@@ -91,7 +95,16 @@ def test_the_split_depends_on_the_sentence_alone() -> None:
     share = sum(map(world.is_held_out, set(texts))) / len(set(texts))
     assert share == pytest.approx(world.HELD_OUT_PERCENT / 100, abs=0.02)
     # Pinned: another hash would put sentences that models were trained on into the test.
-    assert [k for k in range(100) if world.is_held_out(f"sentence {k}")] == [18, 33, 52, 83, 91, 93, 94, 98]
+    assert [k for k in range(100) if world.is_held_out(f"sentence {k}")] == [
+        18,
+        33,
+        52,
+        83,
+        91,
+        93,
+        94,
+        98,
+    ]
 
 
 def test_unknown_words_and_kinds() -> None:

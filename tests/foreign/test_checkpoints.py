@@ -18,7 +18,11 @@ def test_tensors_come_out_and_foreign_objects_are_stand_ins(tmp_path, zipped):
     with module_with("fairseq.data.dictionary", "Dictionary") as dictionary:
         words = dictionary()
         words.symbols = ["<s>", "<pad>"]
-        state = {"model": {"w": torch.arange(3.0)}, "args": argparse.Namespace(layers=4), "task_state": {"dictionaries": [words]}}
+        state = {
+            "model": {"w": torch.arange(3.0)},
+            "args": argparse.Namespace(layers=4),
+            "task_state": {"dictionaries": [words]},
+        }
         torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     found = load_torch_checkpoint(tmp_path / "x.pt")
     assert found["model"]["w"].tolist() == [0, 1, 2] and plain(found["args"]) == {"layers": 4}
@@ -28,7 +32,9 @@ def test_tensors_come_out_and_foreign_objects_are_stand_ins(tmp_path, zipped):
 
 @ZIP
 @pytest.mark.parametrize("kind", [Hostile, HostileEval])
-@pytest.mark.parametrize("wrap", [lambda x: {"model": x}, lambda x: x, lambda x: {"a": [({"b": x},)]}])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: {"model": x}, lambda x: x, lambda x: {"a": [({"b": x},)]}]
+)
 def test_hostile_files_are_refused_and_run_nothing(tmp_path, zipped, kind, wrap):
     marker = tmp_path / "ran"
     torch.save(wrap(kind(marker)), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
@@ -74,5 +80,7 @@ def test_omegaconf_containers_become_plain():
         made.__dict__.update(attributes)
         return made
 
-    config = stand_in(_content={"layers": stand_in(_val=4), "names": stand_in(_content=[stand_in(_val="a")])})
+    config = stand_in(
+        _content={"layers": stand_in(_val=4), "names": stand_in(_content=[stand_in(_val="a")])}
+    )
     assert plain({"cfg": config}) == {"cfg": {"layers": 4, "names": ["a"]}}

@@ -50,7 +50,10 @@ def test_arrays_of_any_kind_and_order_come_out(tmp_path, array):
 
 @pytest.mark.parametrize("compress", [0, 3])
 @pytest.mark.parametrize("kind", [Hostile, HostileEval])
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"cluster_centers_": x}, lambda x: np.array([x, None], dtype=object)])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: {"cluster_centers_": x}, lambda x: np.array([x, None], dtype=object)],
+)
 def test_hostile_files_are_refused_and_run_nothing(tmp_path, compress, kind, wrap):
     marker = tmp_path / "ran"
     joblib.dump(wrap(kind(marker)), tmp_path / "x.bin", compress=compress)
@@ -79,7 +82,9 @@ def test_a_cut_off_file_is_named(tmp_path, model, compress, share):
         load_joblib(tmp_path / "km.bin")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"version https://git-lfs", b"hello world", b"\x00" * 50])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"version https://git-lfs", b"hello world", b"\x00" * 50]
+)
 def test_what_is_no_joblib_file_is_named(tmp_path, content):
     (tmp_path / "km.bin").write_bytes(content)
     with pytest.raises(UserError, match="km.bin"):

@@ -57,11 +57,19 @@ class Spelling:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
                 raise KeyboardInterrupt
             self.asked.append(text)
-        return [np.array([zlib.crc32(c.encode()) % UNIT_COUNT for c in text if c.isalpha()], dtype=np.int64) for text in texts]
+        return [
+            np.array(
+                [zlib.crc32(c.encode()) % UNIT_COUNT for c in text if c.isalpha()], dtype=np.int64
+            )
+            for text in texts
+        ]
 
     def refuses(self, text: str) -> str | None:
         return "it has digits only" if text.isdigit() else None
 
 
 def dialogues(count: int, start: int = 0) -> list[Dialogue]:
-    return [Dialogue(f"d{k}", f"what is number {k}", f"it is number {k} of many") for k in range(start, start + count)]
+    return [
+        Dialogue(f"d{k}", f"what is number {k}", f"it is number {k} of many")
+        for k in range(start, start + count)
+    ]

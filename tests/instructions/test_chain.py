@@ -23,7 +23,16 @@ FACTS = SetFacts("chain", INVENTORY, UNIT_COUNT)
 
 def build(items, out: Path, voicing=None, **options) -> dict:
     voicing = voicing or Spelling()
-    return build_chain(items, out, voicing, options.pop("answers", voicing), options.pop("shares", SHARES), 0, FACTS, **options)
+    return build_chain(
+        items,
+        out,
+        voicing,
+        options.pop("answers", voicing),
+        options.pop("shares", SHARES),
+        0,
+        FACTS,
+        **options,
+    )
 
 
 def test_formats_follow_their_shares() -> None:
@@ -50,7 +59,10 @@ def test_quadruplets(tmp_path: Path) -> None:
 
 
 def test_sharding_changes_nothing_but_the_files(tmp_path: Path) -> None:
-    few, many = build(dialogues(100), tmp_path / "a", shard_size=100), build(dialogues(100), tmp_path / "b", shard_size=7)
+    few, many = (
+        build(dialogues(100), tmp_path / "a", shard_size=100),
+        build(dialogues(100), tmp_path / "b", shard_size=7),
+    )
     assert few["table_hash"] == many["table_hash"] and few["statistics"] == many["statistics"]
 
 
@@ -67,11 +79,16 @@ def test_a_killed_build_voices_only_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_spoken_questions_keep_their_units_and_equal_texts_are_voiced_once(tmp_path: Path) -> None:
-    items = [dataclasses.replace(d, response="yes", units=np.array([k, 3])) for k, d in enumerate(dialogues(10))]
+    items = [
+        dataclasses.replace(d, response="yes", units=np.array([k, 3]))
+        for k, d in enumerate(dialogues(10))
+    ]
     voicing = Spelling()
     build(items, tmp_path / "s", voicing)
     assert voicing.asked == ["yes"]
-    assert [r["instruction_units"].tolist() for r in sets.read_set(tmp_path / "s")] == [[k, 3] for k in range(10)]
+    assert [r["instruction_units"].tolist() for r in sets.read_set(tmp_path / "s")] == [
+        [k, 3] for k in range(10)
+    ]
 
 
 def test_bad_dialogues_are_set_aside_with_their_places(tmp_path: Path) -> None:
@@ -87,7 +104,10 @@ def test_bad_dialogues_are_set_aside_with_their_places(tmp_path: Path) -> None:
         Dialogue("h", "?!", "yes", source="f:9"),
     ]
     summary = build(dialogues(5) + bad, tmp_path / "s")
-    found = {r["source"]: r["reason"] for r in pyarrow.parquet.read_table(next((tmp_path / "s").glob("quarantine-*"))).to_pylist()}
+    found = {
+        r["source"]: r["reason"]
+        for r in pyarrow.parquet.read_table(next((tmp_path / "s").glob("quarantine-*"))).to_pylist()
+    }
     assert found == {
         "f:1": "empty instruction",
         "f:2": "empty response",

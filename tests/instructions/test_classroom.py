@@ -73,7 +73,10 @@ def test_only_stems_match_the_beginnings_of_words(rest: str) -> None:
 
 
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
-    own = of(tmp_path, "\ufeff# Food\r\nCheese\r\nice  cream*\r\n\r\n# Drink\r\nc++\r\ncheese\r\n# Food\r\nham\r\n")
+    own = of(
+        tmp_path,
+        "\ufeff# Food\r\nCheese\r\nice  cream*\r\n\r\n# Drink\r\nc++\r\ncheese\r\n# Food\r\nham\r\n",
+    )
     assert own.terms == {"food": ("cheese", "ice cream*", "ham"), "drink": ("c++", "cheese")}
     assert own.reason("Two ice-creams!") == "food: ice-creams"
     assert own.reason("nice cream") is None and own.reason("cheeses") is None

@@ -25,11 +25,18 @@ def build(folder: Path, out: Path, pairing: Pairing | None = None, **options) ->
 
 
 def quarantine(out: Path) -> list[dict]:
-    return [row for path in sorted(out.glob("quarantine-*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return [
+        row
+        for path in sorted(out.glob("quarantine-*.parquet"))
+        for row in pyarrow.parquet.read_table(path).to_pylist()
+    ]
 
 
 def contents(out: Path) -> dict[str, tuple]:
-    return {r["id"]: (r["task"], r["description"], r["text"], r["voice"], tuple(r["units"])) for r in sets.read_set(out)}
+    return {
+        r["id"]: (r["task"], r["description"], r["text"], r["voice"], tuple(r["units"]))
+        for r in sets.read_set(out)
+    }
 
 
 def test_every_pair_becomes_one_row_with_a_description_of_its_task(tmp_path: Path) -> None:
@@ -47,7 +54,9 @@ def test_every_pair_becomes_one_row_with_a_description_of_its_task(tmp_path: Pat
 
 def test_both_tasks_for_each_pair_and_one_voice_that_speaks(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t", unit_rows(40))
-    build(table, tmp_path / "s", Pairing(pairing="both", speaking_voice="Female2", held_out_share=0.0))
+    build(
+        table, tmp_path / "s", Pairing(pairing="both", speaking_voice="Female2", held_out_share=0.0)
+    )
     rows = list(sets.read_set(tmp_path / "s"))
     assert collections.Counter(r["task"] for r in rows) == {"asr": 40, "tts": 20}
     assert {r["voice"] for r in rows if r["task"] == "tts"} == {"Female2"}
@@ -57,7 +66,11 @@ def test_neither_sharding_nor_order_changes_a_row(tmp_path: Path) -> None:
     rows = unit_rows(300)
     pairing = Pairing(held_out_share=0.2)
     one = build(write_table(tmp_path / "one", rows), tmp_path / "a", pairing)
-    three = build(write_table(tmp_path / "three", rows[200:], rows[:50], rows[50:200][::-1]), tmp_path / "b", pairing)
+    three = build(
+        write_table(tmp_path / "three", rows[200:], rows[:50], rows[50:200][::-1]),
+        tmp_path / "b",
+        pairing,
+    )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert one["table_hash"] == three["table_hash"]
     assert one["statistics"] == three["statistics"]
@@ -134,7 +147,11 @@ def test_a_sentence_is_never_on_both_sides(tmp_path: Path) -> None:
     rows = unit_rows(400)
     for k, row in enumerate(rows):  # readers repeat sentences, in their own spelling
         row["text"] = f"Sentence {k // 4}!" if k % 2 else f"sentence {k // 4}"
-    summary = build(write_table(tmp_path / "t", rows[:150], rows[150:]), tmp_path / "s", Pairing(held_out_share=0.3))
+    summary = build(
+        write_table(tmp_path / "t", rows[:150], rows[150:]),
+        tmp_path / "s",
+        Pairing(held_out_share=0.3),
+    )
     kept = {split.same_words(r["text"]) for r in sets.read_set(tmp_path / "s")}
     held = {split.same_words(r["text"]) for r in sets.read_set(tmp_path / "s", part="held_out")}
     assert kept and held and not kept & held
@@ -143,10 +160,15 @@ def test_a_sentence_is_never_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_splits_of_the_corpus_can_be_held_out_instead(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "t", unit_rows(10) + unit_rows(5, 10, split="test") + unit_rows(5, 15, split="unlabelled"))
+    table = write_table(
+        tmp_path / "t",
+        unit_rows(10) + unit_rows(5, 10, split="test") + unit_rows(5, 15, split="unlabelled"),
+    )
     build(table, tmp_path / "s", Pairing(splits=("train",), held_out_splits=("test",)))
     assert len(list(sets.read_set(tmp_path / "s"))) == 10
-    assert {r["id"][4:] for r in sets.read_set(tmp_path / "s", part="held_out")} == {f"u{k:05d}" for k in range(10, 15)}
+    assert {r["id"][4:] for r in sets.read_set(tmp_path / "s", part="held_out")} == {
+        f"u{k:05d}" for k in range(10, 15)
+    }
 
 
 def test_what_cannot_be_used_is_set_aside_with_its_place(tmp_path: Path) -> None:
@@ -162,7 +184,9 @@ def test_what_cannot_be_used_is_set_aside_with_its_place(tmp_path: Path) -> None
     more[1]["id"] = "u00000"
     table = write_table(tmp_path / "t", rows, more)
     summary = build(table, tmp_path / "s")
-    found = {(r["source"].rsplit("/", 1)[1], r["place"]): r["reason"] for r in quarantine(tmp_path / "s")}
+    found = {
+        (r["source"].rsplit("/", 1)[1], r["place"]): r["reason"] for r in quarantine(tmp_path / "s")
+    }
     assert found == {
         ("units-00000.parquet", "row 1"): "empty text",
         ("units-00000.parquet", "row 2"): "no units",
@@ -173,7 +197,13 @@ def test_what_cannot_be_used_is_set_aside_with_its_place(tmp_path: Path) -> None
         ("units-00000.parquet", "row 7"): "duplicate id",
         ("units-00001.parquet", "row 1"): "duplicate id",
     }
-    assert summary["quarantined"] == {"duplicate id": 2, "empty text": 1, "marker in text": 2, "no units": 1, "unit out of range": 2}
+    assert summary["quarantined"] == {
+        "duplicate id": 2,
+        "empty text": 1,
+        "marker in text": 2,
+        "no units": 1,
+        "unit out of range": 2,
+    }
     assert summary["statistics"]["rows"] == 15 - 8
     details = {r["place"]: r["detail"] for r in quarantine(tmp_path / "s")}
     assert "20" in details["row 3"] and "0 to 19" in details["row 3"]
@@ -186,7 +216,9 @@ def test_broken_utf8_is_set_aside(tmp_path: Path) -> None:
     texts[3] = b"caf\xe9 \xff"
     column = pyarrow.array(texts, pyarrow.binary())
     strange = pyarrow.StringArray.from_buffers(5, column.buffers()[1], column.buffers()[2])
-    table = good.set_column(good.schema.get_field_index("text"), "text", strange).replace_schema_metadata({"inventory": INVENTORY})
+    table = good.set_column(
+        good.schema.get_field_index("text"), "text", strange
+    ).replace_schema_metadata({"inventory": INVENTORY})
     (tmp_path / "t").mkdir()
     pyarrow.parquet.write_table(table, tmp_path / "t" / "units-00000.parquet")
     summary = build(tmp_path / "t", tmp_path / "s")
@@ -221,15 +253,35 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_our_own_descriptions(tmp_path: Path) -> None:
     lists = {"asr": ("Write it.",), "tts": ("Say it.", "Read it out.")}
-    build(write_table(tmp_path / "t", unit_rows(30)), tmp_path / "s", Pairing(held_out_share=0.0, descriptions=lists))
-    assert {r["description"] for r in sets.read_set(tmp_path / "s")} == {"Write it.", "Say it.", "Read it out."}
+    build(
+        write_table(tmp_path / "t", unit_rows(30)),
+        tmp_path / "s",
+        Pairing(held_out_share=0.0, descriptions=lists),
+    )
+    assert {r["description"] for r in sets.read_set(tmp_path / "s")} == {
+        "Write it.",
+        "Say it.",
+        "Read it out.",
+    }
 
 
 def test_the_card_says_what_matters(tmp_path: Path) -> None:
     facts = [{"name": "moss", "title": "MOSS", "licence": "CC BY-NC 4.0"}]
     summary = build(write_table(tmp_path / "t", unit_rows(50)), tmp_path / "s", source_facts=facts)
     card = (tmp_path / "s" / "CARD.md").read_text()
-    for wanted in ("CC BY-NC 4.0", INVENTORY, summary["table_hash"], "| asr |", "| tts |", "Held-out sentences", "units**: 150 in all"):
+    for wanted in (
+        "CC BY-NC 4.0",
+        INVENTORY,
+        summary["table_hash"],
+        "| asr |",
+        "| tts |",
+        "Held-out sentences",
+        "units**: 150 in all",
+    ):
         assert wanted in card, wanted
-    shares = [float(line.split("|")[3].strip(" %")) for line in card.splitlines() if line.startswith(("| asr", "| tts"))]
+    shares = [
+        float(line.split("|")[3].strip(" %"))
+        for line in card.splitlines()
+        if line.startswith(("| asr", "| tts"))
+    ]
     assert sum(shares) == pytest.approx(100, abs=0.2)

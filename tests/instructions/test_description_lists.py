@@ -14,7 +14,11 @@ from speechgpt_lib.instructions import description_lists as room
 from speechgpt_lib.instructions.description_lists import normalize, parse_list, sift, tidy, validate
 from speechgpt_lib.instructions.descriptions import load_descriptions
 
-THREE = ["Write down what is said.", "Could you type this up?", "Listen closely. Then note every word!"]
+THREE = [
+    "Write down what is said.",
+    "Could you type this up?",
+    "Listen closely. Then note every word!",
+]
 
 SHAPES = {
     "1. x": "{k}. {x}",
@@ -44,7 +48,14 @@ def test_shapes(shape):
     lines = [shape.format(k=k, x=x) for k, x in enumerate(THREE, 1)]
     assert parse_list("\n".join(lines)) == THREE
     assert parse_list("\r\n\r\n".join(lines)) == THREE
-    assert parse_list("Sure! Here are three:\n\n" + "\n".join(lines) + "\n\nI hope this helps! Let me know if you need more.") == THREE
+    assert (
+        parse_list(
+            "Sure! Here are three:\n\n"
+            + "\n".join(lines)
+            + "\n\nI hope this helps! Let me know if you need more."
+        )
+        == THREE
+    )
     assert parse_list("```\n" + "\n".join(lines) + "\n```") == THREE
 
 
@@ -53,7 +64,11 @@ def test_plain_lines_count_only_where_there_is_no_mark():
     assert parse_list(f"Here are three:\n{plain}\n\nI hope these are of use.") == THREE
     assert parse_list("Let me know what is being said.") == ["Let me know what is being said."]
     assert parse_list(plain + "\n1. Transcribe the speech.") == ["Transcribe the speech."]
-    assert parse_list("I'm sorry, but I can't help with that.") == [] == parse_list("I’m sorry, I cannot do this.")
+    assert (
+        parse_list("I'm sorry, but I can't help with that.")
+        == []
+        == parse_list("I’m sorry, I cannot do this.")
+    )
     assert parse_list("") == [] == parse_list(" \n\n ") == parse_list("```\n```")
 
 
@@ -87,12 +102,20 @@ Transcribe it.
 Do you want more?
 """
     expected = "Could you write down what is said?|Would you please type up this recording?|Listen closely. Then note every word."
-    assert parse_list(text) == [*expected.split("|"), "Is it speech? Transcribe it.", "Is it text? Read it."]
+    assert parse_list(text) == [
+        *expected.split("|"),
+        "Is it speech? Transcribe it.",
+        "Is it text? Read it.",
+    ]
 
 
 def test_what_a_model_thinks_before_is_left_out():
-    assert parse_list("<think>\n1. Maybe this one.\n</think>\n1. Transcribe the speech.") == ["Transcribe the speech."]
-    assert parse_list("1. Maybe this one.\n</think>\n1. Transcribe the speech.") == ["Transcribe the speech."]
+    assert parse_list("<think>\n1. Maybe this one.\n</think>\n1. Transcribe the speech.") == [
+        "Transcribe the speech."
+    ]
+    assert parse_list("1. Maybe this one.\n</think>\n1. Transcribe the speech.") == [
+        "Transcribe the speech."
+    ]
     assert parse_list("<think>\n1. Maybe this one.") == []
 
 
@@ -105,7 +128,12 @@ def test_quotes_inside_a_description_stay():
 
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=9), min_size=2, max_size=15)
 OPENINGS = st.sampled_from("Write Say Transcribe Could Please Would Listen Speak".split())
-DESCRIPTION = st.builds(lambda first, words, end: " ".join([first, *words]) + end, OPENINGS, WORDS, st.sampled_from(".?!"))
+DESCRIPTION = st.builds(
+    lambda first, words, end: " ".join([first, *words]) + end,
+    OPENINGS,
+    WORDS,
+    st.sampled_from(".?!"),
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,13 +146,20 @@ DESCRIPTION = st.builds(lambda first, words, end: " ".join([first, *words]) + en
     st.sampled_from(["", "\n\nI hope this helps. Feel free to ask if anything is unclear."]),
     st.booleans(),
 )
-def test_a_list_of_any_shape_is_given_back(descriptions, shape, indent, between, before, after, fenced):
+def test_a_list_of_any_shape_is_given_back(
+    descriptions, shape, indent, between, before, after, fenced
+):
     if shape == "json":
         body = json.dumps(descriptions)
     else:
         items = [shape.format(k=k, x=x) for k, x in enumerate(descriptions, 1)]
         if indent is not None and shape != "{x}":  # wrapped, as on a narrow screen
-            items = [item if item[0] == " " else "\n".join(textwrap.wrap(item, 24, subsequent_indent=indent)) for item in items]
+            items = [
+                item
+                if item[0] == " "
+                else "\n".join(textwrap.wrap(item, 24, subsequent_indent=indent))
+                for item in items
+            ]
         body = between.join(items)
     body = f"```\n{body}\n```" if fenced else body
     assert parse_list(before + body + after) == descriptions
@@ -134,8 +169,16 @@ def test_a_list_of_any_shape_is_given_back(descriptions, shape, indent, between,
 @given(st.text(st.sampled_from("aB 1.?!-*_\"'`[]{}<>()#:\n\r\t•“é\u2028|,\\"), max_size=60))
 def test_any_text_at_all_is_read_and_only_safe_lines_get_through(text):
     good, refused = sift(parse_list(text))
-    assert all(validate(line) is None and line.isascii() and line.isprintable() and not set(line) & set("<>[]{}") for line in good)
-    assert len({normalize(line) for line in good}) == len(good) and all(reason for _, reason in refused)
+    assert all(
+        validate(line) is None
+        and line.isascii()
+        and line.isprintable()
+        and not set(line) & set("<>[]{}")
+        for line in good
+    )
+    assert len({normalize(line) for line in good}) == len(good) and all(
+        reason for _, reason in refused
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,9 +228,16 @@ def test_tidying(line, tidied):
 
 
 def test_the_same_said_twice_is_refused_whatever_its_form():
-    good, refused = sift(["Write this down!", "write THIS, down", "Write that down", "Say it."], known=["Write that down."])
+    good, refused = sift(
+        ["Write this down!", "write THIS, down", "Write that down", "Say it."],
+        known=["Write that down."],
+    )
     assert good == ["Write this down!"]
-    assert refused == [("write THIS, down.", room.REPEATED), ("Write that down.", room.REPEATED), ("Say it.", room.TOO_SHORT)]
+    assert refused == [
+        ("write THIS, down.", room.REPEATED),
+        ("Write that down.", room.REPEATED),
+        ("Say it.", room.TOO_SHORT),
+    ]
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])

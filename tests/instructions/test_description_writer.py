@@ -22,7 +22,12 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.description_writer import PROMPTS, load_prompt, read_answer, write_descriptions
+from speechgpt_lib.instructions.description_writer import (
+    PROMPTS,
+    load_prompt,
+    read_answer,
+    write_descriptions,
+)
 from speechgpt_lib.instructions.descriptions import read_descriptions
 
 KEY = "sk-proj-0123456789abcdefGHIJKL"
@@ -48,12 +53,25 @@ class Reply:
 
 
 def chat(content: str | None, end: str = "stop", **changes) -> Reply:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": end}
-    return Reply(body=json.dumps({"choices": [choice], "usage": {"prompt_tokens": 200, "completion_tokens": 30}} | changes))
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content},
+        "finish_reason": end,
+    }
+    return Reply(
+        body=json.dumps(
+            {"choices": [choice], "usage": {"prompt_tokens": 200, "completion_tokens": 30}}
+            | changes
+        )
+    )
 
 
 def error(status: int, message: str = "no", **headers: str) -> Reply:
-    return Reply(status, json.dumps({"error": {"message": message}}), {name.replace("_", "-"): value for name, value in headers.items()})
+    return Reply(
+        status,
+        json.dumps({"error": {"message": message}}),
+        {name.replace("_", "-"): value for name, value in headers.items()},
+    )
 
 
 def some(start: int, stop: int) -> list[str]:
@@ -83,7 +101,11 @@ class Talk(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.server.keys.append(self.headers["Authorization"])
-        reply = self.server.script.pop(0) if self.server.script and self.path == "/v1/chat/completions" else error(418, "not in the script")
+        reply = (
+            self.server.script.pop(0)
+            if self.server.script and self.path == "/v1/chat/completions"
+            else error(418, "not in the script")
+        )
         if reply.hangs:
             self.server.over.wait()
             return
@@ -120,7 +142,13 @@ class Writer:
         self.progress, self.facts = folder / "asr.txt.progress.json", folder / "asr.txt.json"
 
     def __call__(self, server: Server | None, task: str = "asr", **changes) -> dict:
-        options = {"model": "tiny", "base_url": server and server.url, "count": 3, "say": self.lines.append, "sleep": self.pauses.append}
+        options = {
+            "model": "tiny",
+            "base_url": server and server.url,
+            "count": 3,
+            "say": self.lines.append,
+            "sleep": self.pauses.append,
+        }
         return write_descriptions(task, self.out, **(options | changes))
 
     def kept(self) -> dict:
@@ -163,10 +191,18 @@ def test_one_answer_that_has_all(write):
     with serve(listed(some(0, 3))) as server:
         facts = write(server, temperature=0.5, price_in=10, price_out=100)
     (request,) = server.asked
-    assert request == {"model": "tiny", "temperature": 0.5, "messages": [{"role": "user", "content": load_prompt("asr", 3)}]}
+    assert request == {
+        "model": "tiny",
+        "temperature": 0.5,
+        "messages": [{"role": "user", "content": load_prompt("asr", 3)}],
+    }
     assert server.keys == ["Bearer none"]
-    assert write.out.read_text() == "".join(f"{line}\n" for line in some(0, 3)) and read_descriptions(write.out) == tuple(some(0, 3))
-    assert write.lines == ["request 1: 3 new, 0 refused, 3 of 3 in all; 200 + 30 tokens, cost 0.0050"]
+    assert write.out.read_text() == "".join(
+        f"{line}\n" for line in some(0, 3)
+    ) and read_descriptions(write.out) == tuple(some(0, 3))
+    assert write.lines == [
+        "request 1: 3 new, 0 refused, 3 of 3 in all; 200 + 30 tokens, cost 0.0050"
+    ]
     assert json.loads(write.facts.read_text()) == facts
     wanted = {
         "task": "asr",
@@ -178,11 +214,19 @@ def test_one_answer_that_has_all(write):
         "cost": 0.005,
         "prompt_tokens": 200,
     }
-    assert wanted.items() <= facts.items() and not write.progress.exists() and len(list(write.out.parent.iterdir())) == 2
+    assert (
+        wanted.items() <= facts.items()
+        and not write.progress.exists()
+        and len(list(write.out.parent.iterdir())) == 2
+    )
 
 
 def test_it_is_asked_again_for_what_is_missing_and_told_what_it_has(write):
-    answers = [listed(some(0, 2) + ["Write <it> down now.", "Short."]), listed(some(1, 4)), listed(some(4, 9))]
+    answers = [
+        listed(some(0, 2) + ["Write <it> down now.", "Short."]),
+        listed(some(1, 4)),
+        listed(some(4, 9)),
+    ]
     with serve(*answers) as server:
         facts = write(server, count=5)
     assert read_descriptions(write.out) == tuple(some(0, 5))
@@ -192,12 +236,18 @@ def test_it_is_asked_again_for_what_is_missing_and_told_what_it_has(write):
     assert have["content"].splitlines() == [f"{k}. {line}" for k, line in enumerate(some(0, 4), 1)]
     assert more["content"].startswith("List 1 more, numbered from 5.")
     assert facts["requests"] == 3 and facts["completion_tokens"] == 90 and facts["cost"] is None
-    assert facts["refused"] == {"< > [ ] { } or 'This is input:'": 1, "fewer than 3 words": 1, "repeated": 1}
+    assert facts["refused"] == {
+        "< > [ ] { } or 'This is input:'": 1,
+        "fewer than 3 words": 1,
+        "repeated": 1,
+    }
     assert write.lines[1] == "request 2: 2 new, 1 refused, 4 of 5 in all; 400 + 60 tokens"
 
 
 def test_the_last_line_of_an_answer_that_was_cut_off_is_left_out(write):
-    with serve(chat("1. Write this down.\n2. Could you transcri", end="length"), listed(some(0, 2))) as server:
+    with serve(
+        chat("1. Write this down.\n2. Could you transcri", end="length"), listed(some(0, 2))
+    ) as server:
         write(server)
     assert read_descriptions(write.out) == ("Write this down.", *some(0, 2))
 
@@ -220,12 +270,19 @@ def test_the_last_line_of_an_answer_that_was_cut_off_is_left_out(write):
 def test_an_answer_of_no_use_is_asked_for_again(write, useless):
     with serve(useless, listed(some(0, 3))) as server:
         facts = write(server)
-    assert facts["requests"] == 2 and not write.pauses and read_descriptions(write.out) == tuple(some(0, 3))
+    assert (
+        facts["requests"] == 2
+        and not write.pauses
+        and read_descriptions(write.out) == tuple(some(0, 3))
+    )
 
 
 def test_three_answers_without_anything_new_are_enough(write):
     with serve(listed(some(0, 2)), chat(""), listed(some(0, 2)), chat("No way.")) as server:
-        with pytest.raises(UserError, match=r"^tiny: 3 answers running brought nothing new; 2 of 4 descr.*asr.txt.progress.json: the same"):
+        with pytest.raises(
+            UserError,
+            match=r"^tiny: 3 answers running brought nothing new; 2 of 4 descr.*asr.txt.progress.json: the same",
+        ):
             write(server, count=4)
         assert write.kept()["accepted"] == some(0, 2) and write.kept()["useless_answers"] == 1
     assert len(server.asked) == 4 and not write.out.exists()
@@ -233,11 +290,19 @@ def test_three_answers_without_anything_new_are_enough(write):
 
 def test_no_more_requests_than_allowed(write):
     with serve(*(listed(some(k, k + 1)) for k in range(5))) as server:
-        with pytest.raises(UserError, match="2 requests were not enough; 2 of 5 descriptions are kept"):
+        with pytest.raises(
+            UserError, match="2 requests were not enough; 2 of 5 descriptions are kept"
+        ):
             write(server, count=5, max_requests=2)
         assert len(server.asked) == 2
-        facts = write(server, count=5, max_requests=3)  # the same command goes on, and may ask as often again
-    assert facts["requests"] == 5 and facts["prompt_tokens"] == 1000 and read_descriptions(write.out) == tuple(some(0, 5))
+        facts = write(
+            server, count=5, max_requests=3
+        )  # the same command goes on, and may ask as often again
+    assert (
+        facts["requests"] == 5
+        and facts["prompt_tokens"] == 1000
+        and read_descriptions(write.out) == tuple(some(0, 5))
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,14 +313,22 @@ def test_no_more_requests_than_allowed(write):
         (error(429, "slow down", Retry_After="3600"), 60, "it answers 429: slow down"),
         (error(429, "slow down", Retry_After="soon"), 1, "it answers 429: slow down"),
         (error(500, "out of memory"), 1, "it answers 500: out of memory"),
-        (Reply(503, "<html>busy</html>", {"Content-Type": "text/html"}), 1, "it answers 503: <html>busy</html>"),
+        (
+            Reply(503, "<html>busy</html>", {"Content-Type": "text/html"}),
+            1,
+            "it answers 503: <html>busy</html>",
+        ),
         (Reply(body=listed(some(0, 3)).body, breaks=True), 1, "no connection"),
     ],
 )
 def test_what_fails_in_passing_is_tried_again(write, trouble, pause, words):
     with serve(trouble, listed(some(0, 3))) as server:
         facts = write(server, timeout=0.3)
-    assert write.pauses == [pause] and words in write.lines[0] and write.lines[0].endswith(f"asking again in {pause} s")
+    assert (
+        write.pauses == [pause]
+        and words in write.lines[0]
+        and write.lines[0].endswith(f"asking again in {pause} s")
+    )
     assert facts["requests"] == 1 and len(server.asked) == 2
 
 
@@ -271,7 +344,9 @@ def test_pauses_grow_and_end(write):
     with serve(*[error(500, "out of memory")] * 4) as server, pytest.raises(UserError, match=words):
         write(server)
     assert write.pauses == [1, 2, 4] and len(server.asked) == 4
-    assert not list(write.out.parent.iterdir()), "nothing was paid for, nothing is kept, no model is bound"
+    assert not list(write.out.parent.iterdir()), (
+        "nothing was paid for, nothing is kept, no model is bound"
+    )
 
 
 def test_a_server_that_dies_in_the_middle_costs_nothing(write):
@@ -284,7 +359,8 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(write):
                 server.server_close()
 
         with pytest.raises(
-            UserError, match=r"no connection \(.*refused\), 2 times running; 2 of 5 descriptions are kept in .*progress.json"
+            UserError,
+            match=r"no connection \(.*refused\), 2 times running; 2 of 5 descriptions are kept in .*progress.json",
         ):
             write(server, count=5, attempts=2, say=say)
     state = write.kept()
@@ -292,8 +368,15 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(write):
     with serve(listed(some(2, 5))) as server:
         facts = write(server, count=5)
     assert len(server.asked) == 1 and "List 3 more" in server.asked[0]["messages"][2]["content"]
-    assert facts["requests"] == 2 and facts["prompt_tokens"] == 400 and read_descriptions(write.out) == tuple(some(0, 5))
-    assert f"{write.progress} has 2 of 5: going on there" in write.lines and not write.progress.exists()
+    assert (
+        facts["requests"] == 2
+        and facts["prompt_tokens"] == 400
+        and read_descriptions(write.out) == tuple(some(0, 5))
+    )
+    assert (
+        f"{write.progress} has 2 of 5: going on there" in write.lines
+        and not write.progress.exists()
+    )
 
 
 def test_a_stop_by_hand_keeps_what_is_there(write):
@@ -323,13 +406,22 @@ def test_progress_and_results_of_another_model_are_not_mixed(write):
         with pytest.raises(UserError, match="1 requests were not enough"):
             write(server, max_requests=1)
         before = write.progress.read_bytes()
-        with pytest.raises(UserError, match="progress.json was begun with model tiny, now huge: delete it, or choose another --out"):
+        with pytest.raises(
+            UserError,
+            match="progress.json was begun with model tiny, now huge: delete it, or choose another --out",
+        ):
             write(server, model="huge")
-        with pytest.raises(UserError, match="was begun with task asr, now tts; prompt asr, now tts; prompt_sha256 .*delete it"):
+        with pytest.raises(
+            UserError,
+            match="was begun with task asr, now tts; prompt asr, now tts; prompt_sha256 .*delete it",
+        ):
             write(server, task="tts")
         assert write.progress.read_bytes() == before
         write(server)
-        with pytest.raises(UserError, match="asr.txt was made with model tiny, asked for huge: choose another --out, or delete it"):
+        with pytest.raises(
+            UserError,
+            match="asr.txt was made with model tiny, asked for huge: choose another --out, or delete it",
+        ):
             write(server, model="huge")
         with pytest.raises(UserError, match="asr.txt was made with count 3, asked for 4"):
             write(server, count=4)
@@ -340,13 +432,18 @@ def test_what_is_there_is_not_asked_for_again_and_nothing_of_others_is_overwritt
     with serve(listed(some(0, 3))) as server:
         facts = write(server)
         write.progress.write_text("{}")  # stopped between the last two steps
-        assert write(server) == facts and write.lines[-1] == f"{write.out} is there already: 3 descriptions by tiny"
+        assert (
+            write(server) == facts
+            and write.lines[-1] == f"{write.out} is there already: 3 descriptions by tiny"
+        )
         assert len(server.asked) == 1 and not write.progress.exists()
     write.out.write_text("My own.\n")
     with pytest.raises(UserError, match="asr.txt was changed since it was written"):
         write(server)
     write.facts.unlink()
-    with pytest.raises(UserError, match="asr.txt is there, but not .*asr.txt.json that would say what it is"):
+    with pytest.raises(
+        UserError, match="asr.txt is there, but not .*asr.txt.json that would say what it is"
+    ):
         write(server)
     assert write.out.read_text() == "My own.\n"
 
@@ -362,16 +459,24 @@ def test_a_damaged_progress_file_is_not_guessed_at(write, content):
 def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_paid(write, tmp_path):
     (tmp_path / "file").write_text("")
     with serve(listed(some(0, 3))) as server, pytest.raises((UserError, OSError)):
-        write_descriptions("asr", tmp_path / "file/asr.txt", model="tiny", base_url=server.url, count=3)
+        write_descriptions(
+            "asr", tmp_path / "file/asr.txt", model="tiny", base_url=server.url, count=3
+        )
     assert not server.asked
 
 
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key (401): is OPENAI_API_KEY the right one"),
+        (
+            error(401, f"Incorrect API key provided: {KEY}"),
+            "refuses the key (401): is OPENAI_API_KEY the right one",
+        ),
         (error(403, f"{KEY} may not"), "(403: [key] may not): may it use 'tiny'?"),
-        (error(404, "no such model"), "has no model 'tiny', or is not a base URL (no such model): check --model and --base-url"),
+        (
+            error(404, "no such model"),
+            "has no model 'tiny', or is not a base URL (no such model): check --model and --base-url",
+        ),
         (Reply(404, '{"detail": "Not Found"}'), "or is not a base URL (Not Found)"),
         (error(400, f"temperature must be 1, {KEY}"), "answers 400: temperature must be 1, [key]"),
         (Reply(422, "", {"Content-Type": "text/plain"}), "answers 422: Unprocessable"),
@@ -381,30 +486,56 @@ def test_what_asking_again_would_not_help_is_said_at_once(write, reply, words):
     with serve(reply) as server:
         with pytest.raises(UserError) as caught:
             write(server, api_key=KEY)
-        assert words in str(caught.value) and KEY not in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            words in str(caught.value)
+            and KEY not in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
     assert len(server.asked) == 1 and not write.pauses and not list(write.out.parent.iterdir())
 
 
-@pytest.mark.parametrize("key", [KEY, "secret"], ids=["long", "short"])  # the id stands in the names of folders
+@pytest.mark.parametrize(
+    "key", [KEY, "secret"], ids=["long", "short"]
+)  # the id stands in the names of folders
 def test_the_key_is_nowhere(write, monkeypatch, caplog, capfd, key):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", f" {key}\n")
     echo = f"your key {key}, Bearer {key}, {key[:20]}..."
     useless = Reply(503, echo, {"Content-Type": "text/plain"})
-    echoes = [f"Write down {KEY} now, please.", f"Write down {KEY[:12]} now, please."] if key == KEY else []  # a word is no echo
+    echoes = (
+        [f"Write down {KEY} now, please.", f"Write down {KEY[:12]} now, please."]
+        if key == KEY
+        else []
+    )  # a word is no echo
     answer = listed(some(0, 2) + echoes)
     told = []
-    with serve(error(429, echo), useless, error(500, "x" * 290 + key), answer, error(400, echo)) as server:
+    with serve(
+        error(429, echo), useless, error(500, "x" * 290 + key), answer, error(400, echo)
+    ) as server:
         write.out = write.out.parent / "deep/asr.txt"
         with pytest.raises(UserError) as caught:
             write(server, say=lambda line: (print(line), told.append(line)))
     assert server.keys == [f"Bearer {key}"] * 5, "only the server is told it"
-    assert len(told) == 4 and "your key [key], Bearer [key], [key]..." in told[0] and "400: your key [key]" in str(caught.value)
+    assert (
+        len(told) == 4
+        and "your key [key], Bearer [key], [key]..." in told[0]
+        and "400: your key [key]" in str(caught.value)
+    )
     files = {path.name: path.read_text() for path in write.out.parent.rglob("*") if path.is_file()}
     assert list(files) == ["asr.txt.progress.json"]
-    assert [line for line, _ in json.loads(*files.values())["refused"]] == ["Write down [key] now, please."] * len(echoes)
+    assert [line for line, _ in json.loads(*files.values())["refused"]] == [
+        "Write down [key] now, please."
+    ] * len(echoes)
     captured = capfd.readouterr()
-    everything = [*told, str(caught.value), repr(caught.value.args), *files.values(), caplog.text, captured.out, captured.err]
+    everything = [
+        *told,
+        str(caught.value),
+        repr(caught.value.args),
+        *files.values(),
+        caplog.text,
+        captured.out,
+        captured.err,
+    ]
     assert "request 1" in captured.out and "asking again" in captured.out
     assert not [text for text in everything if key in text or key[:12] in text]
 
@@ -421,7 +552,10 @@ def test_the_environment_says_where_and_who(write, monkeypatch):
     ("options", "words"),
     [
         ({}, "no server to ask: set OPENAI_API_KEY for OpenAI's own, or --base-url"),
-        ({"base_url": "localhost:8000"}, "the base URL is 'localhost:8000': expected one such as http://localhost:8000/v1"),
+        (
+            {"base_url": "localhost:8000"},
+            "the base URL is 'localhost:8000': expected one such as http://localhost:8000/v1",
+        ),
         ({"api_key": "schlüssel-123456"}, "the key has characters in it that no key has"),
         ({"api_key": "sk-one sk-two"}, "the key has characters in it that no key has"),
         ({"task": "st"}, "unknown task 'st': expected one of asr, tts"),
@@ -435,17 +569,29 @@ def test_the_environment_says_where_and_who(write, monkeypatch):
 def test_settings_that_cannot_be(write, options, words):
     with pytest.raises(UserError) as caught:
         write(None, **options)
-    assert words in str(caught.value) and "sk-" not in str(caught.value) and not list(write.out.parent.iterdir())
+    assert (
+        words in str(caught.value)
+        and "sk-" not in str(caught.value)
+        and not list(write.out.parent.iterdir())
+    )
 
 
 def test_without_the_package_its_name_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"package openai, which isn't here: pip install 'speechgpt_lib\[descriptions\]'"):
-        write_descriptions("asr", tmp_path / "a.txt", model="tiny", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(
+        UserError,
+        match=r"package openai, which isn't here: pip install 'speechgpt_lib\[descriptions\]'",
+    ):
+        write_descriptions(
+            "asr", tmp_path / "a.txt", model="tiny", base_url="http://127.0.0.1:9/v1"
+        )
 
 
 def test_an_answer_is_read_with_what_it_cost_even_if_it_says_nothing():
-    assert read_answer(chat(None).body).prompt_tokens == 200 and read_answer(chat(None).body).text == ""
+    assert (
+        read_answer(chat(None).body).prompt_tokens == 200
+        and read_answer(chat(None).body).text == ""
+    )
     assert read_answer(chat("x", end="length").body).cut and not read_answer(chat("x").body).cut
 
 
@@ -453,17 +599,46 @@ def save_noise(folder: Path) -> None:
     """A language model with random weights that knows no letters, so nothing it writes can be a description."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
-    characters = ["<s>", "</s>", *"0123456789.,?!-", "Ġ", "Ċ"]  # the last two: a space and a line's end
+    characters = [
+        "<s>",
+        "</s>",
+        *"0123456789.,?!-",
+        "Ġ",
+        "Ċ",
+    ]  # the last two: a space and a line's end
     tokenizer = Tokenizer(models.BPE(vocab={c: k for k, c in enumerate(characters)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     text = "{{ m.content if m.content is string else m.content[0].text }}"
     template = "{% for m in messages %}{{ m.role }}: " + text + "\n{% endfor %}"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), max_position_embeddings=4096, bos_token_id=0, eos_token_id=1, **sizes))
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(characters),
+            max_position_embeddings=4096,
+            bos_token_id=0,
+            eos_token_id=1,
+            **sizes,
+        )
+    )
     model.generation_config = GenerationConfig(do_sample=True, bos_token_id=0, eos_token_id=1)
     model.save_pretrained(folder)
 
@@ -473,16 +648,28 @@ def transformers_serve(model: Path) -> Iterator[tuple[str, list[str]]]:
     """`transformers serve` with `model`, on a port that the system chooses; gives its base URL and what it prints."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
     command += ["--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--default-seed", "0"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
 
     def stop(how: int = signal.SIGTERM) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
 
-    too_late = threading.Timer(300, stop, [signal.SIGKILL])  # then its output ends, and the test fails with it
+    too_late = threading.Timer(
+        300, stop, [signal.SIGKILL]
+    )  # then its output ends, and the test fails with it
     too_late.start()
     printed = []
     reader = threading.Thread(target=lambda: printed.extend(process.stdout))
@@ -513,10 +700,20 @@ def test_a_real_server_with_a_model_that_writes_noise(write, tmp_path):
     require("openai", "fastapi", "uvicorn")
     save_noise(tmp_path / "model")
     words = "3 answers running brought nothing new; 0 of 5 descriptions are kept in .*progress.json"
-    with transformers_serve(tmp_path / "model") as (url, printed), pytest.raises(UserError, match=words):
+    with (
+        transformers_serve(tmp_path / "model") as (url, printed),
+        pytest.raises(UserError, match=words),
+    ):
         write(None, base_url=url, model=str(tmp_path / "model"), count=5, timeout=120)
     state = write.kept()
-    assert state["requests"] == 3 and state["accepted"] == [] and not write.out.exists() and not write.pauses
+    assert (
+        state["requests"] == 3
+        and state["accepted"] == []
+        and not write.out.exists()
+        and not write.pauses
+    )
     assert state["prompt_tokens"] > 3 * 50 and state["completion_tokens"] > 0
     assert len(write.lines) == 3 and write.lines[2].startswith("request 3: ")
-    assert "".join(printed).count('"POST /v1/chat/completions HTTP/1.1" 200 OK') == 3, "".join(printed)
+    assert "".join(printed).count('"POST /v1/chat/completions HTTP/1.1" 200 OK') == 3, "".join(
+        printed
+    )

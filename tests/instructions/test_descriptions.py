@@ -50,12 +50,18 @@ class TestDescriptions:
         assert max(lengths) <= 20
 
     def test_openings_vary(self, task):
-        openings = collections.Counter(line.split()[0] for line in load_descriptions(task) if "?" not in line)
+        openings = collections.Counter(
+            line.split()[0] for line in load_descriptions(task) if "?" not in line
+        )
         assert len(openings) >= 45
         assert openings.most_common(1)[0][1] <= 4
 
     def test_none_is_an_example_of_the_paper(self, task):
-        printed = {line.strip().lower() for line in PAPER_EXAMPLES.replace("|", "\n").splitlines() if line.strip()}
+        printed = {
+            line.strip().lower()
+            for line in PAPER_EXAMPLES.replace("|", "\n").splitlines()
+            if line.strip()
+        }
         assert len(printed) == 22
         assert not printed & {line.lower() for line in load_descriptions(task)}
 
@@ -78,8 +84,12 @@ def test_tasks_do_not_share_descriptions():
 
 def test_the_choice_is_the_same_today_and_tomorrow():
     """Pinned: another hash would change every data set that was ever built."""
-    assert load_descriptions("asr").index(choose_description("asr", "asr-000001", 0)) == PINNED["asr"]
-    assert load_descriptions("tts").index(choose_description("tts", "tts-000001", 0)) == PINNED["tts"]
+    assert (
+        load_descriptions("asr").index(choose_description("asr", "asr-000001", 0)) == PINNED["asr"]
+    )
+    assert (
+        load_descriptions("tts").index(choose_description("tts", "tts-000001", 0)) == PINNED["tts"]
+    )
 
 
 def test_unknown_task():

@@ -16,7 +16,10 @@ from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.interchange import LONGEST_LINE
 from speechgpt_lib.instructions.moss import DEPTH, Dialogue, Report, count_words, read_moss, select
 
-RAINBOW = [("How is a rainbow formed?", "By sunlight and rain."), ("And a cloud?", "By rising air.")]
+RAINBOW = [
+    ("How is a rainbow formed?", "By sunlight and rain."),
+    ("And a cloud?", "By rising air."),
+]
 
 
 def plain_text(pairs, end: str = "<eoa>") -> str:
@@ -24,32 +27,53 @@ def plain_text(pairs, end: str = "<eoa>") -> str:
 
 
 def moss_002(pairs, **more) -> dict:
-    return {"prefix": "MOSS is an AI assistant.", "num_turns": len(pairs), "plain_text": plain_text(pairs)} | more
+    return {
+        "prefix": "MOSS is an AI assistant.",
+        "num_turns": len(pairs),
+        "plain_text": plain_text(pairs),
+    } | more
 
 
 def moss_003(pairs, **more) -> dict:
     turns = {
-        f"turn_{number}": {"Human": f"<|Human|>: {question}<eoh>\n", "Inner Thoughts": "None", "MOSS": f"<|MOSS|>: {answer}<eom>\n"}
+        f"turn_{number}": {
+            "Human": f"<|Human|>: {question}<eoh>\n",
+            "Inner Thoughts": "None",
+            "MOSS": f"<|MOSS|>: {answer}<eom>\n",
+        }
         for number, (question, answer) in enumerate(pairs, 1)
     }
-    return {"meta_instruction": "You are MOSS.", "chat": dict(sorted(turns.items()))} | more  # by name: turn_10 before turn_2
+    return {
+        "meta_instruction": "You are MOSS.",
+        "chat": dict(sorted(turns.items())),
+    } | more  # by name: turn_10 before turn_2
 
 
 def on_lines(pairs) -> str:
-    return "\n\n".join(f"[Human]: {question}<eoh>\n\n[MOSS]: {answer}<ea>" for question, answer in pairs)
+    return "\n\n".join(
+        f"[Human]: {question}<eoh>\n\n[MOSS]: {answer}<ea>" for question, answer in pairs
+    )
 
 
 FORMS = {
     "list": lambda dialogues, record: json.dumps([record(pairs) for pairs in dialogues]),
-    "list over lines": lambda dialogues, record: json.dumps([record(pairs) for pairs in dialogues], indent=2, ensure_ascii=False),
-    "lines": lambda dialogues, record: "".join(json.dumps(record(pairs), ensure_ascii=False) + "\n" for pairs in dialogues),
-    "objects": lambda dialogues, record: "\n".join(json.dumps(record(pairs), indent=1) for pairs in dialogues),
+    "list over lines": lambda dialogues, record: json.dumps(
+        [record(pairs) for pairs in dialogues], indent=2, ensure_ascii=False
+    ),
+    "lines": lambda dialogues, record: "".join(
+        json.dumps(record(pairs), ensure_ascii=False) + "\n" for pairs in dialogues
+    ),
+    "objects": lambda dialogues, record: "\n".join(
+        json.dumps(record(pairs), indent=1) for pairs in dialogues
+    ),
     "text": lambda dialogues, record: "\n\n".join(map(on_lines, dialogues)),
     "text on a line": lambda dialogues, record: "\n".join(map(plain_text, dialogues)),
 }
 
 
-def read(path: Path, content: str | bytes | None = None, report: Report | None = None) -> list[Dialogue]:
+def read(
+    path: Path, content: str | bytes | None = None, report: Report | None = None
+) -> list[Dialogue]:
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return list(read_moss(path, report or Report()))
@@ -61,7 +85,10 @@ def said(samples) -> list[tuple[str, str]]:
 
 def faults(report: Report) -> dict[str, list[str]]:
     """The places of each reason, without folder and detail."""
-    return {reason: [place.rpartition("/")[2].split(": ")[0] for place in places] for reason, places in report.places.items()}
+    return {
+        reason: [place.rpartition("/")[2].split(": ")[0] for place in places]
+        for reason, places in report.places.items()
+    }
 
 
 # --- every form -------------------------------------------------------------------------------------------------------------------
@@ -71,7 +98,9 @@ def test_the_slides_own_example(reference: Path, tmp_path: Path) -> None:
     report = Report()
     first, second = read(tmp_path / "slide.txt", example, report)
     assert first.instruction == "How is a rainbow formed?"
-    assert first.response.startswith("A rainbow is created when sunlight") and first.response.endswith("we see a rainbow.")
+    assert first.response.startswith(
+        "A rainbow is created when sunlight"
+    ) and first.response.endswith("we see a rainbow.")
     assert second.response.endswith("light is bounced off a surface.")
     assert second.source == f"{tmp_path / 'slide.txt'}:7" and not report.dropped
     assert list(select([first, second], report=report)) == []  # 48 and 50 words
@@ -101,7 +130,9 @@ def test_end_markers_and_white_space(end: str, tmp_path: Path) -> None:
 def test_ids_and_sources(tmp_path: Path) -> None:
     path = tmp_path / "moss.json"
     ids = [7, "en-4", 7, None, "7", 3, True, "#2", "en-4", 10**9, -5.5, "a b", 10**9]
-    records = [moss_002(RAINBOW[:1], id=identity) for identity in ids] + [moss_003(RAINBOW, conversation_id="12")]
+    records = [moss_002(RAINBOW[:1], id=identity) for identity in ids] + [
+        moss_003(RAINBOW, conversation_id="12")
+    ]
     samples = read(path, json.dumps(records))
     expected = "7-1 en-4-1 #3-1 #4-1 #5-1 3-1 #7-1 #8-1 #9-1 1000000000-1 #11-1 #12-1 #13-1 12-1 12-2".split()
     assert [sample.id for sample in samples] == expected
@@ -117,13 +148,20 @@ def test_turns_of_a_chat_come_in_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "zh").mkdir()
-    (tmp_path / "zh" / "honesty.jsonl").write_text(json.dumps(moss_002([("你好", "你好！")], id=1)), encoding="utf-8")
+    (tmp_path / "zh" / "honesty.jsonl").write_text(
+        json.dumps(moss_002([("你好", "你好！")], id=1)), encoding="utf-8"
+    )
     (tmp_path / "b.json").write_text(json.dumps([moss_002(RAINBOW[1:], id=1)]))
     (tmp_path / "a.txt").write_text("Two turns.\n\n" + on_lines(RAINBOW))
     (tmp_path / "README.md").write_text("MOSS")
     report = Report()
     samples = read(tmp_path, report=report)
-    assert [sample.id for sample in samples] == ["a.txt/#1-2", "a.txt/#1-3", "b.json/1-1", "zh/honesty.jsonl/1-1"]
+    assert [sample.id for sample in samples] == [
+        "a.txt/#1-2",
+        "a.txt/#1-3",
+        "b.json/1-1",
+        "zh/honesty.jsonl/1-1",
+    ]
     assert faults(report) == {"text outside a turn": ["a.txt:1"]} and report.records == 3
 
 
@@ -134,8 +172,13 @@ TEXTS = (
 )
 
 
-@given(st.lists(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), min_size=1, max_size=3), st.sampled_from([moss_002, moss_003]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), min_size=1, max_size=3),
+    st.sampled_from([moss_002, moss_003]),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_dialogues_read_back_equal_in_every_form(tmp_path: Path, dialogues, record) -> None:
     for write in FORMS.values():
         report = Report()
@@ -164,7 +207,10 @@ BAD_TURNS = {
 
 @pytest.mark.parametrize("bad", BAD_TURNS)
 def test_a_bad_turn_costs_only_itself(bad: str, tmp_path: Path) -> None:
-    turn = {"text": f"\n{bad}\n{on_lines(RAINBOW)}", "lines": "\n" + json.dumps({"plain_text": f"{bad} {plain_text(RAINBOW)}"})}
+    turn = {
+        "text": f"\n{bad}\n{on_lines(RAINBOW)}",
+        "lines": "\n" + json.dumps({"plain_text": f"{bad} {plain_text(RAINBOW)}"}),
+    }
     for content in turn.values():
         report = Report()
         assert said(read(tmp_path / "moss", content, report)) == RAINBOW
@@ -174,13 +220,27 @@ def test_a_bad_turn_costs_only_itself(bad: str, tmp_path: Path) -> None:
 def test_bad_turns_of_a_chat(tmp_path: Path) -> None:
     good = moss_003(RAINBOW)["chat"]
     one = good["turn_1"]
-    chat = good | {"turn_3": None, "turn_4": {"Human": one["Human"]}, "turn_5": {"Human": 1, "MOSS": 2}, "turn_x": one, "more": one}
-    chat |= {"turn_6": one | {"MOSS": "<|MOSS|>: no end\n"}, "turn_7": one | {"Human": "no speaker<eoh>"}, "turn_8": one}
+    chat = good | {
+        "turn_3": None,
+        "turn_4": {"Human": one["Human"]},
+        "turn_5": {"Human": 1, "MOSS": 2},
+        "turn_x": one,
+        "more": one,
+    }
+    chat |= {
+        "turn_6": one | {"MOSS": "<|MOSS|>: no end\n"},
+        "turn_7": one | {"Human": "no speaker<eoh>"},
+        "turn_8": one,
+    }
     report = Report()
     samples = read(tmp_path / "m.json", json.dumps([{"chat": chat}]), report)
     assert [sample.id for sample in samples] == ["#1-1", "#1-2", "#1-8"]
     place = "m.json:record 1"
-    expected = {"no text in a turn": [place] * 3, "missing end marker": [place], "turns out of order": [place]}
+    expected = {
+        "no text in a turn": [place] * 3,
+        "missing end marker": [place],
+        "turns out of order": [place],
+    }
     assert faults(report) == expected
 
 
@@ -201,15 +261,29 @@ def test_bad_records_cost_only_themselves(form: str, tmp_path: Path) -> None:
     good = json.dumps(moss_002(RAINBOW))
     records = [good] + [part for record, _ in BAD_RECORDS for part in (record, good)]
     report = Report()
-    samples = read(tmp_path / "m", "\n".join(records) if form == "lines" else f"[{','.join(records)}]", report)
+    samples = read(
+        tmp_path / "m", "\n".join(records) if form == "lines" else f"[{','.join(records)}]", report
+    )
     assert len(samples) == 2 * (len(BAD_RECORDS) + 1)
     places: dict[str, list[str]] = {}
     for number, (_, reason) in enumerate(BAD_RECORDS, 1):
-        places.setdefault(reason, []).append(f"m:{2 * number}" if form == "lines" else f"m:record {2 * number}")
+        places.setdefault(reason, []).append(
+            f"m:{2 * number}" if form == "lines" else f"m:record {2 * number}"
+        )
     assert faults(report) == places
 
 
-@pytest.mark.parametrize("bad", ['{"plain_text": "a', "{'a': 1}", '{"a": NaN,}', "text", '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"plain_text": "a',
+        "{'a': 1}",
+        '{"a": NaN,}',
+        "text",
+        '{"a":' * 100_000,
+        '{"a": ' + "9" * 5000 + "}",
+    ],
+)
 def test_a_line_that_is_not_json_costs_only_itself(bad: str, tmp_path: Path) -> None:
     good = json.dumps(moss_002(RAINBOW))
     report = Report()
@@ -218,7 +292,16 @@ def test_a_line_that_is_not_json_costs_only_itself(bad: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "bad", ["", ", ", ', {"plain_text": "[Human', ", text]", "] more", ", " + "[" * 1_000_000, ', {"a":' + "9" * 5000 + "}]"]
+    "bad",
+    [
+        "",
+        ", ",
+        ', {"plain_text": "[Human',
+        ", text]",
+        "] more",
+        ", " + "[" * 1_000_000,
+        ', {"a":' + "9" * 5000 + "}]",
+    ],
 )
 def test_what_stands_before_a_fault_in_a_list_is_kept(bad: str, tmp_path: Path) -> None:
     report = Report()
@@ -228,15 +311,24 @@ def test_what_stands_before_a_fault_in_a_list_is_kept(bad: str, tmp_path: Path) 
 
 
 def test_nesting_has_a_limit(tmp_path: Path) -> None:
-    deep = [moss_002(RAINBOW, extra=json.loads("[" * depth + "]" * depth)) for depth in (DEPTH - 2, DEPTH - 1)]
+    deep = [
+        moss_002(RAINBOW, extra=json.loads("[" * depth + "]" * depth))
+        for depth in (DEPTH - 2, DEPTH - 1)
+    ]
     report = Report()
     assert len(read(tmp_path / "m", json.dumps(deep), report)) == 2
-    assert report.places == {"broken JSON": [f"{tmp_path / 'm'}:record 2: brackets nested more than {DEPTH} deep"]}
+    assert report.places == {
+        "broken JSON": [f"{tmp_path / 'm'}:record 2: brackets nested more than {DEPTH} deep"]
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_broken_bytes_cost_one_turn(form: str, tmp_path: Path) -> None:
-    content = FORMS[form]([RAINBOW, RAINBOW], moss_002).encode().replace(b"sunlight", b"sun\xff\xfelight", 1)
+    content = (
+        FORMS[form]([RAINBOW, RAINBOW], moss_002)
+        .encode()
+        .replace(b"sunlight", b"sun\xff\xfelight", 1)
+    )
     report = Report()
     assert said(read(tmp_path / "m", content, report)) == [RAINBOW[1], *RAINBOW]
     place = "m:1" if form in ("lines", "text", "text on a line") else "m:record 1"
@@ -255,8 +347,16 @@ def test_absurdly_long_lines_and_records(tmp_path: Path) -> None:
     contents = {
         "lines": (f"{good}\n{long}\n{good}", 4, {"too long": ["m:2"]}),
         "list": (f'[{good}, "{long}", {good}]', 2, {"too long": ["m:record 2"]}),
-        "text": (f"{on_lines(RAINBOW)}\n{long}\n{on_lines(RAINBOW)}", 4, {"piece too long": ["m:8"]}),
-        "many lines": ("[Human]: a\n" + ("b " * 5000 + "\n") * (LONGEST_LINE // 9000) + on_lines(RAINBOW), 2, None),
+        "text": (
+            f"{on_lines(RAINBOW)}\n{long}\n{on_lines(RAINBOW)}",
+            4,
+            {"piece too long": ["m:8"]},
+        ),
+        "many lines": (
+            "[Human]: a\n" + ("b " * 5000 + "\n") * (LONGEST_LINE // 9000) + on_lines(RAINBOW),
+            2,
+            None,
+        ),
     }
     for content, samples, expected in contents.values():
         report = Report()
@@ -266,10 +366,23 @@ def test_absurdly_long_lines_and_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", " \n", "A story.\nThe end.", "<html>", "{\\rtf1 a}", "[see below]", b"\x89PNG\0\0", "[".encode("utf-16")]
+    "content",
+    [
+        "",
+        " \n",
+        "A story.\nThe end.",
+        "<html>",
+        "{\\rtf1 a}",
+        "[see below]",
+        b"\x89PNG\0\0",
+        "[".encode("utf-16"),
+    ],
 )
 def test_a_file_in_none_of_the_forms(content: str | bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"moss\.json is no MOSS data: it .*, expected a JSON list, JSON lines, or text with \[Human\]"):
+    with pytest.raises(
+        UserError,
+        match=r"moss\.json is no MOSS data: it .*, expected a JSON list, JSON lines, or text with \[Human\]",
+    ):
         read(tmp_path / "moss.json", content)
 
 
@@ -284,10 +397,16 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["list", "lines"])
 def test_memory_stays_flat(form: str, tmp_path: Path) -> None:
     path, blocks = tmp_path / "moss.json", 100
-    block = [json.dumps(moss_002([(f"question {number}", "a word " * 20)], id=number)) for number in range(1000)]
+    block = [
+        json.dumps(moss_002([(f"question {number}", "a word " * 20)], id=number))
+        for number in range(1000)
+    ]
     with open(path, "w") as file:
         for number in range(blocks):
-            file.write(("[" if form == "list" and not number else "") + ("," if form == "list" and number else ""))
+            file.write(
+                ("[" if form == "list" and not number else "")
+                + ("," if form == "list" and number else "")
+            )
             file.write((",\n" if form == "list" else "\n").join(block) + "\n")
         file.write("]" if form == "list" else "")
     report, process, measured = Report(), psutil.Process(), []
@@ -325,9 +444,13 @@ def test_without_eastern_characters_words_are_what_stands_between_blanks(text: s
     assert count_words(text) == len(text.split())
 
 
-def chosen(*pairs: tuple[str, str], **settings) -> tuple[list[tuple[str, str]], dict[str, int], Report]:
+def chosen(
+    *pairs: tuple[str, str], **settings
+) -> tuple[list[tuple[str, str]], dict[str, int], Report]:
     report = Report()
-    dialogues = [Dialogue(str(number), *pair, f"m:{number}") for number, pair in enumerate(pairs, 1)]
+    dialogues = [
+        Dialogue(str(number), *pair, f"m:{number}") for number, pair in enumerate(pairs, 1)
+    ]
     return said(select(dialogues, report=report, **settings)), dict(report.dropped), report
 
 
@@ -340,14 +463,35 @@ def test_length_counts_the_response_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "marker", ["[Human]", "[SpeechGPT]", "<eoh>", "<eos>", "<eoa>", "<ea>", "[tq]", "[ta]", "[ua]", "<sosp>", "<eosp>", "<12>"]
+    "marker",
+    [
+        "[Human]",
+        "[SpeechGPT]",
+        "<eoh>",
+        "<eos>",
+        "<eoa>",
+        "<ea>",
+        "[tq]",
+        "[ta]",
+        "[ua]",
+        "<sosp>",
+        "<eosp>",
+        "<12>",
+    ],
 )
 def test_our_markers_are_refused(marker: str) -> None:
-    assert chosen((f"what is {marker}?", "a"), ("a", f"{marker} b"))[:2] == ([], {"marker in text": 2})
+    assert chosen((f"what is {marker}?", "a"), ("a", f"{marker} b"))[:2] == (
+        [],
+        {"marker in text": 2},
+    )
 
 
 def test_speakable() -> None:
-    fine = [("what is <b> or [1]?", "see https://example.org/a?b=1"), ("2 + 2?", "4"), ("你好", "好")]
+    fine = [
+        ("what is <b> or [1]?", "see https://example.org/a?b=1"),
+        ("2 + 2?", "4"),
+        ("你好", "好"),
+    ]
     bad = [("?", "a"), ("a", "…"), ("code?", "``` x = 1 ```"), ("why ```x```?", "so"), ("a", "😀")]
     kept, dropped, report = chosen(*fine, *bad)
     assert kept == fine and dropped == {"not speakable": 5}
@@ -355,12 +499,20 @@ def test_speakable() -> None:
 
 
 def test_duplicates_but_for_case() -> None:
-    kept, dropped, report = chosen(("Why?", "So."), ("why?", "SO."), ("Why?", "Because."), ("Why? So.", "So."))
-    assert len(kept) == 3 and dropped == {"duplicate": 1} and report.places == {"duplicate": ["m:2"]}
+    kept, dropped, report = chosen(
+        ("Why?", "So."), ("why?", "SO."), ("Why?", "Because."), ("Why? So.", "So.")
+    )
+    assert (
+        len(kept) == 3 and dropped == {"duplicate": 1} and report.places == {"duplicate": ["m:2"]}
+    )
 
 
 def test_classroom_filter_is_asked_only_if_given() -> None:
-    pairs = (("How do I win at poker?", "Practise."), ("Tell me a tale.", "He was murdered."), ("Hello", "Hi"))
+    pairs = (
+        ("How do I win at poker?", "Practise."),
+        ("Tell me a tale.", "He was murdered."),
+        ("Hello", "Hi"),
+    )
     assert len(chosen(*pairs)[0]) == 3
     kept, dropped, report = chosen(*pairs, classroom=Filter.load())
     assert kept == [("Hello", "Hi")] and dropped == {"unsafe for classrooms": 2}
@@ -369,7 +521,9 @@ def test_classroom_filter_is_asked_only_if_given() -> None:
 
 def test_funnel_and_places(tmp_path: Path) -> None:
     pairs = [*RAINBOW, ("long", "word " * 36), ("a <12>", "b"), RAINBOW[0]]
-    lines = [json.dumps(moss_002(pairs)), "{", json.dumps({"plain_text": "[Human]: a<eoh>"})] + ["3"] * 30
+    lines = [json.dumps(moss_002(pairs)), "{", json.dumps({"plain_text": "[Human]: a<eoh>"})] + [
+        "3"
+    ] * 30
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     report = Report()
     assert said(select(read_moss(tmp_path / "m.jsonl", report), report=report)) == RAINBOW

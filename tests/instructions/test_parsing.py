@@ -10,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
-from speechgpt_lib.instructions.templates import CHAIN_END, CHAIN_FORMATS, TEXT_TAIL, chain_row, cross_modal_row
+from speechgpt_lib.instructions.templates import (
+    CHAIN_END,
+    CHAIN_FORMATS,
+    TEXT_TAIL,
+    chain_row,
+    cross_modal_row,
+)
 
 U, V = np.array([12, 7]), np.array([3])
-PLAIN = st.text(min_size=1, max_size=60).filter(lambda t: t.strip() and not marker_in(t) and "[" not in t and "<" not in t)
+PLAIN = st.text(min_size=1, max_size=60).filter(
+    lambda t: t.strip() and not marker_in(t) and "[" not in t and "<" not in t
+)
 UNITS = st.lists(st.integers(0, 99), min_size=1, max_size=20).map(np.array)
 DESCRIPTION = PLAIN.map(lambda t: t.rstrip(". ") + "d?").filter(lambda t: "This is input:" not in t)
 
@@ -22,20 +30,38 @@ def same(found: dict, **wanted) -> bool:
     return all(np.array_equal(found[name], value) for name, value in wanted.items())
 
 
-@given(DESCRIPTION, PLAIN, UNITS, st.sampled_from(("asr", "tts")), st.sampled_from(("paper", "release")))
+@given(
+    DESCRIPTION,
+    PLAIN,
+    UNITS,
+    st.sampled_from(("asr", "tts")),
+    st.sampled_from(("paper", "release")),
+)
 def test_cross_modal_rows_come_back(description, text, units, task, templates) -> None:
     row = cross_modal_row(task, description, text, units, templates).text(TEXT_TAIL[templates])
     found = parse_row(row, 100)
-    assert same(found, task=task, description=description, text=text, units=units, templates=templates)
+    assert same(
+        found, task=task, description=description, text=text, units=units, templates=templates
+    )
 
 
 @given(PLAIN, PLAIN, UNITS, UNITS, st.sampled_from((*CHAIN_FORMATS, "release")))
 def test_chains_come_back(instruction, response, first, second, name) -> None:
     templates, kind = ("release", "speech_speech") if name == "release" else ("paper", name)
-    found = parse_row(chain_row(kind, instruction, response, first, second, templates).text(CHAIN_END), 100)
+    found = parse_row(
+        chain_row(kind, instruction, response, first, second, templates).text(CHAIN_END), 100
+    )
     nothing = np.array([])
-    heard, spoken = (first if kind.startswith("speech") else nothing), (second if kind.endswith("speech") else nothing)
-    wanted = {"instruction": instruction, "response": response, "instruction_units": heard, "response_units": spoken}
+    heard, spoken = (
+        (first if kind.startswith("speech") else nothing),
+        (second if kind.endswith("speech") else nothing),
+    )
+    wanted = {
+        "instruction": instruction,
+        "response": response,
+        "instruction_units": heard,
+        "response_units": spoken,
+    }
     assert same(found, format=kind, templates=templates, **wanted)
 
 
@@ -45,8 +71,14 @@ def test_the_seeds_own_end_marker_is_read() -> None:
 
 
 def test_a_dropped_full_stop_comes_back() -> None:
-    assert parse_row(cross_modal_row("asr", "Write it.", "a dog", U).text(".."))["description"] == "Write it."
-    assert parse_row(cross_modal_row("asr", "Can you write it?", "a dog", U).text(".."))["description"] == "Can you write it?"
+    assert (
+        parse_row(cross_modal_row("asr", "Write it.", "a dog", U).text(".."))["description"]
+        == "Write it."
+    )
+    assert (
+        parse_row(cross_modal_row("asr", "Can you write it?", "a dog", U).text(".."))["description"]
+        == "Can you write it?"
+    )
 
 
 GOOD = cross_modal_row("tts", "Say it.", "a dog", U, "release").text(" ")

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import CHAIN_FORMATS, META_PREFIX, TEXT_TAIL, chain_row, cross_modal_row
+from speechgpt_lib.instructions.templates import (
+    CHAIN_FORMATS,
+    META_PREFIX,
+    TEXT_TAIL,
+    chain_row,
+    cross_modal_row,
+)
 
 U, V = np.array([12, 7]), np.array([3])
 CHAINS = {
@@ -39,13 +45,27 @@ def test_chains_are_the_seeds_to_the_byte(name: str) -> None:
 
 def test_cross_modal_rows_in_both_layouts() -> None:
     asr = cross_modal_row("asr", "Write it.", "two dogs", U)
-    assert asr.text(TEXT_TAIL["paper"]) == "[Human]:Write it. This is input: <sosp><12><7><eosp><eoh>.[SpeechGPT]: two dogs<eos>.."
+    assert (
+        asr.text(TEXT_TAIL["paper"])
+        == "[Human]:Write it. This is input: <sosp><12><7><eosp><eoh>.[SpeechGPT]: two dogs<eos>.."
+    )
     tts = cross_modal_row("tts", "Can you say it?", "two dogs", U)
-    assert tts.text("..") == "[Human]:Can you say it?. This is input: two dogs<eoh>.[SpeechGPT]: <sosp><12><7><eosp><eos>.."
-    released = cross_modal_row("tts", "Say it.", "two dogs", U, "release").text(TEXT_TAIL["release"])
-    assert released == "[Human]: Say it. This is input: two dogs<eoh> [SpeechGPT]: <sosp><12><7><eosp><eoa> "
+    assert (
+        tts.text("..")
+        == "[Human]:Can you say it?. This is input: two dogs<eoh>.[SpeechGPT]: <sosp><12><7><eosp><eos>.."
+    )
+    released = cross_modal_row("tts", "Say it.", "two dogs", U, "release").text(
+        TEXT_TAIL["release"]
+    )
+    assert (
+        released
+        == "[Human]: Say it. This is input: two dogs<eoh> [SpeechGPT]: <sosp><12><7><eosp><eoa> "
+    )
     chain = chain_row("speech_speech", "why", "so", U, V, "release").text(".")
-    assert chain == "[Human]: <sosp><12><7><eosp><eoh>. [SpeechGPT]: why; [ta] so; [ua] <sosp><3><eosp><eoa>."
+    assert (
+        chain
+        == "[Human]: <sosp><12><7><eosp><eoh>. [SpeechGPT]: why; [ta] so; [ua] <sosp><3><eosp><eoa>."
+    )
 
 
 def test_the_meta_prefix_has_its_two_spaces() -> None:

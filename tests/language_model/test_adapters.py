@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, load_adapter, model_id, save_adapter
+from speechgpt_lib.language_model.adapters import (
+    add_lora,
+    attach_adapter,
+    load_adapter,
+    model_id,
+    save_adapter,
+)
 from speechgpt_lib.recipes.schema import LoraSettings
 from tests.builders import tiny_language_model, tiny_vocabulary
 
@@ -24,7 +30,9 @@ def base():
 
 def trained(new_tokens=()):
     """An adapter after a step of training."""
-    adapted = add_lora(base(), LoraSettings(rank=2, alpha=4, dropout=0.0), seed=0, new_tokens=new_tokens)
+    adapted = add_lora(
+        base(), LoraSettings(rank=2, alpha=4, dropout=0.0), seed=0, new_tokens=new_tokens
+    )
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=5.0)
     for _ in range(2):
         loss = adapted(input_ids=IDS, labels=IDS).loss
@@ -50,9 +58,16 @@ def test_reloaded_is_in_memory_bit_for_bit(tmp_path: Path, new_tokens) -> None:
 
 
 def test_new_tokens_learn_and_old_ones_stay() -> None:
-    before, after = base().get_input_embeddings().weight, trained(NEW).merge_and_unload().get_input_embeddings().weight
+    before, after = (
+        base().get_input_embeddings().weight,
+        trained(NEW).merge_and_unload().get_input_embeddings().weight,
+    )
     changed = (before != after).any(1)
-    assert not changed[: NEW.start].any() and changed[VOCABULARY.text_size + 3] and changed[VOCABULARY.marker("<eosp>")]
+    assert (
+        not changed[: NEW.start].any()
+        and changed[VOCABULARY.text_size + 3]
+        and changed[VOCABULARY.marker("<eosp>")]
+    )
 
 
 def test_unmerged_is_the_base_again(tmp_path: Path) -> None:
@@ -70,7 +85,9 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     save_adapter(trained(), tmp_path)
     other = tiny_language_model(VOCABULARY, seed=4)
     assert model_id(other) != model_id(base()) == model_id(base())
-    with pytest.raises(UserError, match=f"belongs to the base model {model_id(base())}, this is {model_id(other)}"):
+    with pytest.raises(
+        UserError, match=f"belongs to the base model {model_id(base())}, this is {model_id(other)}"
+    ):
         load_adapter(other, tmp_path)
     with pytest.raises(UserError, match="belongs to the base model"):
         load_adapter(tiny_language_model(tiny_vocabulary(units=0)), tmp_path)

@@ -38,32 +38,50 @@ def base(request: pytest.FixtureRequest) -> str:
 def test_it_is_nearly_the_same_model_in_fewer_bytes(base: str) -> None:
     model = fresh()
     exact = model(IDS).logits
-    matrices = sum(p.numel() for layer in model.model.layers for n, p in layer.named_parameters() if p.ndim == 2)
+    matrices = sum(
+        p.numel()
+        for layer in model.model.layers
+        for n, p in layer.named_parameters()
+        if p.ndim == 2
+    )
     store_as(model, base)
     found = model(IDS).logits.float()
     assert (found - exact).norm() / exact.norm() < {"bf16": 0.03, "int8": 0.05, "4bit": 0.3}[base]
-    stored = sum(p.numel() * p.element_size() for layer in model.model.layers for n, p in layer.named_parameters() if "proj.weight" in n)
+    stored = sum(
+        p.numel() * p.element_size()
+        for layer in model.model.layers
+        for n, p in layer.named_parameters()
+        if "proj.weight" in n
+    )
     assert stored == pytest.approx(BYTES[base] * matrices, rel=0.01)
 
 
 def test_adapters_learn_on_it_and_fit_the_exact_base(base: str, tmp_path: Path) -> None:
     model = fresh()
-    adapted = add_lora(model, LoraSettings(rank=4, base=base, targets=("q_proj", "v_proj", "down_proj")), seed=0)
+    adapted = add_lora(
+        model, LoraSettings(rank=4, base=base, targets=("q_proj", "v_proj", "down_proj")), seed=0
+    )
     trainable = [p for p in adapted.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.float32}
     rows = [TokenRow([1, *ids.tolist()], [0.0] + [1.0] * 30) for ids in IDS]
     settings = few_steps(25, learning_rate=1e-2, precision="bf16", warmup=0)
     log: list[dict] = []
-    stages.fit(model, lambda epoch, step: rows, 200, settings, tmp_path / "work", seed=0, on_log=log.append)
+    stages.fit(
+        model, lambda epoch, step: rows, 200, settings, tmp_path / "work", seed=0, on_log=log.append
+    )
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     save_adapter(adapted, tmp_path / "adapter")
-    exact = attach_adapter(fresh(), tmp_path / "adapter")  # it belongs to the model, not to the way that was stored
+    exact = attach_adapter(
+        fresh(), tmp_path / "adapter"
+    )  # it belongs to the model, not to the way that was stored
     with torch.inference_mode():
         ours, theirs = (m(IDS).logits.float().log_softmax(-1) for m in (adapted.eval(), exact))
     assert (ours - theirs).abs().mean() < {"bf16": 0.05, "int8": 0.1, "4bit": 0.5}[base]
 
 
-def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="base of int8 needs bitsandbytes.*lora.base: bf16"):
         store_as(fresh(), "int8")

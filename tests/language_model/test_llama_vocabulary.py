@@ -42,10 +42,14 @@ def vocabulary(model_file: Path) -> LlamaVocabulary:
 def release(model_file: Path, vocabulary: LlamaVocabulary):
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     names = (*(f"<{k}>" for k in range(UNITS)), *ADDED_MARKERS)
-    return release_tokenizer(processor, {name: vocabulary.text_size + k for k, name in enumerate(names)})
+    return release_tokenizer(
+        processor, {name: vocabulary.text_size + k for k, name in enumerate(names)}
+    )
 
 
-def ids_of(vocabulary: LlamaVocabulary, row, prefix: str = META_PREFIX, tail: str = TAIL) -> list[int]:
+def ids_of(
+    vocabulary: LlamaVocabulary, row, prefix: str = META_PREFIX, tail: str = TAIL
+) -> list[int]:
     prompt, answer = vocabulary.encode_row(row, prefix, tail)
     return prompt + answer
 
@@ -53,7 +57,14 @@ def ids_of(vocabulary: LlamaVocabulary, row, prefix: str = META_PREFIX, tail: st
 def test_the_layout_of_the_released_model(vocabulary: LlamaVocabulary) -> None:
     assert vocabulary.text_size == 32_000
     assert vocabulary.encode_units(np.array([0, 999])) == [33_000, 32_000, 32_999, 33_001]
-    assert [vocabulary.marker(name) for name in ADDED_MARKERS] == [33_000, 33_001, 33_002, 33_003, 33_004, 33_005]
+    assert [vocabulary.marker(name) for name in ADDED_MARKERS] == [
+        33_000,
+        33_001,
+        33_002,
+        33_003,
+        33_004,
+        33_005,
+    ]
     assert vocabulary.size == 33_006
     assert vocabulary.units_in([1, 32_005, 33_000, 7]).tolist() == [5]
 
@@ -65,12 +76,25 @@ def test_ids_are_the_releases(vocabulary: LlamaVocabulary, release) -> None:
 
 
 def test_chains_too(vocabulary: LlamaVocabulary, release) -> None:
-    row = chain_row("speech_speech", "why is it so", "because: it is.", np.array([5, 6]), np.array([7, 999]), "release")
+    row = chain_row(
+        "speech_speech",
+        "why is it so",
+        "because: it is.",
+        np.array([5, 6]),
+        np.array([7, 999]),
+        "release",
+    )
     assert ids_of(vocabulary, row, tail=".") == release(META_PREFIX + row.text("."))
 
 
 WORDS = st.lists(
-    st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"], exclude_characters="<>[]"), min_size=1, max_size=8), min_size=1, max_size=8
+    st.text(
+        st.characters(exclude_categories=["Cs", "Z", "Cc"], exclude_characters="<>[]"),
+        min_size=1,
+        max_size=8,
+    ),
+    min_size=1,
+    max_size=8,
 )
 
 
@@ -86,11 +110,16 @@ def test_any_text(vocabulary, release, text, task, blanks, data) -> None:
 def test_ids_that_were_written_down(vocabulary: LlamaVocabulary) -> None:
     """Pinned: whatever changes these would change every row that a model was ever trained on."""
     golden = json.loads(GOLDEN.read_text())
-    found = [ids_of(vocabulary, record_to_row(record, "release")) for record in records(len(golden), seed=11)]
+    found = [
+        ids_of(vocabulary, record_to_row(record, "release"))
+        for record in records(len(golden), seed=11)
+    ]
     assert found == golden
 
 
-def test_forgetting_words_changes_nothing(vocabulary: LlamaVocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_words_changes_nothing(
+    vocabulary: LlamaVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("speechgpt_lib.language_model.llama_vocabulary.REMEMBERED", 5)
     rows = [record_to_row(record, "release") for record in records(20, seed=5)]
     small = LlamaVocabulary(vocabulary.processor, UNITS)
@@ -117,10 +146,18 @@ def test_expansion_keeps_the_old_and_is_made_once(model_file: Path, tmp_path: Pa
     """A tiny LLaMA with LLaMA's own vocabulary: untied tables, units and markers at the released places, saved and loaded."""
     before = LlamaVocabulary.from_file(model_file)
     after = before.expand(UNITS, "feed")
-    assert (before.size, after.size) == (32_000, 33_006) and after.expand(UNITS, "feed").size == after.size
+    assert (before.size, after.size) == (32_000, 33_006) and after.expand(
+        UNITS, "feed"
+    ).size == after.size
     with pytest.raises(UserError, match="can't also hold"):
         after.expand(UNITS, "other")
-    config = LlamaConfig(vocab_size=32_000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     model = LlamaForCausalLM(config).eval()
     ids = torch.tensor([[1, 500, 7000, 31_999]])
     with torch.inference_mode():
@@ -130,8 +167,13 @@ def test_expansion_keeps_the_old_and_is_made_once(model_file: Path, tmp_path: Pa
         head = model.get_output_embeddings().weight.clone()
         expand_model(model, before, after, seed=5)
     assert new.shape[-1] == 33_006 and torch.equal(old, new[..., :32_000])
-    assert torch.equal(head, model.get_output_embeddings().weight), "a second expansion changes nothing"
-    assert model.get_input_embeddings().weight.data_ptr() != model.get_output_embeddings().weight.data_ptr()
+    assert torch.equal(head, model.get_output_embeddings().weight), (
+        "a second expansion changes nothing"
+    )
+    assert (
+        model.get_input_embeddings().weight.data_ptr()
+        != model.get_output_embeddings().weight.data_ptr()
+    )
     assert len(torch.unique(model.get_input_embeddings().weight[32_000:], dim=0)) == 1006
     save_model(model, after, tmp_path / "m")
     loaded, vocabulary = load_model(tmp_path / "m")
@@ -140,10 +182,18 @@ def test_expansion_keeps_the_old_and_is_made_once(model_file: Path, tmp_path: Pa
     assert (vocabulary.size, vocabulary.inventory) == (33_006, "feed")
 
 
-def test_units_can_start_where_their_centroids_lie_and_tables_be_rounded(model_file: Path, tmp_path: Path) -> None:
+def test_units_can_start_where_their_centroids_lie_and_tables_be_rounded(
+    model_file: Path, tmp_path: Path
+) -> None:
     before = LlamaVocabulary.from_file(model_file)
     after = before.expand(4, "feed")
-    config = LlamaConfig(vocab_size=32_000, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     model = LlamaForCausalLM(config)
     centroids = np.array([[0.0, 0, 1, 0], [0.0, 0.1, 1, 0], [5, 5, 0, 1], [5, 5.1, 0, 1]])
     expand_model(model, before, after, seed=0, centroids=centroids, multiple=128)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from benchmarks.training import lab_rows
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
-from speechgpt_lib.language_model.packing import PackedBatches, collate_packed, concatenate, fit_rows, pack, utilisation
+from speechgpt_lib.language_model.packing import (
+    PackedBatches,
+    collate_packed,
+    concatenate,
+    fit_rows,
+    pack,
+    utilisation,
+)
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.training.row_attention import NAME
 from tests.builders import tiny_language_model, tiny_vocabulary
@@ -23,13 +30,21 @@ BACK_ENDS = (
     "eager",
     NAME,
     # compiled at first use
-    pytest.param("flex_attention", marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")]),
+    pytest.param(
+        "flex_attention",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler"),
+        ],
+    ),
 )
 
 
 def rows_of_lengths(lengths, seed: int = 0) -> list[TokenRow]:
     rng = random.Random(seed)
-    return [TokenRow([1] + [rng.randrange(3, 300) for _ in range(n - 1)], [1.0] * n) for n in lengths]
+    return [
+        TokenRow([1] + [rng.randrange(3, 300) for _ in range(n - 1)], [1.0] * n) for n in lengths
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +82,22 @@ def test_no_row_sees_its_neighbours(model, back_end) -> None:
     for rows in ((first, second, third), (other[0], second, other[2])):
         ids, _, positions = collate_packed([rows], 48)
         with torch.inference_mode():
-            hidden.append(model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0])
+            hidden.append(
+                model.model(
+                    input_ids=ids, position_ids=positions, use_cache=False
+                ).last_hidden_state[0]
+            )
     assert torch.allclose(hidden[0][10:27], hidden[1][10:27], atol=1e-6)
-    assert not torch.allclose(hidden[0][:10], hidden[1][:10], atol=1e-2), "the test can see a difference"
+    assert not torch.allclose(hidden[0][:10], hidden[1][:10], atol=1e-2), (
+        "the test can see a difference"
+    )
     alone = collate([second])[0][:, :17]
     with torch.inference_mode():
-        assert torch.allclose(hidden[0][10:27], model.model(input_ids=alone, use_cache=False).last_hidden_state[0], atol=1e-5)
+        assert torch.allclose(
+            hidden[0][10:27],
+            model.model(input_ids=alone, use_cache=False).last_hidden_state[0],
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
@@ -86,7 +111,9 @@ def test_the_packed_loss_is_the_sum_of_the_rows_losses(model, back_end) -> None:
         loss, weight = score(*collate_packed(packed, 64))
         alone = [score(*collate([row])) for row in rows]
     assert weight == sum(w for _, w in alone)
-    assert (loss / weight).item() == pytest.approx((sum(each for each, _ in alone) / weight).item(), abs=1e-5)
+    assert (loss / weight).item() == pytest.approx(
+        (sum(each for each, _ in alone) / weight).item(), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("back_end", ["sdpa", "eager", NAME])
@@ -131,9 +158,14 @@ def test_batches_depend_on_the_step_alone_and_are_shared_out() -> None:
     plan = lambda epoch, step: rows  # noqa: E731
     batches = PackedBatches(plan, 256, seed=3, block=64)
     late = batches(9)
-    assert all(torch.equal(a, b) for a, b in zip(PackedBatches(plan, 256, seed=3, block=64)(9), late, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(PackedBatches(plan, 256, seed=3, block=64)(9), late, strict=True)
+    )
     whole, halves = batches(2), [batches(2, rank, 2) for rank in range(2)]
-    assert torch.equal(torch.cat([whole[0][0::2], whole[0][1::2]]), torch.cat([h[0] for h in halves]))
+    assert torch.equal(
+        torch.cat([whole[0][0::2], whole[0][1::2]]), torch.cat([h[0] for h in halves])
+    )
     assert sum(h[1].sum() for h in halves) == whole[1].sum()
     seen = sum(int((batches(k)[0] == 1).sum()) for k in range(len(batches.epochs.batches)))
     assert seen >= 80
@@ -145,14 +177,22 @@ def test_batches_depend_on_the_step_alone_and_are_shared_out() -> None:
 
 def test_a_process_without_a_block_takes_part_with_nothing() -> None:
     rows = rows_of_lengths([50])
-    ids, weights, positions = PackedBatches(lambda e, s: rows, 64, seed=0, block=64)(0, rank=1, world_size=2)
+    ids, weights, positions = PackedBatches(lambda e, s: rows, 64, seed=0, block=64)(
+        0, rank=1, world_size=2
+    )
     assert ids.shape == (1, 64) and weights.sum() == 0 and positions[0].tolist() == list(range(64))
 
 
 def test_less_padding_than_in_batches_of_like_length() -> None:
     rng = random.Random(4)
     rows = rows_of_lengths([rng.randrange(30, 400) for _ in range(400)])
-    padded, packed = EpochBatches(lambda e, s: rows, 4096, 0), PackedBatches(lambda e, s: rows, 4096, 0, block=1024)
+    padded, packed = (
+        EpochBatches(lambda e, s: rows, 4096, 0),
+        PackedBatches(lambda e, s: rows, 4096, 0, block=1024),
+    )
     padded(0), packed(0)
-    sizes = [sum(batches(k)[0].numel() for k in range(len(batches.epochs.batches))) for batches in (padded, packed)]
+    sizes = [
+        sum(batches(k)[0].numel() for k in range(len(batches.epochs.batches)))
+        for batches in (padded, packed)
+    ]
     assert sizes[1] < sizes[0] and sum(map(len, rows)) / sizes[1] > 0.97

@@ -31,14 +31,24 @@ def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> L
     """A small LLaMA as transformers writes it, in half precision and shards as published models are."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | config
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **ids)).to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB")
     return model
 
 
 def settings(folder: Path, vocabulary: int, **changes) -> LanguageModelSettings:
-    values = SHAPE | {"pretrained": str(folder), "vocabulary": vocabulary, "induction_start": False, "optimization": few_steps(1)}
+    values = SHAPE | {
+        "pretrained": str(folder),
+        "vocabulary": vocabulary,
+        "induction_start": False,
+        "optimization": few_steps(1),
+    }
     return LanguageModelSettings(**(values | changes))
 
 
@@ -56,10 +66,17 @@ def fast_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(lab_texts(0, 200), trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))
-    tokenizer.add_special_tokens([AddedToken("<|begin_of_text|>", special=True), AddedToken("<|end_of_text|>", special=True)])
+    tokenizer.train_from_iterator(
+        lab_texts(0, 200),
+        trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken("<|begin_of_text|>", special=True), AddedToken("<|end_of_text|>", special=True)]
+    )
     begin = tokenizer.token_to_id("<|begin_of_text|>")
-    tokenizer.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
     return tokenizer
 
 
@@ -68,7 +85,9 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama3") / "llama-fast"
     tokenizer = fast_tokenizer()
     pieces = tokenizer.get_vocab_size()
-    published(folder, pieces + 5, bos_token_id=pieces - 2, eos_token_id=[pieces - 1, pieces - 3])  # more embeddings than pieces
+    published(
+        folder, pieces + 5, bos_token_id=pieces - 2, eos_token_id=[pieces - 1, pieces - 3]
+    )  # more embeddings than pieces
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -76,7 +95,9 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_come_whole_in_full_precision(sentencepiece_folder: Path) -> None:
     assert len(list(sentencepiece_folder.glob("model-*.safetensors"))) > 1, "in shards"
     model, vocabulary = load_pretrained(settings(sentencepiece_folder, 1500))
-    original = LlamaForCausalLM.from_pretrained(sentencepiece_folder, dtype=torch.float32, local_files_only=True)
+    original = LlamaForCausalLM.from_pretrained(
+        sentencepiece_folder, dtype=torch.float32, local_files_only=True
+    )
     assert isinstance(vocabulary, LlamaVocabulary) and vocabulary.size == 1500
     for name, tensor in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor) and tensor.dtype == torch.float32
@@ -92,11 +113,15 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
     assert ids == tokenizer.encode(" what is two plus three", add_special_tokens=False).ids
     assert after.decode_text(ids) == "what is two plus three"
     assert after.begin == tokenizer.token_to_id("<|begin_of_text|>") and after.end in after.stops
-    assert after.begin not in after.encode_text("say <|begin_of_text|>"), "text never becomes a special token"
+    assert after.begin not in after.encode_text("say <|begin_of_text|>"), (
+        "text never becomes a special token"
+    )
     expand_model(model, before, after, 0)
     save_model(model, after, tmp_path / "m")
     again, vocabulary = load_model(tmp_path / "m")
-    assert vocabulary.begin == after.begin and vocabulary.encode_text("the dog") == after.encode_text("the dog")
+    assert vocabulary.begin == after.begin and vocabulary.encode_text(
+        "the dog"
+    ) == after.encode_text("the dog")
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]))
     prompt, answer = vocabulary.encode_row(row)
@@ -106,23 +131,39 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
 
 def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
     """With `loss: all` everything after the release's meta prefix counts; with `answer` the answer alone."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(20, "feed")
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]), "release")
     prompt, answer = vocabulary.encode_row(row)
     prefix = vocabulary.encode_prefix()
     assert prompt[: len(prefix)] == prefix and prompt[len(prefix)] == vocabulary.marker("[Human]")
     learned = row_to_tokens(row, vocabulary, "all")
-    assert learned.weights == [0.0] * len(prefix) + [1.0] * (len(prompt) - len(prefix) + len(answer))
-    assert row_to_tokens(row, vocabulary, "answer").weights == [0.0] * len(prompt) + [1.0] * len(answer)
+    assert learned.weights == [0.0] * len(prefix) + [1.0] * (
+        len(prompt) - len(prefix) + len(answer)
+    )
+    assert row_to_tokens(row, vocabulary, "answer").weights == [0.0] * len(prompt) + [1.0] * len(
+        answer
+    )
 
 
 def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     """Where the chain's markers are no tokens, they are told by their spelling."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(20, "feed")
-    ids = [*vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]"), *vocabulary.encode_units(np.array([1, 2, 3]))]
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
+    ids = [
+        *vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]"),
+        *vocabulary.encode_units(np.array([1, 2, 3])),
+    ]
     whole = [*ids, *vocabulary.encode_text("<eoa>")]
     chain = parse_chain(whole, vocabulary, "speech_speech")
-    assert (chain.tq, chain.ta, chain.ua.tolist(), chain.wellformed) == ("what is it", "the dog", [1, 2, 3], True)
+    assert (chain.tq, chain.ta, chain.ua.tolist(), chain.wellformed) == (
+        "what is it",
+        "the dog",
+        [1, 2, 3],
+        True,
+    )
     assert parse_chain([*whole, vocabulary.marker("<eos>")], vocabulary, "speech_speech").wellformed
     assert not parse_chain(ids, vocabulary, "speech_speech").wellformed
     assert not parse_chain(whole, vocabulary, "speech_text").wellformed
@@ -130,7 +171,10 @@ def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
 
 
 def test_another_model_in_its_place_is_noticed(sentencepiece_folder: Path, tmp_path: Path) -> None:
-    assert fingerprint(sentencepiece_folder)["tokenizer.model"] > 1000 and fingerprint(tmp_path / "none") == {}
+    assert (
+        fingerprint(sentencepiece_folder)["tokenizer.model"] > 1000
+        and fingerprint(tmp_path / "none") == {}
+    )
 
 
 def broken(folder: Path, damage: str) -> None:
@@ -165,7 +209,9 @@ def broken(folder: Path, damage: str) -> None:
         ("no weights", "weights in .* were not read"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, sentencepiece_folder: Path, damage: str, message: str) -> None:
+def test_what_is_wrong_is_said(
+    tmp_path: Path, sentencepiece_folder: Path, damage: str, message: str
+) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in sentencepiece_folder.iterdir():
@@ -194,13 +240,21 @@ def test_hostile_weights_run_nothing(tmp_path: Path, sentencepiece_folder: Path)
     assert not (tmp_path / "trace").exists()
 
 
-def test_older_weights_in_one_pickle_are_read_too(tmp_path: Path, sentencepiece_folder: Path) -> None:
+def test_older_weights_in_one_pickle_are_read_too(
+    tmp_path: Path, sentencepiece_folder: Path
+) -> None:
     original, _ = load_pretrained(settings(sentencepiece_folder, 1500))
     for name in ("config.json", "tokenizer.model"):
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
-    torch.save({name: tensor.half() for name, tensor in original.state_dict().items()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {name: tensor.half() for name, tensor in original.state_dict().items()},
+        tmp_path / "pytorch_model.bin",
+    )
     model, _ = load_pretrained(settings(tmp_path, 1500))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True)
+    )
 
 
 def test_the_recipe_must_be_about_this_model(sentencepiece_folder: Path, tmp_path: Path) -> None:

@@ -22,12 +22,21 @@ PIECES = 1500
 def release_like(folder: Path) -> Recipe:
     """`release` in the sizes of the smoke run: what makes it the release stays, batches and steps shrink."""
     smoke, release = load_recipe("smoke"), load_recipe("release")
-    language_model = release.language_model.model_copy(update=SHAPE | {"pretrained": str(folder), "vocabulary": PIECES})
-    changes: dict = {"language_model": language_model, "instructions": release.instructions.model_copy(update={"written_dialogues": 6})}
+    language_model = release.language_model.model_copy(
+        update=SHAPE | {"pretrained": str(folder), "vocabulary": PIECES}
+    )
+    changes: dict = {
+        "language_model": language_model,
+        "instructions": release.instructions.model_copy(update={"written_dialogues": 6}),
+    }
     for name in ("stage1", "stage2", "stage3"):
         stage = getattr(release, name)
-        optimization = stage.optimization.model_copy(update={"steps": 3, "log_every": 1, "warmup": 1, "learning_rate": 1e-3})
-        changes[name] = stage.model_copy(update={"tokens_per_batch": 2048, "block": 1024, "optimization": optimization})
+        optimization = stage.optimization.model_copy(
+            update={"steps": 3, "log_every": 1, "warmup": 1, "learning_rate": 1e-3}
+        )
+        changes[name] = stage.model_copy(
+            update={"tokens_per_batch": 2048, "block": 1024, "optimization": optimization}
+        )
     lora = release.stage3.lora.model_copy(update={"base": "bf16", "new_tokens": True})
     changes["stage3"] = changes["stage3"].model_copy(update={"lora": lora})
     return smoke.model_copy(update=changes)
@@ -39,23 +48,35 @@ def test_from_a_folder_to_an_adapter(smoke_run: Path, tmp_path: Path) -> None:
     published(folder, PIECES)
     (folder / "tokenizer.model").write_bytes(train_tokenizer(PIECES, 2000))
     smoke = Run.open(smoke_run, say=lambda line: None)
-    steps = (pipeline.CORPUS, pipeline.HUBERT, pipeline.INVENTORY, pipeline.UNITS, pipeline.TEXT_TO_UNIT)
+    steps = (
+        pipeline.CORPUS,
+        pipeline.HUBERT,
+        pipeline.INVENTORY,
+        pipeline.UNITS,
+        pipeline.TEXT_TO_UNIT,
+    )
     run = smoke.fork(tmp_path / "run", release_like(folder), {name: name for name in steps})
     text_model = pipeline.make_text_model(run)
     assert text_model.metrics["vocabulary"] == PIECES and "loss" not in text_model.metrics
     expanded = pipeline.make_expanded_model(run)
     model, vocabulary = load_model(expanded.path)
     assert isinstance(vocabulary, LlamaVocabulary)
-    assert [vocabulary.marker(name) for name in ADDED_MARKERS] == list(range(PIECES + 20, PIECES + 26))
+    assert [vocabulary.marker(name) for name in ADDED_MARKERS] == list(
+        range(PIECES + 20, PIECES + 26)
+    )
     assert model.config.vocab_size == vocabulary.size == PIECES + 26, "never padded"
     assert expanded.metrics["largest_change_of_old_logits"] < 1e-5
     pipeline.make_cross_modal_set(run)
     pipeline.make_chain_set(run)
-    stage1, stage2, stage3 = (make(run) for make in (pipeline.make_stage1, pipeline.make_stage2, pipeline.make_stage3))
+    stage1, stage2, stage3 = (
+        make(run) for make in (pipeline.make_stage1, pipeline.make_stage2, pipeline.make_stage3)
+    )
     for stage in (stage1, stage2, stage3):
         assert stage.metrics["steps"] == 3 and stage.metrics["tokens"] > 0
     saved = load_file(stage3.path / "adapter_model.safetensors")
-    assert any("token_adapter" in name or "embed" in name for name in saved), "new tokens were trained, so they are saved"
+    assert any("token_adapter" in name or "embed" in name for name in saved), (
+        "new tokens were trained, so they are saved"
+    )
     attach_adapter(load_model(stage2.path)[0], stage3.path)
     assert pipeline.make_text_model(run).reused
     (folder / "generation_config.json").write_text('{"temperature": 0.3}')

@@ -20,7 +20,12 @@ from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 def rows(count: int = 60, longest: int = 60) -> list[TokenRow]:
     rng = random.Random(0)
-    return [TokenRow([1, *(rng.randrange(3, 300) for _ in range(rng.randrange(8, longest)))], [1.0] * 70) for _ in range(count)]
+    return [
+        TokenRow(
+            [1, *(rng.randrange(3, 300) for _ in range(rng.randrange(8, longest)))], [1.0] * 70
+        )
+        for _ in range(count)
+    ]
 
 
 def trimmed() -> list[TokenRow]:
@@ -28,7 +33,9 @@ def trimmed() -> list[TokenRow]:
 
 
 def settings(**changes) -> StageSettings:
-    return StageSettings(**({"tokens_per_batch": 256, "block": 64, "optimization": few_steps(4)} | changes))
+    return StageSettings(
+        **({"tokens_per_batch": 256, "block": 64, "optimization": few_steps(4)} | changes)
+    )
 
 
 @pytest.fixture
@@ -37,7 +44,16 @@ def fitted(tmp_path: Path):
         model, stage = tiny_language_model(tiny_vocabulary()), settings(**changes)
         plan = lambda epoch, step: trimmed()  # noqa: E731
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return model, stages.fit(model, plan, stage.tokens_per_batch, stage.optimization, folder, seed=0, stage=stage, ends=frozenset({7}))
+        return model, stages.fit(
+            model,
+            plan,
+            stage.tokens_per_batch,
+            stage.optimization,
+            folder,
+            seed=0,
+            stage=stage,
+            ends=frozenset({7}),
+        )
 
     return fit
 
@@ -51,8 +67,18 @@ def test_every_way_of_packing_trains(fitted, packing: str) -> None:
 def test_the_kinds_of_batches() -> None:
     kinds = {"none": EpochBatches, "isolated": PackedBatches, "concatenated": PackedBatches}
     for packing, kind in kinds.items():
-        assert type(stages.batches_of(lambda e, s: trimmed(), 256, 0, settings(packing=packing), frozenset())[0]) is kind
-    assert type(stages.batches_of(lambda e, s: trimmed(), 256, 0, None, frozenset())[0]) is EpochBatches
+        assert (
+            type(
+                stages.batches_of(
+                    lambda e, s: trimmed(), 256, 0, settings(packing=packing), frozenset()
+                )[0]
+            )
+            is kind
+        )
+    assert (
+        type(stages.batches_of(lambda e, s: trimmed(), 256, 0, None, frozenset())[0])
+        is EpochBatches
+    )
 
 
 def test_long_rows_are_counted_in_the_summary(fitted) -> None:
@@ -71,7 +97,9 @@ def test_checkpointing_changes_nothing_but_memory(fitted) -> None:
     def count(layer, arguments, output) -> None:
         computed[-1] += 1
 
-    handle = nn.modules.module.register_module_forward_hook(lambda m, a, o: count(m, a, o) if isinstance(m, LlamaAttention) else None)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda m, a, o: count(m, a, o) if isinstance(m, LlamaAttention) else None
+    )
     computed.append(0)
     plain, summary = fitted(packing="isolated")
     computed.append(0)
@@ -79,7 +107,10 @@ def test_checkpointing_changes_nothing_but_memory(fitted) -> None:
     handle.remove()
     assert computed[1] == 2 * computed[0] > 0, "every layer is computed a second time"
     assert other["loss"] == pytest.approx(summary["loss"], abs=1e-5)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5)
+        for a, b in zip(plain.parameters(), again.parameters(), strict=True)
+    )
     assert not again.is_gradient_checkpointing
 
 
@@ -92,10 +123,14 @@ def rows_with_a_bad_one(bad: float) -> list[TokenRow]:
 
 @pytest.mark.parametrize("packing", ["none", "isolated"])
 def test_a_row_that_breaks_the_loss_is_named(tmp_path: Path, packing: str) -> None:
-    stage, model = settings(packing=packing, optimization=few_steps(40)), tiny_language_model(tiny_vocabulary())
+    stage, model = (
+        settings(packing=packing, optimization=few_steps(40)),
+        tiny_language_model(tiny_vocabulary()),
+    )
     plan = lambda epoch, step: rows_with_a_bad_one(float("inf"))  # noqa: E731
     with pytest.raises(
-        UserError, match=r"became (inf|nan) at step \d+ in .* \(row asr-007 \(\d+ tokens\)\); the last good checkpoint is kept"
+        UserError,
+        match=r"became (inf|nan) at step \d+ in .* \(row asr-007 \(\d+ tokens\)\); the last good checkpoint is kept",
     ):
         stages.fit(model, plan, 256, stage.optimization, tmp_path, seed=0, stage=stage)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -105,11 +140,17 @@ def test_weights_at_fault_are_told_from_rows_at_fault(tmp_path: Path) -> None:
     stage, model = settings(packing="isolated"), tiny_language_model(tiny_vocabulary())
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"step 1 in .* \(every row of its batch, so the weights are at fault"):
-        stages.fit(model, lambda e, s: trimmed(), 256, stage.optimization, tmp_path, seed=0, stage=stage)
+    with pytest.raises(
+        UserError, match=r"step 1 in .* \(every row of its batch, so the weights are at fault"
+    ):
+        stages.fit(
+            model, lambda e, s: trimmed(), 256, stage.optimization, tmp_path, seed=0, stage=stage
+        )
 
 
 def test_the_summary_counts_tokens_without_padding(fitted) -> None:
     _, summary = fitted(packing="concatenated", optimization=few_steps(3))
     assert 3 * 256 * 0.9 < summary["tokens"] <= 3 * 256 and summary["mfu"] > 0
-    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"], rel=0.01)
+    assert summary["tokens_per_second"] == pytest.approx(
+        summary["tokens"] / summary["seconds"], rel=0.01
+    )

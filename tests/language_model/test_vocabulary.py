@@ -18,17 +18,22 @@ from speechgpt_lib.language_model.vocabulary import BEGIN, Vocabulary
 from tests.builders import tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
-words = st.lists(st.sampled_from("the dog is red anna plus two".split()), min_size=1, max_size=8).map(" ".join)
+words = st.lists(
+    st.sampled_from("the dog is red anna plus two".split()), min_size=1, max_size=8
+).map(" ".join)
 units = st.lists(st.integers(0, 19), min_size=1, max_size=12).map(np.array)
-hostile = st.lists(st.sampled_from([*MARKERS, "<sosp>", "<eosp>", "<12>", "<pad>", "a", " ", "é", "漢"]), max_size=8).map("".join)
+hostile = st.lists(
+    st.sampled_from([*MARKERS, "<sosp>", "<eosp>", "<12>", "<pad>", "a", " ", "é", "漢"]),
+    max_size=8,
+).map("".join)
 
 
 def test_units_and_markers_follow_the_text_by_arithmetic() -> None:
     v = VOCABULARY
     assert v.encode_units(np.array([0, 19]))[1:3] == [v.text_size, v.text_size + 19]
-    assert [v.marker(m) for m in ("<sosp>", "<eosp>", "[Human]", "[SpeechGPT]", "<eoh>", "<eos>")] == list(
-        range(v.text_size + 20, v.text_size + 26)
-    )
+    assert [
+        v.marker(m) for m in ("<sosp>", "<eosp>", "[Human]", "[SpeechGPT]", "<eoh>", "<eos>")
+    ] == list(range(v.text_size + 20, v.text_size + 26))
     assert v.size == v.text_size + 20 + 2 + len(MARKERS)
     assert v.name(v.text_size + 12) == "<12>" and v.name(v.marker("[ta]")) == "[ta]"
     with pytest.raises(UserError, match="out of range"):
@@ -48,7 +53,9 @@ def test_any_text_comes_back(text: str) -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(CHAIN_FORMATS), words, words, units, units)
-def test_parsing_a_chain_undoes_formatting_it(name: str, question: str, answer: str, asked: np.ndarray, spoken: np.ndarray) -> None:
+def test_parsing_a_chain_undoes_formatting_it(
+    name: str, question: str, answer: str, asked: np.ndarray, spoken: np.ndarray
+) -> None:
     prompt, ids = VOCABULARY.encode_row(chain_row(name, question, answer, asked, spoken))
     chain = parse_chain(ids, VOCABULARY, name)
     assert prompt[0] == BEGIN and chain.wellformed and chain.ta == answer
@@ -57,17 +64,29 @@ def test_parsing_a_chain_undoes_formatting_it(name: str, question: str, answer: 
 
 
 @given(hostile.filter(str.strip), words, units)
-def test_content_that_contains_markers_stays_content(question: str, answer: str, asked: np.ndarray) -> None:
+def test_content_that_contains_markers_stays_content(
+    question: str, answer: str, asked: np.ndarray
+) -> None:
     _, ids = VOCABULARY.encode_row(chain_row("speech_text", question, answer, asked))
     chain = parse_chain(ids, VOCABULARY, "speech_text")
-    assert chain.wellformed and chain.tq == question.strip().removesuffix(";").strip() and chain.ta == answer
+    assert (
+        chain.wellformed
+        and chain.tq == question.strip().removesuffix(";").strip()
+        and chain.ta == answer
+    )
 
 
 def test_broken_chains_are_seen() -> None:
     v = VOCABULARY
     _, good = v.encode_row(chain_row("speech_speech", "why", "so", np.array([1]), np.array([2, 3])))
     assert parse_chain(good, v, "speech_speech").wellformed
-    for broken in (good[:-1], good[1:], [*good[:-1], v.marker("[ta]"), good[-1]], [i for i in good if i != v.marker("<eosp>")], []):
+    for broken in (
+        good[:-1],
+        good[1:],
+        [*good[:-1], v.marker("[ta]"), good[-1]],
+        [i for i in good if i != v.marker("<eosp>")],
+        [],
+    ):
         assert not parse_chain(broken, v, "speech_speech").wellformed
     assert not parse_chain(good, v, "speech_text").wellformed
 
@@ -93,13 +112,18 @@ def test_expansion_keeps_old_logits_and_ties_and_saves(tmp_path: Path) -> None:
     assert len(torch.unique(table[before.size :], dim=0)) == after.size - before.size
     save_model(model, after, tmp_path / "m")
     loaded, vocabulary = load_model(tmp_path / "m")
-    assert vocabulary.inventory == "inv" and all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert vocabulary.inventory == "inv" and all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)
+    )
     with pytest.raises(UserError, match="two runs"):
         expand_model(tiny_language_model(before), after, Vocabulary(before.tokenizer, 30, "y"), 0)
 
 
 def test_before_it_is_expanded_there_are_no_units_and_markers() -> None:
     vocabulary = tiny_vocabulary(units=0)
-    for ask in (lambda: vocabulary.marker("<sosp>"), lambda: vocabulary.encode_units(np.array([1]))):
+    for ask in (
+        lambda: vocabulary.marker("<sosp>"),
+        lambda: vocabulary.encode_units(np.array([1])),
+    ):
         with pytest.raises(UserError, match="no units and markers yet: expand it.*notebook 05"):
             ask()

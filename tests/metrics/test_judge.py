@@ -17,9 +17,15 @@ from speechgpt_lib.evaluation.judges import lab_judges
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.metrics.wer import wer
 
-SLOTS = {"color": ("red", "green"), "animal": ("dog", "horse", "bird"), "number": ("one", "two", "seven")}
+SLOTS = {
+    "color": ("red", "green"),
+    "animal": ("dog", "horse", "bird"),
+    "number": ("one", "two", "seven"),
+}
 TEMPLATES = ["the {animal} is {color}", "{number} plus {number} is {number}"]
-GRAMMAR = judge.grammar_from_templates(TEMPLATES, SLOTS, ["what is {number} plus {number}"], ["", "please tell me"])
+GRAMMAR = judge.grammar_from_templates(
+    TEMPLATES, SLOTS, ["what is {number} plus {number}"], ["", "please tell me"]
+)
 SENTENCES = [
     "the dog is red",
     "the horse is green",
@@ -42,7 +48,11 @@ def template():
 @pytest.fixture(scope="module")
 def bigram():
     rng = random.Random(0)
-    templates = [*TEMPLATES, "please tell me what is {number} plus {number}", "what is {number} plus {number}"]
+    templates = [
+        *TEMPLATES,
+        "please tell me what is {number} plus {number}",
+        "what is {number} plus {number}",
+    ]
     return judge.bigram_judge([world.fill(rng.choice(templates), rng) for _ in range(400)])
 
 
@@ -62,7 +72,10 @@ def test_the_past_does_not_matter(template, waves):
 
 def test_level_and_sample_rate_do_not_matter(template, waves):
     assert template.transcribe(0.01 * waves[0]) == SENTENCES[0]
-    assert template.transcribe(soxr.resample(waves[0], 16000, 22050), sample_rate=22050) == SENTENCES[0]
+    assert (
+        template.transcribe(soxr.resample(waves[0], 16000, 22050), sample_rate=22050)
+        == SENTENCES[0]
+    )
     assert template.transcribe(waves[0].astype(np.float64)) == SENTENCES[0]
 
 
@@ -93,9 +106,19 @@ def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
     slots = {name: f"(?:{'|'.join(words)})" for name, words in world.SLOTS.items()}
     templates = [*world.STATEMENTS, *(text for pair in world.QUESTIONS.values() for text in pair)]
     whole = re.compile(f"(?:{'|'.join(text.format(**slots) for text in templates)})?")
-    sentences = ("robert has the tiger", "the cow is black", "maria has the monkey", "david is in the river")
+    sentences = (
+        "robert has the tiger",
+        "the cow is black",
+        "maria has the monkey",
+        "david is in the river",
+    )
     waves = [synthesize(text, "Female2")[0] for text in sentences]
-    heard = template.transcribe_many([w + noise * np.random.default_rng(1).standard_normal(len(w), dtype=np.float32) for w in waves])
+    heard = template.transcribe_many(
+        [
+            w + noise * np.random.default_rng(1).standard_normal(len(w), dtype=np.float32)
+            for w in waves
+        ]
+    )
     assert all(whole.fullmatch(text) for text in heard) and any(heard)
 
 
@@ -111,7 +134,10 @@ def test_a_click_does_not_break_the_judge(template):
     assert isinstance(template.transcribe(click), str)
 
 
-@pytest.mark.parametrize(("wave", "message"), [(np.zeros((16000, 2)), r"\(16000, 2\)"), (np.full(16000, np.nan), "NaN or infinity")])
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [(np.zeros((16000, 2)), r"\(16000, 2\)"), (np.full(16000, np.nan), "NaN or infinity")],
+)
 def test_what_is_no_waveform_is_refused(template, wave, message):
     with pytest.raises(ValueError, match=message):
         template.transcribe(wave)
@@ -119,7 +145,9 @@ def test_what_is_no_waveform_is_refused(template, wave, message):
 
 def test_grammar_text():
     assert "<animal> = ( dog | horse | bird );" in GRAMMAR
-    assert "<an_opening> = ( please tell me );" in GRAMMAR, "the empty opening is what makes it optional"
+    assert "<an_opening> = ( please tell me );" in GRAMMAR, (
+        "the empty opening is what makes it optional"
+    )
     assert "the <animal> is <color>" in GRAMMAR
     assert "[ <an_opening> ] what is <number> plus <number>" in GRAMMAR
     assert "opening" not in judge.grammar_from_templates(["hello"], {}, ["good morning"], [""])
@@ -135,7 +163,9 @@ def test_grammar_refusals():
 def test_the_whole_lab_world_can_be_heard():
     assert judge.missing_words(world.vocabulary()) == []
     questions, answers = zip(*world.QUESTIONS.values(), strict=True)
-    grammar = judge.grammar_from_templates([*world.STATEMENTS, *answers], world.SLOTS, questions, world.OPENINGS)
+    grammar = judge.grammar_from_templates(
+        [*world.STATEMENTS, *answers], world.SLOTS, questions, world.OPENINGS
+    )
     assert judge.template_judge(grammar).transcribe(np.zeros(16000)) == ""
 
 
@@ -168,9 +198,13 @@ def read_arpa(text):
 
 
 def test_bigram_model_sums_to_one_after_every_word():
-    text = judge.bigram_arpa(["the dog is red", "the dog is green", "the bird", "", "red"], words=["dog", "paris"])
+    text = judge.bigram_arpa(
+        ["the dog is red", "the dog is green", "the bird", "", "red"], words=["dog", "paris"]
+    )
     unigrams, backoff, bigrams = read_arpa(text)
-    assert f"ngram 1={len(unigrams)}" in text and f"ngram 2={sum(map(len, bigrams.values()))}" in text
+    assert (
+        f"ngram 1={len(unigrams)}" in text and f"ngram 2={sum(map(len, bigrams.values()))}" in text
+    )
     assert unigrams.pop("<s>") == pytest.approx(0)
     assert sum(unigrams.values()) == pytest.approx(1, abs=1e-4)
     assert set(unigrams) == {"the", "dog", "is", "red", "green", "bird", "paris", "</s>"}

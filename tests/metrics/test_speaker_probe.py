@@ -18,7 +18,9 @@ def test_units_that_know_the_speaker_are_found_out_and_others_are_not():
 
 
 def test_it_is_repeatable():
-    assert speaker_probe(*utterances(True), 20, seed=3) == speaker_probe(*utterances(True), 20, seed=3)
+    assert speaker_probe(*utterances(True), 20, seed=3) == speaker_probe(
+        *utterances(True), 20, seed=3
+    )
 
 
 def test_too_little_speech_is_refused():

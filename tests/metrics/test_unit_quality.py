@@ -36,7 +36,9 @@ def test_constant_units_tell_nothing():
     quality = measure([[4] * 6], ["aaabc "])
     assert quality.pnmi == pytest.approx(0, abs=1e-12)
     assert quality.phone_purity == pytest.approx(1 / 2) and quality.cluster_purity == 1
-    assert quality.bitrate == 0 and quality.merged_units_per_second == pytest.approx(1 / (6 * FRAME))
+    assert quality.bitrate == 0 and quality.merged_units_per_second == pytest.approx(
+        1 / (6 * FRAME)
+    )
 
 
 def test_one_phone_only_leaves_nothing_to_know():
@@ -94,7 +96,11 @@ def test_bad_input():
         frame_labels([(0.1, 0.2, "a"), (0.0, 0.1, "b")], 3)
 
 
-utterances = st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc ")), min_size=1, max_size=12), min_size=1, max_size=4)
+utterances = st.lists(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc ")), min_size=1, max_size=12),
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(utterances, st.permutations(range(5)), st.randoms())
@@ -108,12 +114,21 @@ def test_laws(pairs, renamed, rng):
     assert 1 / quality.unit_count_used - slack <= quality.cluster_purity <= 1 + slack
     assert quality.speaker_chance - slack <= quality.speaker_purity <= 1 + slack
     assert quality.merged_units_per_second <= 50 + slack
-    assert quality.bitrate <= quality.merged_units_per_second * np.log2(max(quality.unit_count_used, 2)) + slack
+    assert (
+        quality.bitrate
+        <= quality.merged_units_per_second * np.log2(max(quality.unit_count_used, 2)) + slack
+    )
 
     order = list(range(len(pairs)))
     rng.shuffle(order)
-    other = measure([[renamed[u] for u in units[i]] for i in order], [phones[i] for i in order], [speakers[i] for i in order])
-    assert vars(other) == pytest.approx(vars(quality)), "names of units and order of utterances must not matter"
+    other = measure(
+        [[renamed[u] for u in units[i]] for i in order],
+        [phones[i] for i in order],
+        [speakers[i] for i in order],
+    )
+    assert vars(other) == pytest.approx(vars(quality)), (
+        "names of units and order of utterances must not matter"
+    )
 
 
 @given(utterances)

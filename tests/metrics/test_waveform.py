@@ -51,7 +51,9 @@ def test_distance_of_a_filter_is_its_ripple_in_decibels():
     plain = noise(2)
     echoed = lfilter([1, *[0] * 7, 0.3], [1], plain)
     frames = mel_cepstral_distance(plain, echoed, align="frames")
-    changed = np.diff([waveform.mel_cepstrum(wave)[:, 1:].mean(0) for wave in (plain, echoed)], axis=0)
+    changed = np.diff(
+        [waveform.mel_cepstrum(wave)[:, 1:].mean(0) for wave in (plain, echoed)], axis=0
+    )
     assert frames >= 10 / np.log(10) * np.sqrt(2 * (changed**2).sum())
     assert 0.5 < frames < 4
     assert mel_cepstral_distance(plain, echoed) <= frames
@@ -101,7 +103,9 @@ def test_warping_path_is_monotone_and_cheapest(n, m, seed):
     best = np.full((n, m), np.inf)
     for i in range(n):
         for j in range(m):
-            before = [best[a, b] for a, b in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if a >= 0 and b >= 0]
+            before = [
+                best[a, b] for a, b in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if a >= 0 and b >= 0
+            ]
             best[i, j] = distances[i, j] + min(before, default=0)
     assert distances[tuple(path.T)].sum() == pytest.approx(best[-1, -1])
 
@@ -129,7 +133,9 @@ def test_f0_track_of_almost_nothing(samples):
 
 
 def test_f0_rmse():
-    assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(np.sqrt((9 + 16) / 2))
+    assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(
+        np.sqrt((9 + 16) / 2)
+    )
     assert np.isnan(f0_rmse(np.array([100, 0]), np.array([0, 100])))
     assert f0_rmse(f0_track(buzz(120)), f0_track(buzz(150))) == pytest.approx(30, abs=1)
 
@@ -141,7 +147,9 @@ def test_log_spectral_distance_is_how_much_louder_each_frequency_is():
     assert log_spectral_distance(noise, 0.3 * noise) < 1e-9, "level does not matter"
     assert log_spectral_distance(noise, noise + 1e-3 * rng.standard_normal(16_000)) < 1
     assert log_spectral_distance(noise, np.cumsum(noise) / 10) > 5  # other timbre
-    assert log_spectral_distance(noise[:8000], noise) == pytest.approx(0, abs=0.5)  # the longer is cut
+    assert log_spectral_distance(noise[:8000], noise) == pytest.approx(
+        0, abs=0.5
+    )  # the longer is cut
     with pytest.raises(ValueError, match="25 ms"):
         log_spectral_distance(noise, noise[:300])
 

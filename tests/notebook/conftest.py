@@ -12,7 +12,9 @@ PARAMETERS = 'recipe = "lab"\nrun_dir = "../runs/lab"\nseed = 0\ndevice = "cpu"\
 
 
 @pytest.fixture(autouse=True)
-def private_jupyter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def private_jupyter(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Signatures and kernels of the account that runs the tests are neither used nor touched."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
 
@@ -25,7 +27,13 @@ def notebook_json() -> Callable[..., dict]:
         def code(name: str, source: str, tags: list[str]) -> dict:
             metadata = {"tags": tags} if tags else {}
             empty = {"execution_count": None, "outputs": []}
-            return {"cell_type": "code", "id": name, "metadata": metadata, "source": source, **empty}
+            return {
+                "cell_type": "code",
+                "id": name,
+                "metadata": metadata,
+                "source": source,
+                **empty,
+            }
 
         made = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# Do a thing"}]
         if parameters is not None:

@@ -13,7 +13,13 @@ import pytest
 from nbformat.sign import NotebookNotary
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.notebook.execution import Stop, Stopped, check_parameters, execute, stop_on_signals
+from speechgpt_lib.notebook.execution import (
+    Stop,
+    Stopped,
+    check_parameters,
+    execute,
+    stop_on_signals,
+)
 
 # A cell whose child, in a session of its own like a training process, outlives it unless somebody looks for it.
 START_CHILD = """
@@ -39,7 +45,9 @@ with stop_on_signals(Stop()) as stop:
 def outputs(path):
     """Everything the cells of an executed notebook printed."""
     notebook = nbformat.read(path, as_version=4)
-    return "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    return "".join(
+        o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs
+    )
 
 
 def start_driver(notebook, target, root):
@@ -62,11 +70,15 @@ def start_driver(notebook, target, root):
     raise AssertionError(driver.stderr.read())
 
 
-def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(write_notebook, tmp_path, monkeypatch):
+def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
+    write_notebook, tmp_path, monkeypatch
+):
     # A kernel called python3 that belongs to another environment, and cannot even start.
     shadow = tmp_path / "jupyter/kernels/python3/kernel.json"
     shadow.parent.mkdir(parents=True)
-    shadow.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}))
+    shadow.write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     notebook = write_notebook(
         "00_x.ipynb",
@@ -75,11 +87,20 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(write_noteb
     )
     target = tmp_path / "run {0}" / "00_x.ipynb"  # papermill would fill in the braces
     cells, lines = [], []
-    execute(notebook, target, {"recipe": "smoke"}, Stop(), lambda *cell: cells.append(cell), lines.append)
+    execute(
+        notebook,
+        target,
+        {"recipe": "smoke"},
+        Stop(),
+        lambda *cell: cells.append(cell),
+        lines.append,
+    )
     assert outputs(target).rstrip() == f"{sys.executable} {notebook.parent} smoke\nstep 49"
     assert cells[0] == (1, 5, "title") and cells[-1] == (5, 5, "progress")
     assert lines[0].endswith("smoke") and lines[-1] == "step 49"
-    assert [len(c.outputs) for c in nbformat.read(target, as_version=4).cells if c.cell_type == "code"] == [0, 0, 1, 1]
+    assert [
+        len(c.outputs) for c in nbformat.read(target, as_version=4).cells if c.cell_type == "code"
+    ] == [0, 0, 1, 1]
     assert NotebookNotary().check_signature(nbformat.read(target, as_version=4))
     assert sorted(p.name for p in target.parent.iterdir()) == ["00_x.ipynb"]
 
@@ -88,7 +109,10 @@ def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
     notebook = write_notebook(
         "03_x.ipynb",
         ("fine", "print('made')"),
-        ("load-audio", "from speechgpt_lib.errors import UserError\nraise UserError('no audio\\nhere')"),
+        (
+            "load-audio",
+            "from speechgpt_lib.errors import UserError\nraise UserError('no audio\\nhere')",
+        ),
         ("never", "print('never')"),
     )
     with pytest.raises(UserError) as caught:
@@ -101,15 +125,21 @@ def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
 
 
 def test_a_dead_kernel_is_named_with_its_last_words(write_notebook, tmp_path):
-    notebook = write_notebook("01_x.ipynb", ("crash", "import os; os.write(2, b'out of memory\\n'); os._exit(9)"))
-    with pytest.raises(UserError, match=r"01_x.ipynb, cell crash: the kernel died.*\(it said: out of memory\)"):
+    notebook = write_notebook(
+        "01_x.ipynb", ("crash", "import os; os.write(2, b'out of memory\\n'); os._exit(9)")
+    )
+    with pytest.raises(
+        UserError, match=r"01_x.ipynb, cell crash: the kernel died.*\(it said: out of memory\)"
+    ):
         execute(notebook, tmp_path / "01_x.ipynb", {}, Stop())
 
 
 def test_unknown_parameters_are_refused(write_notebook):
     notebook = write_notebook("02_x.ipynb", parameters='recipe = "lab"\nrun_dir = "x"')
     check_parameters(notebook, {"recipe": "smoke"})
-    with pytest.raises(UserError, match="02_x.ipynb: unknown parameter force, seed; .* declares recipe, run_dir"):
+    with pytest.raises(
+        UserError, match="02_x.ipynb: unknown parameter force, seed; .* declares recipe, run_dir"
+    ):
         check_parameters(notebook, {"recipe": "smoke", "seed": 1, "force": True})
 
 
@@ -118,7 +148,9 @@ def test_unknown_parameters_are_refused(write_notebook):
 def test_a_signal_stops_everything_and_keeps_the_partial_copy(write_notebook, tmp_path, root, name):
     child = START_CHILD.format(handler="SIG_DFL")
     wait = "try:\n    time.sleep(3600)\nfinally:\n    print('checkpoint written', flush=True)"
-    notebook = write_notebook("01_x.ipynb", ("first", "print('made')"), ("start", child), ("wait", wait), ("no", "1/0"))
+    notebook = write_notebook(
+        "01_x.ipynb", ("first", "print('made')"), ("start", child), ("wait", wait), ("no", "1/0")
+    )
     driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root)
     driver.send_signal(getattr(signal, name))
     _, errors = driver.communicate(timeout=30)
@@ -142,12 +174,22 @@ def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monke
 
 
 def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path):
-    stubborn = "while True:\n    try:\n        print('started', flush=True)\n        time.sleep(3600)\n"
+    stubborn = (
+        "while True:\n    try:\n        print('started', flush=True)\n        time.sleep(3600)\n"
+    )
     stubborn += "    except KeyboardInterrupt:\n        pass"
     notebook = write_notebook("01_x.ipynb", ("stubborn", "import time\n" + stubborn))
-    before = set(psutil.Process().children(recursive=True))  # such as multiprocessing's resource tracker, from other tests
+    before = set(
+        psutil.Process().children(recursive=True)
+    )  # such as multiprocessing's resource tracker, from other tests
     with stop_on_signals(Stop(grace_s=0.2)) as stop, pytest.raises(Stopped, match="SIGUSR2"):
-        execute(notebook, tmp_path / "01_x.ipynb", {}, stop, on_line=lambda line: os.kill(os.getpid(), signal.SIGUSR2))
+        execute(
+            notebook,
+            tmp_path / "01_x.ipynb",
+            {},
+            stop,
+            on_line=lambda line: os.kill(os.getpid(), signal.SIGUSR2),
+        )
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
@@ -175,7 +217,9 @@ def test_a_full_disk_is_one_line(write_notebook, tmp_path):
     notebook = write_notebook("01_x.ipynb", ("fill", "print('x' * 5000)"))
     before = set(psutil.Process().children(recursive=True))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # bytes a file: what follows fails as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4000, limits[1])
+    )  # bytes a file: what follows fails as on a full disk
     try:
         with pytest.raises(UserError, match="01_x.ipynb, cell fill: File too large"):
             execute(notebook, tmp_path / "01_x.ipynb", {}, Stop())

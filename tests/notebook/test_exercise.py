@@ -141,7 +141,9 @@ def test_a_huge_answer_is_shortened():
 def test_every_reference_passes_its_own_exercise(exercise_id):
     entry = EXERCISES[exercise_id]
     assert len(entry.cases) >= 3
-    assert judge(entry, entry.reference) == exercise.Verdict("pass", f"All {len(entry.cases)} cases agree.")
+    assert judge(entry, entry.reference) == exercise.Verdict(
+        "pass", f"All {len(entry.cases)} cases agree."
+    )
 
 
 def test_expand_undoes_merge():

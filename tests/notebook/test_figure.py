@@ -34,7 +34,9 @@ def samples_of(wav):
 def test_figure_has_alt_text_and_caption_and_is_closed(shown, tmp_path):
     fig, axes = plt.subplots(figsize=(3, 2))
     axes.plot([3, 1, 2])
-    show_figure(fig, 'Loss "falls" & rises', "Figure 1. <Loss>", name="loss", save_dir=tmp_path / "media")
+    show_figure(
+        fig, 'Loss "falls" & rises', "Figure 1. <Loss>", name="loss", save_dir=tmp_path / "media"
+    )
     markup = shown[0]["text/html"]
     assert 'alt="Loss &quot;falls&quot; &amp; rises"' in markup
     assert "<figcaption>Figure 1. &lt;Loss&gt;</figcaption>" in markup
@@ -90,7 +92,9 @@ def test_audio_wants_one_channel(bad):
 
 
 def test_table(shown):
-    show_table([{"stage": "<1>", "WER": 0.123456}, {"stage": "2", "WER": 12345.6, "n": 7}], "Table 1.")
+    show_table(
+        [{"stage": "<1>", "WER": 0.123456}, {"stage": "2", "WER": 12345.6, "n": 7}], "Table 1."
+    )
     markup = shown[0]["text/html"]
     assert '<td style="text-align: left">&lt;1&gt;</td>' in markup
     assert '<td style="text-align: right">0.123</td>' in markup and ">12,346</td>" in markup

@@ -16,7 +16,12 @@ def write(tmp_path, notebook_json):
         notebook = notebook_json(*cells, **options)
         for letter, line in zip("ab", EXERCISES, strict=True):
             exercise = notebook_json((f"exercise-{letter}", line))["cells"][-1]
-            solution = {"cell_type": "markdown", "id": f"solution-{letter}", "metadata": {}, "source": SOLUTION}
+            solution = {
+                "cell_type": "markdown",
+                "id": f"solution-{letter}",
+                "metadata": {},
+                "source": SOLUTION,
+            }
             notebook["cells"] += [exercise, solution]
         change(notebook)
         (tmp_path / name).write_text(json.dumps(notebook))
@@ -46,7 +51,10 @@ def test_a_clean_notebook_passes_with_a_warning_on_its_length(write, capsys):
         (("path", 'open(r"C:\\data\\x.wav")'), "path: it holds an absolute path"),
         (("path", 'open(f"~/{recipe}.wav")'), "path: it holds an absolute path"),
         (("syntax", "x ="), "syntax: it is not valid Python"),
-        (("check-other", 'check("2.a", f)'), "check-other: check('2.a') belongs to another notebook"),
+        (
+            ("check-other", 'check("2.a", f)'),
+            "check-other: check('2.a') belongs to another notebook",
+        ),
         (("check-none", 'check("1.z", f)'), "check-none: check('1.z') has no entry"),
     ],
 )
@@ -55,7 +63,9 @@ def test_bad_cells_are_named(write, cell, message):
     assert any(problem.startswith(message) for problem in problems), problems
 
 
-@pytest.mark.parametrize("text", ['f"{run}/home/x"', '"48 kbit/s"', '"and/or"', '"/"', "1 / 2", '"~ 3 s"', '"a: /b"'])
+@pytest.mark.parametrize(
+    "text", ['f"{run}/home/x"', '"48 kbit/s"', '"and/or"', '"/"', "1 / 2", '"~ 3 s"', '"a: /b"']
+)
 def test_slashes_that_are_no_paths(write, text):
     assert lint(write(("slash", f"print({text})")))[0] == []
 
@@ -64,11 +74,17 @@ def test_slashes_that_are_no_paths(write, text):
     ("parameters", "message"),
     [
         (None, "-: 0 cells are tagged `parameters`"),
-        ('recipe = "lab"\nrun_dir = "x"\nseed = 0\ndevice = "cpu"', "parameters: parameters missing: force"),
+        (
+            'recipe = "lab"\nrun_dir = "x"\nseed = 0\ndevice = "cpu"',
+            "parameters: parameters missing: force",
+        ),
         ("recipe = run_dir = seed = device = force = 1", "parameters: `recipe = run_dir"),
         ("import os", "parameters: `import os` is not `name = literal`"),
         ("recipe: str = str(1)", "parameters: `recipe: str = str(1)` is not"),
-        ("\n".join(f"p{i} = {i}" for i in range(11)), "parameters: the parameters take more than 10 lines"),
+        (
+            "\n".join(f"p{i} = {i}" for i in range(11)),
+            "parameters: the parameters take more than 10 lines",
+        ),
     ],
 )
 def test_parameters(write, parameters, message):
@@ -141,7 +157,9 @@ def test_exercises_belong_to_their_notebook_and_some_notebooks_need_none(write, 
 def test_what_is_no_notebook(tmp_path, capsys):
     (tmp_path / "01_x.ipynb").write_text("{")
     assert lint(tmp_path / "01_x.ipynb")[0][0].startswith("-: not a valid notebook")
-    (tmp_path / "01_x.ipynb").write_text('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}')
+    (tmp_path / "01_x.ipynb").write_text(
+        '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'
+    )
     assert lint(tmp_path / "01_x.ipynb")[0][0].startswith("-: not a valid notebook")
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "no notebooks" in capsys.readouterr().err

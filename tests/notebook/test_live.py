@@ -22,7 +22,9 @@ from tests.training.test_launch import new_run
 def displayed(monkeypatch):
     """What was shown: (markup, place, whether it replaced what was there)."""
     shown = []
-    keep = lambda bundle, raw, display_id, update: shown.append((bundle["text/html"], display_id, update))  # noqa: E731
+    keep = lambda bundle, raw, display_id, update: shown.append(
+        (bundle["text/html"], display_id, update)
+    )  # noqa: E731
     monkeypatch.setattr("IPython.display.display", keep)
     return shown
 
@@ -33,19 +35,32 @@ def test_the_curve_stays_in_its_place_and_ends_whole(displayed, monkeypatch) -> 
     curve = LossCurve("stage1", 50)
     for step in range(1, 51):
         clock[0] += 0.1
-        curve({"step": step, "loss": 5 / step, "tokens_per_second": 1200.0, "seconds_left": (50 - step) * 0.1})
+        curve(
+            {
+                "step": step,
+                "loss": 5 / step,
+                "tokens_per_second": 1200.0,
+                "seconds_left": (50 - step) * 0.1,
+            }
+        )
     curve.finish()
     assert 5 <= len(displayed) <= 7, "once a second, and the end"
-    assert len({place for _, place, _ in displayed}) == 1 and [update for *_, update in displayed] == [False] + [True] * (
-        len(displayed) - 1
+    assert len({place for _, place, _ in displayed}) == 1 and [
+        update for *_, update in displayed
+    ] == [False] + [True] * (len(displayed) - 1)
+    assert (
+        "step 50 of 50, loss 0.100, 1,200 tokens a second" in displayed[-1][0]
+        and "50 of 50 steps" in displayed[-1][0]
     )
-    assert "step 50 of 50, loss 0.100, 1,200 tokens a second" in displayed[-1][0] and "50 of 50 steps" in displayed[-1][0]
     curve.finish()
     assert "step 50 of 50" in displayed[-1][0] and len(displayed) <= 7, "nothing new, nothing drawn"
 
 
 def test_a_row_in_words() -> None:
-    assert describe({"step": 3, "loss": 2.5, "seconds_left": 75.0}, 10) == "step 3 of 10, loss 2.500, 1:15 min left"
+    assert (
+        describe({"step": 3, "loss": 2.5, "seconds_left": 75.0}, 10)
+        == "step 3 of 10, loss 2.500, 1:15 min left"
+    )
 
 
 def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, capsys) -> None:
@@ -54,10 +69,14 @@ def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, cap
     assert "speechgpt train text_model --run" in capsys.readouterr().out
     assert step.metrics["steps"] == 3 and "step 3 of 3" in displayed[-1][0]
     shown = len(displayed)
-    assert live.train_live(run, "text_model").reused and len(displayed) == shown, "what is reused is not drawn"
+    assert live.train_live(run, "text_model").reused and len(displayed) == shown, (
+        "what is reused is not drawn"
+    )
 
 
-def test_an_interrupt_amid_a_picture_waits_for_its_end(displayed, monkeypatch, hears_interrupts) -> None:
+def test_an_interrupt_amid_a_picture_waits_for_its_end(
+    displayed, monkeypatch, hears_interrupts
+) -> None:
     curve, bundle = LossCurve("stage1", 2), live.figure_bundle
 
     def interrupted(*arguments):
@@ -72,7 +91,11 @@ def test_an_interrupt_amid_a_picture_waits_for_its_end(displayed, monkeypatch, h
 
 
 def below(pid: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(pid).children(recursive=True) if "speechgpt_lib.training.worker" in p.cmdline()]
+    return [
+        p
+        for p in psutil.Process(pid).children(recursive=True)
+        if "speechgpt_lib.training.worker" in p.cmdline()
+    ]
 
 
 @pytest.mark.slow
@@ -85,15 +108,21 @@ from speechgpt_lib.notebook.live import train_live
 from speechgpt_lib.runs.run import Run
 train_live(Run.open({str(run.path)!r}), "text_model", processes=2)
 """
-    manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": str(root)}, cwd=str(tmp_path))
+    manager, client = start_new_kernel(
+        env=os.environ | {"PYTHONPATH": str(root)}, cwd=str(tmp_path)
+    )
     try:
         reached = 0
         for _attempt in range(2):
-            request = client.execute(cell, stop_on_error=False)  # else its error may abort the next one
+            request = client.execute(
+                cell, stop_on_error=False
+            )  # else its error may abort the next one
             deadline = time.monotonic() + 150
             while len(read_metrics(log)) < reached + 3 and time.monotonic() < deadline:
                 early = client.get_shell_msg() if client.shell_channel.msg_ready() else None
-                assert early is None or early["parent_header"]["msg_id"] != request, early["content"]
+                assert early is None or early["parent_header"]["msg_id"] != request, early[
+                    "content"
+                ]
                 time.sleep(0.05)
             assert len(read_metrics(log)) >= reached + 3, "the workers train"
             workers = below(manager.provisioner.pid)
@@ -102,14 +131,24 @@ train_live(Run.open({str(run.path)!r}), "text_model", processes=2)
             reply = client.get_shell_msg(timeout=120)
             while reply["parent_header"]["msg_id"] != request:
                 reply = client.get_shell_msg(timeout=120)
-            assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "KeyboardInterrupt", reply
+            assert (
+                reply["content"]["status"] == "error"
+                and reply["content"]["ename"] == "KeyboardInterrupt"
+            ), reply
             _, alive = psutil.wait_procs(workers, timeout=60)
             assert not alive and not below(manager.provisioner.pid)
             saved = sorted((log.parent / "checkpoints").glob("step_*"))
-            assert saved and int(saved[-1].name.removeprefix("step_")) > reached, "the second attempt has gone on from the first"
+            assert saved and int(saved[-1].name.removeprefix("step_")) > reached, (
+                "the second attempt has gone on from the first"
+            )
             reached = int(saved[-1].name.removeprefix("step_"))
         assert manager.is_alive()
-        assert client.execute_interactive("1 + 1", store_history=False, timeout=60)["content"]["status"] == "ok"
+        assert (
+            client.execute_interactive("1 + 1", store_history=False, timeout=60)["content"][
+                "status"
+            ]
+            == "ok"
+        )
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -6,10 +6,16 @@ from rich.console import Console
 from speechgpt_lib.notebook.progress import LARGEST_COPY, Reporter, clock
 from speechgpt_lib.notebook.runner import NotebookResult
 
-STATE = {"finished": "2025-05-01T10:11:12.000000+00:00", "wall_seconds": 65.4, "peak_memory_mb": 812.3}
+STATE = {
+    "finished": "2025-05-01T10:11:12.000000+00:00",
+    "wall_seconds": 65.4,
+    "peak_memory_mb": 812.3,
+}
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (65, "1:05 min"), (3661, "1:01:01 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (65, "1:05 min"), (3661, "1:01:01 h")]
+)
 def test_clock(seconds, text):
     assert clock(seconds) == text
 
@@ -24,7 +30,9 @@ def test_lines_of_a_run(tmp_path):
         on_cell(1, 20, "load-audio")
         on_line("a line with [brackets]")
     reporter.executed("01_unit_extraction", STATE, copy)
-    reporter.summary([NotebookResult("a", copy, True, 1, 1), NotebookResult("b", copy, False, 65, 1)])
+    reporter.summary(
+        [NotebookResult("a", copy, True, 1, 1), NotebookResult("b", copy, False, 65, 1)]
+    )
     assert [line.split(maxsplit=2) for line in file.getvalue().splitlines()] == [
         ["00_start_here", "reused", "made 2025-05-01T10:11 UTC in 1:05 min"],
         ["01_unit_extraction", "resuming"],

@@ -12,7 +12,13 @@ import pytest
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook import runner
-from speechgpt_lib.notebook.runner import find_notebooks, library_hash, notebook_keys, run_notebooks, select
+from speechgpt_lib.notebook.runner import (
+    find_notebooks,
+    library_hash,
+    notebook_keys,
+    run_notebooks,
+    select,
+)
 
 # A step whose file depends on the seed, as a notebook would make it.
 STEP = """
@@ -34,10 +40,14 @@ def unchanging_library(monkeypatch):
 def course(write_notebook, tmp_path):
     """Notebook 00 makes a step that 01 reads; a function runs both and tells which were executed."""
     write_notebook("00_units.ipynb", ("step", STEP.format(folder="00_units", size=1)))
-    write_notebook("01_end.ipynb", ("look", "print(open(run_dir + '/00_units/thing/value.txt').read())"))
+    write_notebook(
+        "01_end.ipynb", ("look", "print(open(run_dir + '/00_units/thing/value.txt').read())")
+    )
 
     def run(**options):
-        results = run_notebooks("lab", tmp_path / "run", notebooks_dir=tmp_path / "notebooks", **options)
+        results = run_notebooks(
+            "lab", tmp_path / "run", notebooks_dir=tmp_path / "notebooks", **options
+        )
         assert all(result.path.is_file() and result.wall_seconds > 0 for result in results)
         return [result.name for result in results if not result.reused]
 
@@ -45,17 +55,25 @@ def course(write_notebook, tmp_path):
 
 
 @pytest.mark.slow
-def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(course, write_notebook, tmp_path, capsys):
+def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(
+    course, write_notebook, tmp_path, capsys
+):
     copies = tmp_path / "run/notebooks"
     assert course() == ["00_units", "01_end"]
     state = json.loads((copies / "00_units.json").read_text())
-    assert list(state["steps"]) == ["00_units/thing"] and state["peak_memory_mb"] > 50 and state["finished"]
+    assert (
+        list(state["steps"]) == ["00_units/thing"]
+        and state["peak_memory_mb"] > 50
+        and state["finished"]
+    )
     assert sorted(p.name for p in copies.glob("*.ipynb")) == ["00_units.ipynb", "01_end.ipynb"]
     capsys.readouterr()
 
     assert course() == []
     assert "00_units                             reused     made 20" in capsys.readouterr().out
-    shutil.rmtree(tmp_path / "run/00_units/thing")  # what 00 left is gone, and with it what followed from it
+    shutil.rmtree(
+        tmp_path / "run/00_units/thing"
+    )  # what 00 left is gone, and with it what followed from it
     assert course() == ["00_units", "01_end"]
     write_notebook("01_end.ipynb", ("look", "print('changed')"))
     assert course() == ["01_end"]
@@ -88,12 +106,16 @@ def test_a_stopped_run_says_so_and_resumes_with_its_time_counted(course, tmp_pat
         if (name, cell_id) == ("00_units", "step"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(UserError, match="stopped by SIGTERM in 00_units.ipynb after .* the same command resumes"):
+    with pytest.raises(
+        UserError, match="stopped by SIGTERM in 00_units.ipynb after .* the same command resumes"
+    ):
         course(on_progress=stop)
     waited = json.loads((tmp_path / "run/notebooks/00_units.progress.json").read_text())["seconds"]
     assert course() == ["00_units", "01_end"]
     assert "00_units                             resuming" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run/notebooks/00_units.json").read_text())["wall_seconds"] > waited
+    assert (
+        json.loads((tmp_path / "run/notebooks/00_units.json").read_text())["wall_seconds"] > waited
+    )
 
 
 def test_a_missing_parameter_is_an_error_before_anything_runs(write_notebook, tmp_path):
@@ -125,7 +147,9 @@ def test_two_runs_do_not_share_a_run_directory(write_notebook, tmp_path):
 
 
 def test_selection_by_number_and_name(write_notebook):
-    notebooks = [write_notebook(name) for name in ("00_start.ipynb", "01_units.ipynb", "10_scale.ipynb")]
+    notebooks = [
+        write_notebook(name) for name in ("00_start.ipynb", "01_units.ipynb", "10_scale.ipynb")
+    ]
     write_notebook("notes.ipynb")
     assert [p.name for p in find_notebooks(notebooks[0].parent)] == [
         "00_start.ipynb",
@@ -156,7 +180,13 @@ def test_keys_depend_on_source_recipe_and_predecessors_but_not_on_outputs(write_
 
 
 def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
-    for name in ("a.py", "instructions/data/x.txt", "recipes/lab.yaml", "recipes/schema.py", "__pycache__/a.pyc"):
+    for name in (
+        "a.py",
+        "instructions/data/x.txt",
+        "recipes/lab.yaml",
+        "recipes/schema.py",
+        "__pycache__/a.pyc",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     before = library_hash(tmp_path)
@@ -172,5 +202,7 @@ def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
 
 def test_reusing_needs_neither_torch_nor_papermill(root):
     code = "import sys, speechgpt_lib.notebook.runner; print({'torch', 'papermill'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

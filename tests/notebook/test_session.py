@@ -22,7 +22,12 @@ def test_start_opens_the_run_and_says_what_matters(tmp_path, monkeypatch, capsys
     assert f"torch {torch.__version__}" in said and f"{torch.get_num_threads()} threads" in said
     assert "recipe   lab, seed 3" in said and "results  ../runs/lab\n" in said
     assert session.run.path.samefile(tmp_path / "../runs/lab")
-    assert (session.recipe.name, session.recipe.seed, session.device, session.force) == ("lab", 3, "cpu", False)
+    assert (session.recipe.name, session.recipe.seed, session.device, session.force) == (
+        "lab",
+        3,
+        "cpu",
+        False,
+    )
     assert Run.open(session.run.path).recipe == session.recipe
     assert session.media("01_units") == session.run.path / "notebooks/media/01_units"
 
@@ -53,18 +58,24 @@ def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(UserError, match='device "cuda" is not available here; this machine has cpu'):
+    with pytest.raises(
+        UserError, match='device "cuda" is not available here; this machine has cpu'
+    ):
         resolve_device("cuda")
 
 
 def test_require_and_results(tmp_path, capsys):
     session = start("lab", str(tmp_path))
-    with pytest.raises(UserError, match="run notebook 01_unit_extraction.ipynb first, or `speechgpt run"):
+    with pytest.raises(
+        UserError, match="run notebook 01_unit_extraction.ipynb first, or `speechgpt run"
+    ):
         require(session, "01_unit_extraction/hubert")
     show_results(session, "01_unit_extraction")
     assert "nothing in 01_unit_extraction yet" in capsys.readouterr().out
     made = session.run.step("01_unit_extraction/hubert", make, settings={})
-    assert require(session, "01_unit_extraction/hubert")["01_unit_extraction/hubert"].key == made.key
+    assert (
+        require(session, "01_unit_extraction/hubert")["01_unit_extraction/hubert"].key == made.key
+    )
     assert "found    01_unit_extraction/hubert (made 20" in capsys.readouterr().out
     show_results(session, "01_unit_extraction")
     shown = capsys.readouterr().out

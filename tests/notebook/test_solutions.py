@@ -19,14 +19,20 @@ SOLUTION = re.compile(r"<details.*?^```python\n(.*?)^```", re.DOTALL | re.MULTIL
 def exercises_of(cells):
     """(exercise id, name of the function, text of the first <details> after it) for each check in a notebook."""
     for place, cell in enumerate(cells):
-        for exercise, name in CHECK.findall("".join(cell["source"])) if cell["cell_type"] == "code" else ():
-            after = ["".join(c["source"]) for c in cells[place + 1 :] if c["cell_type"] == "markdown"]
+        for exercise, name in (
+            CHECK.findall("".join(cell["source"])) if cell["cell_type"] == "code" else ()
+        ):
+            after = [
+                "".join(c["source"]) for c in cells[place + 1 :] if c["cell_type"] == "markdown"
+            ]
             yield exercise, name, next((text for text in after if "<details" in text), "")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_shown_solutions_pass(notebook):
-    for exercise, name, text in exercises_of(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+    for exercise, name, text in exercises_of(
+        json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    ):
         code = SOLUTION.search(text)
         assert code, f"{notebook.name}: no ```python block in a <details> below check({exercise!r})"
         scope = {"np": np, "torch": torch}

@@ -8,7 +8,9 @@ from speechgpt_lib.notebook.unit_figures import spectrogram_with_units, unit_col
 
 def test_a_tone_lies_at_its_frequency_and_units_at_their_time():
     wave = 0.5 * np.sin(2 * np.pi * 3000 * np.arange(16_000) / 16_000)
-    fig = spectrogram_with_units(wave, np.array([3, 5]), np.array([20, 29]), 10, [(0.0, 0.4, "a"), (0.4, 1.0, "b")])
+    fig = spectrogram_with_units(
+        wave, np.array([3, 5]), np.array([20, 29]), 10, [(0.0, 0.4, "a"), (0.4, 1.0, "b")]
+    )
     top, bottom = fig.axes
     picture = top.images[0].get_array()  # (frequencies, times)
     assert abs((picture.mean(1).argmax() + 0.5) / len(picture) * 6000 - 3000) < 100

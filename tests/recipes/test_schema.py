@@ -24,11 +24,20 @@ def test_published_figures_stand_in_release_and_paper() -> None:
     for recipe in (release, paper):
         assert (recipe.units.layer, recipe.units.clusters) == (11, 1000)
         assert recipe.vocoder.upsample_rates == (5, 4, 4, 2, 2) and recipe.vocoder.channels == 512
-        assert (recipe.stage3.lora.rank, recipe.stage3.lora.alpha, recipe.stage3.lora.targets) == (8, 16, ("q_proj", "v_proj"))
+        assert (recipe.stage3.lora.rank, recipe.stage3.lora.alpha, recipe.stage3.lora.targets) == (
+            8,
+            16,
+            ("q_proj", "v_proj"),
+        )
         assert recipe.needs
     assert paper.stage1.tokens_per_batch == 768 * 1024 and paper.stage1.optimization.steps == 900
-    assert paper.stage2.tokens_per_batch == 1536 * 512 and paper.stage3.tokens_per_batch == 128 * 1024
-    assert release.stage1.tokens_per_batch == 3 * 8 * 8 * 1024 and release.stage2.tokens_per_batch == 6 * 12 * 8 * 512
+    assert (
+        paper.stage2.tokens_per_batch == 1536 * 512 and paper.stage3.tokens_per_batch == 128 * 1024
+    )
+    assert (
+        release.stage1.tokens_per_batch == 3 * 8 * 8 * 1024
+        and release.stage2.tokens_per_batch == 6 * 12 * 8 * 512
+    )
     assert release.stage3.tokens_per_batch == 12 * 4 * 8 * 1024
     assert release.stage2.optimization.learning_rate == 2e-5
     assert (release.instructions.templates, paper.instructions.templates) == ("release", "paper")
@@ -37,7 +46,12 @@ def test_published_figures_stand_in_release_and_paper() -> None:
 def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
     for recipe in (load_recipe("lab"), load_recipe("smoke")):
         assert not recipe.needs and recipe.device == "cpu" and recipe.processes == 1
-        assert recipe.units.hubert.pretrained is recipe.language_model.pretrained is recipe.vocoder.pretrained is None
+        assert (
+            recipe.units.hubert.pretrained
+            is recipe.language_model.pretrained
+            is recipe.vocoder.pretrained
+            is None
+        )
 
 
 @pytest.mark.parametrize(
@@ -54,25 +68,55 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
         (("seed",), -1, "seed"),
         (("seed",), 1.5, "seed: .*integer"),
         (("device",), "tpu", "device: .*'auto', 'cpu', 'cuda' or 'mps'.*found 'tpu'"),
-        (("stage1", "optimization", "precision"), "fp8", "stage1.optimization.precision: .*'no' or 'bf16'"),
+        (
+            ("stage1", "optimization", "precision"),
+            "fp8",
+            "stage1.optimization.precision: .*'no' or 'bf16'",
+        ),
         (("instructions", "templates"), "own", "instructions.templates: .*'paper' or 'release'"),
         (("instructions", "templates"), "release", "templates: release knows speech_speech only"),
-        (("instructions", "chain_shares"), {"speech_speech": 1.5, "text_text": -0.5}, "chain_shares.text_text: .*or equal to 0"),
+        (
+            ("instructions", "chain_shares"),
+            {"speech_speech": 1.5, "text_text": -0.5},
+            "chain_shares.text_text: .*or equal to 0",
+        ),
         (("corpus", "aligned_voices"), "Male1", "corpus.aligned_voices"),
         (("stage1", "optimization", "steps"), 0, "stage1.optimization.steps: .*greater than 0"),
         (("stage1", "optimization", "betas"), [0.9, 1.5], "betas.1: .*less than 1"),
         (("stage2", "tokens_per_batch"), 0, "stage2.tokens_per_batch: .*greater than 0"),
         (("stage2", "replay"), {"text": -1}, "stage2.replay.text"),
         (("stage3", "lora", "rank"), 0, "stage3.lora.rank: .*greater than 0"),
-        (("units", "hubert", "heads"), 3, "units.hubert: hidden_size is 160 with 3 heads, it must be a multiple of 3"),
-        (("units", "hubert", "hidden_size"), 100, "units.hubert: hidden_size is 100, it must be a multiple of 8"),
-        (("units", "hubert", "conv_widths"), [32, 64], "units.hubert: conv_widths has 2 widths, it must have 7"),
+        (
+            ("units", "hubert", "heads"),
+            3,
+            "units.hubert: hidden_size is 160 with 3 heads, it must be a multiple of 3",
+        ),
+        (
+            ("units", "hubert", "hidden_size"),
+            100,
+            "units.hubert: hidden_size is 100, it must be a multiple of 8",
+        ),
+        (
+            ("units", "hubert", "conv_widths"),
+            [32, 64],
+            "units.hubert: conv_widths has 2 widths, it must have 7",
+        ),
         (("text_to_unit", "heads"), 5, "text_to_unit: hidden_size is 96 with 5 heads"),
-        (("language_model", "heads"), 5, "language_model: hidden_size is 192 with 5 heads, it must be a multiple of 10"),
-        (("language_model", "heads"), 4, "language_model: .*at least 5 heads.*induction_start: false"),
+        (
+            ("language_model", "heads"),
+            5,
+            "language_model: hidden_size is 192 with 5 heads, it must be a multiple of 10",
+        ),
+        (
+            ("language_model", "heads"),
+            4,
+            "language_model: .*at least 5 heads.*induction_start: false",
+        ),
     ],
 )
-def test_a_wrong_recipe_names_key_and_cure(tmp_path: Path, path: tuple, value: object, expected: str) -> None:
+def test_a_wrong_recipe_names_key_and_cure(
+    tmp_path: Path, path: tuple, value: object, expected: str
+) -> None:
     values = yaml.safe_load(dump_recipe(load_recipe("lab")))
     section = values
     for key in path[:-1]:

@@ -18,7 +18,13 @@ def units_of(text: str) -> np.ndarray:
 
 
 def settings(steps: int, **changes) -> TextToUnitSettings:
-    optimization = {"steps": steps, "learning_rate": 3e-3, "warmup": 10, "precision": "no", "save_every_s": 1e9}
+    optimization = {
+        "steps": steps,
+        "learning_rate": 3e-3,
+        "warmup": 10,
+        "precision": "no",
+        "save_every_s": 1e9,
+    }
     shape = {"hidden_size": 32, "layers": 1, "heads": 2, "feed_forward": 64, "tokens_per_batch": 60}
     return TextToUnitSettings(**(shape | changes), optimization=Optimization(**optimization))
 
@@ -34,5 +40,7 @@ def trained(pairs, tmp_path_factory):
     """(model, summary, folder of the metrics log)."""
     torch.set_num_threads(1)
     work = tmp_path_factory.mktemp("text_to_unit")
-    model, summary = train_text_to_unit(pairs, UNIT_COUNT, settings(300), work, inventory_id="feed", seed=1)
+    model, summary = train_text_to_unit(
+        pairs, UNIT_COUNT, settings(300), work, inventory_id="feed", seed=1
+    )
     return model, summary, work

@@ -12,7 +12,14 @@ from benchmarks.instructions import _by_library
 from speechgpt_lib.text_to_unit.beam_search import Search, beam_search
 from speechgpt_lib.units.sequence import merge
 
-TEXTS = ["the dog is red", "a", "where is the horse", "two birds and a dog", "red", "the old dog and the old horse and two birds"]
+TEXTS = [
+    "the dog is red",
+    "a",
+    "where is the horse",
+    "two birds and a dog",
+    "red",
+    "the old dog and the old horse and two birds",
+]
 
 
 def test_hypotheses_are_the_librarys(trained) -> None:
@@ -24,13 +31,17 @@ def test_hypotheses_are_the_librarys(trained) -> None:
 def test_one_beam_takes_the_likeliest(trained) -> None:
     """Step by step, without a cache."""
     model = trained[0]
-    units = slice(model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count)
+    units = slice(
+        model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count
+    )
     for text in TEXTS[:3]:
         source, ids = torch.tensor([model.vocabulary.encode_text(text)]), [model.vocabulary.begin]
         limit = model._limit(source.shape[1])
         with torch.inference_mode():
             while len(ids) <= limit:
-                logits = model.model(input_ids=source, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                logits = model.model(
+                    input_ids=source, decoder_input_ids=torch.tensor([ids]), use_cache=False
+                ).logits[0, -1]
                 allowed = torch.full_like(logits, -torch.inf)
                 allowed[units] = logits[units]
                 if len(ids) > 1:
@@ -38,7 +49,10 @@ def test_one_beam_takes_the_likeliest(trained) -> None:
                 if (token := int(allowed.argmax())) == model.vocabulary.end:
                     break
                 ids.append(token)
-        assert merge(model.vocabulary.units_in(ids))[0].tolist() == model.generate([text], beams=1)[0].tolist()
+        assert (
+            merge(model.vocabulary.units_in(ids))[0].tolist()
+            == model.generate([text], beams=1)[0].tolist()
+        )
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
@@ -55,7 +69,9 @@ def test_the_books_of_a_search() -> None:
     """Two beams over three tokens, by hand: 9 ends a hypothesis."""
     search = Search(0, 10, [0.0, -np.inf])
     search.advance([(-1.0, 0, 4), (-2.0, 0, 5), (-3.0, 0, 9), (-np.inf, 1, 4)], 2, 9)
-    assert search.tokens == [[4, 5]] and not search.finished, "an end below the beams is no hypothesis"
+    assert search.tokens == [[4, 5]] and not search.finished, (
+        "an end below the beams is no hypothesis"
+    )
     search.advance([(-1.5, 1, 6), (-1.6, 0, 9), (-1.7, 0, 7), (-2.0, 1, 4)], 2, 9)
     assert search.finished == [(-0.8, [4])]
     search.advance([(-1.8, 0, 9), (-2.5, 1, 9), (-2.6, 1, 4), (-3.0, 0, 4)], 2, 9)
@@ -66,6 +82,17 @@ def test_the_books_of_a_search() -> None:
 def test_other_models_are_not_searched() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
     with pytest.raises(TypeError, match="T5"):
-        beam_search(model, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), [3], 2, slice(3, 5), 1, 2)
+        beam_search(
+            model,
+            torch.zeros(1, 1, dtype=torch.long),
+            torch.ones(1, 1, dtype=torch.bool),
+            [3],
+            2,
+            slice(3, 5),
+            1,
+            2,
+        )

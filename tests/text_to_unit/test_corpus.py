@@ -28,13 +28,18 @@ def corpus(tmp_path: Path) -> Path:
     rows[4]["durations"] = [1] * 1500
     write_table(tmp_path / "units-x" / "units", rows[:500], rows[500:])
     (tmp_path / "units-x" / "inventory").mkdir()
-    write_json(tmp_path / "units-x" / "inventory" / "inventory.json", {"id": INVENTORY, "clusters": UNIT_COUNT})
+    write_json(
+        tmp_path / "units-x" / "inventory" / "inventory.json",
+        {"id": INVENTORY, "clusters": UNIT_COUNT},
+    )
     return tmp_path / "units-x"
 
 
 def settings(steps: int = 6):
     found = load_recipe("smoke").text_to_unit
-    return found.model_copy(update={"optimization": found.optimization.model_copy(update={"steps": steps})})
+    return found.model_copy(
+        update={"optimization": found.optimization.model_copy(update={"steps": steps})}
+    )
 
 
 def test_pairs_are_in_spoken_form_and_held_out_by_sentence(corpus: Path) -> None:
@@ -52,7 +57,10 @@ def test_training_resumes_and_the_model_speaks_written_text(corpus: Path, tmp_pa
     facts = train_on_units([corpus], settings(), tmp_path / "m", device="cpu", say=said.append)
     assert facts["pairs"] + facts["held_out"] == 898 and facts["held_out_unit_error_rate"] > 0
     model = TextToUnit.load(tmp_path / "m", INVENTORY)
-    assert model.generate(["Sentence 7!"])[0].tolist() == model.generate(["SENTENCE SEVEN"])[0].tolist()
+    assert (
+        model.generate(["Sentence 7!"])[0].tolist()
+        == model.generate(["SENTENCE SEVEN"])[0].tolist()
+    )
     assert model.refuses("?!")
     again = train_on_units([corpus], settings(), tmp_path / "m", device="cpu", say=said.append)
     assert again == facts and said[-1].endswith("finished already")
@@ -63,7 +71,9 @@ def test_training_resumes_and_the_model_speaks_written_text(corpus: Path, tmp_pa
 @pytest.mark.slow
 def test_the_command_line(corpus: Path, tmp_path: Path, speechgpt) -> None:
     out = tmp_path / "m"
-    done = speechgpt("text-to-unit", "train", corpus, "-o", out, "--recipe", "smoke", "--device", "cpu", "--json")
+    done = speechgpt(
+        "text-to-unit", "train", corpus, "-o", out, "--recipe", "smoke", "--device", "cpu", "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["inventory"] == INVENTORY
     done = speechgpt("text-to-unit", "generate", "Sentence 7!", "it is so", "--text-to-unit", out)
@@ -74,13 +84,26 @@ def test_the_command_line(corpus: Path, tmp_path: Path, speechgpt) -> None:
 
 
 @pytest.mark.slow
-def test_the_published_model_from_the_command_line(reference: Path, tmp_path: Path, speechgpt) -> None:
+def test_the_published_model_from_the_command_line(
+    reference: Path, tmp_path: Path, speechgpt
+) -> None:
     files = reference / "fixtures" / "fairseq" / "text2unit"
-    command = ("text-to-unit", "import", files / "text2unit.pt", files / "spm.model", "--inventory", "feed", "-o", tmp_path / "m")
+    command = (
+        "text-to-unit",
+        "import",
+        files / "text2unit.pt",
+        files / "spm.model",
+        "--inventory",
+        "feed",
+        "-o",
+        tmp_path / "m",
+    )
     done = speechgpt(*command, "--dictionary", files / "binary" / "dict.unit.txt", "--json")
     assert json.loads(done.stdout)["units"] == 50, done.stderr
     wanted = json.loads((files / "expected.json").read_text())["sentences"][2]
-    done = speechgpt("text-to-unit", "generate", wanted["text"], "--text-to-unit", tmp_path / "m", "--json")
+    done = speechgpt(
+        "text-to-unit", "generate", wanted["text"], "--text-to-unit", tmp_path / "m", "--json"
+    )
     found = json.loads(done.stdout)
     assert " ".join(f"<{unit}>" for unit in found["units"][0]) == wanted["translate"]
     assert np.array(found["units"][0]).max() < 50

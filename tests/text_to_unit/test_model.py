@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.text_to_unit.model import END, FIRST_UNIT, PAD, PairLoss, PairVocabulary, build_model, pad_rows, train_tokenizer
+from speechgpt_lib.text_to_unit.model import (
+    END,
+    FIRST_UNIT,
+    PAD,
+    PairLoss,
+    PairVocabulary,
+    build_model,
+    pad_rows,
+    train_tokenizer,
+)
 from tests.text_to_unit.conftest import UNIT_COUNT, settings
 
 
@@ -23,7 +32,9 @@ def test_units_are_ids_by_arithmetic(vocabulary):
 
 
 def test_text_is_spelled_when_no_pieces_are_asked_for(vocabulary):
-    assert len(vocabulary.encode_text("the cat")) == len("the cat") + 2  # a blank before the first word, the end marker
+    assert (
+        len(vocabulary.encode_text("the cat")) == len("the cat") + 2
+    )  # a blank before the first word, the end marker
     assert vocabulary.encode_text(" the\n cat ") == vocabulary.encode_text("the cat")
     assert max(vocabulary.encode_text("the dog a cat")) < vocabulary.size
 
@@ -33,7 +44,10 @@ def test_more_pieces_make_shorter_texts(vocabulary):
     assert len(words.encode_text("the dog")) < len(vocabulary.encode_text("the dog"))
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "no text"), (" \n", "no text"), ("the Dog!", "never saw in training: ! D")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no text"), (" \n", "no text"), ("the Dog!", "never saw in training: ! D")],
+)
 def test_texts_that_cannot_be_spoken(vocabulary, text, message):
     with pytest.raises(UserError, match=message):
         vocabulary.encode_text(text)
@@ -59,7 +73,10 @@ def test_the_first_guess_is_an_even_pace(vocabulary):
 
 def test_padding_changes_no_loss(vocabulary):
     model = PairLoss(build_model(settings(1), vocabulary, 2.0, seed=0)).eval()
-    rows = [(vocabulary.encode_text(t), vocabulary.encode_units(np.array(u))) for t, u in [("a", [1]), ("the dog", [2, 3, 4, 5])]]
+    rows = [
+        (vocabulary.encode_text(t), vocabulary.encode_units(np.array(u)))
+        for t, u in [("a", [1]), ("the dog", [2, 3, 4, 5])]
+    ]
     with torch.no_grad():
         together = model(pad_rows([s for s, _ in rows], PAD), pad_rows([t for _, t in rows], PAD))
         alone = [model(torch.tensor([s]), torch.tensor([t])) for s, t in rows]

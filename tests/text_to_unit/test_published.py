@@ -25,7 +25,9 @@ def files(reference: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(files: Path) -> TextToUnit:
-    return from_fairseq(files / "text2unit.pt", files / "spm.model", "feed", files / "binary" / "dict.unit.txt")
+    return from_fairseq(
+        files / "text2unit.pt", files / "spm.model", "feed", files / "binary" / "dict.unit.txt"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +52,23 @@ def test_best_beams_are_fairseqs(model: TextToUnit, sentences: list[dict], batch
 
 
 def test_its_own_number_of_beams_is_the_releases(model: TextToUnit, sentences: list[dict]) -> None:
-    assert list(map(written, model.generate([s["text"] for s in sentences]))) == [s["translate"] for s in sentences]
+    assert list(map(written, model.generate([s["text"] for s in sentences]))) == [
+        s["translate"] for s in sentences
+    ]
 
 
 def test_save_and_load(model: TextToUnit, sentences: list[dict], tmp_path: Path) -> None:
     model.save(tmp_path / "m")
     loaded = TextToUnit.load(tmp_path / "m", "feed")
     texts = [s["text"] for s in sentences]
-    assert [u.tolist() for u in loaded.generate(texts)] == [u.tolist() for u in model.generate(texts)]
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.safetensors", "spm.model", "text_to_unit.json"]
+    assert [u.tolist() for u in loaded.generate(texts)] == [
+        u.tolist() for u in model.generate(texts)
+    ]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "model.safetensors",
+        "spm.model",
+        "text_to_unit.json",
+    ]
     with pytest.raises(UserError, match="inventory"):
         TextToUnit.load(tmp_path / "m", "other")
 
@@ -89,11 +99,23 @@ def _load(path: Path) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["model"].pop("decoder.layers.1.fc2.weight"), "lacks decoder.layers.1.fc2.weight"),
+        (
+            lambda c: c["model"].pop("decoder.layers.1.fc2.weight"),
+            "lacks decoder.layers.1.fc2.weight",
+        ),
         (lambda c: c["model"].update({"decoder.extra": torch.zeros(1)}), "holds decoder.extra"),
-        (lambda c: c["model"].update({"decoder.layers.0.fc1.bias": torch.zeros(3)}), r"shape \(3,\), expected \(64,\)"),
-        (lambda c: c["cfg"]["model"].update(encoder_normalize_before=True), "encoder_normalize_before=True"),
-        (lambda c: c["cfg"]["model"].update(share_all_embeddings=False), "share_all_embeddings=False"),
+        (
+            lambda c: c["model"].update({"decoder.layers.0.fc1.bias": torch.zeros(3)}),
+            r"shape \(3,\), expected \(64,\)",
+        ),
+        (
+            lambda c: c["cfg"]["model"].update(encoder_normalize_before=True),
+            "encoder_normalize_before=True",
+        ),
+        (
+            lambda c: c["cfg"]["model"].update(share_all_embeddings=False),
+            "share_all_embeddings=False",
+        ),
         (lambda c: c["cfg"]["model"].pop("encoder_embed_dim"), "without encoder_embed_dim"),
         (lambda c: c.pop("cfg"), "neither cfg.model nor args"),
         (lambda c: c.pop("model"), "expected a `model`"),
@@ -104,9 +126,14 @@ def test_other_models_are_refused(files: Path, tmp_path: Path, change, message: 
         from_fairseq(changed(files, tmp_path, change), files / "spm.model", "feed")
 
 
-def test_older_files_keep_their_configuration_in_args(files: Path, tmp_path: Path, sentences: list[dict]) -> None:
+def test_older_files_keep_their_configuration_in_args(
+    files: Path, tmp_path: Path, sentences: list[dict]
+) -> None:
     path = changed(files, tmp_path, lambda c: c.update(args=c.pop("cfg")["model"]))
-    assert written(from_fairseq(path, files / "spm.model", "feed").generate([sentences[2]["text"]])[0]) == sentences[2]["translate"]
+    assert (
+        written(from_fairseq(path, files / "spm.model", "feed").generate([sentences[2]["text"]])[0])
+        == sentences[2]["translate"]
+    )
 
 
 def test_files_of_two_models_are_refused(files: Path, tmp_path: Path) -> None:
@@ -132,7 +159,12 @@ def test_a_pickle_that_would_run_code_is_refused(files: Path, tmp_path: Path) ->
 
 
 def test_no_sentencepiece_models(tmp_path: Path) -> None:
-    for name, content in {"empty": b"", "text": b"hello", "page": b"<html>", "pointer": b"version https://git-lfs"}.items():
+    for name, content in {
+        "empty": b"",
+        "text": b"hello",
+        "page": b"<html>",
+        "pointer": b"version https://git-lfs",
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError):
             load_vocabulary(tmp_path / name)

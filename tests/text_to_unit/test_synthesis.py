@@ -10,7 +10,14 @@ from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from tests.text_to_unit.conftest import UNIT_COUNT
 
-TEXTS = ["the dog is red", "a", "where is the horse", "two birds and a dog", "red", "the old dog and the old horse and two birds"]
+TEXTS = [
+    "the dog is red",
+    "a",
+    "where is the horse",
+    "two birds and a dog",
+    "red",
+    "the old dog and the old horse and two birds",
+]
 
 
 @pytest.fixture
@@ -35,7 +42,9 @@ def test_batched_is_one_by_one(trained, beams):
 def test_batched_is_one_by_one_where_answers_are_cut_off(short_limits, beams):
     alone = [short_limits.generate([text], beams)[0].tolist() for text in TEXTS]
     assert [units.tolist() for units in short_limits.generate(TEXTS, beams)] == alone
-    assert all(len(units) <= 16 + 0.2 * (len(text) + 2) for units, text in zip(alone, TEXTS, strict=True))
+    assert all(
+        len(units) <= 16 + 0.2 * (len(text) + 2) for units, text in zip(alone, TEXTS, strict=True)
+    )
 
 
 def test_answers_are_merged_units_and_never_empty(trained):
@@ -59,7 +68,9 @@ def test_save_and_load(trained, tmp_path):
     model.save(tmp_path / "model")
     loaded = TextToUnit.load(tmp_path / "model", "feed")
     assert (loaded.inventory, loaded.rate) == ("feed", model.rate)
-    assert [u.tolist() for u in loaded.generate(TEXTS)] == [u.tolist() for u in model.generate(TEXTS)]
+    assert [u.tolist() for u in loaded.generate(TEXTS)] == [
+        u.tolist() for u in model.generate(TEXTS)
+    ]
 
 
 def test_units_of_another_inventory_are_refused(trained, tmp_path):
@@ -76,8 +87,12 @@ def test_a_folder_without_a_model(tmp_path):
 def test_settings_of_another_version_are_refused(trained, tmp_path):
     trained[0].save(tmp_path)
     facts = read_json(tmp_path / "text_to_unit.json")
-    write_json(tmp_path / "text_to_unit.json", facts | {"settings": facts["settings"] | {"wings": 2}})
-    with pytest.raises(UserError, match="does not describe a text-to-unit model .*wings.*: run its step again"):
+    write_json(
+        tmp_path / "text_to_unit.json", facts | {"settings": facts["settings"] | {"wings": 2}}
+    )
+    with pytest.raises(
+        UserError, match="does not describe a text-to-unit model .*wings.*: run its step again"
+    ):
         TextToUnit.load(tmp_path)
 
 

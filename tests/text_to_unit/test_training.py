@@ -23,8 +23,12 @@ def test_learns_four_pairs_exactly(trained, pairs):
 def test_a_stopped_run_ends_in_the_same_weights(pairs, tmp_path):
     def run(work, on_log=None):
         short = settings(12, dropout=0.1)
-        short = short.model_copy(update={"optimization": short.optimization.model_copy(update={"log_every": 1})})
-        return train_text_to_unit(pairs, UNIT_COUNT, short, work, inventory_id="feed", seed=3, on_log=on_log)
+        short = short.model_copy(
+            update={"optimization": short.optimization.model_copy(update={"log_every": 1})}
+        )
+        return train_text_to_unit(
+            pairs, UNIT_COUNT, short, work, inventory_id="feed", seed=3, on_log=on_log
+        )
 
     def stop(row):
         if row["step"] == 7:
@@ -80,7 +84,10 @@ def test_processes_share_each_batch(encoded):
     ("pairs", "message"),
     [
         ([], "no pairs"),
-        ([("a dog", units_of("a dog")), ("a cat", np.array([], dtype=np.int64))], "'a cat' has no units"),
+        (
+            [("a dog", units_of("a dog")), ("a cat", np.array([], dtype=np.int64))],
+            "'a cat' has no units",
+        ),
         ([("", units_of("a"))], "no text to speak"),
         ([("a dog", np.array([3, UNIT_COUNT]))], "out of range"),
         ([("a dog", np.arange(1100) % UNIT_COUNT)], "1101 units, the model reads 1024"),
@@ -93,4 +100,11 @@ def test_pairs_that_cannot_be_learned(pairs, message, tmp_path):
 
 def test_published_weights_are_not_trained_over(pairs, tmp_path):
     with pytest.raises(UserError, match="text2unit.pt"):
-        train_text_to_unit(pairs, UNIT_COUNT, settings(1, pretrained="text2unit.pt"), tmp_path, inventory_id="feed", seed=0)
+        train_text_to_unit(
+            pairs,
+            UNIT_COUNT,
+            settings(1, pretrained="text2unit.pt"),
+            tmp_path,
+            inventory_id="feed",
+            seed=0,
+        )

@@ -39,7 +39,14 @@ def main(folder: str, steps: str, processes: str, stop_at: str, settings: str) -
     optimization = few_steps(int(steps), learning_rate=3e-3, **json.loads(settings))
     try:
         options = {"seed": 0, "world_size": int(processes), "on_log": stop}
-        train({"model": CausalLoss(model)}, step_function, batch_at, optimization, Path(folder), **options)
+        train(
+            {"model": CausalLoss(model)},
+            step_function,
+            batch_at,
+            optimization,
+            Path(folder),
+            **options,
+        )
     except KeyboardInterrupt:
         return
     if int(os.environ.get("RANK", 0)) == 0:

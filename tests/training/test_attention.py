@@ -16,9 +16,12 @@ IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])
 
 
 @pytest.mark.parametrize(
-    ("device", "packed", "expected"), [("cpu", False, "eager"), ("cpu", True, NAME), ("cuda", False, "sdpa"), ("mps", True, "sdpa")]
+    ("device", "packed", "expected"),
+    [("cpu", False, "eager"), ("cpu", True, NAME), ("cuda", False, "sdpa"), ("mps", True, "sdpa")],
 )
-def test_the_device_decides_and_the_fused_one_comes_back(device: str, packed: bool, expected: str) -> None:
+def test_the_device_decides_and_the_fused_one_comes_back(
+    device: str, packed: bool, expected: str
+) -> None:
     model = tiny_language_model(tiny_vocabulary())
     with pytest.raises(ZeroDivisionError), training_attention(model, device, packed=packed):
         assert model.config._attn_implementation == expected
@@ -31,7 +34,9 @@ def test_what_is_not_installed_is_named() -> None:
     if find_spec("flash_attn"):
         pytest.skip("flash_attn is installed here")
     with (
-        pytest.raises(UserError, match="attention: flash_attention_2 can't be had here.*attention: auto"),
+        pytest.raises(
+            UserError, match="attention: flash_attention_2 can't be had here.*attention: auto"
+        ),
         training_attention(model, "cpu", "flash_attention_2"),
     ):
         pass

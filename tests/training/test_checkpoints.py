@@ -13,7 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.training.checkpoints import load_checkpoint, load_module, save_checkpoint, save_module
+from speechgpt_lib.training.checkpoints import (
+    load_checkpoint,
+    load_module,
+    save_checkpoint,
+    save_module,
+)
 from tests.builders import files_limited_to
 
 
@@ -46,7 +51,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no state": lambda path: (path / "state.json").unlink(),
     "empty state": lambda path: (path / "state.json").write_text("{}"),
     "a list for a state": lambda path: (path / "state.json").write_text("[]"),
-    "a step in words": lambda path: (path / "state.json").write_text((path / "state.json").read_text().replace("9", '"nine"', 1)),
+    "a step in words": lambda path: (path / "state.json").write_text(
+        (path / "state.json").read_text().replace("9", '"nine"', 1)
+    ),
 }
 
 
@@ -58,9 +65,14 @@ def test_weights_and_optimizer_come_back_exactly(tmp_path: Path) -> None:
     other = fresh(5.0)
     restored = torch.optim.AdamW(other.parameters())
     assert load_checkpoint(tmp_path, {"m": other}, {"o": restored}) == 1
-    for pair in ((model, optimizer), (other, restored)):  # the next update shows whether the moments came along
+    for pair in (
+        (model, optimizer),
+        (other, restored),
+    ):  # the next update shows whether the moments came along
         one_update(*pair)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_without_a_checkpoint_training_starts_at_0_as_it_is(tmp_path: Path) -> None:
@@ -92,7 +104,9 @@ def test_when_all_are_damaged_training_starts_at_0(tmp_path: Path) -> None:
 
 def test_a_checkpoint_half_written_by_a_kill_is_not_seen(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 5, {"m": fresh()}, {})
-    (tmp_path / ".step_00000009.x1" / "step_00000009").mkdir(parents=True)  # where `atomic_path` writes
+    (tmp_path / ".step_00000009.x1" / "step_00000009").mkdir(
+        parents=True
+    )  # where `atomic_path` writes
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_checkpoint(tmp_path, {"m": fresh()}, {}) == 5
@@ -101,9 +115,14 @@ def test_a_checkpoint_half_written_by_a_kill_is_not_seen(tmp_path: Path) -> None
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     model = nn.Linear(100, 100)
     save_checkpoint(tmp_path, 5, {"m": model}, {})
-    with files_limited_to(20_000), pytest.raises(UserError, match="could not write .*step_00000009"):
+    with (
+        files_limited_to(20_000),
+        pytest.raises(UserError, match="could not write .*step_00000009"),
+    ):
         save_checkpoint(tmp_path, 9, {"m": model}, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"] and load_checkpoint(tmp_path, {"m": model}, {}) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"] and load_checkpoint(
+        tmp_path, {"m": model}, {}
+    ) == 5
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -133,7 +152,9 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
     save_module(first, tmp_path / "w.safetensors")
     assert list(load_file(tmp_path / "w.safetensors")) == ["table.weight"]
     load_module(second, tmp_path / "w.safetensors")
-    assert second.output.weight is second.table.weight and torch.equal(second.output.weight, first.table.weight)
+    assert second.output.weight is second.table.weight and torch.equal(
+        second.output.weight, first.table.weight
+    )
 
 
 def test_equal_weights_that_are_not_tied_are_all_saved(tmp_path: Path) -> None:
@@ -147,7 +168,9 @@ def test_weights_of_another_shape_or_none_are_refused_by_name(tmp_path: Path) ->
     save_module(nn.Linear(4, 2, bias=False), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"weight has shape \(2, 4\), this model expects \(1, 4\)"):
         load_module(nn.Linear(4, 1, bias=False), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="does not fit this model: missing .*0.weight.*unexpected .*weight"):
+    with pytest.raises(
+        UserError, match="does not fit this model: missing .*0.weight.*unexpected .*weight"
+    ):
         load_module(nn.Sequential(nn.Linear(4, 2, bias=False)), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="absent.safetensors are missing"):
         load_module(fresh(), tmp_path / "absent.safetensors")

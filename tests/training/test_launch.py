@@ -31,9 +31,13 @@ from speechgpt_lib.training.loop import read_metrics, train
 def new_run(path: Path, steps: int) -> Run:
     """A run whose text model is trained for `steps` steps in fp32, every one of them logged."""
     recipe = load_recipe("smoke", seed=3)
-    optimization = recipe.language_model.optimization.model_copy(update={"steps": steps, "precision": "no", "log_every": 1})
+    optimization = recipe.language_model.optimization.model_copy(
+        update={"steps": steps, "precision": "no", "log_every": 1}
+    )
     changed = recipe.language_model.model_copy(update={"optimization": optimization})
-    return Run.create(path, recipe.model_copy(update={"language_model": changed}), say=lambda line: None)
+    return Run.create(
+        path, recipe.model_copy(update={"language_model": changed}), say=lambda line: None
+    )
 
 
 def metrics_of(run: Run) -> list[dict]:
@@ -51,7 +55,9 @@ def test_what_a_command_prints_is_said_and_its_exit_code_returned(tmp_path: Path
 
 def test_the_reason_is_a_workers_own_words_before_the_launchers(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("[rank1]: RuntimeError: connection closed\nerror: the loss became nan\nx.ChildFailedError: \n")
+    log.write_text(
+        "[rank1]: RuntimeError: connection closed\nerror: the loss became nan\nx.ChildFailedError: \n"
+    )
     assert launch._reason(log) == "the loss became nan"
     log.write_text("Traceback …\n[rank0]: KeyError: 'x'\nx.ChildFailedError: \n")
     assert launch._reason(log) == "KeyError: 'x'"
@@ -72,7 +78,9 @@ def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pids[0])
 
 
-def test_an_interrupt_amid_the_start_leaves_nothing(tmp_path: Path, monkeypatch, hears_interrupts) -> None:
+def test_an_interrupt_amid_the_start_leaves_nothing(
+    tmp_path: Path, monkeypatch, hears_interrupts
+) -> None:
     started, popen = [], subprocess.Popen
 
     def interrupted(*arguments, **options):
@@ -82,7 +90,9 @@ def test_an_interrupt_amid_the_start_leaves_nothing(tmp_path: Path, monkeypatch,
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        launch.supervise([sys.executable, "-c", "import time; time.sleep(600)"], print, tmp_path / "log")
+        launch.supervise(
+            [sys.executable, "-c", "import time; time.sleep(600)"], print, tmp_path / "log"
+        )
     assert started[0].returncode is not None
 
 
@@ -117,15 +127,21 @@ def test_a_follower_takes_part_and_keeps_nothing(tmp_path: Path) -> None:
     followed = run.as_worker(rank=1, world_size=2).step("05_part/model", make, settings={})
     assert seen == ["half way"] and followed.metrics == {"loss": 1.0}
     partial = run.path / "05_part" / "model.partial"
-    assert (partial / "checkpoints" / "step_1" / "state").read_text() == "half way" and not (partial / "result").exists()
+    assert (partial / "checkpoints" / "step_1" / "state").read_text() == "half way" and not (
+        partial / "result"
+    ).exists()
     assert run.find("05_part/model") is None
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
-def test_a_log_is_followed_row_by_row_however_it_is_written(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+def test_a_log_is_followed_row_by_row_however_it_is_written(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
     work, told = tmp_path_factory.mktemp("work"), []
     lines = "".join(json.dumps({"step": k, "loss": 1 / k}) + "\n" for k in range(1, 15))
-    (work / "metrics.jsonl").write_text('{"step": 99, "loss": 5.0}\n')  # of an earlier attempt with other settings
+    (work / "metrics.jsonl").write_text(
+        '{"step": 99, "loss": 5.0}\n'
+    )  # of an earlier attempt with other settings
     (work / "key").write_text("old")
     follower = launch.Follower(told.append, work)
     follower.look()
@@ -156,9 +172,13 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for alone, together in zip(metrics_of(one), metrics_of(two), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], abs=1e-4)
-    ours, theirs = (load_file(run.require(pipeline.TEXT_MODEL).path / "model.safetensors") for run in (one, two))
+    ours, theirs = (
+        load_file(run.require(pipeline.TEXT_MODEL).path / "model.safetensors") for run in (one, two)
+    )
     # Adam divides by the size of a gradient: where that is all rounding, so is the direction of the update.
-    close = [torch.isclose(ours[name], theirs[name], atol=1e-4).float().mean().item() for name in ours]
+    close = [
+        torch.isclose(ours[name], theirs[name], atol=1e-4).float().mean().item() for name in ours
+    ]
     assert ours.keys() == theirs.keys() and min(close) > 0.99
     assert two.find(pipeline.TEXT_MODEL).key == one.find(pipeline.TEXT_MODEL).key
     assert not list(two.path.glob("*/*.partial"))
@@ -167,9 +187,24 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) -> None:
     run = new_run(tmp_path / "run", steps=2)
-    command = [sys.executable, "-m", "speechgpt_lib.training.worker", "text_model", str(run.path), "2"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.startswith("error: this training was meant for 2 process(es) but runs in 1")
+    command = [
+        sys.executable,
+        "-m",
+        "speechgpt_lib.training.worker",
+        "text_model",
+        str(run.path),
+        "2",
+    ]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: this training was meant for 2 process(es) but runs in 1"
+    )
     assert run.find(pipeline.TEXT_MODEL) is None
 
 
@@ -179,14 +214,20 @@ def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.P
     program = f"{imports}; train_step(Run.open({str(run.path)!r}), 'text_model', processes=2)"
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hear_interrupts
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
     )
     log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while len(read_metrics(log)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     below = psutil.Process(process.pid).children(recursive=True)
-    assert len([p for p in below if "speechgpt_lib.training.worker" in p.cmdline()]) == 3, "a launcher and two workers"
+    assert len([p for p in below if "speechgpt_lib.training.worker" in p.cmdline()]) == 3, (
+        "a launcher and two workers"
+    )
     return process, below
 
 
@@ -197,15 +238,21 @@ def hear_interrupts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_no_orphan(tmp_path: Path, root: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_a_checkpoint_and_no_orphan(
+    tmp_path: Path, root: Path, number: signal.Signals
+) -> None:
     run = new_run(tmp_path / "run", steps=100_000)
     process, below = training_tree(run, root)
     process.send_signal(number)
     _, errors = process.communicate(timeout=90)
-    assert process.returncode in (-number, 1), errors.decode()[-2000:]  # 1: a library took over how Ctrl-C ends the interpreter
+    assert process.returncode in (-number, 1), errors.decode()[
+        -2000:
+    ]  # 1: a library took over how Ctrl-C ends the interpreter
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive
-    saved = [p.name for p in (run.path / f"{pipeline.TEXT_MODEL}.partial" / "checkpoints").glob("step_*")]
+    saved = [
+        p.name for p in (run.path / f"{pipeline.TEXT_MODEL}.partial" / "checkpoints").glob("step_*")
+    ]
     assert len(saved) == 1 and int(saved[0].removeprefix("step_")) >= 3
 
 
@@ -214,6 +261,9 @@ def test_a_killed_launcher_leaves_no_orphan(tmp_path: Path, root: Path) -> None:
     process, below = training_tree(new_run(tmp_path / "run", steps=100_000), root)
     next(p for p in below if "torch.distributed.run" in p.cmdline()).kill()
     _, errors = process.communicate(timeout=90)
-    assert process.returncode == 1 and b"UserError: training text_model in 2 processes ended with exit code -9: " in errors
+    assert (
+        process.returncode == 1
+        and b"UserError: training text_model in 2 processes ended with exit code -9: " in errors
+    )
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive

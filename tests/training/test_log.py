@@ -45,9 +45,27 @@ def events_of(folder: Path) -> list[Event]:
 
 
 def test_tensorboard_gets_what_the_lines_hold(tmp_path: Path) -> None:
-    train({"model": fresh()}, step_function, batch_at, few_steps(3), tmp_path, seed=0, flops_per_token=1e6)
+    train(
+        {"model": fresh()},
+        step_function,
+        batch_at,
+        few_steps(3),
+        tmp_path,
+        seed=0,
+        flops_per_token=1e6,
+    )
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    assert rows[0].keys() >= {"loss", "lr", "grad_norm", "accuracy", "tokens", "tokens_per_second", "mfu", "memory_mb", "seconds_left"}
+    assert rows[0].keys() >= {
+        "loss",
+        "lr",
+        "grad_norm",
+        "accuracy",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "memory_mb",
+        "seconds_left",
+    }
     found: dict[int, dict[str, float]] = {}
     for event in events_of(tmp_path / BOARD):
         for value in event.summary.value:
@@ -70,8 +88,14 @@ def test_tokens_add_up_over_steps_parts_and_stops(tmp_path: Path) -> None:
     expected = [2 * sum(10 + k for k in range(step + 1)) for step in range(6)]
     assert [row["tokens"] for row in read_metrics(tmp_path / "metrics.jsonl")] == expected
     assert summary["tokens"] == expected[-1] and summary["resumed_from"] == 3
-    starts = [event.step for event in events_of(tmp_path / BOARD) if event.session_log.status == SessionLog.START]
-    assert starts == [1, 4], "TensorBoard forgets what was logged beyond the checkpoint from here on"
+    starts = [
+        event.step
+        for event in events_of(tmp_path / BOARD)
+        if event.session_log.status == SessionLog.START
+    ]
+    assert starts == [1, 4], (
+        "TensorBoard forgets what was logged beyond the checkpoint from here on"
+    )
 
 
 def test_so_many_tokens_are_the_end(tmp_path: Path) -> None:
@@ -86,17 +110,36 @@ def test_so_many_tokens_are_the_end(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        train({"model": stopped}, step_function, batch_at, settings, tmp_path / "stopped", seed=0, on_log=stop)
+        train(
+            {"model": stopped},
+            step_function,
+            batch_at,
+            settings,
+            tmp_path / "stopped",
+            seed=0,
+            on_log=stop,
+        )
     stopped = fresh()
-    assert train({"model": stopped}, step_function, batch_at, settings, tmp_path / "stopped", seed=0)["steps"] == 4
+    assert (
+        train({"model": stopped}, step_function, batch_at, settings, tmp_path / "stopped", seed=0)[
+            "steps"
+        ]
+        == 4
+    )
     assert torch.equal(whole.weight, stopped.weight)
 
 
-def test_mfu_is_the_share_of_the_measured_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speechgpt_lib.training.log.matmul_peak", lambda device, precision, threads: 1e9)
+def test_mfu_is_the_share_of_the_measured_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "speechgpt_lib.training.log.matmul_peak", lambda device, precision, threads: 1e9
+    )
     clock = iter([0.0, 2.0, 3.0])
     monkeypatch.setattr("speechgpt_lib.training.log.time.perf_counter", lambda: next(clock))
-    log = MetricsLog(tmp_path / "metrics.jsonl", Accelerator(cpu=True), 0, 0, few_steps(4), flops_per_token=1e6)
+    log = MetricsLog(
+        tmp_path / "metrics.jsonl", Accelerator(cpu=True), 0, 0, few_steps(4), flops_per_token=1e6
+    )
     first, second = log.write(1, {}, 100), log.write(2, {}, 400)
     assert (first["tokens_per_second"], first["mfu"]) == (50, pytest.approx(0.05))
     assert (second["tokens_per_second"], second["mfu"]) == (300, pytest.approx(0.3))

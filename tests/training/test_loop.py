@@ -19,7 +19,13 @@ from torch import nn
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.training.checkpoints import save_module
-from speechgpt_lib.training.loop import MATRICES, learning_rate_at, make_optimizers, read_metrics, train
+from speechgpt_lib.training.loop import (
+    MATRICES,
+    learning_rate_at,
+    make_optimizers,
+    read_metrics,
+    train,
+)
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 
@@ -44,20 +50,30 @@ def test_learning_rate_warms_up_holds_and_decays() -> None:
     settings = few_steps(100, learning_rate=1.0, warmup=10, hold=0.4, floor=0.1)
     rates = [learning_rate_at(step, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[40] == 1.0
-    assert all(a >= b for a, b in zip(rates[40:], rates[41:], strict=False)) and rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[40:], rates[41:], strict=False)) and rates[
+        -1
+    ] == pytest.approx(0.1)
 
 
 @given(st.integers(1, 300), st.integers(0, 60), st.floats(0, 0.95), st.floats(0, 1), st.data())
-def test_learning_rate_stays_between_floor_and_full(steps: int, warmup: int, hold: float, floor: float, data: st.DataObject) -> None:
+def test_learning_rate_stays_between_floor_and_full(
+    steps: int, warmup: int, hold: float, floor: float, data: st.DataObject
+) -> None:
     settings = few_steps(steps, learning_rate=0.3, warmup=warmup, hold=hold, floor=floor)
     step = data.draw(st.integers(0, steps - 1))
     rate, after = learning_rate_at(step, settings), learning_rate_at(step + 1, settings)
     assert 0 < rate <= 0.3 or floor == 0
     if warmup <= step <= hold * steps:
         assert rate == 0.3
-    if step >= max(warmup, hold * steps):  # beyond warm-up and plateau: down in a straight line, and never below the floor
+    if step >= max(
+        warmup, hold * steps
+    ):  # beyond warm-up and plateau: down in a straight line, and never below the floor
         straight = max(floor, (1 - step / steps) / (1 - hold)) * 0.3
-        assert rate == pytest.approx(min(0.3, straight)) and after <= rate + 1e-12 and rate >= floor * 0.3 - 1e-12
+        assert (
+            rate == pytest.approx(min(0.3, straight))
+            and after <= rate + 1e-12
+            and rate >= floor * 0.3 - 1e-12
+        )
 
 
 def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
@@ -71,7 +87,9 @@ def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
     settings = few_steps(5, learning_rate=0.05, warmup=3, clip=0.5)
     model, plain = fresh(), fresh()
     train({"model": model}, weighted, batch_at, settings, tmp_path, seed=0)
-    optimizer = torch.optim.AdamW(plain.parameters(), betas=settings.betas, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), betas=settings.betas, weight_decay=settings.weight_decay
+    )
     rows = read_metrics(tmp_path / "metrics.jsonl")
     for step in range(5):
         x, y = batch_at(step, 0, 1)
@@ -84,19 +102,33 @@ def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
         assert rows[step]["loss"] == pytest.approx(loss.item(), rel=1e-4)
         assert rows[step]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
         assert rows[step]["lr"] == pytest.approx(learning_rate_at(step, settings), abs=1e-6)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-6)
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_training_learns_and_logs_every_step(tmp_path: Path) -> None:
     model = fresh()
-    summary = train({"model": model}, step_function, batch_at, few_steps(60, learning_rate=0.1), tmp_path, seed=0)
+    summary = train(
+        {"model": model},
+        step_function,
+        batch_at,
+        few_steps(60, learning_rate=0.1),
+        tmp_path,
+        seed=0,
+    )
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 61)) and rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    assert [row["step"] for row in rows] == list(range(1, 61)) and rows[-1]["loss"] < 0.3 * rows[0][
+        "loss"
+    ]
     assert summary["steps"] == 60 and summary["resumed_from"] == 0
 
 
 @pytest.mark.parametrize("matrix_learning_rate", [None, 0.02])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, matrix_learning_rate: float | None) -> None:
+def test_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, matrix_learning_rate: float | None
+) -> None:
     whole, halves = fresh(), fresh()
     settings = few_steps(20, learning_rate=0.01, matrix_learning_rate=matrix_learning_rate)
     train({"model": whole}, step_function, batch_at, settings, tmp_path / "whole", seed=3)
@@ -107,29 +139,59 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, matrix_learnin
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 7; run it again to resume"):
-        train({"model": halves}, step_function, batch_at, settings, tmp_path / "halves", seed=3, on_log=interrupt)
+        train(
+            {"model": halves},
+            step_function,
+            batch_at,
+            settings,
+            tmp_path / "halves",
+            seed=3,
+            on_log=interrupt,
+        )
     assert signal.getsignal(signal.SIGTERM) is before
     halves = fresh()
-    summary = train({"model": halves}, step_function, batch_at, settings, tmp_path / "halves", seed=3)
+    summary = train(
+        {"model": halves}, step_function, batch_at, settings, tmp_path / "halves", seed=3
+    )
     assert summary["resumed_from"] == 7
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), halves.state_dict().values(), strict=True))
-    assert [row["step"] for row in read_metrics(tmp_path / "halves" / "metrics.jsonl")] == list(range(1, 21))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), halves.state_dict().values(), strict=True)
+    )
+    assert [row["step"] for row in read_metrics(tmp_path / "halves" / "metrics.jsonl")] == list(
+        range(1, 21)
+    )
 
 
 def test_muon_drives_matrices_between_layers_and_adamw_the_rest() -> None:
-    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "inner": nn.Linear(4, 3), "lm_head": nn.Linear(3, 5)})
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(5, 4), "inner": nn.Linear(4, 3), "lm_head": nn.Linear(3, 5)}
+    )
     model["inner"].bias.requires_grad_(False)
     assert set(make_optimizers([model], few_steps(1))) == {""}
     both = make_optimizers([model], few_steps(1, learning_rate=0.1, matrix_learning_rate=0.3))
-    held = {name: [id(p) for group in o.param_groups for p in group["params"]] for name, o in both.items()}
+    held = {
+        name: [id(p) for group in o.param_groups for p in group["params"]]
+        for name, o in both.items()
+    }
     assert held[MATRICES] == [id(model["inner"].weight)]
-    assert held[""] == [id(p) for p in (model["table"].weight, model["lm_head"].weight, model["lm_head"].bias)]
+    assert held[""] == [
+        id(p) for p in (model["table"].weight, model["lm_head"].weight, model["lm_head"].bias)
+    ]
     assert both[MATRICES].param_groups[0]["scale"] == pytest.approx(3.0)
 
 
 def to_the_end(folder: Path, on_log=None) -> bytes:
     model = fresh()
-    train({"model": model}, step_function, batch_at, few_steps(40, save_every_s=0.01), folder, seed=1, on_log=on_log)
+    train(
+        {"model": model},
+        step_function,
+        batch_at,
+        few_steps(40, save_every_s=0.01),
+        folder,
+        seed=1,
+        on_log=on_log,
+    )
     save_module(model, folder / "final.safetensors")
     return (folder / "final.safetensors").read_bytes()
 
@@ -146,9 +208,15 @@ to_the_end(Path(sys.argv[1]), lambda row: time.sleep(0.05))
 def test_killed_with_sigkill_it_ends_in_the_same_weights(tmp_path: Path, root: Path) -> None:
     killed = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": str(root)}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], cwd=root, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(killed)], cwd=root, env=environment
+    )
     deadline = time.monotonic() + 120
-    while not list(killed.glob("checkpoints/step_*")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(killed.glob("checkpoints/step_*"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.kill()
     assert process.wait(30) == -signal.SIGKILL and not (killed / "final.safetensors").exists()
@@ -169,11 +237,15 @@ def test_two_phases_drive_their_own_modules(tmp_path: Path) -> None:
 
     drive = {"first": ["a"], "second": ["b"]}
     train(modules, phases, batch_at, few_steps(2, weight_decay=0.0), tmp_path, seed=0, phases=drive)
-    assert torch.equal(modules["b"].weight, fresh().weight) and not torch.equal(modules["a"].weight, fresh().weight)
+    assert torch.equal(modules["b"].weight, fresh().weight) and not torch.equal(
+        modules["a"].weight, fresh().weight
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_and_spares_the_last_good_weights(tmp_path: Path, bad: float) -> None:
+def test_a_loss_that_is_not_finite_stops_and_spares_the_last_good_weights(
+    tmp_path: Path, bad: float
+) -> None:
     def explode(phase, modules, batch, step):
         loss, weight, metrics = step_function(phase, modules, batch, step)
         return (loss * bad if step == 3 else loss), weight, metrics
@@ -182,14 +254,27 @@ def test_a_loss_that_is_not_finite_stops_and_spares_the_last_good_weights(tmp_pa
     with pytest.raises(UserError, match="loss of model became (nan|inf) at step 4.*learning rate"):
         train({"model": fresh()}, explode, batch_at, settings, tmp_path / "bad", seed=0)
     cured, whole = fresh(), fresh()
-    assert train({"model": cured}, step_function, batch_at, settings, tmp_path / "bad", seed=0)["resumed_from"] == 3
+    assert (
+        train({"model": cured}, step_function, batch_at, settings, tmp_path / "bad", seed=0)[
+            "resumed_from"
+        ]
+        == 3
+    )
     train({"model": whole}, step_function, batch_at, settings, tmp_path / "whole", seed=0)
     assert torch.equal(cured.weight, whole.weight)
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="meant for 2 process.*runs in 1"):
-        train({"model": fresh()}, step_function, batch_at, few_steps(1), tmp_path, seed=0, world_size=2)
+        train(
+            {"model": fresh()},
+            step_function,
+            batch_at,
+            few_steps(1),
+            tmp_path,
+            seed=0,
+            world_size=2,
+        )
 
 
 def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
@@ -224,11 +309,20 @@ def test_parts_one_after_the_other_are_the_whole_batch(tmp_path: Path, accumulat
     for count in (1, accumulation):
         model = fresh()
         folder = tmp_path / str(count)
-        train({"model": model}, weighted, batch_at, few_steps(6, learning_rate=0.05, accumulation=count), folder, seed=0)
+        train(
+            {"model": model},
+            weighted,
+            batch_at,
+            few_steps(6, learning_rate=0.05, accumulation=count),
+            folder,
+            seed=0,
+        )
         logs.append(read_metrics(folder / "metrics.jsonl"))
         weights.append(model.weight.detach().clone())
     for one, several in zip(*logs, strict=True):
-        assert several["loss"] == pytest.approx(one["loss"], abs=1e-5) and several["grad_norm"] == pytest.approx(one["grad_norm"], abs=1e-5)
+        assert several["loss"] == pytest.approx(one["loss"], abs=1e-5) and several[
+            "grad_norm"
+        ] == pytest.approx(one["grad_norm"], abs=1e-5)
     assert torch.allclose(*weights, atol=1e-6)
 
 
@@ -247,7 +341,11 @@ def test_the_error_names_the_rows(tmp_path: Path) -> None:
     def broken(phase, modules, batch, step):
         x, y = batch
         loss = (modules["model"](x) - y).square().sum()
-        return loss * (float("nan") if step == 1 and torch.equal(x, batch_at(1, 1, 2)[0]) else 1.0), 4, {}
+        return (
+            loss * (float("nan") if step == 1 and torch.equal(x, batch_at(1, 1, 2)[0]) else 1.0),
+            4,
+            {},
+        )
 
     asked = []
 
@@ -255,15 +353,29 @@ def test_the_error_names_the_rows(tmp_path: Path) -> None:
         asked.append((step, rank, world_size))
         return "row asr-00012 (57 tokens)"
 
-    with pytest.raises(UserError, match=r"at step 2 in .* \(row asr-00012 \(57 tokens\)\); the last good"):
-        train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0, name_rows=name_rows)
+    with pytest.raises(
+        UserError, match=r"at step 2 in .* \(row asr-00012 \(57 tokens\)\); the last good"
+    ):
+        train(
+            {"model": fresh()},
+            broken,
+            batch_at,
+            few_steps(4, accumulation=2),
+            tmp_path,
+            seed=0,
+            name_rows=name_rows,
+        )
     assert asked == [(1, 1, 2)]
 
 
 def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path) -> None:
     def steep(phase, modules, batch, step):
         loss = modules["model"](batch[0]).square().sum()
-        return loss + (0 * loss).sqrt() if step == 2 else loss, 4, {}  # the square root of 0 has an infinite slope
+        return (
+            loss + (0 * loss).sqrt() if step == 2 else loss,
+            4,
+            {},
+        )  # the square root of 0 has an infinite slope
 
     model = fresh()
     with pytest.raises(UserError, match="gradient of model became nan at step 3"):
@@ -278,9 +390,17 @@ def test_a_batch_that_finds_no_memory_says_what_to_change(tmp_path: Path) -> Non
         return step_function(phase, modules, batch, step)
 
     settings = few_steps(5, save_every_s=1e-6)
-    with pytest.raises(UserError, match="batch of step 3 does not fit into memory.*tokens_per_batch.*checkpointing.*sharding"):
+    with pytest.raises(
+        UserError,
+        match="batch of step 3 does not fit into memory.*tokens_per_batch.*checkpointing.*sharding",
+    ):
         train({"model": fresh()}, greedy, batch_at, settings, tmp_path, seed=0)
-    assert train({"model": fresh()}, step_function, batch_at, settings, tmp_path, seed=0)["resumed_from"] == 2
+    assert (
+        train({"model": fresh()}, step_function, batch_at, settings, tmp_path, seed=0)[
+            "resumed_from"
+        ]
+        == 2
+    )
 
 
 @pytest.mark.slow
@@ -297,7 +417,9 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
             return loss, weight, {}
 
         def ids_at(step, rank, world_size):
-            return torch.randint(3, 300, (4, 16 + step), generator=torch.Generator().manual_seed(step))
+            return torch.randint(
+                3, 300, (4, 16 + step), generator=torch.Generator().manual_seed(step)
+            )
 
         train({"model": model}, score, ids_at, few_steps(3, compile=compiled), folder, seed=0)
         logs.append([row["loss"] for row in read_metrics(folder / "metrics.jsonl")])
@@ -317,9 +439,17 @@ def test_a_clock_that_runs_out_stops_and_saves(tmp_path: Path) -> None:
             train({"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0)
         else:
             with pytest.raises(KeyboardInterrupt, match=f"after step {turn + 1}"):
-                train({"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0)
+                train(
+                    {"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0
+                )
     assert torch.equal(whole.weight, model.weight)
-    assert [row["step"] for row in read_metrics(tmp_path / "short" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_metrics(tmp_path / "short" / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_the_log_says_how_long_it_will_take(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ def test_batches_are_the_same_and_come_early():
     batches = Prefetched(batch_at, ahead=2)
     assert batches(10, 1, 3) == (10, 1, 3)
     assert ready.wait(10), "steps 11 and 12 should be made meanwhile"
-    assert [batches(step, 1, 3) for step in range(11, 20)] == [(step, 1, 3) for step in range(11, 20)]
+    assert [batches(step, 1, 3) for step in range(11, 20)] == [
+        (step, 1, 3) for step in range(11, 20)
+    ]
     assert sorted(made) == sorted(set(made)), "no batch is made twice"
 
 

@@ -19,12 +19,33 @@ ROOT = Path(__file__).parents[2]
 FULL = {"sharding": "full"}
 
 
-def run(folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL) -> list[dict]:
+def run(
+    folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL
+) -> list[dict]:
     """Train in so many processes; returns the metrics log of the folder."""
-    worker = ["-m", "tests.training.sharded_worker", str(folder), str(steps), str(processes), str(stop_at), json.dumps(settings)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    worker = [
+        "-m",
+        "tests.training.sharded_worker",
+        str(folder),
+        str(steps),
+        str(processes),
+        str(stop_at),
+        json.dumps(settings),
+    ]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *launcher, *worker], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *launcher, *worker],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return read_metrics(folder / "metrics.jsonl")
 

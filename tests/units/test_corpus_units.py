@@ -33,12 +33,16 @@ def corpus(tmp_path_factory):
     lines = []
     for k in range(10):
         name = f"84-121550-{k:04d}"
-        soundfile.write(chapter / f"{name}.flac", 0.3 * noise(6000 + 1500 * ((3 * k) % 10), k), 16_000)
+        soundfile.write(
+            chapter / f"{name}.flac", 0.3 * noise(6000 + 1500 * ((3 * k) % 10), k), 16_000
+        )
         lines.append(f"{name} SENTENCE NUMBER {k}")
     (chapter / "84-121550.trans.txt").write_text("\n".join(lines) + "\n")
     root = base / "root" / "LibriSpeech"
     prepare("librispeech", root, base / "table", shard_size=3)
-    broken = chapter / "84-121550-0004.flac"  # after the table was made: the extraction meets it first
+    broken = (
+        chapter / "84-121550-0004.flac"
+    )  # after the table was made: the extraction meets it first
     broken.write_bytes(broken.read_bytes()[:900])
     inventory = base / "inventory"
     inventory.mkdir()
@@ -47,7 +51,9 @@ def corpus(tmp_path_factory):
 
 
 def extract(corpus, out, settings=None, max_bad_share=0.2, **options) -> dict:
-    return extract_corpus(*corpus, out, settings or Extraction(), max_bad_share=max_bad_share, **options)
+    return extract_corpus(
+        *corpus, out, settings or Extraction(), max_bad_share=max_bad_share, **options
+    )
 
 
 def hashes(folder) -> dict[str, str]:
@@ -61,16 +67,24 @@ def test_units_are_those_of_each_file_alone(corpus, tmp_path):
     assert summary["utterances"] == len(rows) == 9 and summary["shards"] == "4 of 4"
     for k in (0, 3, 9):
         row = rows[f"84-121550-{k:04d}"]
-        wave = soundfile.read(corpus[1] / "dev-clean" / "84" / "121550" / f"{row.id}.flac", dtype="float32")[0]
+        wave = soundfile.read(
+            corpus[1] / "dev-clean" / "84" / "121550" / f"{row.id}.flac", dtype="float32"
+        )[0]
         assert row.units.tolist() == inventory.encode(wave)[0].tolist()
-        assert (row.text.lower(), row.voice, row.split) == (f"sentence number {k}", "84", "dev-clean")
+        assert (row.text.lower(), row.voice, row.split) == (
+            f"sentence number {k}",
+            "84",
+            "dev-clean",
+        )
     assert read_json(tmp_path / "units" / "summary.json") == summary
 
 
 def test_a_broken_file_is_in_quarantine_with_its_reason(corpus, tmp_path):
     summary = extract(corpus, tmp_path)
     bad = pyarrow.parquet.read_table(tmp_path / "quarantine-00001.parquet").to_pylist()
-    assert summary["bad"] == 1 and [(row["id"], row["reason"]) for row in bad] == [("84-121550-0004", "truncated")]
+    assert summary["bad"] == 1 and [(row["id"], row["reason"]) for row in bad] == [
+        ("84-121550-0004", "truncated")
+    ]
 
 
 def test_too_many_bad_files_are_an_error_after_the_work_is_saved(corpus, tmp_path):
@@ -88,7 +102,9 @@ def test_processes_and_jobs_of_an_array_give_the_same_files(corpus, tmp_path):
     assert first["shards"] == "2 of 4" and not (tmp_path / "jobs" / "summary.json").exists()
     extract(corpus, tmp_path / "jobs", shards=slice(0, None, 2))
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "jobs")
-    assert sum(told) == pytest.approx(sum((6000 + 1500 * ((3 * k) % 10)) / 16_000 for k in range(10)))
+    assert sum(told) == pytest.approx(
+        sum((6000 + 1500 * ((3 * k) % 10)) / 16_000 for k in range(10))
+    )
 
 
 def test_what_is_there_is_kept_and_what_is_missing_made(corpus, tmp_path):
@@ -109,9 +125,15 @@ def test_killed_and_started_again_the_files_are_the_same(corpus, tmp_path):
         "corpus_units.write_units = lambda *a, **k: (make(*a, **k), time.sleep(0.5))\n"
         "corpus_units.extract_corpus(*map(Path, sys.argv[1:]), encode.Extraction(), max_bad_share=0.2)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, (*corpus, tmp_path / "killed"))])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, (*corpus, tmp_path / "killed"))]
+    )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("units-*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "killed").glob("units-*.parquet"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -179,7 +201,9 @@ def test_real_speech_of_four_corpora_in_batches_equals_one_by_one(reference, tmp
     inventory.save(folder)
     prepare(name, root, tmp_path / "table", decode=True)
     segments = list(iterate_table(tmp_path / "table"))
-    summary = extract_corpus(tmp_path / "table", root, folder, tmp_path / "units", Extraction(batch_s=60.0))
+    summary = extract_corpus(
+        tmp_path / "table", root, folder, tmp_path / "units", Extraction(batch_s=60.0)
+    )
     assert summary["utterances"] == len(segments) > 0 and summary["bad"] == 0
     rows = {row.id: row for row in read_units(tmp_path / "units", inventory.id)}
     different = 0

@@ -22,14 +22,20 @@ def inventory() -> UnitInventory:
 
 
 def items_of(*lengths: int) -> list[Item]:
-    return [Item({"id": str(k)}, n / 16_000, lambda n=n, k=k: noise(n, k)) for k, n in enumerate(lengths)]
+    return [
+        Item({"id": str(k)}, n / 16_000, lambda n=n, k=k: noise(n, k))
+        for k, n in enumerate(lengths)
+    ]
 
 
 @given(st.lists(st.floats(0.025, 60)), st.floats(1, 100))
 def test_batches_hold_every_utterance_once_and_keep_to_the_budget(seconds, budget):
     batches = plan_batches(seconds, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(seconds)))
-    assert all(len(batch) == 1 or len(batch) * max(seconds[i] for i in batch) <= budget for batch in batches)
+    assert all(
+        len(batch) == 1 or len(batch) * max(seconds[i] for i in batch) <= budget
+        for batch in batches
+    )
 
 
 @pytest.mark.parametrize("batch_s", [0.01, 0.5, 2.0, 100.0])
@@ -39,7 +45,10 @@ def test_rows_come_in_order_with_the_units_of_each_alone(inventory, batch_s):
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"] and not bad
     for row, item in zip(rows, items, strict=True):
         units, durations = inventory.encode(item.read())
-        assert row["units"].tolist() == units.tolist() and row["durations"].tolist() == durations.tolist()
+        assert (
+            row["units"].tolist() == units.tolist()
+            and row["durations"].tolist() == durations.tolist()
+        )
     assert counts.utterances == 5 and counts.bad == 0
     assert counts.frames == sum(row["durations"].sum() for row in rows)
     assert counts.units == sum(len(row["units"]) for row in rows)
@@ -51,7 +60,9 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(inventory):
         raise UserError("x.flac has no samples")
 
     items = items_of(4000, 5000)
-    rows, bad, counts = ShardEncoder(inventory, Extraction()).encode([items[0], Item({"id": "x"}, 1.0, broken), items[1]])
+    rows, bad, counts = ShardEncoder(inventory, Extraction()).encode(
+        [items[0], Item({"id": "x"}, 1.0, broken), items[1]]
+    )
     assert [row["id"] for row in rows] == ["0", "1"]
     assert bad == [{"id": "x", "reason": "unreadable", "detail": "x.flac has no samples"}]
     assert (counts.utterances, counts.bad) == (2, 1)
@@ -62,7 +73,10 @@ def test_long_audio_is_counted_where_it_is_approximate_or_cut(inventory, monkeyp
     monkeypatch.setattr(encode, "RELEASE_CHUNK", 16_000)
     monkeypatch.setattr("speechgpt_lib.units.long_audio.RELEASE_CHUNK", 16_000)
     items = items_of(16_399, 4000)
-    exact, windowed = (ShardEncoder(inventory, Extraction(batch_s=0.5, attention_limit_s=limit)).encode(items) for limit in (300, 1))
+    exact, windowed = (
+        ShardEncoder(inventory, Extraction(batch_s=0.5, attention_limit_s=limit)).encode(items)
+        for limit in (300, 1)
+    )
     assert (exact[2].approximate, windowed[2].approximate) == (0, 1)
     assert exact[0][0]["units"].tolist() == inventory.encode(items[0].read())[0].tolist()
     release = ShardEncoder(inventory, Extraction(batch_s=50.0, long_audio="release")).encode(items)
@@ -72,7 +86,9 @@ def test_long_audio_is_counted_where_it_is_approximate_or_cut(inventory, monkeyp
 def test_bf16_reports_its_misses(inventory, monkeypatch):
     monkeypatch.setattr(encode, "CHECK_EVERY", 2)
     items = items_of(16_000, 17_000, 18_000)
-    rows, _, counts = ShardEncoder(inventory, Extraction(precision="bf16", batch_s=1.2)).encode(items)
+    rows, _, counts = ShardEncoder(inventory, Extraction(precision="bf16", batch_s=1.2)).encode(
+        items
+    )
     assert counts.checked_frames == 49 + 56  # the first and the third of three batches
     exact = [inventory.kmeans.assign(inventory.features(items[i].read())) for i in (0, 2)]
     found = [np.repeat(rows[i]["units"], rows[i]["durations"]) for i in (0, 2)]

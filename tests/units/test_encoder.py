@@ -23,7 +23,9 @@ from tests.builders import few_steps, noise, smoke_recipe, tiny_inventory
 def test_mfcc_and_encoder_have_the_same_frames(samples: int) -> None:
     wave = noise(2)[:samples]
     inventory = tiny_inventory()
-    assert len(mfcc(torch.from_numpy(wave))) == len(inventory.features(wave)) == frame_count(samples)
+    assert (
+        len(mfcc(torch.from_numpy(wave))) == len(inventory.features(wave)) == frame_count(samples)
+    )
     _, durations = inventory.encode(wave)
     assert durations.sum() == frame_count(samples)
 
@@ -34,10 +36,14 @@ def test_the_inventory_is_named_by_all_it_depends_on(tmp_path: Path) -> None:
     inventory.save(tmp_path / "inventory")
     loaded = UnitInventory.load(tmp_path / "inventory")
     wave = noise(1)
-    assert loaded.id == inventory.id and np.array_equal(loaded.encode(wave)[0], inventory.encode(wave)[0])
+    assert loaded.id == inventory.id and np.array_equal(
+        loaded.encode(wave)[0], inventory.encode(wave)[0]
+    )
     others = {tiny_inventory(layer=2).id, tiny_inventory(seed=1).id, tiny_inventory(clusters=19).id}
     assert len(others | {inventory.id}) == 4
-    KMeansUnits(inventory.kmeans.centroids + 1).save(tmp_path / "inventory" / "centroids.safetensors")
+    KMeansUnits(inventory.kmeans.centroids + 1).save(
+        tmp_path / "inventory" / "centroids.safetensors"
+    )
     with pytest.raises(UserError, match="was changed"):
         UnitInventory.load(tmp_path / "inventory")
     with pytest.raises(UserError, match="aaa.*bbb"):
@@ -57,7 +63,11 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 def test_kmeans_finds_clusters_and_is_repeatable() -> None:
     rng = np.random.default_rng(0)
     centres = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
-    features = [np.concatenate([c + rng.normal(scale=0.1, size=(50, 2)) for c in centres]).astype(np.float32)]
+    features = [
+        np.concatenate([c + rng.normal(scale=0.1, size=(50, 2)) for c in centres]).astype(
+            np.float32
+        )
+    ]
     first, again = (fit_kmeans(features, 3, seed=0) for _ in range(2))
     assert np.array_equal(first.centroids, again.centroids)
     assert len(set(first.assign(centres).tolist())) == 3
@@ -76,7 +86,9 @@ def test_masks_are_spans_of_the_wanted_share() -> None:
 
 
 def test_pretraining_is_repeatable(tmp_path: Path) -> None:
-    settings = smoke_recipe().units.hubert.model_copy(update={"optimization": few_steps(2), "target_clusters": 5})
+    settings = smoke_recipe().units.hubert.model_copy(
+        update={"optimization": few_steps(2), "target_clusters": 5}
+    )
     waves = [noise(2, seed) for seed in range(4)]
     encoders = [pretrain_hubert(waves, settings, tmp_path / str(k), seed=1)[0] for k in range(2)]
     states = [encoder.state_dict() for encoder in encoders]
@@ -90,7 +102,9 @@ def test_extraction_keeps_whole_shards_and_refuses_other_inventories(tmp_path: P
     inventory.save(tmp_path / "inventory")
     plan = plan_corpus(smoke_recipe().corpus, 0)[:4]
     for k in range(2):
-        write_shard(tmp_path / "corpus" / f"utterances-{k:05d}.parquet", map(speak, plan[2 * k : 2 * k + 2]))
+        write_shard(
+            tmp_path / "corpus" / f"utterances-{k:05d}.parquet", map(speak, plan[2 * k : 2 * k + 2])
+        )
     arguments = (tmp_path / "corpus", tmp_path / "inventory", inventory.id, tmp_path / "units")
     facts = extract_units(*arguments, processes=1)
     rows = list(read_units(tmp_path / "units", inventory.id))

@@ -23,8 +23,18 @@ VARIANTS = {
 def make_encoder(variant: str = "base", seed: int = 0) -> HubertModel:
     """A small HuBERT of the published topology whose weights are spread, so that every layer and norm shows."""
     torch.manual_seed(seed)
-    geometry = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "conv_dim": (24,) * 7}
-    config = HubertConfig(**geometry, num_conv_pos_embedding_groups=4, **({"num_conv_pos_embeddings": 32} | VARIANTS[variant]))
+    geometry = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": (24,) * 7,
+    }
+    config = HubertConfig(
+        **geometry,
+        num_conv_pos_embedding_groups=4,
+        **({"num_conv_pos_embeddings": 32} | VARIANTS[variant]),
+    )
     model = HubertModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,7 +60,9 @@ def test_every_layer_equals_transformers(variant):
         expected = model(torch.from_numpy(wave)[None], output_hidden_states=True)
     found = [FeatureEncoder(model, layer)([wave])[0] for layer in range(1, 5)]
     for layer in (1, 2, 3):
-        torch.testing.assert_close(found[layer - 1], expected.hidden_states[layer][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found[layer - 1], expected.hidden_states[layer][0], atol=1e-5, rtol=1e-5
+        )
     with torch.inference_mode():
         last = model.encoder.layer_norm(found[3]) if model.config.do_stable_layer_norm else found[3]
     torch.testing.assert_close(last, expected.last_hidden_state[0], atol=1e-5, rtol=1e-5)
@@ -78,7 +90,9 @@ def test_units_of_a_batch_are_those_of_each_alone(encoder, lengths, seed):
 
 def test_a_neighbour_in_the_batch_leaves_no_trace(encoder):
     features, wave = FeatureEncoder(encoder, 4), noise(6000)
-    quiet, loud = (features([wave, other])[0] for other in (np.zeros(20_000, np.float32), 100 * noise(20_000)))
+    quiet, loud = (
+        features([wave, other])[0] for other in (np.zeros(20_000, np.float32), 100 * noise(20_000))
+    )
     torch.testing.assert_close(quiet, loud, atol=1e-6, rtol=0)
 
 
@@ -90,7 +104,9 @@ def test_the_norm_in_the_convolution_is_group_norm():
     wave = torch.from_numpy(noise(5000) + 3.0)  # an offset, as a cheap microphone adds it
     expected = norm(conv(wave[None, None]))[0].T
     views = windows(wave[None, :, None], 10, 5)
-    found = normed_convolution(views, window_moments(views, [999]), conv.weight[:, 0], norm.weight, norm.bias, norm.eps)
+    found = normed_convolution(
+        views, window_moments(views, [999]), conv.weight[:, 0], norm.weight, norm.bias, norm.eps
+    )
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -103,7 +119,10 @@ def test_waveforms_are_brought_to_unit_variance_where_the_encoder_wants_it():
 
 def test_bf16_is_near_and_comes_back_as_float32(encoder):
     wave = noise(12_000)
-    (exact,), (short,) = FeatureEncoder(encoder, 3)([wave]), FeatureEncoder(encoder, 3, precision="bf16")([wave])
+    (exact,), (short,) = (
+        FeatureEncoder(encoder, 3)([wave]),
+        FeatureEncoder(encoder, 3, precision="bf16")([wave]),
+    )
     assert short.dtype == torch.float32
     assert (short - exact).norm() / exact.norm() < 0.05
 
@@ -115,14 +134,22 @@ def test_the_encoder_itself_is_left_alone(encoder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [({"layer": 5}, "layers 1 to 4"), ({"layer": 0}, "layers 1 to 4"), ({"layer": 1, "precision": "int8"}, "int8")]
+    ("arguments", "words"),
+    [
+        ({"layer": 5}, "layers 1 to 4"),
+        ({"layer": 0}, "layers 1 to 4"),
+        ({"layer": 1, "precision": "int8"}, "int8"),
+    ],
 )
 def test_what_the_encoder_cannot_do_is_refused(encoder, arguments, words):
     with pytest.raises(UserError, match=words):
         FeatureEncoder(encoder, **arguments)
 
 
-@pytest.mark.parametrize("waves", [[], [np.zeros(399, np.float32)], [np.zeros(4000, np.float32), np.zeros(10, np.float32)]])
+@pytest.mark.parametrize(
+    "waves",
+    [[], [np.zeros(399, np.float32)], [np.zeros(4000, np.float32), np.zeros(10, np.float32)]],
+)
 def test_too_short_audio_is_refused(encoder, waves):
     with pytest.raises(UserError, match="too short"):
         FeatureEncoder(encoder, 1)(waves)

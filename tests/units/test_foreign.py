@@ -45,11 +45,19 @@ def as_fairseq(model: HubertModel) -> dict[str, torch.Tensor]:
     """The weights of a HubertModel under fairseq's names."""
     renamed = {}
     for name, tensor in model.state_dict().items():
-        new = name.replace("feature_projection.projection", "post_extract_proj").replace("feature_projection.layer_norm", "layer_norm")
+        new = name.replace("feature_projection.projection", "post_extract_proj").replace(
+            "feature_projection.layer_norm", "layer_norm"
+        )
         new = new.replace("masked_spec_embed", "mask_emb").replace("attention.", "self_attn.")
-        new = new.replace("feed_forward.intermediate_dense", "fc1").replace("feed_forward.output_dense", "fc2")
-        new = new.replace("pos_conv_embed.conv.parametrizations.weight.original0", "pos_conv.0.weight_g")
-        new = new.replace("pos_conv_embed.conv.parametrizations.weight.original1", "pos_conv.0.weight_v")
+        new = new.replace("feed_forward.intermediate_dense", "fc1").replace(
+            "feed_forward.output_dense", "fc2"
+        )
+        new = new.replace(
+            "pos_conv_embed.conv.parametrizations.weight.original0", "pos_conv.0.weight_g"
+        )
+        new = new.replace(
+            "pos_conv_embed.conv.parametrizations.weight.original1", "pos_conv.0.weight_v"
+        )
         new = new.replace("pos_conv_embed.conv", "pos_conv.0")
         if new.startswith("encoder.layers."):
             new = new.replace(".layer_norm", ".self_attn_layer_norm")
@@ -62,8 +70,15 @@ def as_fairseq(model: HubertModel) -> dict[str, torch.Tensor]:
 
 def write(path, model: HubertModel, settings: dict | None = None, /, **changes):
     """A checkpoint as fairseq's trainer lays it out."""
-    weights = as_fairseq(model) | {"final_proj.weight": torch.zeros(2, 32), "label_embs_concat": torch.zeros(5, 2)}
-    state = {"args": None, "cfg": {"model": SETTINGS | (settings or {}), "task": {"normalize": False}}, "model": weights} | changes
+    weights = as_fairseq(model) | {
+        "final_proj.weight": torch.zeros(2, 32),
+        "label_embs_concat": torch.zeros(5, 2),
+    }
+    state = {
+        "args": None,
+        "cfg": {"model": SETTINGS | (settings or {}), "task": {"normalize": False}},
+        "model": weights,
+    } | changes
     torch.save(state, path)
     return path
 
@@ -81,7 +96,9 @@ def test_a_checkpoint_in_fairseqs_layout_gives_the_same_features(tmp_path, varia
     found, normalize = hubert_from_fairseq(write(tmp_path / "x.pt", model, settings))
     assert not normalize
     for layer in (1, 4):
-        torch.testing.assert_close(FeatureEncoder(found, layer)([wave]), FeatureEncoder(model, layer)([wave]))
+        torch.testing.assert_close(
+            FeatureEncoder(found, layer)([wave]), FeatureEncoder(model, layer)([wave])
+        )
 
 
 def test_older_checkpoints_state_their_settings_in_a_namespace(tmp_path):
@@ -168,7 +185,8 @@ def test_front_ends_that_are_no_lists_are_refused(hostile):
 
 # --- transformers -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("preprocessor", "normalize"), [(None, False), ('{"do_normalize": true}', True), ('{"do_normalize": false}', False)]
+    ("preprocessor", "normalize"),
+    [(None, False), ('{"do_normalize": true}', True), ('{"do_normalize": false}', False)],
 )
 def test_a_folder_of_transformers_is_read(tmp_path, preprocessor, normalize):
     model, wave = make_encoder(), noise(8000)
@@ -226,7 +244,16 @@ def test_files_without_centroids_are_named(tmp_path):
     joblib.dump({"x": 1}, tmp_path / "dictionary.bin")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" * 30)
     (tmp_path / "empty").mkdir()
-    for name in ("flat.npy", "nan.npy", "objects.npy", "other.safetensors", "dictionary.bin", "broken.safetensors", "empty", "absent.npy"):
+    for name in (
+        "flat.npy",
+        "nan.npy",
+        "objects.npy",
+        "other.safetensors",
+        "dictionary.bin",
+        "broken.safetensors",
+        "empty",
+        "absent.npy",
+    ):
         with pytest.raises(UserError, match=name.split(".")[0]):
             kmeans_from(tmp_path / name)
 
@@ -234,7 +261,9 @@ def test_files_without_centroids_are_named(tmp_path):
 def test_an_inventory_is_put_together_or_opened(tmp_path):
     model = make_encoder()
     np.save(tmp_path / "km.npy", kmeans_of(5).centroids)
-    made = open_inventory(encoder=str(write(tmp_path / "x.pt", model)), layer=2, kmeans=str(tmp_path / "km.npy"))
+    made = open_inventory(
+        encoder=str(write(tmp_path / "x.pt", model)), layer=2, kmeans=str(tmp_path / "km.npy")
+    )
     folder = tmp_path / "run" / "01_unit_extraction" / "inventory"
     folder.mkdir(parents=True)
     made.save(folder)
@@ -283,7 +312,9 @@ def test_features_are_those_of_fairseq(fixtures):
     wave, odd = (np.load(fixtures / "hubert" / name) for name in ("wav.npy", "wav_odd.npy"))
     assert not normalize
     for layer in (1, 2, 3, 4):
-        np.testing.assert_allclose(FeatureEncoder(model, layer)([wave])[0], expected[f"layer{layer}"], atol=1e-5)
+        np.testing.assert_allclose(
+            FeatureEncoder(model, layer)([wave])[0], expected[f"layer{layer}"], atol=1e-5
+        )
     # in one batch with the other, as well
     both = FeatureEncoder(model, 3)([odd, wave])
     np.testing.assert_allclose(both[0], expected["odd_layer3"], atol=1e-5)
@@ -293,12 +324,21 @@ def test_features_are_those_of_fairseq(fixtures):
 def test_units_are_those_of_fairseq(fixtures, monkeypatch):
     monkeypatch.setattr(long_audio, "RELEASE_CHUNK", 16_000)
     expected = json.loads((fixtures / "kmeans" / "units.json").read_text())
-    encoder, centroids = fixtures / "hubert" / "tiny_mhubert.pt", fixtures / "kmeans" / "tiny_L3_km16.bin"
+    encoder, centroids = (
+        fixtures / "hubert" / "tiny_mhubert.pt",
+        fixtures / "kmeans" / "tiny_L3_km16.bin",
+    )
     inventory = open_inventory(encoder=str(encoder), layer=3, kmeans=str(centroids))
     wave, odd = (np.load(fixtures / "hubert" / name) for name in ("wav.npy", "wav_odd.npy"))
     units, durations = inventory.encode(wave)
     assert units.tolist() == expected["reduced"] and durations.tolist() == expected["durations"]
     assert np.repeat(*inventory.encode(odd)).tolist() == expected["units_odd"]
     chunked = long_audio.encode_long(inventory.feature_encoder, wave, "release")
-    np.testing.assert_allclose(chunked.features, np.load(fixtures / "hubert" / "features.npz")["chunk16000_layer3"], atol=1e-5)
-    assert inventory.kmeans.assign(chunked.features.numpy()).tolist() == expected["units_chunk16000"]
+    np.testing.assert_allclose(
+        chunked.features,
+        np.load(fixtures / "hubert" / "features.npz")["chunk16000_layer3"],
+        atol=1e-5,
+    )
+    assert (
+        inventory.kmeans.assign(chunked.features.numpy()).tolist() == expected["units_chunk16000"]
+    )

@@ -28,13 +28,27 @@ def table(tmp_path_factory):
 
 def unit_settings(iterations: int = 1):
     units = smoke_recipe().units
-    hubert = units.hubert.model_copy(update={"iterations": iterations, "optimization": few_steps(2), "target_clusters": 6, "utterances": 6})
-    return units.model_copy(update={"hubert": hubert, "clusters": 8, "layer": 1, "kmeans_frames": 2000})
+    hubert = units.hubert.model_copy(
+        update={
+            "iterations": iterations,
+            "optimization": few_steps(2),
+            "target_clusters": 6,
+            "utterances": 6,
+        }
+    )
+    return units.model_copy(
+        update={"hubert": hubert, "clusters": 8, "layer": 1, "kmeans_frames": 2000}
+    )
 
 
 def test_a_corpus_becomes_an_inventory_and_again_the_same(table, tmp_path):
-    first, second = (train_on_corpus(*table, unit_settings(), tmp_path / name, seed=3) for name in "ab")
-    assert first.id == second.id == UnitInventory.load(tmp_path / "a" / "inventory").id and first.count == 8
+    first, second = (
+        train_on_corpus(*table, unit_settings(), tmp_path / name, seed=3) for name in "ab"
+    )
+    assert (
+        first.id == second.id == UnitInventory.load(tmp_path / "a" / "inventory").id
+        and first.count == 8
+    )
     assert train_on_corpus(*table, unit_settings(), tmp_path / "c", seed=4).id != first.id
 
 
@@ -42,10 +56,18 @@ def test_the_second_iteration_learns_from_the_first(tmp_path):
     waves = [noise(40_000, k) for k in range(4)]
     one, _, _ = train_encoder(waves, unit_settings(1), tmp_path / "one", seed=1)
     two, targets, summary = train_encoder(waves, unit_settings(2), tmp_path / "two", seed=1)
-    assert summary["steps"] == summary["first"]["steps"] == 2 and targets.centroids.shape[1] == 39  # MFCCs: those of the first
-    metrics = [json.loads(line) for line in (tmp_path / "two" / "metrics_second.jsonl").read_text().splitlines()]
+    assert (
+        summary["steps"] == summary["first"]["steps"] == 2 and targets.centroids.shape[1] == 39
+    )  # MFCCs: those of the first
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "two" / "metrics_second.jsonl").read_text().splitlines()
+    ]
     assert [record["step"] for record in metrics] == [1, 2]
-    different = [not np.array_equal(a.detach(), b.detach()) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
+    different = [
+        not np.array_equal(a.detach(), b.detach())
+        for a, b in zip(one.parameters(), two.parameters(), strict=True)
+    ]
     assert any(different)
 
 
@@ -64,6 +86,10 @@ def test_the_grid_has_a_row_for_every_layer_and_number_of_clusters():
     encoder = tiny_inventory().encoder
     phones = [(0.0, 0.5, "a"), (0.5, 1.0, "b")]
     held_out = [(noise(16_000, k), phones, "anna" if k % 2 else "peter") for k in range(8)]
-    rows = list(quality_grid(encoder, [noise(16_000, 50 + k) for k in range(4)], held_out, [2, 4, 10_000], seed=0))
+    rows = list(
+        quality_grid(
+            encoder, [noise(16_000, 50 + k) for k in range(4)], held_out, [2, 4, 10_000], seed=0
+        )
+    )
     assert [(row["layer"], row["clusters"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
     assert all(0 <= row["pnmi"] <= 1 and 0 <= row["speaker_probe"] <= 1 for row in rows)

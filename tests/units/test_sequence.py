@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.units.sequence import check_range, expand, format_units, merge, parse_units, read_unit_stream
+from speechgpt_lib.units.sequence import (
+    check_range,
+    expand,
+    format_units,
+    merge,
+    parse_units,
+    read_unit_stream,
+)
 
 frames = st.lists(st.integers(0, 5), max_size=60)
 
@@ -17,7 +24,11 @@ frames = st.lists(st.integers(0, 5), max_size=60)
 def test_expand_undoes_merge(units: list[int]) -> None:
     merged, durations = merge(units)
     assert expand(merged, durations).tolist() == units
-    assert not (merged[1:] == merged[:-1]).any() and durations.sum() == len(units) and (durations > 0).all()
+    assert (
+        not (merged[1:] == merged[:-1]).any()
+        and durations.sum() == len(units)
+        and (durations > 0).all()
+    )
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=60))
@@ -57,7 +68,11 @@ def test_bad_durations_and_ranges_are_refused() -> None:
         check_range(np.array([3, -1]), 5)
 
 
-@given(st.lists(st.integers(0, 999), min_size=1, max_size=30), st.integers(1, 9), st.sampled_from(["", " ", "\n"]))
+@given(
+    st.lists(st.integers(0, 999), min_size=1, max_size=30),
+    st.integers(1, 9),
+    st.sampled_from(["", " ", "\n"]),
+)
 def test_a_stream_in_any_pieces_gives_the_units(units, size, around):
     text = around + format_units(units) + around
     pieces = [text[k : k + size] for k in range(0, len(text), size)]

@@ -16,7 +16,14 @@ UNITS = 6
 
 @pytest.fixture
 def tiny() -> VocoderSettings:
-    fast = {"betas": (0.8, 0.99), "warmup": 1, "clip": 5.0, "precision": "no", "log_every": 1, "save_every_s": 1e-9}
+    fast = {
+        "betas": (0.8, 0.99),
+        "warmup": 1,
+        "clip": 5.0,
+        "precision": "no",
+        "log_every": 1,
+        "save_every_s": 1e-9,
+    }
     optimization = Optimization(steps=4, learning_rate=3e-3, **fast)
     return VocoderSettings(
         embedding=8,
@@ -50,4 +57,6 @@ def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture
 def vocoder(tiny: VocoderSettings) -> Vocoder:
     torch.manual_seed(0)
-    return Vocoder(UnitGenerator(UNITS, tiny), DurationPredictor(UNITS, tiny.embedding), "inventory-a", tiny)
+    return Vocoder(
+        UnitGenerator(UNITS, tiny), DurationPredictor(UNITS, tiny.embedding), "inventory-a", tiny
+    )

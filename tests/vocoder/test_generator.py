@@ -8,7 +8,9 @@ from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder.generator import UnitGenerator
 
 OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
-SMALL = VocoderSettings(channels=32, embedding=16, optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
+SMALL = VocoderSettings(
+    channels=32, embedding=16, optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION
+)
 
 
 def test_every_frame_becomes_exactly_320_samples():
@@ -92,7 +94,9 @@ def test_each_row_of_a_padded_batch_sounds_as_if_alone(tiny, lengths):
             assert alone.std() > 1e-3
             assert (together[i, : length * 320] - alone).abs().max() <= 1e-5
             if length < max(lengths):
-                assert (careless[i, : length * 320] - alone).abs().max() > 1e-3, "this test would not notice careless padding"
+                assert (careless[i, : length * 320] - alone).abs().max() > 1e-3, (
+                    "this test would not notice careless padding"
+                )
 
 
 def test_speakers_differ(tiny):

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from speechgpt_lib.vocoder.discriminators import Discriminators
-from speechgpt_lib.vocoder.losses import discriminator_loss, feature_matching_loss, generator_loss, reconstruction_loss
+from speechgpt_lib.vocoder.losses import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    reconstruction_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +19,9 @@ def waves() -> torch.Tensor:
 
 def test_the_reconstruction_loss_is_zero_for_the_same_wave_only(waves):
     assert reconstruction_loss(waves, waves) == pytest.approx(0, abs=1e-5)
-    assert reconstruction_loss(-waves, waves) == pytest.approx(0, abs=1e-5)  # the spectrum has no sign
+    assert reconstruction_loss(-waves, waves) == pytest.approx(
+        0, abs=1e-5
+    )  # the spectrum has no sign
     little, much = reconstruction_loss(0.9 * waves, waves), reconstruction_loss(0.3 * waves, waves)
     assert 0 < little < much
 
@@ -34,7 +41,11 @@ def test_losses_of_a_split_batch_add_up(waves):
 
     def losses(part: slice) -> torch.Tensor:
         r, m = judge(real[part]), judge(made[part])
-        parts = [reconstruction_loss(made[part], real[part]), discriminator_loss(r, m), generator_loss(m)]
+        parts = [
+            reconstruction_loss(made[part], real[part]),
+            discriminator_loss(r, m),
+            generator_loss(m),
+        ]
         return torch.stack([*parts, feature_matching_loss(r, m)]).detach()
 
     whole = losses(slice(None))
@@ -48,7 +59,15 @@ def test_discriminators_are_five_periods_and_three_scales_as_published():
     assert [period.period for period in judge.periods] == [2, 3, 5, 7, 11]
     assert [conv.out_channels for conv in judge.periods[0].convs] == [32, 128, 512, 1024, 1024]
     assert len(judge.scales) == 3
-    assert [conv.out_channels for conv in judge.scales[0].convs] == [128, 128, 256, 512, 1024, 1024, 1024]
+    assert [conv.out_channels for conv in judge.scales[0].convs] == [
+        128,
+        128,
+        256,
+        512,
+        1024,
+        1024,
+        1024,
+    ]
     assert [conv.groups for conv in judge.scales[0].convs] == [1, 4, 16, 16, 16, 16, 1]
 
 

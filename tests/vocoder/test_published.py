@@ -27,7 +27,12 @@ CONFIG = {
     "code_hop_size": 320,
     "sampling_rate": 16000,
     "f0": False,
-    "dur_predictor_params": {"encoder_embed_dim": 8, "var_pred_hidden_dim": 6, "var_pred_kernel_size": 3, "var_pred_dropout": 0.5},
+    "dur_predictor_params": {
+        "encoder_embed_dim": 8,
+        "var_pred_hidden_dim": 6,
+        "var_pred_kernel_size": 3,
+        "var_pred_dropout": 0.5,
+    },
 }
 
 
@@ -44,7 +49,11 @@ def tensors_of(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
         found[f"{name}.weight_g"] = 0.5 + torch.rand(shape[0], 1, 1, generator=draw)
         plain(f"{name}.bias", out, scale=0.1)
 
-    width, unit, hidden = config["upsample_initial_channel"], config["embedding_dim"], config["dur_predictor_params"]["var_pred_hidden_dim"]
+    width, unit, hidden = (
+        config["upsample_initial_channel"],
+        config["embedding_dim"],
+        config["dur_predictor_params"]["var_pred_hidden_dim"],
+    )
     plain("dict.weight", config["num_embeddings"], unit)
     if speakers := config.get("num_speakers"):
         plain("spkr.weight", speakers, unit)
@@ -52,7 +61,9 @@ def tensors_of(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
     for i, kernel in enumerate(config["upsample_kernel_sizes"]):
         normed(f"ups.{i}", width // 2, width, width // 2, kernel)
         width //= 2
-        for j, (size, dilations) in enumerate(zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)):
+        for j, (size, dilations) in enumerate(
+            zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)
+        ):
             for part in ("convs1", "convs2"):
                 for k in range(len(dilations)):
                     normed(f"resblocks.{3 * i + j}.{part}.{k}", width, width, width, size)
@@ -71,13 +82,18 @@ def tensors_of(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
 def written(folder: Path, config: dict = CONFIG, tensors: dict | None = None) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    torch.save({"generator": tensors_of(config) if tensors is None else tensors}, folder / "vocoder.pt")
+    torch.save(
+        {"generator": tensors_of(config) if tensors is None else tensors}, folder / "vocoder.pt"
+    )
     return folder / "vocoder.pt", folder / "config.json"
 
 
 @pytest.fixture
 def genuine(reference) -> Path:
-    for folder in (reference / "fairseq" / "vocoder", reference / "fixtures" / "fairseq" / "vocoder"):
+    for folder in (
+        reference / "fairseq" / "vocoder",
+        reference / "fixtures" / "fairseq" / "vocoder",
+    ):
         if folder.is_dir():
             return folder
     pytest.skip("the reference material has no fairseq vocoder")
@@ -89,7 +105,9 @@ def test_it_sounds_as_fairseq_made_it_sound(genuine):
     code = expected["code"]
     assert vocoder.predict_durations(code).tolist() == expected["durations"].tolist()
     assert vocoder.synthesize(code, np.ones_like(code)).shape == expected["wav_no_dur"].shape
-    assert np.abs(vocoder.synthesize(code, np.ones_like(code)) - expected["wav_no_dur"]).max() <= 1e-5
+    assert (
+        np.abs(vocoder.synthesize(code, np.ones_like(code)) - expected["wav_no_dur"]).max() <= 1e-5
+    )
     assert np.abs(vocoder.synthesize(code) - expected["wav_dur"]).max() <= 1e-5
     with_invalid = vocoder.synthesize(expected["code_with_invalid"])
     assert with_invalid.shape == expected["wav_dur_invalid_removed"].shape
@@ -108,7 +126,9 @@ def test_batches_and_streams_sound_as_fairseq_too(genuine):
 
 @pytest.mark.parametrize("speakers", [0, 3])
 def test_it_survives_being_saved(tmp_path, speakers):
-    config = CONFIG | ({"multispkr": "_", "num_speakers": speakers, "model_in_dim": 16} if speakers else {})
+    config = CONFIG | (
+        {"multispkr": "_", "num_speakers": speakers, "model_in_dim": 16} if speakers else {}
+    )
     vocoder = vocoder_from_fairseq(*written(tmp_path, config), "inventory-a")
     vocoder.save(tmp_path / "ours")
     again = Vocoder.load(tmp_path / "ours", "inventory-a")
@@ -122,7 +142,9 @@ def test_it_survives_being_saved(tmp_path, speakers):
     with pytest.raises(UserError, match="all units are negative"):
         again.synthesize([-1, -1])
     if speakers:
-        assert not np.array_equal(again.synthesize([1, 4, 2], speaker="2"), again.synthesize([1, 4, 2], speaker="0"))
+        assert not np.array_equal(
+            again.synthesize([1, 4, 2], speaker="2"), again.synthesize([1, 4, 2], speaker="0")
+        )
         with pytest.raises(UserError, match="knows 0, 1, 2"):
             again.synthesize([1], speaker="nobody")
     else:
@@ -143,9 +165,15 @@ def test_it_survives_being_saved(tmp_path, speakers):
         ({"num_embeddings": 13}, "shape"),
         ({"upsample_rates": [5, 4, 4, 2, 4]}, "multiply to 640"),
         ({"upsample_initial_channel": 64}, "shape"),
-        ({"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 3, 5]] * 2}, "resblocks"),
+        (
+            {"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 3, 5]] * 2},
+            "resblocks",
+        ),
         ({"resblock_kernel_sizes": "wide"}, "does not describe"),
-        ({"dur_predictor_params": {"var_pred_hidden_dim": 6, "var_pred_kernel_size": 5}}, "kernel 5"),
+        (
+            {"dur_predictor_params": {"var_pred_hidden_dim": 6, "var_pred_kernel_size": 5}},
+            "kernel 5",
+        ),
         ({"dur_predictor_params": None}, "dur_predictor_params.var_pred_hidden_dim"),
     ],
 )
@@ -157,7 +185,9 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, changes, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "<html>", "version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "<html>", "version https://git-lfs.github.com/spec/v1\n"]
+)
 def test_a_config_that_is_none_is_refused(tmp_path, text):
     checkpoint, config = written(tmp_path)
     config.write_text(text)
@@ -175,11 +205,20 @@ def test_missing_and_strange_tensors_are_named(tmp_path):
         del tensors[name]
         with pytest.raises(UserError, match=words):
             vocoder_from_fairseq(*written(tmp_path / name, tensors=tensors), "inventory-a")
-    none = {name: tensor for name, tensor in tensors_of(CONFIG).items() if not name.startswith("dur_predictor")}
+    none = {
+        name: tensor
+        for name, tensor in tensors_of(CONFIG).items()
+        if not name.startswith("dur_predictor")
+    }
     with pytest.raises(UserError, match="predicts durations"):
         vocoder_from_fairseq(*written(tmp_path / "none", tensors=none), "inventory-a")
     with pytest.raises(UserError, match="no place"):
-        vocoder_from_fairseq(*written(tmp_path / "more", tensors=tensors_of(CONFIG) | {"f0_embed.weight": torch.zeros(2)}), "inventory-a")
+        vocoder_from_fairseq(
+            *written(
+                tmp_path / "more", tensors=tensors_of(CONFIG) | {"f0_embed.weight": torch.zeros(2)}
+            ),
+            "inventory-a",
+        )
     with pytest.raises(UserError, match="expected a `generator`"):
         vocoder_from_fairseq(*written(tmp_path / "other", tensors={}), "inventory-a")
 
@@ -218,7 +257,9 @@ def test_fairseq_itself_says_the_same(tmp_path, fairseq, speakers):
     """Real fairseq, installed by `make fairseq`; required in CI."""
     from fairseq.models.text_to_speech.codehifigan import CodeGenerator
 
-    config = CONFIG | ({"multispkr": "_", "num_speakers": speakers, "model_in_dim": 16} if speakers else {})
+    config = CONFIG | (
+        {"multispkr": "_", "num_speakers": speakers, "model_in_dim": 16} if speakers else {}
+    )
     checkpoint, config_path = written(tmp_path, config)
     theirs = CodeGenerator(config).eval()
     theirs.load_state_dict(torch.load(checkpoint, weights_only=True)["generator"])
@@ -230,7 +271,9 @@ def test_fairseq_itself_says_the_same(tmp_path, fairseq, speakers):
         name = str(seed) if speakers else None
         with torch.inference_mode():
             fixed = theirs(code=torch.from_numpy(code)[None], **speaker)[0, 0].numpy()
-            timed = theirs(code=torch.from_numpy(code)[None], dur_prediction=True, **speaker)[0, 0].numpy()
+            timed = theirs(code=torch.from_numpy(code)[None], dur_prediction=True, **speaker)[
+                0, 0
+            ].numpy()
         assert np.abs(ours.synthesize(code, np.ones_like(code), speaker=name) - fixed).max() <= 1e-5
         assert ours.synthesize(code, speaker=name).shape == timed.shape
         assert np.abs(ours.synthesize(code, speaker=name) - timed).max() <= 1e-5

@@ -16,9 +16,16 @@ from speechgpt_lib.vocoder.synthesis import Vocoder
 UNITS = 9
 _O = Optimization(steps=1, learning_rate=1e-3)
 GEOMETRIES = {
-    "published, narrow": VocoderSettings(channels=32, embedding=16, optimization=_O, duration_optimization=_O),
+    "published, narrow": VocoderSettings(
+        channels=32, embedding=16, optimization=_O, duration_optimization=_O
+    ),
     "lab, narrow": VocoderSettings(
-        channels=32, embedding=16, resblock_kernels=(3, 7), resblock_dilations=((1,), (3,)), optimization=_O, duration_optimization=_O
+        channels=32,
+        embedding=16,
+        resblock_kernels=(3, 7),
+        resblock_dilations=((1,), (3,)),
+        optimization=_O,
+        duration_optimization=_O,
     ),
     "kernels far longer than rates": VocoderSettings(
         channels=8,
@@ -66,7 +73,9 @@ def test_pieces_together_are_the_whole(speaking, piece):
         last = start + piece >= 61
         made.append(stream(frames[start : start + piece], last))
         expected = 61 * HOP if last else max(0, min(61, start + piece) * HOP - withheld)
-        assert abs(sum(map(len, made)) - expected) < (1 if last else HOP), "sound is withheld longer than needed, or given too early"
+        assert abs(sum(map(len, made)) - expected) < (1 if last else HOP), (
+            "sound is withheld longer than needed, or given too early"
+        )
     assert whole.std() > 1e-3
     assert np.abs(np.concatenate(made) - whole).max() <= 1e-5
 
@@ -84,7 +93,9 @@ def test_nothing_after_what_it_looks_ahead_changes_what_was_said(speaking):
     for seed in range(3):
         rest = np.random.default_rng(seed).integers(0, UNITS, 30)
         with torch.inference_mode():
-            whole = speaking.generator(torch.from_numpy(np.concatenate([first, rest]))[None])[0].numpy()
+            whole = speaking.generator(torch.from_numpy(np.concatenate([first, rest]))[None])[
+                0
+            ].numpy()
         early = GeneratorStream(speaking.generator)(first)
         assert len(early) >= 40 * HOP - withheld
         assert np.abs(early - whole[: len(early)]).max() <= 1e-5
@@ -102,7 +113,9 @@ def test_units_pushed_in_any_portions_sound_as_if_spoken_at_once(portions, speed
         return
     torch.manual_seed(0)
     geometry = GEOMETRIES["lab, narrow"]
-    vocoder = Vocoder(loud(UnitGenerator(UNITS, geometry)), DurationPredictor(UNITS, 16), "inventory-a", geometry)
+    vocoder = Vocoder(
+        loud(UnitGenerator(UNITS, geometry)), DurationPredictor(UNITS, 16), "inventory-a", geometry
+    )
     stream = vocoder.stream(speed=speed, piece=piece)
     pieces = [stream.push(portion) for portion in portions] + [stream.finish()]
     whole = vocoder.synthesize(units, speed=speed)
@@ -119,7 +132,9 @@ def test_the_first_sound_comes_before_the_last_unit(speaking):
     for unit in units:
         heard = np.concatenate([heard, stream.push(unit)])
     assert 0 < len(heard) < len(whole)
-    assert len(whole) - len(heard) <= lookahead(speaking.generator) + HOP * int(speaking.predict_durations(units)[-2:].sum())
+    assert len(whole) - len(heard) <= lookahead(speaking.generator) + HOP * int(
+        speaking.predict_durations(units)[-2:].sum()
+    )
     assert np.abs(np.concatenate([heard, stream.finish()]) - whole).max() <= 1e-4
 
 

@@ -37,11 +37,15 @@ def test_the_discriminators_change_in_the_adversarial_phase_and_only_then(pairs,
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
     assert ["discriminators_loss" in row for row in rows] == [False, False, True, True]
-    assert not same(checkpoint(tmp_path, 2, "discriminators"), checkpoint(tmp_path, 3, "discriminators"))
+    assert not same(
+        checkpoint(tmp_path, 2, "discriminators"), checkpoint(tmp_path, 3, "discriminators")
+    )
     assert not same(checkpoint(tmp_path, 2, "generator"), checkpoint(tmp_path, 3, "generator"))
 
     warm_up = tiny.model_copy(update={"adversarial_from": 1.0})
-    alone, summary = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, warm_up, tmp_path / "alone", seed=0)
+    alone, summary = train_vocoder(
+        SpeechInMemory(pairs, UNITS), UNITS, warm_up, tmp_path / "alone", seed=0
+    )
     assert summary["adversarial_steps"] == 0
     folder = tmp_path / "alone"
     assert same(checkpoint(folder, 2, "discriminators"), checkpoint(folder, 3, "discriminators"))
@@ -65,9 +69,13 @@ def test_without_discriminators_only_they_are_missing(pairs, tiny, tmp_path):
     """It starts from the very state in which they join, and ends as a training in which they never do."""
     speech = SpeechInMemory(pairs, UNITS)
     judged, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "judged", seed=0)
-    alone, summary = train_vocoder(speech, UNITS, tiny, tmp_path / "alone", seed=0, joined_from=tmp_path / "judged")
+    alone, summary = train_vocoder(
+        speech, UNITS, tiny, tmp_path / "alone", seed=0, joined_from=tmp_path / "judged"
+    )
     assert summary["resumed_from"] == 2 and summary["adversarial_steps"] == 0
-    never, _ = train_vocoder(speech, UNITS, tiny.model_copy(update={"adversarial_from": 1.0}), tmp_path / "never", seed=0)
+    never, _ = train_vocoder(
+        speech, UNITS, tiny.model_copy(update={"adversarial_from": 1.0}), tmp_path / "never", seed=0
+    )
     assert torch.equal(weights(alone), weights(never))
     assert not torch.equal(weights(alone), weights(judged))
 
@@ -83,7 +91,9 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
     assert torch.equal(weights(generator), weights(silent))
     samples = tmp_path / "heard" / "samples"
     names = [f"step_{step:06d}" for step in training.sample_steps(tiny)]
-    assert len(names) == 3 and sorted(p.name for p in samples.iterdir()) == sorted(f"{n}.{kind}" for n in names for kind in ("png", "wav"))
+    assert len(names) == 3 and sorted(p.name for p in samples.iterdir()) == sorted(
+        f"{n}.{kind}" for n in names for kind in ("png", "wav")
+    )
     waves = [soundfile.read(samples / f"{name}.wav")[0] for name in names]
     assert all(len(wave) == 3200 for wave in waves)
     assert not np.array_equal(waves[0], waves[-1])
@@ -94,10 +104,16 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
 
     work = tmp_path / "killed"
     (work / "checkpoints").mkdir(parents=True)
-    shutil.copytree(tmp_path / "heard" / "checkpoints" / "step_00000002", work / "checkpoints" / "step_00000002")
-    train_vocoder(speech, UNITS, tiny, work, seed=0, sample=frames)  # killed while it spoke at step 2
+    shutil.copytree(
+        tmp_path / "heard" / "checkpoints" / "step_00000002", work / "checkpoints" / "step_00000002"
+    )
+    train_vocoder(
+        speech, UNITS, tiny, work, seed=0, sample=frames
+    )  # killed while it spoke at step 2
     for name in names[1:]:
-        assert (work / "samples" / f"{name}.wav").read_bytes() == (samples / f"{name}.wav").read_bytes()
+        assert (work / "samples" / f"{name}.wav").read_bytes() == (
+            samples / f"{name}.wav"
+        ).read_bytes()
 
 
 def test_speakers_are_learned_apart(pairs, tiny, tmp_path):
@@ -105,23 +121,32 @@ def test_speakers_are_learned_apart(pairs, tiny, tmp_path):
     quiet = [(units, 0.01 * wave) for units, wave in pairs]
     speech = SpeechInMemory(pairs + quiet, UNITS, ["loud"] * len(pairs) + ["quiet"] * len(quiet))
     assert speech.names == ("loud", "quiet") and speech.speakers.tolist() == [0] * 5 + [1] * 5
-    longer = tiny.optimization.model_copy(update={"steps": 120, "learning_rate": 1e-2, "save_every_s": 60.0})
+    longer = tiny.optimization.model_copy(
+        update={"steps": 120, "learning_rate": 1e-2, "save_every_s": 60.0}
+    )
     settings = tiny.model_copy(update={"optimization": longer, "adversarial_from": 1.0})
     generator, _ = train_vocoder(speech, UNITS, settings, tmp_path, seed=0)
     units = torch.from_numpy(pairs[0][0])[None]
     with torch.inference_mode():
-        loud, soft = (generator(units, torch.tensor([speaker])).square().mean().sqrt() for speaker in (0, 1))
+        loud, soft = (
+            generator(units, torch.tensor([speaker])).square().mean().sqrt() for speaker in (0, 1)
+        )
     assert loud > 2 * soft
 
 
 def test_the_seed_decides_everything(pairs, tiny, tmp_path):
-    runs = [train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / str(i), seed=seed)[0] for i, seed in enumerate((0, 0, 1))]
+    runs = [
+        train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / str(i), seed=seed)[0]
+        for i, seed in enumerate((0, 0, 1))
+    ]
     assert torch.equal(weights(runs[0]), weights(runs[1]))
     assert not torch.equal(weights(runs[0]), weights(runs[2]))
 
 
 def test_training_learns(pairs, tiny, tmp_path):
-    longer = tiny.optimization.model_copy(update={"steps": 40, "learning_rate": 1e-2, "save_every_s": 60.0})
+    longer = tiny.optimization.model_copy(
+        update={"steps": 40, "learning_rate": 1e-2, "save_every_s": 60.0}
+    )
     settings = tiny.model_copy(update={"optimization": longer, "adversarial_from": 1.0})
     train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, settings, tmp_path, seed=0)
     losses = [row["reconstruction"] for row in read_metrics(tmp_path / "metrics.jsonl")]
@@ -142,7 +167,9 @@ def test_durations_are_learned_and_resume_exactly(tiny, tmp_path):
     """Unit u lasts u + 1 frames."""
     rng = np.random.default_rng(0)
     sequences = [(units, units + 1) for units in (rng.permutation(UNITS) for _ in range(20))]
-    longer = tiny.duration_optimization.model_copy(update={"steps": 150, "learning_rate": 2e-2, "save_every_s": 60.0})
+    longer = tiny.duration_optimization.model_copy(
+        update={"steps": 150, "learning_rate": 2e-2, "save_every_s": 60.0}
+    )
     settings = tiny.model_copy(update={"duration_optimization": longer, "embedding": 16})
     predictor, _ = train_durations(sequences, UNITS, settings, tmp_path / "long", seed=0)
     predicted = predictor.predict(torch.arange(UNITS)[None])[0]
