@@ -12,9 +12,7 @@ Splits: `train`, `test` (held-out sentences in known voices), `test_voice` (held
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +20,14 @@ import numpy as np
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import SAMPLE_RATE, synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
-from speechgpt_lib.recipes.schema import CorpusSettings
+from speechgpt_lib.recipes.schema import LabCorpus
+from speechgpt_lib.runs.processes import run_in_processes
 
 RATES = (165, 175, 185)
 LENGTH_STEP = 3200  # samples: waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each length anew
 
 
-def plan_corpus(settings: CorpusSettings, seed: int) -> list[dict]:
+def plan_corpus(settings: LabCorpus, seed: int) -> list[dict]:
     """Every utterance of the corpus without its sound, in a fixed order: a pure function of settings and seed."""
     rng = random.Random(f"lab corpus {seed}")
     plan: list[dict] = []
@@ -80,7 +79,7 @@ def all_answers() -> list[str]:
 
 
 def build_corpus(
-    settings: CorpusSettings, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
+    settings: LabCorpus, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
 ) -> dict:
     """Speak the whole plan into Parquet shards in `folder`; shards that are there already are kept.
 
@@ -101,29 +100,6 @@ def build_corpus(
     }
     voices = sorted({row["voice"] for row in plan})
     return {"utterances": len(plan), "hours": round(seconds / 3600, 3), "voices": voices} | splits
-
-
-def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) -> Iterator:
-    """`map(function, jobs)` in other processes (they don't inherit torch's threads), results in order.
-
-    With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries state from sentence to sentence, so
-    only what a new process says is repeatable.
-    """
-    if not fresh and (processes <= 1 or len(jobs) <= 1):
-        yield from map(function, jobs)
-        return
-    workers = max(1, min(processes, len(jobs)))
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(
-        workers, initializer=_ignore_interrupt, maxtasksperchild=1 if fresh else None
-    ) as pool:
-        yield from pool.imap(function, jobs)
-
-
-def _ignore_interrupt() -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
 
 
 def speak(row: dict) -> Utterance:

@@ -24,18 +24,13 @@ from speechgpt_lib.corpora import (
     vctk,
 )
 from speechgpt_lib.corpora.catalogue import find_corpus
-from speechgpt_lib.corpora.segment_tables import (
-    QUARANTINE,
-    QUARANTINE_SCHEMA,
-    SCHEMA,
-    SUMMARY,
-    write_rows,
-)
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Segment, Skipped, check_segment
 from speechgpt_lib.corpora.sound_files import BadAudio
+from speechgpt_lib.corpora.tables import write_quarantine, write_segments
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 
+Row = Segment | Skipped
 READERS = {
     "librispeech": librispeech.rows,
     "common_voice": common_voice.rows,
@@ -45,7 +40,7 @@ READERS = {
     "vctk": vctk.rows,
 }
 NO_FAULT = {"not_speech"}  # counted, but neither bad nor in quarantine
-SETTINGS = "settings.json"
+SETTINGS, SUMMARY, QUARANTINE = "settings.json", "summary.json", "quarantine.parquet"
 GIVE_UP = 1000  # utterances, all of them bad from the first on: a corpus without its audio, and no need to look at the rest
 
 
@@ -60,6 +55,7 @@ def prepare(
     shard_size: int = 5000,
     workers: int = 1,
     force: bool = False,
+    change: Callable[[Row], Row | None] | None = None,
     say: Callable[[str], None] = lambda line: None,
     **options: object,
 ) -> dict:
@@ -72,6 +68,7 @@ def prepare(
         longest_s: utterances longer than this (s) are `too_long`.
         workers: threads that look at files; they don't change the result.
         force: prepare again what is there (after a repair of the corpus).
+        change: what becomes of each row that the reader gives; None leaves it out.
         options: the reader's own, such as `lower` for GigaSpeech or `whole_files` for Libri-Light.
 
     Raises:
@@ -90,6 +87,7 @@ def prepare(
         key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()
     }
     rows = READERS[corpus](root, split, **options)
+    rows = rows if change is None else filter(None, map(change, rows))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
         raise UserError(
@@ -159,7 +157,7 @@ def _make(
     }
     found |= {"no_fault": Counter(row.reason for row in skipped if row.reason in NO_FAULT)}
     write_json(part, found)
-    write_rows(shard, good, SCHEMA)
+    write_segments(shard, good, root.resolve())
     return found
 
 
@@ -184,7 +182,7 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
         for name, (utterances, seconds) in found["splits"].items():
             before = splits.setdefault(name, [0, 0.0])
             before[0], before[1] = before[0] + utterances, before[1] + seconds
-    write_rows(out / QUARANTINE, _quarantined(parts), QUARANTINE_SCHEMA)
+    write_quarantine(out / QUARANTINE, _quarantined(parts))
     total = counts["utterances"] + counts["bad"]
     share = counts["bad"] / total if total else 0.0
     allowed = max(max_bad_share * total, 1.0 if max_bad_share > 0 else 0.0)
@@ -211,7 +209,7 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
         }
     }
     summary |= {"skipped": dict(sorted(no_fault.items()))}
-    for stale in sorted(out.glob("segments-*.parquet"))[len(parts) :]:  # of a longer list before
+    for stale in sorted(out.glob("utterances-*.parquet"))[len(parts) :]:  # of a longer list before
         stale.unlink()
     for killed in out.glob(".*.parquet.*"):  # temporary folders of writes that were killed
         shutil.rmtree(killed, ignore_errors=True)
@@ -250,7 +248,7 @@ def _same_settings(out: Path, settings: dict) -> None:
 def _clear(out: Path) -> None:
     for name in (SUMMARY, QUARANTINE, SETTINGS):
         (out / name).unlink(missing_ok=True)
-    for shard in out.glob("segments-*.parquet"):
+    for shard in out.glob("utterances-*.parquet"):
         shard.unlink()
     shutil.rmtree(out / "parts", ignore_errors=True)
 
@@ -260,7 +258,7 @@ def _quarantined(parts: Iterable[Path]) -> Iterator[Skipped]:
 
 
 def _shard(out: Path, number: int) -> Path:
-    return out / f"segments-{number:05d}.parquet"
+    return out / f"utterances-{number:05d}.parquet"
 
 
 def _key(block: list[Segment | Skipped]) -> str:

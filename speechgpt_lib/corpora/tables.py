@@ -1,13 +1,18 @@
-"""Utterance tables: Parquet shards of sentences with FLAC audio and phones, written one by one and read as a stream.
+"""The utterance table: Parquet shards of utterances, written one by one and read as a stream, whatever corpus they are of.
 
-Columns: id, text, answer (or ""), kind, voice, rate, pitch, split, seconds, audio (FLAC bytes, 16 kHz mono), phones.
+    utterances-00000.parquet   speech made here: FLAC inside, with its phones
+    NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays where it is
+    NAME/quarantine.parquet         what can't be used of it, each with a reason
+
+All shards have the columns id, text, answer, kind, voice, split and seconds; text and answer are "" where there is none.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,30 +21,37 @@ import pyarrow
 import pyarrow.parquet
 import soundfile
 
+from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
 from speechgpt_lib.corpora.speech import SAMPLE_RATE, Phone
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
 
+TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")
+_TEXT = pyarrow.string()
 _PHONE = pyarrow.struct(
-    [("start", pyarrow.float32()), ("end", pyarrow.float32()), ("label", pyarrow.string())]
+    [("start", pyarrow.float32()), ("end", pyarrow.float32()), ("label", _TEXT)]
 )
-SCHEMA = pyarrow.schema(
-    [(n, pyarrow.string()) for n in ("id", "text", "answer", "kind", "voice")]
-    + [
-        ("rate", pyarrow.int32()),
-        ("pitch", pyarrow.float32()),
-        ("split", pyarrow.string()),
-        ("seconds", pyarrow.float32()),
-    ]
-    + [("audio", pyarrow.binary()), ("phones", pyarrow.list_(_PHONE))]
+SPOKEN_SCHEMA = pyarrow.schema(
+    [(name, _TEXT) for name in ("id", "text", "answer", "kind", "voice")]
+    + [("rate", pyarrow.int32()), ("pitch", pyarrow.float32()), ("split", _TEXT)]
+    + [("seconds", pyarrow.float32()), ("audio", pyarrow.binary())]
+    + [("phones", pyarrow.list_(_PHONE))]
 )
+RECORDED_SCHEMA = pyarrow.schema(
+    [(name, _TEXT) for name in TEXT_COLUMNS]
+    + [("seconds", pyarrow.float64()), ("path", _TEXT), ("start", pyarrow.float64())]
+    + [("end", pyarrow.float64()), ("sample_rate", pyarrow.int32()), ("language", _TEXT)]
+)
+QUARANTINE_SCHEMA = pyarrow.schema([(name, _TEXT) for name in ("path", "id", "reason", "detail")])
+ROW_GROUP = 4096
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One sentence as spoken by one voice; `wave` is float32 (samples,) at 16 kHz, or None when read without audio.
+    """One utterance of one voice; `split` is one of those in `corpus.py`.
 
-    `audio` is the wave as FLAC, kept only where it was read as bytes.
+    `wave` is float32 (samples,) at 16 kHz, `audio` the same as FLAC, both only where they were read.  `path`, relative
+    to `root`, and `start` and `end` in seconds say where recorded speech lies.
     """
 
     id: str
@@ -47,29 +59,75 @@ class Utterance:
     answer: str
     kind: str
     voice: str
-    rate: int
-    pitch: float
     split: str
     seconds: float
+    rate: int = 0
+    pitch: float = 1.0
+    path: str = ""
+    start: float = 0.0
+    end: float | None = None
+    sample_rate: int = SAMPLE_RATE
+    language: str = "en"
+    root: str = ""
     wave: np.ndarray | None = field(default=None, repr=False)
     audio: bytes = field(default=b"", repr=False)
     phones: list[Phone] = field(default_factory=list, repr=False)
 
+    @property
+    def segment(self) -> Segment:
+        """The stretch of a sound file that recorded speech is."""
+        place = (self.id, self.path, self.start, self.end, self.sample_rate, self.text)
+        return Segment(*place, self.voice, self.language, self.split)
+
+    def read(self) -> np.ndarray:
+        """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio where a recording can't be used."""
+        if self.wave is not None:
+            return self.wave
+        return decode(self.audio) if self.audio else read_segment(self.root, self.segment)
+
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Write speech that was made here, with its sound as FLAC."""
     rows = []
     for u in utterances:
         buffer = io.BytesIO()
         soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        phones = [{"start": p.start, "end": p.end, "label": p.label} for p in u.phones]
-        rows.append(
-            {n: getattr(u, n) for n in SCHEMA.names[:9]}
-            | {"audio": buffer.getvalue(), "phones": phones}
-        )
+        columns = {name: getattr(u, name) for name in SPOKEN_SCHEMA.names[:9]}
+        rows.append(columns | {"audio": buffer.getvalue(), "phones": [vars(p) for p in u.phones]})
     with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows, SCHEMA), temporary, compression="none"
-        )
+        table = pyarrow.Table.from_pylist(rows, SPOKEN_SCHEMA)
+        pyarrow.parquet.write_table(table, temporary, compression="none")
+
+
+def write_segments(path: Path, segments: Iterable[Segment], root: Path | str) -> None:
+    """Write recorded utterances, whose files lie below `root`."""
+    rows = (
+        {"id": s.id, "text": s.text or "", "answer": "", "kind": "speech", "voice": s.speaker}
+        | {"split": s.split, "seconds": s.seconds, "path": s.path, "start": s.start, "end": s.end}
+        | {"sample_rate": s.sample_rate, "language": s.language}
+        for s in segments
+    )
+    _write(path, rows, RECORDED_SCHEMA.with_metadata({"root": str(root)}))
+
+
+def write_quarantine(path: Path, skipped: Iterable[Skipped]) -> None:
+    """Write what can't be used."""
+    names = QUARANTINE_SCHEMA.names
+    _write(path, (dict(zip(names, astuple(s), strict=True)) for s in skipped), QUARANTINE_SCHEMA)
+
+
+def read_quarantine(path: Path) -> Iterator[Skipped]:
+    """Stream what `prepare` could not use."""
+    return (Skipped(**row) for row in _stream(path, QUARANTINE_SCHEMA.names, None))
+
+
+def table_shards(folder: Path | str) -> list[Path]:
+    """The shards of an utterance table in order; UserError where there are none."""
+    shards = sorted(Path(folder).glob("**/utterances-*.parquet"))
+    if not shards:
+        made = "run notebook 01_unit_extraction.ipynb or `speechgpt corpora prepare` first"
+        raise UserError(f"no utterance table in {folder}: {made}")
+    return shards
 
 
 def read_utterances(
@@ -77,33 +135,65 @@ def read_utterances(
     audio: bool | Literal["bytes"] = False,
     phones: bool = False,
     where: dict[str, object] | None = None,
-    only: str = "*.parquet",
+    shards: Iterable[Path] | None = None,
 ) -> Iterator[Utterance]:
-    """Stream the utterances of all shards in `folder` in order.
+    """Stream the utterances of a table in order.
 
-    Args:
-        audio, phones: whether to decode them (the other columns cost next to nothing); "bytes" reads audio without decoding it.
-        where: column → value or collection of values to keep.
-        only: pattern for the names of the shards.
+    audio: True reads the sound of each; "bytes" reads what `Utterance.read` needs to get it later.
+    phones: also read them (speech made here only; recordings have none).
+    where: column → value or collection of values to keep.
+    shards: some of `table_shards(folder)`; default all.
     """
-    shards = sorted(Path(folder).glob(only))
-    if not shards:
-        raise UserError(
-            f"no utterance table in {folder}: run notebook 01_unit_extraction.ipynb first"
-        )
-    columns = SCHEMA.names[:9] + ["audio"] * bool(audio) + ["phones"] * phones
-    filters = [
-        (c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()
-    ] or None
-    for shard in shards:
-        for row in pyarrow.parquet.read_table(shard, columns=columns, filters=filters).to_pylist():
-            if audio is True:
-                row["wave"] = decode(row.pop("audio"))
+    for shard in table_shards(folder) if shards is None else shards:
+        schema = _schema(shard)
+        unwanted = [] if audio else ["audio"]
+        unwanted += [] if phones else ["phones"]
+        columns = [name for name in schema.names if name not in unwanted]
+        root = (schema.metadata or {}).get(b"root", b"").decode()
+        for row in _stream(shard, columns, where):
             if phones:
-                row["phones"] = [Phone(**p) for p in row["phones"]]
-            yield Utterance(**row)
+                row["phones"] = [Phone(**p) for p in row.get("phones", ())]
+            utterance = Utterance(**row, root=root)
+            if audio is True:
+                wave = utterance.read()
+                utterance = Utterance(**(row | {"audio": b""}), root=root, wave=wave)
+            yield utterance
 
 
 def decode(audio: bytes) -> np.ndarray:
     """FLAC → float32 (samples,)."""
     return soundfile.read(io.BytesIO(audio), dtype="float32")[0]
+
+
+def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema) -> None:
+    """Rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
+    rows, options = iter(rows), {"compression": "zstd"}
+    with (
+        atomic_path(path) as temporary,
+        pyarrow.parquet.ParquetWriter(temporary, schema, **options) as writer,
+    ):
+        while group := list(islice(rows, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _schema(path: Path) -> pyarrow.Schema:
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _stream(path: Path, columns: list[str], where: dict[str, object] | None) -> Iterator[dict]:
+    filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
+    wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                yield from (batch if wanted is None else batch.filter(wanted)).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    what = str(error).split("\n")[0].split(". ")[0]
+    return UserError(f"{path} is damaged or half-written ({what}): delete it and run its step again")

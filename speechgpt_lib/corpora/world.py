@@ -13,7 +13,8 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from dataclasses import dataclass
+
+from speechgpt_lib.corpora.corpus import Question
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "color": ("red", "blue", "green", "yellow", "black", "white", "brown", "orange"),
@@ -79,15 +80,6 @@ QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in 
 CONTEXT_KINDS = tuple(FACTS)
 KINDS = tuple(QUESTIONS)
 HELD_OUT_PERCENT = 8
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of the world with its one right answer, both as lower-case words without punctuation."""
-
-    text: str
-    answer: str
-    kind: str
 
 
 def normalise(text: str) -> str:

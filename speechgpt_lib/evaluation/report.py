@@ -9,11 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from speechgpt_lib.evaluation.measure import evaluate_run
 from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
-EVALUATION = "09_talk_to_speechgpt/evaluation"
 GOALS = {  # key → (what it is, must, aim, better is higher)
     "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03, False),
     "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10, False),
@@ -25,35 +23,9 @@ GOALS = {  # key → (what it is, must, aim, better is higher)
 }
 
 
-def make_evaluation(run: Run, force: bool = False) -> Step:
-    """Evaluate a finished run as a step of its own, then write the report."""
-    from speechgpt_lib import pipeline
-
-    inputs = {
-        name: run.require(step)
-        for name, step in (
-            ("units", pipeline.UNITS),
-            ("vocoder", pipeline.VOCODER),
-            ("stage2", pipeline.STAGE2),
-            ("stage3", pipeline.STAGE3),
-        )
-    }
-
-    def make(work: Path) -> dict:
-        result = evaluate_run(run, work, run.say)
-        write_json(work / "examples.json", {"examples": result.pop("examples")})
-        return result
-
-    step = run.step(
-        EVALUATION, make, settings=run.recipe.evaluation, inputs=inputs, version=2, force=force
-    )
-    write_report(run)
-    return step
-
-
 def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
-    evaluation, steps = run.require(EVALUATION), run.steps()
+    evaluation, steps = run.require("evaluation"), run.steps()
     notebooks = {
         path.stem: read_json(path)
         for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
@@ -80,7 +52,7 @@ def write_report(run: Run) -> dict:
             "wall_seconds": step.facts["wall_seconds"],
             "peak_memory_mb": step.facts["peak_memory_mb"],
             "finished": step.facts["finished"],
-            "metrics": step.metrics if step.name != EVALUATION else {},
+            "metrics": step.metrics if step.name != evaluation.name else {},
         }
         for step in steps
     }

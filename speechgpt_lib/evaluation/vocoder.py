@@ -14,13 +14,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import lab_judges
+from speechgpt_lib.corpora.corpus import Judge
 from speechgpt_lib.metrics.unit_errors import unit_error_rate
 from speechgpt_lib.metrics.waveform import (
     f0_rmse,
@@ -32,6 +31,9 @@ from speechgpt_lib.metrics.waveform import (
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
+
+
+Judges = Mapping[str, Judge]  # by the suffix of their figures
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ def evaluate_vocoder(
     vocoder: Vocoder,
     originals: Sequence[Original],
     inventory: UnitInventory,
-    judges: tuple | None = None,
+    judges: Judges | None = None,
 ) -> dict:
-    """{"gold": figures, "predicted": figures} of the table above; without `judges` (template, bigram) there are no words."""
+    """{"gold": figures, "predicted": figures} of the table above; without `judges` there are no words."""
     units = [o.units for o in originals]
     gold = vocoder.synthesize_many(units, [o.durations for o in originals], inventory=inventory.id)
     predicted = vocoder.synthesize_many(units, inventory=inventory.id)
@@ -85,24 +87,16 @@ def evaluate_vocoder(
     return figures
 
 
-def judge_originals(originals: Sequence[Original], judges: tuple) -> dict:
+def judge_originals(originals: Sequence[Original], judges: Judges) -> dict:
     """What the judges make of the recordings themselves: no vocoder can be expected to be understood better."""
     return _words([o.wave for o in originals], originals, judges)
-
-
-def judges_if_installed(say) -> tuple | None:
-    try:
-        return lab_judges()
-    except UserError as error:
-        say(f"no word error rates of the vocoder: {error}")
-        return None
 
 
 def _both(
     waves: list[np.ndarray],
     originals: Sequence[Original],
     inventory: UnitInventory,
-    judges: tuple | None,
+    judges: Judges | None,
 ) -> dict:
     distances = [
         mel_cepstral_distance(o.wave, wave) for wave, o in zip(waves, originals, strict=True)
@@ -115,9 +109,6 @@ def _both(
     return found | (_words(waves, originals, judges) if judges else {})
 
 
-def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: tuple) -> dict:
+def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: Judges) -> dict:
     texts = [o.text for o in originals]
-    return {
-        name: wer(texts, judge.transcribe_many(waves))
-        for name, judge in zip(("wer", "wer_bigram"), judges, strict=True)
-    }
+    return {f"wer{suffix}": wer(texts, judge.transcribe_many(waves)) for suffix, judge in judges.items()}

@@ -42,7 +42,7 @@ class Pairing:
     """How pairs become rows.
 
     pairing: "one" asks each pair for a transcript or for speech, by chance (the paper); "both" for both.
-    speaking_voice: only pairs of this voice are asked for speech (None: all).
+    speaking_voices: only pairs of these voices are asked for speech (None: all).
     splits: splits of the tables that are used (None: all) and those that are held out; with none of these a hash of the words holds out
         `held_out_share` of the sentences.
     descriptions: the two lists to draw from; None takes the shipped ones.
@@ -50,7 +50,7 @@ class Pairing:
 
     seed: int = 0
     pairing: Literal["one", "both"] = "one"
-    speaking_voice: str | None = None
+    speaking_voices: tuple[str, ...] | None = None
     splits: tuple[str, ...] | None = None
     held_out_splits: tuple[str, ...] = ()
     held_out_share: float = 0.002
@@ -262,7 +262,7 @@ def _reason(
 
 
 def _tasks(identity: str, voice: str, pairing: Pairing) -> tuple[str, ...]:
-    may_speak = pairing.speaking_voice in (None, voice)
+    may_speak = pairing.speaking_voices is None or voice in pairing.speaking_voices
     if pairing.pairing == "both":
         return ("asr", "tts") if may_speak else ("asr",)
     return (draw(("asr", "tts") if may_speak else ("asr",), "task", identity, pairing.seed),)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from speechgpt_lib.errors import UserError
 
@@ -95,11 +102,14 @@ class Optimization(Section):
         return self
 
 
-class CorpusSettings(Section):
-    """Which speech: synthesised here (`lab`), or a corpus on disk (`librispeech` and so on)."""
+Role = Literal["aligned", "unlabelled", "voice", "test"]
 
-    source: Literal["lab", "external"] = "lab"
-    target_voice: str = "Female1"
+
+class LabCorpus(Section):
+    """Sentences of the lab world, spoken here by eSpeak NG: every role in one corpus."""
+
+    reader: Literal["lab"] = "lab"
+    target_voice: str = Field("Female1", description="the voice that answers")
     aligned_voices: tuple[str, ...] = ()
     unlabelled_voices: tuple[str, ...] = ()
     held_out_voice: str = "Male2"
@@ -108,27 +118,59 @@ class CorpusSettings(Section):
     aligned_statements: int = Field(0, ge=0, description="per aligned voice")
     aligned_questions: int = Field(0, ge=0, description="per aligned voice")
     unlabelled_sentences: int = Field(0, ge=0, description="per unlabelled voice")
-    test_sentences: int = Field(
-        0, ge=0, description="held-out sentences per voice, half of them questions"
-    )
+    test_sentences: int = Field(0, ge=0, description="held-out sentences a voice, half questions")
 
     @model_validator(mode="after")
-    def voices_differ(self) -> CorpusSettings:
-        voices = [
-            self.target_voice,
-            *self.aligned_voices,
-            *self.unlabelled_voices,
-            self.held_out_voice,
-        ]
+    def voices_differ(self) -> LabCorpus:
+        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices]
+        voices.append(self.held_out_voice)
         if len(set(voices)) != len(voices):
             raise ValueError(f"each voice may have one role only, found {voices}")
         return self
 
 
-class HubertSettings(Section):
-    """Geometry and pre-training of the unit encoder (Hsu et al. 2021); `pretrained` loads one instead."""
+class DiskCorpus(Section):
+    """Recorded speech below the folder `root`, in the layout that it is published in."""
 
-    pretrained: str | None = None
+    reader: Literal[
+        "librispeech", "common_voice", "gigaspeech", "libri_light", "lj_speech", "vctk"
+    ]
+    root: str = Field(description="the corpus' folder; a relative one lies below `data`")
+    splits: tuple[str, ...] | None = Field(None, description="as the corpus names them; null: all")
+    role: tuple[Role, ...] = Field(
+        ("aligned",),
+        description="aligned: speech with text; unlabelled: units only; voice: what the vocoder "
+        "learns to speak like; test: held out. One or several",
+    )
+    held_out: float = Field(0.0, ge=0, lt=1, description="share of the sentences that are test")
+    utterances: Count | None = Field(None, description="at most so many, chosen by their ids")
+    longest_s: float = Field(7200.0, gt=0, description="longer utterances (s) are left out")
+    decode: bool = Field(False, description="look at every sample beforehand, not at headers only")
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="more unreadable ones are an error")
+    options: dict[str, bool | float | str | list[str]] = Field(
+        default_factory=dict, description="the reader's own, such as whole_files for libri_light"
+    )
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def one_role_is_a_list(cls, role: object) -> object:
+        return (role,) if isinstance(role, str) else role
+
+    @model_validator(mode="after")
+    def test_stands_alone(self) -> DiskCorpus:
+        if "test" in self.role and len(self.role) > 1:
+            raise ValueError(f"role test stands alone, found {list(self.role)}: use held_out")
+        if {"aligned", "unlabelled"} <= set(self.role):
+            raise ValueError("role is aligned or unlabelled, not both")
+        return self
+
+
+Corpus = Annotated[LabCorpus | DiskCorpus, Field(discriminator="reader")]
+
+
+class HubertSettings(Section):
+    """Geometry and pre-training of the unit encoder (Hsu et al. 2021)."""
+
     conv_widths: tuple[Count, ...] = (32, 32, 48, 48, 64, 64, 64)
     hidden_size: Count = 160
     layers: Count = 4
@@ -164,18 +206,28 @@ class HubertSettings(Section):
         return self
 
 
+class ExtractionSettings(Section):
+    """How a corpus becomes units."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: misses are counted")
+    batch_seconds: float = Field(0.0, ge=0, description="padded audio in a batch; 0: by device")
+    long_audio: Literal["exact", "release"] = Field(
+        "exact", description="release: chunks of 100 s, as published"
+    )
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="more unreadable ones are an error")
+
+
 class UnitSettings(Section):
     hubert: HubertSettings
     layer: int = Field(ge=1)
     clusters: int = Field(gt=1, description="K, the size of the unit inventory")
     kmeans_frames: int = Field(60_000, gt=0)
-    kmeans_source: str | None = None
+    extraction: ExtractionSettings = ExtractionSettings()
 
 
 class VocoderSettings(Section):
     """Unit HiFi-GAN: geometry as published when left at the defaults."""
 
-    pretrained: str | None = None
     embedding: Count = 128
     channels: Count = 512
     upsample_rates: tuple[Count, ...] = (5, 4, 4, 2, 2)
@@ -223,7 +275,6 @@ class VocoderSettings(Section):
 class TextToUnitSettings(Section):
     """Encoder–decoder that turns text into units."""
 
-    pretrained: str | None = None
     pieces: int = Field(
         0,
         ge=0,
@@ -272,8 +323,21 @@ class InstructionSettings(Section):
         "text_to_unit", description="the same for the answers"
     )
     synthesiser: str = Field(
-        "espeak", description="for tts: espeak in the target voice, or a command that writes {wav}"
+        "espeak", description="for tts: espeak, or a command that writes {wav}"
     )
+    synthesiser_voice: str | None = Field(
+        None, description="eSpeak's; null: the voice that answers in the lab"
+    )
+    speaking: Literal["target", "all"] = Field(
+        "target", description="which voices' pairs are asked for speech: those that answer, or all"
+    )
+    descriptions: str | None = Field(
+        None, description="folder with asr.txt and tts.txt instead of the shipped descriptions"
+    )
+    dialogues: str | None = Field(
+        None, description="moss-002-sft-data (file or folder): written dialogues beside the corpora's"
+    )
+    classroom: bool = Field(False, description="leave out dialogues that are unsafe for classrooms")
     written_dialogues: int = Field(
         800,
         ge=0,
@@ -302,9 +366,8 @@ class InstructionSettings(Section):
 
 
 class LanguageModelSettings(Section):
-    """The text LLM: a small LLaMA trained here, or `pretrained` weights."""
+    """The text LLM: a small LLaMA trained here, or the shape of the one that is imported."""
 
-    pretrained: str | None = None
     vocabulary: int = Field(1600, gt=300, description="size of the text tokenizer's vocabulary")
     hidden_size: Count = 192
     layers: Count = 4
@@ -389,13 +452,67 @@ class Stage3Settings(StageSettings):
     lora: LoraSettings = LoraSettings()
 
 
+class GenerationSettings(Section):
+    """Most tokens of each kind of answer; one that meets its limit is counted as cut."""
+
+    transcript: Count = 48
+    speech: Count = Field(320, description="units of a spoken sentence")
+    spoken_answer: Count = Field(384, description="a whole chain that ends in speech")
+    written_answer: Count = Field(80, description="a whole chain that ends in text")
+    text: Count = Field(16, description="the text model's answer to a written question")
+
+
 class EvaluationSettings(Section):
     asr_utterances: Count = 200
     tts_sentences: Count = 100
     questions_per_kind: Count = 40
     resynthesis_utterances: Count = 60
     vocoder_utterances: Count = 40
+    voicing_sentences: Count = Field(48, description="by which ways of voicing are compared")
+    stage1_utterances: Count = Field(200, description="whose perplexity stage 1 reports")
+    stage_utterances: Count = Field(64, description="that stages 2 and 3 transcribe and answer")
+    text_questions: Count = Field(20, description="written ones of every kind")
+    examples: Count = Field(14, description="answers whose sound is kept beside the report")
     bootstrap_draws: Count = 1000
+
+
+class InventoryImport(Section):
+    """A unit encoder and its centroids, as others published them."""
+
+    encoder: str = Field(description="fairseq's .pt, or a folder or hub name of transformers")
+    layer: Count
+    centroids: str = Field(description="scikit-learn's .bin, .npy or .safetensors")
+
+
+class VocoderImport(Section):
+    """A unit HiFi-GAN of fairseq."""
+
+    checkpoint: str
+    config: str
+
+
+class TextToUnitImport(Section):
+    """A text-to-unit transformer of fairseq."""
+
+    checkpoint: str
+    tokenizer: str = Field(description="spm.model")
+    dictionary: str | None = Field(None, description="dict.unit.txt, compared with the checkpoint")
+
+
+class Imports(Section):
+    """Results that are not made here: step → the file or folder that it is imported from.
+
+    A path alone is a folder of this project's own format (a step's folder of another run).
+    """
+
+    inventory: str | InventoryImport | None = None
+    vocoder: str | VocoderImport | None = None
+    text_to_unit: str | TextToUnitImport | None = None
+    cross_modal_set: str | None = Field(None, description="the released JSONL, or a set's folder")
+    chain_set: str | None = Field(None, description="the released JSONL, or a set's folder")
+    text_model: str | None = Field(None, description="folder of a LLaMA in transformers' format")
+    stage2: str | None = Field(None, description="folder of a model with units in its vocabulary")
+    stage3: str | None = Field(None, description="folder of a LoRA adapter of that stage-2 model")
 
 
 class Recipe(Section):
@@ -409,7 +526,9 @@ class Recipe(Section):
         (), description="what must be had beforehand, in words; empty when everything is made here"
     )
     processes: int = Field(1, ge=1, description="processes every training runs in")
-    corpus: CorpusSettings
+    data: str = Field(".", description="where relative paths of corpora and imports start")
+    corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    imports: Imports = Imports()
     units: UnitSettings
     vocoder: VocoderSettings
     instructions: InstructionSettings
@@ -418,11 +537,12 @@ class Recipe(Section):
     stage1: StageSettings
     stage2: Stage2Settings
     stage3: Stage3Settings
+    generation: GenerationSettings = GenerationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def layer_exists(self) -> Recipe:
-        if self.units.hubert.pretrained is None and self.units.layer > self.units.hubert.layers:
+        if self.imports.inventory is None and self.units.layer > self.units.hubert.layers:
             raise ValueError(
                 f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers"
             )

@@ -1,54 +1,56 @@
-"""The run directory: every step's results in a folder of its own, redone only when what it depends on has changed.
+"""The run directory: every step's results in a folder of its own, remade only when what it depends on has changed.
 
     runs/lab/recipe.yaml                      the recipe as validated, and the seed
     runs/lab/01_unit_extraction/hubert/       one step's results …
     runs/lab/01_unit_extraction/hubert/facts.json   … and how they came about (written last)
     runs/lab/01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
 
-A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An unchanged key means the results are
-reused; a changed one means the step is made anew; a `.partial` folder with the right key is resumed.
+A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An unchanged key
+means that the results are reused; a changed one means that the step is made anew; a `.partial` folder with the
+right key is resumed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import yaml
 
 from speechgpt_lib import __version__
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe, dump_recipe, load_recipe
-from speechgpt_lib.runs.artefacts import hash_folder, hash_json, read_json, replace, write_failure, write_json, write_text
+from speechgpt_lib.runs.artefacts import (
+    hash_folder,
+    hash_json,
+    read_json,
+    replace,
+    write_failure,
+    write_json,
+    write_text,
+)
+from speechgpt_lib.runs.locks import locked
+from speechgpt_lib.runs.machine import cpu_facts
 from speechgpt_lib.runs.memory import Monitor, return_free_memory
+from speechgpt_lib.runs.names import folder_of, notebook_of
 
-MADE_BY = {  # which notebook makes which folder: what to tell a reader whose input is missing
-    "01_unit_extraction": "01_unit_extraction",
-    "02_unit_vocoder": "02_unit_vocoder",
-    "03_cross_modal_instructions": "03_cross_modal_instructions",
-    "04_chain_of_modality_instructions": "04_chain_of_modality_instructions",
-    "05_vocabulary_expansion": "05_vocabulary_expansion",
-    "06_stage1_modality_adaptation": "06_stage1_modality_adaptation",
-    "07_stage2_cross_modal_finetuning": "07_stage2_cross_modal_finetuning",
-    "08_stage3_chain_of_modality_lora": "08_stage3_chain_of_modality_lora",
-    "09_talk_to_speechgpt": "09_talk_to_speechgpt",
-}
-_SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # what stands beside a step's results
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "praat-parselmouth")
+_SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # beside the results
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "praat-parselmouth")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: where its results lie and what is known of them."""
+    """A finished step: its folder's name ("01_unit_extraction/hubert"), its path, and what is known of it."""
 
     name: str
     path: Path
@@ -57,11 +59,29 @@ class Step:
 
     @property
     def key(self) -> str:
+        """The hash of everything the step depends on."""
         return self.facts["key"]
 
     @property
     def metrics(self) -> dict:
+        """What the step measured of its own results."""
         return self.facts["metrics"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step to be made: where, under which key, by which function, and what its facts shall say of it.
+
+    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may leave
+    checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished one drops.
+    """
+
+    folder: str
+    key: str
+    make: Callable[[Path], dict[str, Any] | None]
+    settings: Any = None
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,14 +95,16 @@ class Run:
 
     @classmethod
     def create(cls, path: Path | str, recipe: Recipe, say: Callable[[str], None] = print) -> Run:
-        """Open `path` for `recipe`, which becomes the folder's recipe; results of another recipe there are redone as needed."""
+        """Open `path` for `recipe`, which becomes the folder's recipe; results of another are remade as needed."""
         path = Path(path).expanduser()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot use {path} as a run directory ({error.strerror}); choose another --run-dir") from error
-        text = dump_recipe(recipe)
-        saved = path / "recipe.yaml"
+            what = f"cannot use {path} as a run directory ({error.strerror})"
+            raise UserError(f"{what}; choose another --run-dir") from error
+        text, saved = dump_recipe(recipe), path / "recipe.yaml"
+        if saved.exists():
+            _refuse_older_layout(saved)
         if not saved.exists() or saved.read_text(encoding="utf-8") != text:
             write_text(saved, text)
         return cls(path, recipe, say)
@@ -93,51 +115,58 @@ class Run:
         path = Path(path).expanduser()
         if not (path / "recipe.yaml").is_file():
             found = "a folder without recipe.yaml" if path.is_dir() else "no such folder"
-            raise UserError(f"no run at {path} ({found}): make one with `make tutorial` or `speechgpt run`, or name it with --run")
+            how = "make one with `make tutorial` or `speechgpt run`, or name it with --run"
+            raise UserError(f"no run at {path} ({found}): {how}")
+        _refuse_older_layout(path / "recipe.yaml")
         return cls(path, load_recipe(path / "recipe.yaml"), say)
 
     def as_worker(self, rank: int, world_size: int) -> Run:
         """This run as seen by one of several training processes; only rank 0 keeps the books."""
-        return replace_fields(self, recipe=self.recipe.model_copy(update={"processes": world_size}), rank=rank)
+        recipe = self.recipe.model_copy(update={"processes": world_size})
+        return replace_fields(self, recipe=recipe, rank=rank)
 
     def fork(self, path: Path | str, recipe: Recipe, steps: dict[str, str]) -> Run:
-        """A new run directory for experiments on a part: each step of `steps` (name there → name here) is a link to one of this run."""
+        """A run directory for experiments; each step of `steps` (name there → name here) is a link to one of this run."""
         forked = Run.create(path, recipe, self.say)
         for there, here in steps.items():
-            target = forked.path / there
+            target = forked.path / folder_of(there)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 target.symlink_to(self.require(here).path.resolve(), target_is_directory=True)
         return forked
 
     def find(self, name: str) -> Step | None:
-        """The finished step `name` ("01_unit_extraction/hubert"), or None if it is not there or a file of it is gone or cut short."""
-        folder = self.path / name
-        if not (folder / "facts.json").is_file():
+        """The finished step `name` ("hubert"), or None if it is not there or a file of it is gone or cut short."""
+        folder = folder_of(name)
+        path = self.path / folder
+        if not (path / "facts.json").is_file():
             return None
         try:
-            facts = read_json(folder / "facts.json")
+            facts = read_json(path / "facts.json")
             outputs = facts["outputs"].items()
         except (UserError, KeyError, TypeError):
-            self.say(f"damaged  {name}: facts.json is not what a finished step writes")
+            self.say(f"damaged  {folder}: facts.json is not what a finished step writes")
             return None
         for file, known in outputs:
-            if not (folder / file).is_file() or (folder / file).stat().st_size != known["bytes"]:
-                self.say(f"damaged  {name}: {file} is missing or has another size than when it was made")
+            if not (path / file).is_file() or (path / file).stat().st_size != known["bytes"]:
+                self.say(f"damaged  {folder}: {file} is missing or has another size than when it was made")
                 return None
-        return Step(name, folder, facts, reused=True)
+        return Step(folder, path, facts, reused=True)
 
     def require(self, name: str) -> Step:
         """The finished step `name`, or an error that names the notebook and the command that make it."""
         step = self.find(name)
         if step is None:
-            notebook = MADE_BY.get(name.split("/")[0], name)
-            number = notebook[:2]
-            raise UserError(
-                f"{self.path / name} is missing: run notebook {notebook}.ipynb first, or "
-                f"`speechgpt run --recipe {self.recipe.name} --run-dir {self.path} --only {number}`"
-            )
+            notebook = notebook_of(name)
+            command = f"speechgpt run --recipe {self.recipe.name} --run-dir {self.path} --only {notebook[:2]}"
+            missing = self.path / folder_of(name)
+            raise UserError(f"{missing} is missing: run notebook {notebook}.ipynb first, or `{command}`")
         return step
+
+    def key(self, name: str, settings: Any, inputs: Mapping[str, str], version: int = 1) -> str:
+        """The key of a step with these settings (JSON values) and inputs (role → key)."""
+        facts = {"step": folder_of(name), "settings": settings, "seed": self.recipe.seed}
+        return hash_json(facts | {"version": version, "inputs": dict(inputs)})
 
     def step(
         self,
@@ -145,133 +174,115 @@ class Run:
         make: Callable[[Path], dict[str, Any] | None],
         *,
         settings: Any,
-        inputs: dict[str, Step] | None = None,
+        inputs: Mapping[str, Step] | None = None,
         version: int = 1,
         force: bool = False,
     ) -> Step:
-        """Return step `name`, made by `make(work)` unless results with the same key are there already.
-
-        `make` writes its results into the folder `work` and returns metrics (JSON values).  It may leave checkpoints in
-        `work/checkpoints`, which are dropped on success and found again after an interruption.
-        """
+        """Return step `name`, made by `make` (see `Task`) unless results with the same key are there already."""
         inputs = inputs or {}
         settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
-        key = hash_json(
-            {
-                "step": name,
-                "settings": settings,
-                "seed": self.recipe.seed,
-                "version": version,
-                "inputs": {role: step.key for role, step in inputs.items()},
-            }
-        )
+        key = self.key(name, settings, {role: step.key for role, step in inputs.items()}, version)
+        task = Task(folder_of(name), key, make, settings, inputs, force)
         if self.rank > 0:
-            return self._follow(name, make, key, force)
-        with self._lock(name):
+            return self._follow(task)
+        busy = f"{task.folder} is being made in {self.path} by another process; wait for it or use another --run-dir"
+        with locked(self.path / f"{task.folder}.lock", busy):
             found = self.find(name)
             if found and found.key == key and not force:
-                self.say(f"reused   {name} (made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s)")
+                made = f"made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s"
+                self.say(f"reused   {task.folder} ({made})")
                 return found
-            return self._make(name, make, key, settings, inputs, bool(found), force)
+            return self._make(task, stale=bool(found))
 
-    def _make(self, name: str, make: Callable, key: str, settings: Any, inputs: dict[str, Step], stale: bool, force: bool) -> Step:
-        target = self.path / name
-        work = target.with_name(target.name + ".partial")
-        resumed = (work / "key").is_file() and (work / "key").read_text() == key and not force
+    def _make(self, task: Task, stale: bool) -> Step:
+        target, work = self.path / task.folder, self.path / f"{task.folder}.partial"
+        resumed = _has_text(work / "key", task.key) and not task.force
         if not resumed:
             shutil.rmtree(work, ignore_errors=True)
         reason = "resumed " if resumed else "remade  " if stale else "making  "
-        why = " (forced)" if force else " (its settings, inputs or version changed)" if stale and not resumed else ""
-        self.say(f"{reason} {name}{why}")
+        changed = " (its settings, inputs or version changed)" if stale and not resumed else ""
+        self.say(f"{reason} {task.folder}{' (forced)' if task.force else changed}")
         try:
             work.mkdir(parents=True, exist_ok=True)
-            (work / "key").write_text(key)
+            (work / "key").write_text(task.key)
             return_free_memory()
             with Monitor(work / "progress.json") as monitor:
-                metrics = make(work) or {}
+                metrics = task.make(work) or {}
         except Exception as error:
             if cause := write_failure(error):
-                raise UserError(f"{name} stopped: {cause}; free the cause and run it again, it resumes") from error
+                cure = "free the cause and run it again, it resumes"
+                raise UserError(f"{task.folder} stopped: {cause}; {cure}") from error
             raise
-        facts = {
-            "step": name,
-            "key": key,
-            "settings": settings,
-            "seed": self.recipe.seed,
-            "inputs": {role: {"step": step.name, "key": step.key} for role, step in inputs.items()},
-            "outputs": hash_folder(work, skip=_SCRAP),
-            "metrics": metrics,
-            "wall_seconds": round(monitor.seconds, 2),
-            "peak_memory_mb": round(monitor.peak_memory_mb, 1),
-            "resumed": resumed,
-            "machine": {
-                "system": platform.platform(),
-                "python": platform.python_version(),
-                "device": self.recipe.device,
-            },
-            "versions": {"speechgpt": __version__, **{p: _version(p) for p in _PACKAGES}},
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        facts = self._facts(task, work, metrics, monitor) | {"resumed": resumed}
         write_json(work / "facts.json", facts)
         for scrap in ("key", "progress.json"):  # only now: up to here the step could still be resumed
             (work / scrap).unlink(missing_ok=True)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         replace(work, target)
-        self.say(f"made     {name} in {facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB")
-        return Step(name, target, facts)
+        cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
+        self.say(f"made     {task.folder} in {cost}")
+        return Step(task.folder, target, facts)
 
-    def _follow(self, name: str, make: Callable, key: str, force: bool) -> Step:
-        """Take part in what rank 0 makes: the same work from the same checkpoints, its results thrown away."""
-        target, partial = self.path / name, self.path / f"{name}.partial"
-        while not _has_text(partial / "key", key):
-            found = None if force else self.find(name)
-            if found and found.key == key:
+    def _facts(self, task: Task, work: Path, metrics: dict, monitor: Monitor) -> dict:
+        return {
+            "step": task.folder,
+            "key": task.key,
+            "settings": task.settings,
+            "seed": self.recipe.seed,
+            "inputs": {role: {"step": step.name, "key": step.key} for role, step in task.inputs.items()},
+            "outputs": hash_folder(work, skip=_SCRAP),
+            "metrics": metrics,
+            "wall_seconds": round(monitor.seconds, 2),
+            "cpu_seconds": round(monitor.cpu_seconds, 2),
+            "peak_memory_mb": round(monitor.peak_memory_mb, 1),
+            "machine": {
+                "system": platform.platform(),
+                "python": platform.python_version(),
+                "device": self.recipe.device,
+                "cpu": cpu_facts(),
+            },
+            "versions": {"speechgpt": __version__, **{p: _version(p) for p in _PACKAGES}},
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _follow(self, task: Task) -> Step:
+        """Takes part in what rank 0 makes: the same work from the same checkpoints, its results thrown away."""
+        target, partial = self.path / task.folder, self.path / f"{task.folder}.partial"
+        while not _has_text(partial / "key", task.key):
+            found = None if task.force else self.find(task.folder)
+            if found and found.key == task.key:
                 return found
             time.sleep(0.05)
         scratch = target.with_name(f"{target.name}.rank{self.rank}")
         shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         try:
             scratch.mkdir()
-            # Names of its own for the same files: rank 0 moves what it has there.  It can't have begun, since the first update waits for all.
+            # Own names for the same files: rank 0 moves its own.  It has not begun, the first update waits for all.
             if (partial / "checkpoints").is_dir():
-                shutil.copytree(partial / "checkpoints", scratch / "checkpoints", copy_function=_link)
-            metrics = make(scratch) or {}
+                checkpoints = scratch / "checkpoints"
+                shutil.copytree(partial / "checkpoints", checkpoints, copy_function=_link)
+            metrics = task.make(scratch) or {}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return Step(name, target, {"key": key, "metrics": metrics})
-
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """One process at a time makes a step; the lock ends with the process, so a killed one leaves nothing behind."""
-        path = self.path / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            with open(path, "w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"{name} is being made in {self.path} by another process; wait for it or use another --run-dir"
-                    ) from None
-                if not _is_file_at(file, path):
-                    continue  # its holder removed it after we opened it: what we locked is no longer what others find
-                try:
-                    yield
-                finally:
-                    path.unlink(missing_ok=True)
-                return
+        return Step(task.folder, target, {"key": task.key, "metrics": metrics})
 
     def steps(self) -> list[Step]:
         """Every finished step, in the order of the pipeline's folders and, within one, of finishing."""
-        found = [self.find(p.parent.relative_to(self.path).as_posix()) for p in self.path.glob("[0-9][0-9]_*/*/facts.json")]
-        found = [step for step in found if step and not step.path.name.endswith(".partial")]
-        return sorted(found, key=lambda step: (step.name.split("/")[0], step.facts["finished"], step.name))
+        paths = self.path.glob("[0-9][0-9]_*/*/facts.json")
+        folders = [p.parent for p in paths if not p.parent.name.endswith(".partial")]
+        found = [self.find(folder.relative_to(self.path).as_posix()) for folder in folders]
+        order = [step for step in found if step]
+        return sorted(order, key=lambda s: (s.name.split("/")[0], s.facts["finished"], s.name))
 
 
-def _is_file_at(file: IO, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
+def _refuse_older_layout(saved: Path) -> None:
+    """Refuses a run whose recipe has `corpus` instead of `corpora`: its steps were laid out before version 0.2."""
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # load_recipe says what is wrong with it
+        values = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
+            kept = "its results are kept and can be listened to"
+            cure = "use another --run-dir to go on with this version"
+            raise UserError(f"{saved.parent} was made by an earlier version of speechgpt (its recipe has `corpus`); {kept}; {cure}")
 
 
 def _has_text(path: Path, text: str) -> bool:

@@ -1,10 +1,16 @@
-"""The lab's speech → unit tables: merged units with durations, in Parquet shards that carry the inventory's id."""
+"""The utterance table → unit tables: merged units with durations, a shard of units for every shard of speech.
+
+    units-00000.parquet …        units and durations, written when whole; the metadata carry the inventory's id
+    quarantine-00000.parquet …   utterances of that shard that could not be read, each with a reason
+
+Which process makes a shard doesn't matter: its content is a function of the shard, the inventory and the settings.
+"""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,24 +19,30 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from speechgpt_lib.corpora.lab import run_in_processes
-from speechgpt_lib.corpora.tables import decode, read_utterances
+from speechgpt_lib.corpora.segments import Skipped
+from speechgpt_lib.corpora.tables import (
+    TEXT_COLUMNS,
+    read_utterances,
+    table_shards,
+    write_quarantine,
+)
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.runs.machine import usable_cores
+from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
 from speechgpt_lib.units.inventory import FRAME_RATE, UnitInventory, check_inventory
 from speechgpt_lib.units.sequence import expand
 
-_TEXT = ("id", "text", "answer", "kind", "voice", "split")
 SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in _TEXT]
+    [(name, pyarrow.string()) for name in TEXT_COLUMNS]
     + [("units", pyarrow.list_(pyarrow.int16())), ("durations", pyarrow.list_(pyarrow.int32()))]
 )
 
 
 @dataclass(frozen=True)
 class UnitRow:
-    """One utterance as merged units (n,) and their durations in 20 ms frames (n,)."""
+    """One utterance as merged units (n,) and their durations in frames (n,)."""
 
     id: str
     text: str
@@ -47,62 +59,102 @@ class UnitRow:
         return expand(self.units, self.durations)
 
 
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard: utterances to read, the inventory's folder, how to encode, and where the units go."""
+
+    shard: Path
+    inventory: Path
+    settings: Extraction
+    target: Path
+
+    @property
+    def quarantine(self) -> Path:
+        """Where utterances go that can't be read."""
+        return self.target.with_name(self.target.name.replace("units", "quarantine", 1))
+
+
 def extract_units(
-    corpus: Path, inventory: Path, inventory_id: str, work: Path, processes: int = 2
+    corpus: Path,
+    inventory: Path,
+    out: Path,
+    settings: Extraction | None = None,
+    *,
+    shards: slice = slice(None),
+    max_bad_share: float = 0.05,
+    on_log: Callable[[dict], None] | None = None,
 ) -> dict:
-    """Encode every utterance of the lab's `corpus` into `work`, a shard of units a shard of speech; whole shards are kept on resume."""
-    shards = sorted(corpus.glob("*.parquet"))
-    if not shards:
-        raise UserError(
-            f"no utterance table in {corpus}: run notebook 01_unit_extraction.ipynb first"
-        )
-    jobs = [
-        (shard, inventory, inventory_id, work / shard.name.replace("utterances", "units"))
-        for shard in shards
-    ]
-    for _ in run_in_processes(
-        _encode_shard, [job for job in jobs if not job[3].exists()], processes
-    ):
-        pass
-    totals = shard_counts(work)
-    per_second = round(totals.units / totals.frames * FRAME_RATE, 2)
+    """Encode the utterance table `corpus` into `out`; shards that are there already are kept.
+
+    inventory: folder of a saved unit inventory.
+    shards: which shards this call makes, as a job of an array does; all others are left alone.
+    on_log: told {shards, of, seconds} (seconds of audio) after every shard.
+
+    Raises UserError where more than `max_bad_share` of the utterances can't be read (a single one never counts).
+    """
+    settings = settings or Extraction()
+    plan = plan_shards(corpus, inventory, out, settings)
+    missing = [job for job in plan[shards] if not job.target.exists()]
+    processes = usable_cores() if settings.device == "cpu" else 1
+    for done, seconds in enumerate(run_in_processes(encode_shard, missing, processes), 1):
+        if on_log is not None:
+            on_log({"shards": done, "of": len(missing), "seconds": seconds})
+    totals = shard_counts(out)
+    share = totals.bad / max(1, totals.bad + totals.utterances)
+    if share > max_bad_share and (totals.bad > 1 or max_bad_share == 0):
+        how = f"see {out}/quarantine-*.parquet, or raise units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
+        raise UserError(f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}")
     return {
         "utterances": totals.utterances,
         "frames": totals.frames,
         "units": totals.units,
-        "units_per_second": per_second,
-    }
+        "units_per_second": round(totals.units / max(1, totals.frames) * FRAME_RATE, 2),
+    } | {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
 
 
-def _encode_shard(job: tuple[Path, Path, str, Path]) -> None:
-    shard, folder, inventory_id, target = job
-    torch.set_num_threads(1)
-    encoder = ShardEncoder(UnitInventory.load(folder), Extraction())
+def plan_shards(corpus: Path, inventory: Path, out: Path, settings: Extraction) -> list[ShardJob]:
+    """A job for each shard of speech, in order; `NAME/utterances-00000` becomes `units-NAME-00000`."""
+    jobs = []
+    for shard in table_shards(corpus):
+        folder, number = shard.parent.relative_to(corpus).name, shard.stem.removeprefix("utterances-")
+        name = "-".join(["units", *[folder] * bool(folder), number])
+        jobs.append(ShardJob(shard, inventory, settings, out / f"{name}.parquet"))
+    return jobs
+
+
+def encode_shard(job: ShardJob) -> float:
+    """Encode one shard on one thread and return its seconds of audio; its quarantine is written first."""
+    threads = torch.get_num_threads()
+    inventory = UnitInventory.load(job.inventory)
     items = [
-        Item(
-            {name: getattr(u, name) for name in _TEXT},
-            u.seconds,
-            functools.partial(decode, u.audio),
-        )
-        for u in read_utterances(shard.parent, audio="bytes", only=shard.name)
+        Item({name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read)
+        for u in read_utterances(job.shard.parent, audio="bytes", shards=[job.shard])
     ]
-    rows, bad, counts = encoder.encode(items)
-    if bad:  # speech that was made here
-        raise UserError(
-            f"{len(bad)} utterances of {shard} are broken, such as {bad[0]['id']}: {bad[0]['detail']}; make the corpus again"
-        )
-    write_units(target, rows, counts, inventory_id)
+    if job.settings.device == "cpu":
+        torch.set_num_threads(1)
+    rows, bad, counts = ShardEncoder(inventory, job.settings).encode(items)
+    torch.set_num_threads(threads)
+    if bad:
+        names = ("path", "id", "reason", "detail")
+        write_quarantine(job.quarantine, (Skipped(*(row[n] for n in names)) for row in bad))
+    write_units(job.target, rows, counts, inventory.id)
+    return counts.seconds
 
 
-def write_units(
-    path: Path, rows: list[dict], counts: Counts, inventory_id: str, **facts: str
-) -> None:
-    """One shard of units; the inventory's id, the counts and other `facts` go into its metadata."""
-    metadata = {"inventory": inventory_id, "counts": json.dumps(asdict(counts)), **facts}
+def write_units(path: Path, rows: list[dict], counts: Counts, inventory_id: str) -> None:
+    """One shard of units; the inventory's id and the counts go into its metadata."""
+    metadata = {"inventory": inventory_id, "counts": json.dumps(asdict(counts))}
+    table = pyarrow.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
     with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows, SCHEMA.with_metadata(metadata)), temporary
-        )
+        pyarrow.parquet.write_table(table, temporary)
+
+
+def unit_tables(folder: Path) -> list[Path]:
+    """The shards of a unit table in order; UserError where there are none."""
+    tables = sorted(Path(folder).glob("units-*.parquet"))
+    if not tables:
+        raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
+    return tables
 
 
 def shard_counts(folder: Path) -> Counts:
@@ -120,22 +172,13 @@ def read_units(
 
     Raises UserError where the table is missing or its units are of another inventory than `inventory_id`.
     """
-    shards = sorted(Path(folder).glob("units-*.parquet"))
-    if not shards:
-        raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
-    filters = [
-        (c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()
-    ] or None
-    for shard in shards:
+    kept = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
+    for shard in unit_tables(folder):
         if inventory_id is not None:
-            found = (
-                (pyarrow.parquet.read_schema(shard).metadata or {})
-                .get(b"inventory", b"none")
-                .decode()
-            )
+            metadata = pyarrow.parquet.read_schema(shard).metadata or {}
+            found = metadata.get(b"inventory", b"none").decode()
             check_inventory(found, inventory_id, f"the reader of {shard}")
-        for row in pyarrow.parquet.read_table(shard, filters=filters).to_pylist():
-            row["units"], row["durations"] = (
-                np.array(row[name], dtype=np.int64) for name in ("units", "durations")
-            )
+        for row in pyarrow.parquet.read_table(shard, filters=kept or None).to_pylist():
+            for name in ("units", "durations"):
+                row[name] = np.array(row[name], dtype=np.int64)
             yield UnitRow(**row)

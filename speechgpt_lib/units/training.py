@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import heapq
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from transformers import HubertModel
 
-from speechgpt_lib.corpora.segment_tables import iterate_table
-from speechgpt_lib.corpora.segments import Segment, read_segment
-from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.recipes.schema import UnitSettings
-from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.hubert import pretrain_hubert
 from speechgpt_lib.units.inventory import UnitInventory
@@ -75,49 +68,3 @@ def layer_features(
     """wave (samples,) → features (frames, width) of one layer, before there are any centroids."""
     features = FeatureEncoder(encoder, layer, device, normalize=normalize)
     return lambda wave: features([wave])[0].cpu().numpy()
-
-
-def train_on_corpus(
-    table: Path,
-    root: Path,
-    settings: UnitSettings,
-    out: Path,
-    *,
-    seed: int,
-    encoder: HubertModel | None = None,
-    normalize: bool = False,
-    **options,
-) -> UnitInventory:
-    """An inventory from a prepared corpus, in `out/inventory`; training resumes from `out/training`.
-
-    As many utterances as `settings.hubert.utterances` are held in memory, however large the corpus; k-means takes others.  With
-    `encoder`, which may want normalised waveforms, only k-means is made.
-    """
-    if encoder is None:
-        speech = list(read_all(root, sample_segments(table, settings.hubert.utterances, seed)))
-        encoder, _, _ = train_encoder(speech, settings, out / "training", seed=seed, **options)
-        del speech
-    others = sample_segments(table, utterances_for(settings.kmeans_frames), seed + 1)
-    inventory = cluster_layer(encoder, read_all(root, others), settings, seed, normalize)
-    with atomic_path(out / "inventory") as temporary:
-        inventory.save(temporary)
-    return inventory
-
-
-def sample_segments(table: Path, count: int, seed: int) -> list[Segment]:
-    """`count` segments of a prepared corpus, or all: those whose ids have the smallest hashes, in that order, from one pass over it.
-
-    Being a function of the ids, the sample doesn't depend on their order or on what else is in the table.
-    """
-
-    def rank(segment: Segment) -> bytes:
-        return hashlib.sha256(f"{seed} {segment.id}".encode()).digest()
-
-    return heapq.nsmallest(count, iterate_table(table), key=rank)
-
-
-def read_all(root: Path, segments: Iterable[Segment]) -> Iterator[np.ndarray]:
-    """The waves of those segments that can be read: the others are for the extraction to count."""
-    for segment in segments:
-        with contextlib.suppress(BadAudio):
-            yield read_segment(root, segment)

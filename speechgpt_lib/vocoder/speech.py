@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.corpora.segments import read_part
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder.generator import HOP
 
@@ -54,3 +56,26 @@ class SpeechInMemory:
         return units[start : start + count].astype(np.int64), wave[
             start * HOP : (start + count) * HOP
         ]
+
+
+class SpeechOnDisk:
+    """Recorded utterances, whose sound is read piece by piece; `rows` are (utterance, its units (frames,)).
+
+    Units are held in memory (two bytes a frame: 0.4 MB an hour), so a day of speech needs no more memory than an hour.
+    """
+
+    def __init__(self, rows: list[tuple[Utterance, np.ndarray]], many_speakers: bool):
+        self.utterances = [utterance for utterance, _ in rows]
+        self.lengths = np.array([len(frames) for _, frames in rows], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.units = np.concatenate([frames.astype(np.uint16) for _, frames in rows])
+        voices = [utterance.voice for utterance in self.utterances]
+        self.names = tuple(dict.fromkeys(voices)) if many_speakers else ()
+        number = {name: k for k, name in enumerate(self.names)}
+        self.speakers = np.array([number.get(voice, 0) for voice in voices], dtype=np.int64)
+
+    def piece(self, index: int, start: int, count: int) -> Pair:
+        """As in `Speech`."""
+        u, first = self.utterances[index], self.starts[index] + start
+        units = self.units[first : min(first + count, self.starts[index + 1])].astype(np.int64)
+        return units, read_part(u.root, u.segment, start * HOP, count * HOP)

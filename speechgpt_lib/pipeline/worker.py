@@ -1,8 +1,8 @@
 """One process of a training of several: step, run directory and number of processes → its part.
 
-`training.launch` starts such processes on this machine, through torchrun:
+`pipeline.launch` starts such processes on this machine, through torchrun:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.training.worker stage1 runs/lab 2
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.pipeline.worker stage1 runs/lab 2
 
 Any other launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do, on one machine or on several that see the
 same run directory: `accelerate launch` with a configuration from `recipes/accelerate`, torchrun on every node, or srun.
@@ -18,13 +18,12 @@ import sys
 import torch
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.training.launch import end_with_parent
+from speechgpt_lib.runs.processes import end_with_parent
 
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
-    from speechgpt_lib import pipeline
-
     signal.signal(
         signal.SIGTERM, _interrupt
     )  # the training loop answers it by itself, with a checkpoint
@@ -37,7 +36,7 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     say = functools.partial(print, flush=True) if rank == 0 else lambda line: None
     run = Run.open(run_dir, say=say).as_worker(rank, int(processes))
-    getattr(pipeline, f"make_{name}")(run, force="force" in options)
+    make(run, name, force="force" in options)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -1,0 +1,192 @@
+"""The one graph of steps: a dictionary from names to definitions, and what one may do with it.
+
+A notebook cell, `speechgpt run`, `speechgpt train` and a worker of torchrun all call `make`.  `plan` says beforehand
+what would be reused, resumed, made or imported, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
+from speechgpt_lib.pipeline.imports import fingerprint
+from speechgpt_lib.pipeline.step import Definition, Job, OnLog
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.machine import usable_cores
+from speechgpt_lib.runs.names import FOLDERS, NOTEBOOKS, folder_of, notebook_of
+from speechgpt_lib.runs.run import Run, Step
+
+ROOMS = (units, vocoder, instructions, language_model, evaluation)
+STEPS: dict[str, Definition] = {step.name: step for room in ROOMS for step in room.STEPS}
+TRAINED = tuple(name for name, step in STEPS.items() if step.cost.processes)
+# What notebooks show besides the steps that they make.
+SHOWN = {
+    "02_unit_vocoder": ("units", "inventory"),
+    "06_stage1_modality_adaptation": ("text_model",),
+    "09_talk_to_speechgpt": ("stage1",),
+    "10_scale_out": ("units", "expanded_model"),
+}
+
+
+def find_step(name: str | Definition) -> Definition:
+    """The definition of a step by its name ("stage1"); UserError with those that there are."""
+    if isinstance(name, Definition):
+        return name
+    if name not in STEPS:
+        raise UserError(f"unknown step {name!r}: choose one of {', '.join(STEPS)}")
+    return STEPS[name]
+
+
+def order(recipe: Recipe, names: Iterable[str] | None = None) -> list[str]:
+    """Those steps (default: what the notebooks make) and all that they need, each after what it needs.
+
+    Raises UserError for a cycle, or a step that is needed and not defined.
+    """
+    found: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise UserError(f"the steps need each other in a circle: {' → '.join((*path, name))}")
+        if name not in STEPS:
+            raise UserError(f"step {path[-1]!r} needs {name!r}, which is no step of the graph")
+        if name not in found:
+            for need in STEPS[name].inputs(recipe):
+                visit(need, (*path, name))
+            found.append(name)
+
+    for name in default_steps(recipe) if names is None else names:
+        visit(find_step(name).name, ())
+    return found
+
+
+def default_steps(recipe: Recipe) -> list[str]:
+    """What the notebooks make under a recipe: not those steps that an import leaves without a purpose."""
+    ends = [name for name in STEPS if STEPS[name].imported(recipe) is None]
+    if recipe.imports.inventory is not None:  # no encoder of our own to look into
+        ends = [name for name in ends if name not in ("hubert", "unit_grid")]
+    if recipe.imports.stage2 is not None:
+        unused = ("text_model", "expanded_model", "stage1", "cross_modal_set")
+        ends = [name for name in ends if name not in unused]
+    if recipe.imports.stage3 is not None:
+        ends = [name for name in ends if name != "chain_set"]
+    return ends
+
+
+def notebook_steps(recipe: Recipe, notebook: str) -> list[str]:
+    """The steps that a notebook makes, and those that it shows."""
+    own = [name for name in order(recipe) if notebook_of(name) == notebook]
+    return own + [name for name in SHOWN.get(notebook, ()) if name in order(recipe)]
+
+
+def settings_of(step: Definition, recipe: Recipe) -> object:
+    """The part of the recipe that makes a step's key, as JSON values."""
+    source = step.imported(recipe)
+    return step.settings(recipe) if source is None else fingerprint(recipe, source)
+
+
+def make(
+    run: Run,
+    name: str | Definition,
+    force: bool = False,
+    on_log: OnLog = None,
+    shards: slice | None = None,
+) -> Step:
+    """The finished step `name`, made or imported unless results with the same key are there already.
+
+    What it needs must be finished.  `on_log` hears of progress: each row of a training's metrics log, for example.
+    `shards` makes that part of a splittable step only and leaves it unfinished, for the jobs of an array; a call
+    without it joins them.
+    """
+    step = find_step(name)
+    inputs = {need: run.require(need) for need in step.inputs(run.recipe)}
+    do = step.make if step.imported(run.recipe) is None else step.bring
+
+    def work_on(work: Path) -> dict | None:
+        with threads(step):
+            return do(Job(run, work, inputs, on_log, shards or slice(None)))
+
+    more = {"version": step.version, "force": force, "part": shards is not None}
+    settings = settings_of(step, run.recipe)
+    return run.step(step.name, work_on, settings=settings, inputs=inputs, **more)
+
+
+def make_all(run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None) -> list[Step]:
+    """The steps `names` and, before them, what they need; with `force` these steps alone are made anew."""
+    names = [find_step(name).name for name in names]
+    wanted = order(run.recipe, names)
+    made = {name: make(run, name, force and name in names, on_log) for name in wanted}
+    return [made[name] for name in names]
+
+
+@contextlib.contextmanager
+def threads(step: Definition) -> Iterator[None]:
+    """The threads that a step takes on a CPU, whatever else runs: rounding, and so a hash, may depend on them."""
+    before = torch.get_num_threads()
+    if step.cost.threads == "half":
+        torch.set_num_threads(max(1, usable_cores() // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would become of a step: reused, resumed, made, remade or imported, and why."""
+
+    step: str
+    folder: str
+    notebook: str
+    needs: tuple[str, ...]
+    state: str
+    why: str
+    key: str
+    cost: dict
+
+
+def plan(run: Run, names: Iterable[str] | None = None, force: bool = False) -> list[Planned]:
+    """What `make` would do with these steps (default: all) in this run directory; makes nothing."""
+    keys: dict[str, str] = {}
+    found = []
+    for name in order(run.recipe, names):
+        step = STEPS[name]
+        needs = step.inputs(run.recipe)
+        settings = settings_of(step, run.recipe)
+        keys[name] = run.key(name, settings, {need: keys[need] for need in needs}, step.version)
+        state, why = _state(run, step, keys, settings, force)
+        places = (name, folder_of(name), notebook_of(name))
+        found.append(Planned(*places, needs, state, why, keys[name], asdict(step.cost)))
+    return found
+
+
+def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, force: bool):
+    key, imported = keys[step.name], step.imported(run.recipe)
+    there = run.find(step.name)
+    if there and there.key == key and not force:
+        return "reused", f"made {there.facts['finished']}"
+    partial = run.path / f"{folder_of(step.name)}.partial" / "key"
+    if not force and partial.is_file() and partial.read_text() == key:
+        return "resumed", "it was interrupted"
+    if imported is not None:
+        return "imported", f"from {imported if isinstance(imported, str) else list(vars(imported).values())[0]}"
+    if not there:
+        return "made", "it is not there yet"
+    if force:
+        return "remade", "forced"
+    changed = [need for need, known in there.facts["inputs"].items() if keys.get(need) != known["key"]]
+    if there.facts["settings"] != settings:
+        return "remade", "its settings changed"
+    return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"
+
+
+def check_names() -> None:
+    """Every step has a folder, and every folder a notebook."""
+    for name in STEPS:
+        if name not in FOLDERS or notebook_of(name) not in NOTEBOOKS:
+            raise UserError(f"step {name!r} has no folder in runs/names.py")

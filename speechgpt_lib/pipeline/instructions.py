@@ -1,0 +1,243 @@
+"""The steps of notebooks 03 and 04: the cross-modal set, the text-to-unit model and its worth, and the chain-of-modality set."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from speechgpt_lib.evaluation.judges import judges_if_installed
+from speechgpt_lib.instructions.card import source_facts
+from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain, moss_dialogues
+from speechgpt_lib.instructions.classroom import Filter
+from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
+from speechgpt_lib.instructions.descriptions import read_descriptions
+from speechgpt_lib.instructions.moss import Report, read_moss, select
+from speechgpt_lib.instructions.sets import SetFacts
+from speechgpt_lib.metrics.unit_errors import unit_error_rate
+from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.pipeline.imports import (
+    data_path,
+    import_chain_set,
+    import_cross_modal_set,
+    import_text_to_unit,
+)
+from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.pipeline.vocoder import speaking_voices
+from speechgpt_lib.recipes.schema import LabCorpus, Recipe
+from speechgpt_lib.text_to_unit.speech import speech_voicing
+from speechgpt_lib.text_to_unit.synthesis import TextToUnit
+from speechgpt_lib.text_to_unit.training import train_text_to_unit
+from speechgpt_lib.units.extract import UnitRow, read_units
+from speechgpt_lib.vocoder.synthesis import Vocoder
+
+SHARD = 1000  # dialogues in a shard, where there is no end of them
+
+
+def make_cross_modal_set(job: Job) -> dict:
+    """Each pair of speech and text with a description that asks for one or the other."""
+    settings, inventory = job.recipe.instructions, job.inventory()
+    lists = None
+    if settings.descriptions:
+        folder = data_path(job.recipe, settings.descriptions)
+        lists = {task: read_descriptions(folder / f"{task}.txt") for task in ("asr", "tts")}
+    pairing = Pairing(
+        seed=job.recipe.seed,
+        pairing=settings.pairing,
+        speaking_voices=tuple(speaking_voices(job)) if settings.speaking == "target" else None,
+        splits=("train",),
+        held_out_splits=("test",),
+        templates=settings.templates,
+        descriptions=lists,
+    )
+    summary = build_cross_modal(
+        [job.path("units")],
+        job.work,
+        pairing,
+        inventory_id=inventory.id,
+        unit_count=inventory.count,
+        shards=job.shards,
+        source_facts=corpus_facts(job.recipe) + ([] if lists else [source_facts("descriptions")]),
+    )
+    return set_metrics(summary) | {"tasks": summary["statistics"]["counts"]}
+
+
+def corpus_facts(recipe: Recipe) -> list[dict]:
+    """Title and licence of every corpus, for the data card of a set."""
+    return [source_facts(name) for name in dict.fromkeys(c.reader for c in recipe.corpora)]
+
+
+def set_metrics(summary: dict) -> dict:
+    """What a step keeps of a set's summary."""
+    kept = ("held_out", "quarantined", "table_hash")
+    return {"rows": summary["statistics"]["rows"]} | {name: summary[name] for name in kept}
+
+
+def make_text_to_unit(job: Job) -> dict:
+    """Train the generator of speech on the transcripts and units of the voices that answer."""
+    inventory = job.inventory()
+    where = {"voice": speaking_voices(job), "split": ["train", "voice"]}
+    rows = read_units(job.path("units"), inventory.id, where)
+    pairs = [(row.text, row.units) for row in rows if row.text]
+    settings = job.recipe.text_to_unit
+    model, summary = train_text_to_unit(
+        pairs, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
+    )
+    model.save(job.work)
+    test = held_out_sentences(job)
+    if not test:
+        return summary
+    made = model.generate([row.text for row in test])
+    return summary | {"held_out_unit_error_rate": unit_error_rate([r.units for r in test], made)}
+
+
+def make_voicing_evaluation(job: Job) -> dict:
+    """Both ways from text to units on held-out sentences.
+
+    How far they are from the recorded units, and what the judge hears after the vocoder.
+    """
+    test, vocoder = held_out_sentences(job), Vocoder.load(job.path("vocoder"))
+    judges = judges_if_installed(job.corpora(), job.run.say)
+    texts, recorded = [row.text for row in test], [row.units for row in test]
+    ways = {way: voicing(job, way).generate(texts) for way in ("text_to_unit", "tts")}
+    found: dict = {"sentences": len(texts)}
+    for way, made in (ways | {"recordings": recorded}).items():
+        found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
+        if judges:
+            heard = judges[""].transcribe_many(vocoder.synthesize_many(made))
+            found[way]["wer"] = wer(texts, heard)
+    return found
+
+
+def make_chain_set(job: Job) -> dict:
+    """Quadruplets of the corpora's spoken questions and of written ones, which are voiced; so is every answer."""
+    settings, inventory = job.recipe.instructions, job.inventory()
+    rows = read_units(job.path("units"), inventory.id, {"split": "train"})
+    spoken = [
+        Dialogue(row.id, row.text, row.answer, row.kind, row.units, "corpus")
+        for row in rows
+        if row.answer
+    ]
+    own, report = [*spoken, *_written(job)], Report()
+    stream = chain(own, _moss(job, report)) if settings.dialogues else own
+    summary = build_chain(
+        stream,
+        job.work,
+        voicing(job, settings.questions_from),
+        voicing(job, settings.answers_from),
+        settings.chain_shares,
+        job.recipe.seed,
+        SetFacts("chain", inventory.id, inventory.count, settings.templates),
+        held_out_share=settings.held_out_share if settings.dialogues else 0.0,
+        # One shard, if one can: an answer that many questions have sounds the same in all of them.
+        shard_size=SHARD if settings.dialogues else max(1, len(own)),
+        split_rule=None if settings.dialogues else "the corpora's own: held-out questions are left out",
+        sources=corpus_facts(job.recipe) + ([source_facts("moss")] if settings.dialogues else []),
+        selection=report.funnel if settings.dialogues else None,
+        on_rows=None if job.on_log is None else lambda count: job.on_log({"rows": count}),
+    )
+    counts = {"spoken": len(spoken), "voiced": summary["statistics"]["rows"] - len(spoken)}
+    kinds = {"formats": summary["statistics"]["counts"], "kinds": Counter(d.kind for d in own)}
+    return set_metrics(summary) | counts | kinds
+
+
+def held_out_sentences(job: Job) -> list[UnitRow]:
+    """Held-out recordings of the voices that answer; of all voices, where those have none."""
+    rows = [row for row in read_units(job.path("units"), None, {"split": "test"}) if row.text]
+    voices = set(speaking_voices(job))
+    own = [row for row in rows if row.voice in voices]
+    return (own or rows)[: job.recipe.evaluation.voicing_sentences]
+
+
+def voicing(job: Job, way: str) -> Voicing:
+    """A way from text to units: "text_to_unit", the model, or "tts", a synthesiser and the unit extractor."""
+    if way == "text_to_unit":
+        return TextToUnit.load(job.path("text_to_unit"))
+    settings = job.recipe.instructions
+    return speech_voicing(settings.synthesiser, job.inventory(), synthesiser_voice(job.recipe))
+
+
+def synthesiser_voice(recipe: Recipe) -> str:
+    """eSpeak's voice: the recipe's, or the one that answers in the lab."""
+    lab = (corpus.target_voice for corpus in recipe.corpora if isinstance(corpus, LabCorpus))
+    return recipe.instructions.synthesiser_voice or next(lab, "Female1")
+
+
+def _written(job: Job) -> Iterator[Dialogue]:
+    rng = random.Random(f"written dialogues {job.recipe.seed}")
+    questions = job.corpora().questions(rng, job.recipe.instructions.written_dialogues)
+    for k, question in enumerate(questions):
+        yield Dialogue(f"t{k:06d}", question.text, question.answer, question.kind, None, "written")
+
+
+def _moss(job: Job, report: Report) -> Iterator[Dialogue]:
+    settings = job.recipe.instructions
+    classroom = Filter.load() if settings.classroom else None
+    samples = read_moss(data_path(job.recipe, settings.dialogues), report)
+    limit = settings.maximum_response_words
+    yield from moss_dialogues(select(samples, maximum_words=limit, classroom=classroom, report=report))
+
+
+def _chain_needs(recipe: Recipe) -> tuple[str, ...]:
+    ways = {recipe.instructions.questions_from, recipe.instructions.answers_from}
+    return ("units", "inventory", *(["text_to_unit"] if "text_to_unit" in ways else []))
+
+
+def _set_settings(*names: str):
+    """The settings of a set that make its key; paths count with the size of what lies there."""
+
+    def settings(recipe: Recipe) -> dict:
+        found = recipe.instructions.model_dump(mode="json", include=set(names))
+        return found | {"files": _sizes(recipe, found.get("dialogues"), found.get("descriptions"))}
+
+    return settings
+
+
+def _sizes(recipe: Recipe, *paths: str | None) -> dict[str, int]:
+    found = [data_path(recipe, path) for path in paths if path]
+    files = [f for p in found for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file()]
+    return {file.name: file.stat().st_size for file in files}
+
+
+STEPS = (
+    Definition(
+        "cross_modal_set",
+        ("corpus", "units", "inventory"),
+        _set_settings("pairing", "templates", "speaking", "descriptions"),
+        make_cross_modal_set,
+        version=3,
+        cost=Cost(splittable=True),
+        bring=import_cross_modal_set,
+        bring_needs=("inventory",),
+    ),
+    Definition(
+        "text_to_unit",
+        ("corpus", "units", "inventory"),
+        lambda recipe: recipe.text_to_unit.model_dump(mode="json"),
+        make_text_to_unit,
+        version=2,
+        cost=Cost(processes=True, gpu=True),
+        bring=import_text_to_unit,
+        bring_needs=("inventory",),
+    ),
+    Definition(
+        "voicing",
+        ("corpus", "units", "inventory", "text_to_unit", "vocoder"),
+        _set_settings("synthesiser", "synthesiser_voice"),
+        make_voicing_evaluation,
+    ),
+    Definition(
+        "chain_set",
+        _chain_needs,
+        _set_settings(
+            "chain_shares", "written_dialogues", "answers_from", "questions_from", "synthesiser",
+            "synthesiser_voice", "templates", "dialogues", "classroom", "maximum_response_words",
+        ),
+        make_chain_set,
+        version=3,
+        bring=import_chain_set,
+        bring_needs=("inventory",),
+    ),
+)

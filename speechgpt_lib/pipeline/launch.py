@@ -1,0 +1,118 @@
+"""Training one step of a run in this process, or in several on this machine through torchrun.
+
+`accelerate launch --cpu` starts processes that each train alone; torchrun makes them one group, and every
+training is told the number of processes it must have.  The workers die with their launcher, and the launcher
+with us: no orphan keeps memory.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline.graph import TRAINED, find_step, make
+from speechgpt_lib.runs.names import folder_of
+from speechgpt_lib.runs.processes import supervise
+from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.log import read_metrics
+
+METRICS = "metrics.jsonl"  # in a step's folder
+LOG = "launch.log"  # in the run directory: what the processes of the last launch wrote to stderr
+
+
+def train_step(
+    run: Run,
+    name: str,
+    processes: int = 1,
+    force: bool = False,
+    on_log: Callable[[dict], None] | None = None,
+) -> Step:
+    """Make the trained step `name` ("stage1") of `run` in `processes` processes; `on_log` is told every row of its metrics log.
+
+    Raises:
+        UserError: unknown step, or a process failed (with its reason; all it wrote is in `launch.log` in the run directory).
+    """
+    step = find_step(name)
+    if not step.cost.processes:
+        raise UserError(f"{name} is no training: choose one of {', '.join(TRAINED)}")
+    if processes == 1:
+        return make(run, name, force, on_log)
+    target = folder_of(name)
+    if force:  # else some workers might still see the checkpoints that the first one is about to drop
+        shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
+    command = torchrun_command(name, run, processes, force)
+    run.say("$ " + " ".join(["python", *command[1:]]))
+    follower = Follower(on_log or (lambda row: None), run.path / f"{target}.partial")
+    earlier = run.find(target)
+    status = supervise(command, run.say, run.path / LOG, follower.look)
+    if status != 0:
+        reason = _reason(run.path / LOG)
+        raise UserError(
+            f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})"
+        )
+    step = run.require(target)
+    if earlier is None or earlier.facts != step.facts:  # it was made just now
+        follower.tell_new(step.path)
+    return step
+
+
+class Follower:
+    """Tells the rows of the metrics log that others write in `work`, each once and in order; a line half written waits until it is whole.
+
+    What an earlier attempt has left there counts once this attempt has taken it up, which it says by writing the file `key` anew.
+    """
+
+    def __init__(self, tell: Callable[[dict], None], work: Path):
+        self.tell, self.work, self.told = tell, work, 0  # the last step that was told
+        self.before = self._key_written()
+
+    def look(self) -> None:
+        if self._key_written() not in (None, self.before):
+            self.tell_new(self.work)
+
+    def tell_new(self, folder: Path) -> None:
+        for row in read_metrics(folder / METRICS):
+            if row["step"] > self.told:
+                self.told = row["step"]
+                self.tell(row)
+
+    def _key_written(self) -> int | None:
+        try:
+            return (self.work / "key").stat().st_mtime_ns
+        except OSError:
+            return None
+
+
+def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
+    """The command that starts `processes` workers as one group; each is told how many there must be."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
+    return [
+        *launcher,
+        "-m",
+        "speechgpt_lib.pipeline.worker",
+        name,
+        str(run.path),
+        str(processes),
+        *["force"] * force,
+    ]
+
+
+def _reason(log: Path) -> str:
+    """The first line in which a worker said why it ended, else the first error of any kind."""
+    lines = [
+        re.sub(r"^\[rank\d+\]: ", "", line) for line in log.read_text(errors="replace").splitlines()
+    ]
+    own = [line for line in lines if line.startswith(("error: ", "stopped: "))]
+    other = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return next(iter(own + other), "no reason given").removeprefix("error: ")

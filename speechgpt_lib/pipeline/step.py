@@ -1,0 +1,103 @@
+"""What a step of the graph is: its name, what it needs, what makes its key, what it costs, and the function that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.corpora.corpus import Corpora
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.devices import resolve_device
+from speechgpt_lib.training.options import TrainingOptions
+from speechgpt_lib.units.inventory import UnitInventory
+
+OnLog = Callable[[dict], None] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step under way: its run, the folder `work` for its results, and the finished steps that it needs.
+
+    `shards`: of a step that may be split, the part that is made here.
+    """
+
+    run: Run
+    work: Path
+    inputs: Mapping[str, Step]
+    on_log: OnLog = None
+    shards: slice = slice(None)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return self.run.recipe
+
+    @property
+    def training(self) -> TrainingOptions:
+        """How every training of this run is driven."""
+        device = resolve_device(self.recipe.device)
+        return TrainingOptions(self.recipe.seed, device, self.recipe.processes, self.on_log)
+
+    def path(self, name: str) -> Path:
+        """The folder of an input."""
+        return self.inputs[name].path
+
+    def inventory(self) -> UnitInventory:
+        """The run's unit inventory."""
+        return UnitInventory.load(self.path("inventory"))
+
+    def corpora(self) -> Corpora:
+        """The recipe's corpora, with their table where the step needs it."""
+        table = self.path("corpus") if "corpus" in self.inputs else None
+        return open_corpora(self.recipe, table, self.run.say)
+
+
+Needs = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes: whether several processes can train it, gain by a GPU, or share its shards.
+
+    `threads` are those on a CPU: "all", or "half", where a second half gains little and another step can use it.
+    """
+
+    processes: bool = False
+    gpu: bool = False
+    splittable: bool = False
+    threads: str = "all"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One step of the graph.
+
+    needs: names of the steps whose results it reads, perhaps by what the recipe says.
+    settings: the part of the recipe that makes its key, as JSON values.
+    make: writes the results into `job.work` and returns metrics.
+    bring: the same from a file or folder that somebody else made, where the recipe's `imports` name one.
+    bring_needs: what an import is checked against.
+    """
+
+    name: str
+    needs: Needs
+    settings: Callable[[Recipe], Any]
+    make: Callable[[Job], dict | None]
+    version: int = 1
+    cost: Cost = field(default_factory=Cost)
+    bring: Callable[[Job], dict | None] | None = None
+    bring_needs: tuple[str, ...] = ()
+
+    def imported(self, recipe: Recipe) -> Any:
+        """What the recipe imports instead of making this step, or None."""
+        return getattr(recipe.imports, self.name) if self.bring is not None else None
+
+    def inputs(self, recipe: Recipe) -> tuple[str, ...]:
+        """The names of the steps that it needs under this recipe."""
+        if self.imported(recipe) is not None:
+            return self.bring_needs
+        return self.needs(recipe) if callable(self.needs) else self.needs

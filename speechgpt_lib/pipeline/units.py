@@ -1,0 +1,191 @@
+"""The steps of notebook 01: the corpus, HuBERT, the unit inventory and how good it is, and the units of every utterance."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import heapq
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speechgpt_lib.corpora.build import build_table
+from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
+from speechgpt_lib.corpora.sound_files import BadAudio
+from speechgpt_lib.corpora.tables import Utterance, read_utterances
+from speechgpt_lib.metrics.unit_quality import unit_quality
+from speechgpt_lib.pipeline.imports import import_inventory
+from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.seeds import shuffled
+from speechgpt_lib.training.checkpoints import load_module, save_module
+from speechgpt_lib.training.devices import resolve_device
+from speechgpt_lib.units.encode import Extraction
+from speechgpt_lib.units.extract import extract_units
+from speechgpt_lib.units.grid import quality_grid
+from speechgpt_lib.units.hubert import build_encoder, normalise_utterance
+from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.kmeans import KMeansUnits
+from speechgpt_lib.units.mfcc import mfcc
+from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
+
+MOST_SHUFFLED = 100_000  # ids that are shuffled in memory; of more, those with the smallest hashes are taken
+GRID_SPEECH = 300  # utterances from which the grid's centroids are made
+
+
+def training_speech(corpus: Path, count: int, seed: int) -> list[Utterance]:
+    """A seeded sample of training utterances over all voices, with their sound; unreadable ones are left out."""
+    identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
+    if len(identities) > MOST_SHUFFLED:
+        chosen = set(heapq.nsmallest(count, identities, key=lambda i: _rank(f"{seed} {i}")))
+    else:
+        chosen = set(shuffled(identities, seed)[:count])
+    found = []
+    for u in read_utterances(corpus, audio="bytes", where={"id": chosen}):
+        with contextlib.suppress(BadAudio):  # the extraction counts it
+            found.append(with_sound(u))
+    return found
+
+
+def with_sound(utterance: Utterance) -> Utterance:
+    """The utterance with its sound read.  Raises BadAudio."""
+    return Utterance(**(vars(utterance) | {"wave": utterance.read(), "audio": b""}))
+
+
+def _rank(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def make_corpus(job: Job) -> dict:
+    """The utterance table of all corpora."""
+    return build_table(job.recipe, job.work, job.run.say)
+
+
+def make_hubert(job: Job) -> dict:
+    """Pre-train the encoder on a sample of all voices."""
+    settings = job.recipe.units.hubert
+    speech = training_speech(job.path("corpus"), settings.utterances, job.recipe.seed)
+    waves = [u.wave for u in speech]
+    encoder, targets, summary = train_encoder(waves, job.recipe.units, job.work, job.training)
+    targets.save(job.work / "mfcc_centroids.safetensors")
+    save_module(encoder, job.work / "encoder.safetensors")
+    return summary
+
+
+def make_inventory(job: Job) -> dict:
+    """k-means on a hidden layer of the encoder, and how good its units are beside MFCC units."""
+    settings, seed = job.recipe.units, job.recipe.seed
+    encoder = load_encoder(job)
+    count = utterances_for(settings.kmeans_frames)
+    speech = training_speech(job.path("corpus"), count, seed + 1)
+    inventory = cluster_layer(encoder, [u.wave for u in speech], settings, seed)
+    inventory.save(job.work)
+    mfcc_units = KMeansUnits.load(job.path("hubert") / "mfcc_centroids.safetensors")
+    quality = compare_units(job.path("corpus"), inventory, mfcc_units)
+    return {"id": inventory.id, "clusters": inventory.count} | quality
+
+
+def load_encoder(job: Job):
+    """The HuBERT that this run trained."""
+    encoder = build_encoder(job.recipe.units.hubert).eval()
+    load_module(encoder, job.path("hubert") / "encoder.safetensors")
+    return encoder
+
+
+def compare_units(
+    corpus: Path, inventory: UnitInventory, mfcc_units: KMeansUnits, per_voice: int = 40
+) -> dict:
+    """Quality of HuBERT units and of MFCC units on held-out utterances, against the phones that were spoken.
+
+    {} where the corpus has no phones.
+    """
+    if not (heard := aligned(corpus, per_voice)):
+        return {}
+    waves, phones, voices = zip(*heard, strict=True)
+    hubert = [inventory.kmeans.assign(inventory.features(wave)) for wave in waves]
+    spectra = [normalise_utterance(mfcc(torch.from_numpy(wave))).numpy() for wave in waves]
+    baseline = [mfcc_units.assign(spectrum) for spectrum in spectra]
+    both = (("hubert", hubert), ("mfcc", baseline))
+    return {name: vars(unit_quality(units, phones, voices)) for name, units in both}
+
+
+def aligned(
+    corpus: Path, per_voice: int
+) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
+    """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end s, label)], voice)."""
+    chosen, taken = [], {}
+    for u in read_utterances(corpus, audio="bytes", phones=True, where={"split": list(HELD_OUT)}):
+        taken[u.voice] = taken.get(u.voice, 0) + 1
+        if u.phones and taken[u.voice] <= per_voice:
+            chosen.append((u.read(), [(p.start, p.end, p.label) for p in u.phones], u.voice))
+    return chosen
+
+
+def make_unit_grid(job: Job) -> dict:
+    """Quality of units by layer and number of clusters, beside those that the recipe chose; no rows without phones."""
+    corpus, seed, chosen = job.path("corpus"), job.recipe.seed, job.recipe.units.clusters
+    if not (held_out := aligned(corpus, 20)):
+        return {"rows": [], "why": "the corpus has no phones to compare units with"}
+    encoder = load_encoder(job)
+    training = [u.wave for u in training_speech(corpus, GRID_SPEECH, seed + 1)]
+    clusters = sorted({max(2, chosen * factor // 4) for factor in (1, 2, 4, 8)})
+    return {"rows": list(quality_grid(encoder, training, held_out, clusters, seed))}
+
+
+def make_units(job: Job) -> dict:
+    """The units of every utterance."""
+    chosen = job.recipe.units.extraction
+    device = resolve_device(job.recipe.device)
+    settings = Extraction(device, chosen.precision, chosen.batch_seconds, chosen.long_audio)
+    return extract_units(
+        job.path("corpus"),
+        job.path("inventory"),
+        job.work,
+        settings,
+        shards=job.shards,
+        max_bad_share=chosen.max_bad_share,
+        on_log=job.on_log,
+    )
+
+
+def _hubert_settings(recipe: Recipe) -> dict:
+    layer = {"layer": recipe.units.layer} if recipe.units.hubert.iterations == 2 else {}
+    return recipe.units.hubert.model_dump(mode="json") | layer
+
+
+def _inventory_settings(recipe: Recipe) -> dict:
+    return recipe.units.model_dump(mode="json", include={"layer", "clusters", "kmeans_frames"})
+
+
+def _corpus_settings(recipe: Recipe) -> dict:
+    disk = any(corpus.reader != "lab" for corpus in recipe.corpora)
+    return recipe.model_dump(mode="json", include={"corpora"} | ({"data"} if disk else set()))
+
+
+STEPS = (
+    Definition("corpus", (), _corpus_settings, make_corpus),
+    Definition(
+        "hubert", ("corpus",), _hubert_settings, make_hubert, cost=Cost(processes=True, gpu=True)
+    ),
+    Definition(
+        "inventory",
+        ("corpus", "hubert"),
+        _inventory_settings,
+        make_inventory,
+        bring=import_inventory,
+    ),
+    Definition(
+        "unit_grid",
+        ("corpus", "hubert"),
+        lambda recipe: {"clusters": recipe.units.clusters},
+        make_unit_grid,
+    ),
+    Definition(
+        "units",
+        ("corpus", "inventory"),
+        lambda recipe: recipe.units.extraction.model_dump(mode="json"),
+        make_units,
+        cost=Cost(gpu=True, splittable=True),
+    ),
+)
