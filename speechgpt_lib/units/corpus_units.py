@@ -31,11 +31,12 @@ from speechgpt_lib.corpora.segment_tables import (
 )
 from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import hash_file, hash_json, read_json, write_json
 from speechgpt_lib.training.launch import end_with_parent
 from speechgpt_lib.units.encode import Extraction, Item, ShardEncoder
 from speechgpt_lib.units.extract import shard_counts, write_units
-from speechgpt_lib.units.inventory import FRAME_RATE, UnitInventory
+from speechgpt_lib.units.inventory import UnitInventory
 
 Progress = Callable[[float], None]
 

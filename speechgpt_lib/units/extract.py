@@ -16,9 +16,10 @@ import torch
 from speechgpt_lib.corpora.lab import run_in_processes
 from speechgpt_lib.corpora.tables import decode, read_utterances
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
-from speechgpt_lib.units.inventory import FRAME_RATE, UnitInventory, check_inventory
+from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.units.sequence import expand
 
 _TEXT = ("id", "text", "answer", "kind", "voice", "split")

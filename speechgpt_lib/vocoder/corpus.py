@@ -16,13 +16,13 @@ from speechgpt_lib.corpora.segment_tables import iterate_table
 from speechgpt_lib.corpora.segments import Segment, read_part
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder
+from speechgpt_lib.rates import HOP
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import hash_json, write_json, write_text
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.extract import read_units
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.sequence import merge
-from speechgpt_lib.vocoder.generator import HOP
 from speechgpt_lib.vocoder.speech import Pair
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.vocoder.training import train_durations, train_vocoder
