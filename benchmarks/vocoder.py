@@ -30,10 +30,11 @@ from torch.nn.functional import conv1d, conv_transpose1d, leaky_relu
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import device_name, finish
 from speechgpt_lib.metrics.waveform import log_spectral_distance
+from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder import synthesis
 from speechgpt_lib.vocoder.durations import DurationPredictor
-from speechgpt_lib.vocoder.generator import HOP, SAMPLE_RATE, UnitGenerator
+from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.streaming import lookahead
 from speechgpt_lib.vocoder.synthesis import Vocoder
 

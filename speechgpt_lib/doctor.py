@@ -136,7 +136,8 @@ def voice_check() -> Check:
         "no lab corpus and no fresh questions; recordings of your own still work",
     )
     try:
-        from speechgpt_lib.corpora.speech import SAMPLE_RATE, synthesize
+        from speechgpt_lib.corpora.speech import synthesize
+        from speechgpt_lib.rates import SAMPLE_RATE
 
         wave, phones = synthesize("hello")
     except Exception as error:  # a doctor reports whatever is broken, in the part's own words

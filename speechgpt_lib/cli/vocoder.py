@@ -54,7 +54,8 @@ def speak(
     as_json: JsonOption = False,
 ) -> None:
     """Turn units into sound: one string, a table of `units extract`, or a stream."""
-    from speechgpt_lib.corpora.audio import SAMPLE_RATE, write_audio
+    from speechgpt_lib.corpora.audio import write_audio
+    from speechgpt_lib.rates import SAMPLE_RATE
     from speechgpt_lib.units.sequence import parse_units
 
     opened = _open(run, vocoder)
@@ -203,7 +204,7 @@ def _stream(vocoder, out: Path, speed: float, identity: str | None, speaker: str
     """Standard input as it comes → a sound file; what is wrong in the middle leaves no file."""
     import soundfile
 
-    from speechgpt_lib.corpora.audio import SAMPLE_RATE
+    from speechgpt_lib.rates import SAMPLE_RATE
     from speechgpt_lib.runs.artefacts import atomic_path
     from speechgpt_lib.units.sequence import read_unit_stream
 
@@ -225,7 +226,8 @@ def _speak_tables(vocoder, tables: Path, out: Path, speed: float, speaker: str |
     """Every utterance of unit tables → a sound file of its name; finished ones are kept, so it can be stopped and started again."""
     from itertools import islice
 
-    from speechgpt_lib.corpora.audio import SAMPLE_RATE, write_audio
+    from speechgpt_lib.corpora.audio import write_audio
+    from speechgpt_lib.rates import SAMPLE_RATE
     from speechgpt_lib.units.extract import read_units
 
     folder = tables / "units" if (tables / "units").is_dir() else tables

@@ -12,10 +12,8 @@ import soundfile
 import soxr
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
-
-SAMPLE_RATE = 16_000
-MINIMUM_SAMPLES = 400  # one receptive field of HuBERT: 25 ms
 
 
 def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from speechgpt_lib.corpora.audio import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.corpora.sound_files import BadAudio, Header, decode, inspect
+from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 
 SILENCE = 1e-4  # of full scale: 16-bit dither stays below
 MAXIMUM_S = 7200.0  # two hours: longer than any file of these corpora, 460 MB as float32 at 16 kHz

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 VOICES = (
     "Female1 Female2 Female3 Female4 Female5 Male1 Male2 Male3 Male4 Male5 Male6 Male7 Linda Steph Annie Auntie Storm Travis Andy Quincy"
 ).split()

@@ -22,8 +22,9 @@ import pyarrow.parquet
 import soundfile
 
 from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
-from speechgpt_lib.corpora.speech import SAMPLE_RATE, Phone
+from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
 TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")

@@ -25,8 +25,8 @@ import numpy as np
 import soxr
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 SHORTEST_S = 0.1  # no word of English is shorter
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it there is nothing to amplify
 _PADDING = SAMPLE_RATE // 10

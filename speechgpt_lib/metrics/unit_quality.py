@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from speechgpt_lib.rates import FRAME_RATE
+
 SILENCE = ""  # the label of a stretch without speech, counted as one phone
 
 
@@ -45,7 +47,7 @@ def unit_quality(
     units_per_frame: Sequence[np.ndarray],
     alignments: Sequence[Sequence[tuple[float, float, str]]],
     speakers: Sequence[str],
-    frame_rate: float = 50.0,
+    frame_rate: float = FRAME_RATE,
     frame_offset_s: float = 0.0125,
 ) -> UnitQuality:
     """Measure units against phones and speakers, frame by frame.
@@ -100,7 +102,7 @@ def unit_quality(
 def frame_labels(
     alignment: Sequence[tuple[float, float, str]],
     frames: int,
-    frame_rate: float = 50.0,
+    frame_rate: float = FRAME_RATE,
     frame_offset_s: float = 0.0125,
 ) -> np.ndarray:
     """The label spoken at the centre of each of `frames` frames: a (frames,) array of text."""

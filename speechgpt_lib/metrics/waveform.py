@@ -9,7 +9,8 @@ import numpy as np
 from scipy.fft import dct
 from scipy.spatial.distance import cdist
 
-SAMPLE_RATE = 16000
+from speechgpt_lib.rates import SAMPLE_RATE
+
 FRAME_S = 0.01
 QUIETEST_DB = -120.0
 _FFT, _WINDOW_S, _FLOOR = 512, 0.025, 1e-5

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
 POSITION_GROUPS, CONV_LAYERS = (
@@ -261,9 +262,9 @@ class VocoderSettings(Section):
         product = 1
         for rate in self.upsample_rates:
             product *= rate
-        if product != 320:
+        if product != HOP:
             raise ValueError(
-                f"upsample_rates multiply to {product}, they must make the hop of 320 samples"
+                f"upsample_rates multiply to {product}, they must make the hop of {HOP} samples"
             )
         if len(self.upsample_kernels) != len(self.upsample_rates):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")

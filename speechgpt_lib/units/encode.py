@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from speechgpt_lib.corpora.audio import SAMPLE_RATE
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.units.features import PRECISIONS, FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner

@@ -27,11 +27,12 @@ from speechgpt_lib.corpora.tables import (
     write_quarantine,
 )
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
-from speechgpt_lib.units.inventory import FRAME_RATE, UnitInventory, check_inventory
+from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.units.sequence import expand
 
 SCHEMA = pyarrow.schema(

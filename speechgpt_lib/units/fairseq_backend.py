@@ -24,7 +24,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import check_is_no_text
-from speechgpt_lib.units.hubert import RECEPTIVE_FIELD
+from speechgpt_lib.rates import MINIMUM_SAMPLES
 from speechgpt_lib.units.long_audio import RELEASE_CHUNK
 
 HARMLESS = {"fairseq.data.dictionary.Dictionary", "argparse.Namespace"}
@@ -58,15 +58,15 @@ class FairseqEncoder:
     @torch.inference_mode()
     def features(self, wave: np.ndarray, chunk: int = RELEASE_CHUNK) -> np.ndarray:
         """float32 samples (n,) at 16 kHz → (frames, width), in chunks of `chunk` samples as the release reads them."""
-        if len(wave) < RECEPTIVE_FIELD:
+        if len(wave) < MINIMUM_SAMPLES:
             raise UserError(
-                f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+                f"audio of {len(wave)} samples is too short: units need at least {MINIMUM_SAMPLES} (25 ms at 16 kHz)"
             )
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
         if self.normalize:
             samples = torch.nn.functional.layer_norm(samples, samples.shape)
         parts = [samples[start : start + chunk] for start in range(0, len(samples), chunk)]
-        parts = [part for part in parts if len(part) >= RECEPTIVE_FIELD]
+        parts = [part for part in parts if len(part) >= MINIMUM_SAMPLES]
         options = {"padding_mask": None, "mask": False, "output_layer": self.layer}
         return torch.cat(
             [self.model.extract_features(source=part[None], **options)[0][0] for part in parts]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import HubertModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.units.hubert import RECEPTIVE_FIELD
+from speechgpt_lib.rates import MINIMUM_SAMPLES
 
 Dense = Callable[[Tensor], Tensor]
 # What torch.compile emits for a linear layer on a CPU; on some machines twice as fast as the library that torch calls by itself.
@@ -81,10 +81,10 @@ class FeatureEncoder:
     def __call__(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """float32 waves (samples,) at 16 kHz, each of 400 samples or more → one (frames, width) tensor in float32 a wave, on the device."""
         lengths = [len(wave) for wave in waves]
-        if not waves or min(lengths) < RECEPTIVE_FIELD:
+        if not waves or min(lengths) < MINIMUM_SAMPLES:
             shortest = min(lengths, default=0)
             raise UserError(
-                f"audio of {shortest} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+                f"audio of {shortest} samples is too short: units need at least {MINIMUM_SAMPLES} (25 ms at 16 kHz)"
             )
         batch = torch.zeros(len(waves), max(lengths))
         for row, wave in zip(batch, waves, strict=True):

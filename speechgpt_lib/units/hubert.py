@@ -19,19 +19,19 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import HubertSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import train
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 from speechgpt_lib.units.mfcc import mfcc
 
-RECEPTIVE_FIELD, HOP, SAMPLE_RATE = 400, 320, 16_000
 TEMPERATURE = 0.1
 
 
 def frame_count(samples: int) -> int:
     """Frames of the convolutional stack for this many samples: 25 ms window, 20 ms hop."""
-    return max(0, 1 + (samples - RECEPTIVE_FIELD) // HOP)
+    return max(0, 1 + (samples - MINIMUM_SAMPLES) // HOP)
 
 
 def build_encoder(settings: HubertSettings) -> HubertModel:

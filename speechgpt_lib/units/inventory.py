@@ -17,13 +17,12 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.sequence import merge
-
-FRAME_RATE = 50.0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.units.features import FeatureEncoder, Moments, moments_of, windows
-from speechgpt_lib.units.hubert import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, frame_count
+from speechgpt_lib.units.hubert import frame_count
 
 RELEASE_CHUNK = 1_600_000  # samples, in the published feature reader
 PIECE = 1500  # frames of the front end at a time: 30 s
@@ -52,9 +53,9 @@ def encode_long(
         raise UserError(
             f"unknown way {mode!r} to treat long audio: expected one of {', '.join(MODES)}"
         )
-    if len(wave) < RECEPTIVE_FIELD:
+    if len(wave) < MINIMUM_SAMPLES:
         raise UserError(
-            f"audio of {len(wave)} samples is too short: units need at least {RECEPTIVE_FIELD} (25 ms at 16 kHz)"
+            f"audio of {len(wave)} samples is too short: units need at least {MINIMUM_SAMPLES} (25 ms at 16 kHz)"
         )
     samples = encoder.samples(wave)
     moments = _whole_moments(encoder, samples)
@@ -75,7 +76,7 @@ def _encode_release(encoder: FeatureEncoder, wave: np.ndarray) -> LongFeatures:
     chunks = [
         wave[start : start + RELEASE_CHUNK] for start in range(0, max(len(wave), 1), RELEASE_CHUNK)
     ]
-    dropped = len(chunks.pop()) if len(chunks) > 1 and len(chunks[-1]) < RECEPTIVE_FIELD else 0
+    dropped = len(chunks.pop()) if len(chunks) > 1 and len(chunks[-1]) < MINIMUM_SAMPLES else 0
     return LongFeatures(torch.cat([encoder([chunk])[0] for chunk in chunks]), dropped)
 
 
@@ -83,7 +84,7 @@ def _pieces(encoder: FeatureEncoder, samples: Tensor) -> Iterator[Tensor]:
     """(1, samples) pieces that overlap by what the next frame needs of the last: their frames, joined, are those of the whole."""
     for first in range(0, frame_count(len(samples)), PIECE):
         start = first * HOP
-        yield samples[start : start + (PIECE - 1) * HOP + RECEPTIVE_FIELD].to(encoder.device)[None]
+        yield samples[start : start + (PIECE - 1) * HOP + MINIMUM_SAMPLES].to(encoder.device)[None]
 
 
 def _whole_moments(encoder: FeatureEncoder, samples: Tensor) -> Moments:

@@ -7,7 +7,9 @@ import math
 
 import torch
 
-WINDOW, HOP, FFT, MELS, COEFFICIENTS = 400, 320, 512, 40, 13
+from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES
+
+FFT, MELS, COEFFICIENTS = 512, 40, 13
 
 
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
@@ -20,7 +22,7 @@ def mfcc(wave: torch.Tensor) -> torch.Tensor:
         (frames, 39) float32; frames = 1 + (samples − 400) // 320, the count of HuBERT's convolutional stack.
     """
     window, mel, dct = _constants()
-    frames = wave.float().unfold(0, WINDOW, HOP) * window
+    frames = wave.float().unfold(0, MINIMUM_SAMPLES, HOP) * window
     power = torch.fft.rfft(frames, FFT).abs().square()
     cepstrum = torch.log(power @ mel + 1e-5) @ dct
     first = _differences(cepstrum)
@@ -45,4 +47,4 @@ def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     falling = (points[2:] - hertz) / (points[2:] - points[1:-1])
     k, n = torch.arange(COEFFICIENTS), torch.arange(MELS)[:, None]
     dct = torch.cos(math.pi * k * (n + 0.5) / MELS) * math.sqrt(2 / MELS)
-    return torch.hann_window(WINDOW), torch.minimum(rising, falling).clamp(min=0), dct
+    return torch.hann_window(MINIMUM_SAMPLES), torch.minimum(rising, falling).clamp(min=0), dct

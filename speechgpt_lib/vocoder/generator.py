@@ -17,7 +17,6 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import VocoderSettings
 
-HOP, SAMPLE_RATE = 320, 16_000
 SLOPE = 0.1  # of every leaky ReLU but the last, which fairseq leaves at torch's default
 
 

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from speechgpt_lib.errors import UserError
 from speechgpt_lib.corpora.segments import read_part
 from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP
 from speechgpt_lib.units.sequence import check_range
-from speechgpt_lib.vocoder.generator import HOP
 
 Pair = tuple[np.ndarray, np.ndarray]
 

@@ -16,8 +16,9 @@ import torch
 from torch.nn.functional import conv_transpose2d, leaky_relu
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP
 from speechgpt_lib.vocoder.durations import DurationPredictor, scaled_borders
-from speechgpt_lib.vocoder.generator import HOP, SLOPE, Conv, ResidualBlock, UnitGenerator, Upsample
+from speechgpt_lib.vocoder.generator import SLOPE, Conv, ResidualBlock, UnitGenerator, Upsample
 
 
 class ConvStream:

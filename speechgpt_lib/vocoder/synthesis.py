@@ -18,13 +18,14 @@ import torch
 from pydantic import ValidationError
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
 from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
-from speechgpt_lib.vocoder.generator import HOP, SAMPLE_RATE, UnitGenerator
+from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
 LONGEST_S = 3600.0  # of one utterance: more is a mistake

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder.durations import DurationPredictor
-from speechgpt_lib.vocoder.generator import HOP, SAMPLE_RATE, UnitGenerator
+from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
 UNITS = 6

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import HOP
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder.durations import DurationPredictor
-from speechgpt_lib.vocoder.generator import HOP, UnitGenerator
+from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, lookahead
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
