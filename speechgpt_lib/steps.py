@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from speechgpt_lib.corpora.tables import read_utterances
-from speechgpt_lib.instructions import sets
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.extract import UnitRow, read_units
 from speechgpt_lib.units.inventory import UnitInventory
@@ -48,13 +48,13 @@ def training_speech(corpus: Step, count: int, seed: int) -> list:
     identities = [
         u.id for u in read_utterances(corpus.path, where={"split": ["train", "unlabelled"]})
     ]
-    chosen = set(sets.shuffled(identities, seed)[:count])
+    chosen = set(shuffled(identities, seed)[:count])
     return list(read_utterances(corpus.path, audio=True, where={"id": chosen}))
 
 
 def held_out_units(run: Run, inventory_id: str | None) -> list[UnitRow]:
     """Held-out utterances in the voices of training, shuffled."""
-    return sets.shuffled(
+    return shuffled(
         list(read_units(run.require(UNITS).path, inventory_id, {"split": "test"})), run.recipe.seed
     )
 

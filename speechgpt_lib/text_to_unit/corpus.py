@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.cross_modal import unit_tables
-from speechgpt_lib.instructions.split import is_held_out
 from speechgpt_lib.metrics.unit_errors import unit_error_rate
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json, write_text

@@ -16,8 +16,8 @@ from speechgpt_lib.evaluation.vocoder import (
     judge_originals,
     judges_if_installed,
 )
-from speechgpt_lib.instructions import sets
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.steps import (
     CORPUS,
     HUBERT,
@@ -155,7 +155,7 @@ def _train_vocoder(
         training_options(run, on_log),
         run.recipe.corpus.target_voice,
     )
-    spoken = sets.shuffled(
+    spoken = shuffled(
         list(read_utterances(run.require(CORPUS).path, audio=True, where=_vocoder_speech(run))),
         run.recipe.seed,
     )
