@@ -20,11 +20,11 @@ from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.dialogue.speechgpt import Reply, SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import lab_judges
-from speechgpt_lib.instructions.sets import shuffled
 from speechgpt_lib.metrics.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from speechgpt_lib.metrics.judge import SpeechJudge
 from speechgpt_lib.metrics.wer import word_errors
 from speechgpt_lib.runs.run import Run
+from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import read_units
 
 EXAMPLES = 14  # questions whose sound is kept beside the report

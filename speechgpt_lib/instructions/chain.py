@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow
 
-from speechgpt_lib.instructions import split
+from speechgpt_lib.corpora import held_out as split
 from speechgpt_lib.instructions.parsing import marker_in
 from speechgpt_lib.instructions.sets import (
     CHAIN_SCHEMA,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from speechgpt_lib.corpora.held_out import same_words
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.chain import shown_units
 from speechgpt_lib.instructions.parsing import marker_in
-from speechgpt_lib.instructions.split import same_words
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.units.inventory import check_inventory
 

@@ -16,8 +16,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from speechgpt_lib.corpora import held_out as split
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions import split
 from speechgpt_lib.instructions.descriptions import draw, load_descriptions
 from speechgpt_lib.instructions.duplicates import Duplicates, find_duplicates
 from speechgpt_lib.instructions.parsing import marker_in

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -298,10 +297,6 @@ def record_to_row(record: dict, templates: str = "paper") -> Row:
         )
         row = chain_row(*parts, templates)
     return replace(row, name=record.get("id", ""))
-
-
-def shuffled(items: list, seed: int) -> list:
-    return random.Random(seed).sample(items, len(items))
 
 
 def _metadata(path: Path) -> dict:

@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from speechgpt_lib.corpora.held_out import same_words
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions import sets, split
+from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.descriptions import choose_description, load_descriptions
 from speechgpt_lib.units.extract import SCHEMA
@@ -152,8 +153,8 @@ def test_a_sentence_is_never_on_both_sides(tmp_path: Path) -> None:
         tmp_path / "s",
         Pairing(held_out_share=0.3),
     )
-    kept = {split.same_words(r["text"]) for r in sets.read_set(tmp_path / "s")}
-    held = {split.same_words(r["text"]) for r in sets.read_set(tmp_path / "s", part="held_out")}
+    kept = {same_words(r["text"]) for r in sets.read_set(tmp_path / "s")}
+    held = {same_words(r["text"]) for r in sets.read_set(tmp_path / "s", part="held_out")}
     assert kept and held and not kept & held
     assert len(kept | held) == 100
     assert summary["held_out"] + summary["statistics"]["rows"] == 400

@@ -1,0 +1,14 @@
+"""Draws that depend on a seed alone, so that every machine makes the same ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The items in an order drawn from `seed`; the same items and seed give the same order."""
+    return random.Random(seed).sample(items, len(items))
