@@ -88,7 +88,7 @@ def make_hubert(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
     def make(work: Path) -> dict:
         waves = [u.wave for u in training_speech(corpus, settings.utterances, run.recipe.seed)]
         encoder, targets, summary = train_encoder(
-            waves, run.recipe.units, work, **training_options(run, on_log)
+            waves, run.recipe.units, work, training_options(run, on_log)
         )
         targets.save(work / "mfcc_centroids.safetensors")
         save_module(encoder, work / "encoder.safetensors")
@@ -216,14 +216,10 @@ def make_text_model(run: Run, force: bool = False, on_log: OnLog = None) -> Step
             )
             model = build_model(settings, vocabulary.size, run.recipe.seed)
             plan = stages.text_plan(vocabulary, settings.optimization.steps, run.recipe.seed)
-            summary = stages.fit(
-                model,
-                plan,
-                settings.tokens_per_batch,
-                settings.optimization,
-                work,
-                **training_options(run, on_log),
+            stage = StageSettings(
+                tokens_per_batch=settings.tokens_per_batch, optimization=settings.optimization
             )
+            summary = stages.fit(model, plan, stage, work, training_options(run, on_log))
         save_model(model, vocabulary, work)
         accuracy = stages.text_accuracy(model, vocabulary)
         parameters = sum(p.numel() for p in model.parameters())
@@ -389,10 +385,8 @@ def make_stage3(run: Run, force: bool = False, on_log: OnLog = None) -> Step:
 def _fit(
     run: Run, model, vocabulary, plan, settings: StageSettings, work: Path, on_log: OnLog
 ) -> dict:
-    options = training_options(run, on_log) | {"stage": settings, "ends": vocabulary.ends}
-    return stages.fit(
-        model, plan, settings.tokens_per_batch, settings.optimization, work, **options
-    )
+    options = training_options(run, on_log)
+    return stages.fit(model, plan, settings, work, options, vocabulary.ends)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.devices import resolve_device
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.extract import UnitRow, read_units
 from speechgpt_lib.units.inventory import UnitInventory
 
@@ -34,13 +35,10 @@ STAGE3 = "08_stage3_chain_of_modality_lora/adapter"
 OnLog = Callable[[dict], None] | None
 
 
-def training_options(run: Run, on_log: OnLog) -> dict:
-    return {
-        "seed": run.recipe.seed,
-        "device": resolve_device(run.recipe.device),
-        "world_size": run.recipe.processes,
-        "on_log": on_log,
-    }
+def training_options(run: Run, on_log: OnLog) -> TrainingOptions:
+    """How this run drives all its trainings."""
+    recipe = run.recipe
+    return TrainingOptions(recipe.seed, resolve_device(recipe.device), recipe.processes, on_log)
 
 
 def training_speech(corpus: Step, count: int, seed: int) -> list:

@@ -84,8 +84,8 @@ def make_text_to_unit(run: Run, force: bool = False, on_log: OnLog = None) -> St
             count,
             settings,
             work,
+            training_options(run, on_log),
             inventory_id=inventory.metrics["id"],
-            **training_options(run, on_log),
         )
         model.save(work)
         test = held_out_sentences(run)

@@ -21,6 +21,7 @@ from speechgpt_lib.text_to_unit.model import POSITIONS
 from speechgpt_lib.text_to_unit.spoken_form import spoken_form
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.devices import resolve_device
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.extract import read_units
 
 HELD_OUT_SHARE = 0.002
@@ -86,20 +87,15 @@ def train_on_units(
         if record["step"] % 100 == 0:
             say(f"step {record['step']}: loss {record['loss']:.3f}")
 
-    options = {
-        "seed": seed,
-        "device": resolve_device(device),
-        "world_size": world_size,
-        "on_log": tell,
-    }
+    options = TrainingOptions(seed, resolve_device(device), world_size, tell)
     settings = settings.model_copy(update={"pretrained": None})
     model, summary = train_text_to_unit(
         pairs,
         inventory["clusters"],
         settings,
         out / "training",
+        options,
         inventory_id=inventory["id"],
-        **options,
     )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return None

@@ -17,6 +17,7 @@ from speechgpt_lib.corpora.segments import Segment, read_segment
 from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.recipes.schema import UnitSettings
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.hubert import pretrain_hubert
 from speechgpt_lib.units.inventory import UnitInventory
@@ -28,22 +29,17 @@ FRAMES_PER_UTTERANCE = (
 
 
 def train_encoder(
-    waves: list[np.ndarray], settings: UnitSettings, work: Path, **options
+    waves: list[np.ndarray], settings: UnitSettings, work: Path, options: TrainingOptions
 ) -> tuple[HubertModel, KMeansUnits, dict]:
     """Pre-train on waves in as many iterations as the settings say: (encoder, the MFCC k-means of the first targets, summary).
 
-    Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.  `options` are those of the training
-    loop: seed, device, world_size, on_log.
+    Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.
     """
-    encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, **options)
+    encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, options)
     if settings.hubert.iterations == 2:
-        again, features = (
-            work / "checkpoints" / "second",
-            layer_features(encoder, settings.layer, options.get("device", "cpu")),
-        )
-        encoder, _, second = pretrain_hubert(
-            waves, settings.hubert, again, features=features, **options
-        )
+        again = work / "checkpoints" / "second"
+        features = layer_features(encoder, settings.layer, options.device)
+        encoder, _, second = pretrain_hubert(waves, settings.hubert, again, options, features)
         shutil.copy(again / "metrics.jsonl", work / "metrics_second.jsonl")
         summary = {"first": summary, **second}
     return encoder, targets, summary
@@ -82,20 +78,19 @@ def train_on_corpus(
     root: Path,
     settings: UnitSettings,
     out: Path,
-    *,
-    seed: int,
+    options: TrainingOptions,
     encoder: HubertModel | None = None,
     normalize: bool = False,
-    **options,
 ) -> UnitInventory:
     """An inventory from a prepared corpus, in `out/inventory`; training resumes from `out/training`.
 
     As many utterances as `settings.hubert.utterances` are held in memory, however large the corpus; k-means takes others.  With
     `encoder`, which may want normalised waveforms, only k-means is made.
     """
+    seed = options.seed
     if encoder is None:
         speech = list(read_all(root, sample_segments(table, settings.hubert.utterances, seed)))
-        encoder, _, _ = train_encoder(speech, settings, out / "training", seed=seed, **options)
+        encoder, _, _ = train_encoder(speech, settings, out / "training", options)
         del speech
     others = sample_segments(table, utterances_for(settings.kmeans_frames), seed + 1)
     inventory = cluster_layer(encoder, read_all(root, others), settings, seed, normalize)

@@ -19,6 +19,7 @@ from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import hash_json, write_json, write_text
 from speechgpt_lib.training.devices import resolve_device
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.extract import read_units
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.sequence import merge
@@ -111,19 +112,14 @@ def train_on_units(
                 )
             )
 
-    options = {
-        "seed": seed,
-        "device": resolve_device(device),
-        "world_size": world_size,
-        "on_log": tell,
-    }
+    options = TrainingOptions(seed, resolve_device(device), world_size, tell)
     work, sample = out / "training", speech.frames(0)
     generator, summary = train_vocoder(
-        speech, inventory.count, settings, work / "generator", sample=sample, ahead=AHEAD, **options
+        speech, inventory.count, settings, work / "generator", options, sample=sample, ahead=AHEAD
     )
     sequences = [merge(speech.frames(index)) for index in range(len(speech.lengths))]
     durations, duration_summary = train_durations(
-        sequences, inventory.count, settings, work / "durations", **options
+        sequences, inventory.count, settings, work / "durations", options
     )
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return None

@@ -168,9 +168,9 @@ def _train_vocoder(
         [u.voice for u in spoken] if settings.all_voices else None,
     )
     checkpoints = work / "checkpoints"
-    options["sample"] = frames[spoken[0].id]
+    sample = frames[spoken[0].id]
     generator, summary = train_vocoder(
-        speech, count, settings, checkpoints / "generator", **options
+        speech, count, settings, checkpoints / "generator", options, sample=sample
     )
     # In several processes only the first has the checkpoint to start from; comparing is a lesson for one.
     compared = (
@@ -184,13 +184,13 @@ def _train_vocoder(
             count,
             settings,
             checkpoints / "alone",
-            **options,
+            options,
+            sample=sample,
             joined_from=checkpoints / "generator",
         )
-    del options["sample"]
     merged = [merge(row) for row in frames.values()]
     durations, duration_summary = train_durations(
-        merged, count, settings, checkpoints / "durations", **options
+        merged, count, settings, checkpoints / "durations", options
     )
     shutil.copy(
         checkpoints / "generator" / "metrics.jsonl", work
