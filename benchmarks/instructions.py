@@ -32,6 +32,7 @@ from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVo
 from speechgpt_lib.recipes.schema import Optimization, TextToUnitSettings
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.encode import Counts
 from speechgpt_lib.units.extract import write_units
 from speechgpt_lib.units.sequence import merge
@@ -151,8 +152,9 @@ def voicing(folder: Path, count: int, rounds: int) -> dict:
         optimization=Optimization(steps=400, learning_rate=3e-3, precision="no", save_every_s=1e9),
         beams=5,
     )
+    options = TrainingOptions(seed=0)
     model: TextToUnit = train_text_to_unit(
-        pairs, 60, settings, folder / "voicing", inventory_id="bench", seed=0
+        pairs, 60, settings, folder / "voicing", options, inventory_id="bench"
     )[0]
     chosen = texts[:: max(1, len(texts) // count)][:count]
     made: dict[str, list] = {}

@@ -35,7 +35,8 @@ from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.compilation import compile_layers
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.row_attention import NAME
 from speechgpt_lib.training.throughput import matmul_peak
 
@@ -211,7 +212,8 @@ def _ours(
         return total, weight, {}
 
     with tempfile.TemporaryDirectory() as folder, training_attention(own, "cpu", attention):
-        train({"model": loss(own)}, step_function, batches, settings, Path(folder), seed=0)
+        task = Task({"model": loss(own)}, step_function, batches)
+        train(task, settings, Path(folder), TrainingOptions(seed=0))
 
 
 def _trainer(model: LlamaForCausalLM, batches: RandomOrder, steps: int, precision: str) -> None:

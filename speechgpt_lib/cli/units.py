@@ -256,6 +256,7 @@ def train_inventory(
     """Make a unit inventory from speech alone: HuBERT, then k-means on a layer; with --encoder k-means only."""
     from speechgpt_lib.corpora.prepare import prepare
     from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.training.options import TrainingOptions
     from speechgpt_lib.units.foreign import encoder_from
     from speechgpt_lib.units.training import train_on_corpus
 
@@ -278,9 +279,8 @@ def train_inventory(
             )
 
     model, normalize = encoder_from(encoder) if encoder else (None, False)
-    inventory = train_on_corpus(
-        table, root, settings, out, seed=seed, encoder=model, normalize=normalize, on_log=tell
-    )
+    options = TrainingOptions(seed, on_log=tell)
+    inventory = train_on_corpus(table, root, settings, out, options, model, normalize)
     result = {
         "inventory": inventory.id,
         "clusters": inventory.count,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora import world
@@ -36,76 +37,57 @@ from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, r
 from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.token_table import TokenTable, write_table
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
-from speechgpt_lib.recipes.schema import (
-    InstructionSettings,
-    Optimization,
-    Stage2Settings,
-    StageSettings,
-)
+from speechgpt_lib.recipes.schema import InstructionSettings, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 
 TEXT_EPOCH = 2000  # documents between two draws of new ones
 CURRICULUM = 0.25  # share of the text steps in which look-ups and echoes come alone
 
 
 def fit(
-    model: torch.nn.Module,
+    model: nn.Module,
     rows_of: Callable[[int, int], list[TokenRow]],
-    tokens_per_batch: int,
-    optimization: Optimization,
+    stage: StageSettings,
     work: Path,
-    *,
-    seed: int,
-    device: str = "cpu",
-    world_size: int = 1,
-    on_log=None,
-    stage: StageSettings | None = None,
+    options: TrainingOptions,
     ends: frozenset[int] = frozenset(),
 ) -> dict:
-    """Train `model` in place on `rows_of(epoch, first step of that epoch)`; returns the loop's summary with tokens per second (no padding).
+    """Train `model` in place on `rows_of(epoch, first step of that epoch)`.
 
-    `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers that a shortened row keeps.
+    `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers
+    that a shortened row keeps.  Returns the loop's summary with tokens per second (no padding).
     """
-    batches, counts = batches_of(rows_of, tokens_per_batch, seed, stage, ends)
+    batches, counts = batches_of(rows_of, stage, options.seed, ends)
     scorer = CausalLoss(model)
+    sharded = stage.optimization.sharding == "full" and options.world_size > 1
+    all_trained = float(all(p.requires_grad for p in model.parameters()))
 
-    def step_function(phase: str, modules: dict, batch, step: int):
+    def step_function(phase: str, modules: dict, batch: tuple, step: int):
         useful = int((batch[0] != PAD).sum())
-        loss, weight = modules["model"](*(tensor.to(device) for tensor in batch))
+        loss, weight = modules["model"](*(tensor.to(options.device) for tensor in batch))
         return loss, weight, {"tokens": useful}
 
     def name_rows(step: int, rank: int, processes: int) -> str:
-        rows = batches.rows_at(step, rank, processes)
-        return _suspects(scorer, rows, sharded=optimization.sharding == "full" and world_size > 1)
+        return _suspects(scorer, batches.rows_at(step, rank, processes), sharded)
 
+    task = Task(
+        {"model": scorer},
+        step_function,
+        batches,
+        flops_per_token=Shape.of_model(model).flops_per_token(0, trained=all_trained),
+        name_rows=name_rows,
+    )
+    packed = stage.packing != "none"
     model.train()  # dropout, and checkpointing, which does nothing else
-    if stage is not None and stage.checkpointing:
+    if stage.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with training_attention(
-        model,
-        device,
-        stage.attention if stage else "auto",
-        packed=bool(stage and stage.packing != "none"),
-    ):
-        summary = train(
-            {"model": scorer},
-            step_function,
-            batches,
-            optimization,
-            work,
-            seed=seed,
-            world_size=world_size,
-            device=device,
-            on_log=on_log,
-            flops_per_token=Shape.of_model(model).flops_per_token(
-                0, trained=float(all(p.requires_grad for p in model.parameters()))
-            ),
-            name_rows=name_rows,
-        )
-    if stage is not None and stage.checkpointing:
+    with training_attention(model, options.device, stage.attention, packed):
+        summary = train(task, stage.optimization, work, options)
+    if stage.checkpointing:
         model.gradient_checkpointing_disable()
-    model.eval().to(device)  # where a sharded training has left it in main memory
+    model.eval().to(options.device)  # where a sharded training has left it in main memory
     if "tokens" in summary:
         summary["tokens_per_second"] = round(summary["tokens"] / max(summary["seconds"], 1e-9))
     return summary | ({"rows": counts} if counts.get("dropped") or counts.get("truncated") else {})
@@ -113,53 +95,43 @@ def fit(
 
 @torch.no_grad()
 def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most: int = 5) -> str:
-    """Which of `rows` has a loss that is no number; of a sharded model, which computes nothing alone, all of them."""
-    place = next(scorer.parameters()).device
-    losses = (
-        []
-        if sharded
-        else [scorer(*(tensor.to(place) for tensor in collate([row])))[0] for row in rows]
-    )
-    alone = (
-        [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
-        if losses
-        else []
-    )
-    named = [
-        f"{row.name or f'a row of ids {row.ids[:6]} …'} ({len(row)} tokens)"
-        for row in (alone or rows)[:most]
-    ]
-    more = f" and {len(alone or rows) - most} more" * (len(alone or rows) > most)
-    if alone and len(alone) == len(rows) > 1:
-        return f"every row of its batch, so the weights are at fault: {', '.join(named)}{more}"
-    return f"{'row' if alone else 'in a batch of'} {', '.join(named)}{more}"
+    """Which of `rows` has a loss that is not finite; all, if a sharded model can't tell alone."""
+    place, bad = next(scorer.parameters()).device, []
+    for row in () if sharded else rows:
+        loss, _ = scorer(*(tensor.to(place) for tensor in collate([row])))
+        bad += [] if loss.isfinite() else [row]
+    shown = bad or rows
+    names = [row.name or f"a row of ids {row.ids[:6]} …" for row in shown[:most]]
+    named = ", ".join(f"{n} ({len(row)} tokens)" for n, row in zip(names, shown, strict=False))
+    named += f" and {len(shown) - most} more" * (len(shown) > most)
+    if len(bad) == len(rows) > 1:
+        return f"every row of its batch, so the weights are at fault: {named}"
+    return f"{'row' if bad else 'in a batch of'} {named}"
 
 
 def batches_of(
     rows_of: Callable[[int, int], list[TokenRow]],
-    tokens_per_batch: int,
+    stage: StageSettings,
     seed: int,
-    stage: StageSettings | None,
     ends: frozenset[int],
 ) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
-    """Batches by step number as `stage` wants them, and a dictionary that counts the rows of the last epoch: kept, dropped, truncated."""
-    if stage is None:
-        return EpochBatches(rows_of, tokens_per_batch, seed), {}
+    """Batches by step number as `stage` wants them.
+
+    The dictionary beside them counts the rows of the last epoch: kept, dropped, truncated.
+    """
     counts: dict[str, int] = {}
 
     def fitting(epoch: int, step: int) -> list[TokenRow]:
         rows = rows_of(epoch, step)
         if stage.packing == "concatenated":
-            return concatenate(
-                random.Random(f"order {seed} {epoch}").sample(rows, len(rows)), stage.block
-            )
+            rng = random.Random(f"order {seed} {epoch}")
+            return concatenate(rng.sample(rows, len(rows)), stage.block)
         rows, found = fit_rows(rows, stage.block, stage.too_long, ends)
         counts.update(found)
         return rows
 
-    if stage.packing == "none":
-        return EpochBatches(fitting, tokens_per_batch, seed, stage.block), counts
-    return PackedBatches(fitting, tokens_per_batch, seed, stage.block), counts
+    kind = EpochBatches if stage.packing == "none" else PackedBatches
+    return kind(fitting, stage.tokens_per_batch, seed, stage.block), counts
 
 
 def text_plan(

@@ -26,7 +26,8 @@ from speechgpt_lib.text_to_unit.model import (
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.epochs import Epochs
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 
 Pair = tuple[
     np.ndarray, np.ndarray
@@ -38,12 +39,9 @@ def train_text_to_unit(
     unit_count: int,
     settings: TextToUnitSettings,
     work: Path,
+    options: TrainingOptions,
     *,
     inventory_id: str,
-    seed: int,
-    device: str = "cpu",
-    world_size: int = 1,
-    on_log=None,
 ) -> tuple[TextToUnit, dict]:
     """Train on (text, merged units (n,)) pairs; returns (model, summary of the loop).
 
@@ -63,8 +61,8 @@ def train_text_to_unit(
     )
     encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
-    model = build_model(settings, vocabulary, rate, seed)
-    batches = PairBatches(encoded, settings.tokens_per_batch, seed)
+    model = build_model(settings, vocabulary, rate, options.seed)
+    batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
         place = next(
@@ -74,18 +72,9 @@ def train_text_to_unit(
         loss, count, right = modules["text_to_unit"](sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
-    with training_attention(model, device):
-        summary = train(
-            {"text_to_unit": PairLoss(model)},
-            step_function,
-            batches,
-            settings.optimization,
-            work,
-            seed=seed,
-            world_size=world_size,
-            device=device,
-            on_log=on_log,
-        )
+    with training_attention(model, options.device):
+        task = Task({"text_to_unit": PairLoss(model)}, step_function, batches)
+        summary = train(task, settings.optimization, work, options)
     return TextToUnit(
         model.cpu().eval(), vocabulary, inventory_id, settings, rate, beams=settings.beams
     ), summary

@@ -81,16 +81,6 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def load_checkpoint(folder: Path, modules: dict, optimizers: dict) -> int:
-    """Restore the newest whole checkpoint in `folder` in place; returns its step, 0 when there is none."""
-    found = find_checkpoint(folder)
-    if found is None:
-        return 0
-    found.load_modules(modules)
-    found.load_optimizers(optimizers, lambda optimizer, state: optimizer.load_state_dict(state))
-    return found.step
-
-
 def save_module(module: torch.nn.Module, path: Path) -> None:
     """The parameters of `module` as safetensors; tied tensors are written once."""
     tensors, seen = {}, {}

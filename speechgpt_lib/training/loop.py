@@ -1,18 +1,19 @@
-"""The one training loop: batches and a step function in, trained modules and a metrics log out.
+"""The one training loop: batches and a loss in, trained modules and a metrics log out.
 
-HuBERT, the vocoder's GAN, the text-to-unit model and all stages of the language model run through `train`.  It is exact by
-construction: a batch is a pure function of the step number, randomness is re-seeded at every step, the schedule counts steps and
-not seconds.  So a run that is killed and started again ends in the same weights as one that was not.
+HuBERT, the vocoder's GAN, the text-to-unit model and all stages of the language model go through
+`train`.  It is exact by construction: a batch is a pure function of the step number, the seed is
+set anew at every step, the schedule counts steps and not seconds.  So a run that is killed and
+started again ends in the same weights as one that was not.
+
+`Training` is meant to be read from top to bottom: 1 set-up, 2 a step, 3 log, 4 save and stop.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.compilation import compile_layers
+from speechgpt_lib.training.failures import memory_explained, not_finite
 from speechgpt_lib.training.log import MetricsLog
-from speechgpt_lib.training.log import read_metrics as read_metrics
+from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.sharding import (
     Whole,
     copy_back,
@@ -35,403 +38,297 @@ from speechgpt_lib.training.sharding import (
     shard,
     whole,
 )
+from speechgpt_lib.training.stopping import StopRequest
 
-MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what, and how its loss is computed.
 
-def make_optimizers(
-    modules: list[torch.nn.Module], settings: Optimization
-) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for everything; or, with `matrix_learning_rate`, Muon for the matrices between layers and AdamW for the rest.
-
-    Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of a matrix orthogonal, so that
-    directions of small gradients are learned as fast as those of large ones.  All matrices move, and they grow, so it wants far more
-    weight decay than AdamW.  Returns optimizers by what follows the phase's name.
+    - `modules`: what is trained, by name.
+    - `step_function(phase, modules, batch, step)`: (sum of losses, their weight, metrics), or None
+      to skip the phase.  The loss minimised is the sum over all processes divided by the weight
+      over all processes, so two processes with unequal batches equal one process with both.  A
+      metric "tokens" (int) is added up over steps.
+    - `batch_at(step, rank, world_size)`: a batch, which depends on nothing else.
+    - `phases`: optimizer → names of the modules it drives; a step runs them in order (a GAN has 2).
+    - `learning_rates`: optimizer → factor on the learning rate.
+    - `visits`: step → what the first process does when so many steps are made and saved, such as
+      listening to the modules.  After a kill a visit may be made again.
+    - `flops_per_token`: forward and backward, for `mfu` in the log.
+    - `name_rows`: called as `batch_at` is; says which rows are in that batch, for the error about a
+      loss that is not finite.
     """
-    tables = {
-        id(p)
-        for module in modules
-        for m in module.modules()
-        if isinstance(m, torch.nn.Embedding)
-        for p in m.parameters()
-    }
-    matrices, others = [], []
-    for name, p in (named for module in modules for named in module.named_parameters()):
-        between_layers = p.ndim == 2 and id(p) not in tables and "lm_head" not in name
-        if p.requires_grad:
-            (matrices if settings.matrix_learning_rate and between_layers else others).append(p)
-    optimizers: dict[str, torch.optim.Optimizer] = {}
-    if others:
-        group = {"params": others, "scale": 1.0}
-        optimizers[""] = torch.optim.AdamW(
-            [group],
-            settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    if matrices:
-        group = {
-            "params": matrices,
-            "scale": settings.matrix_learning_rate / settings.learning_rate,
-        }
-        optimizers[MATRICES] = torch.optim.Muon(
-            [group],
-            settings.learning_rate,
-            settings.matrix_weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
-    return optimizers
 
-
-def learning_rate_at(step: int, settings: Optimization) -> float:
-    """Linear warm-up, plateau, then a straight line or half a cosine down to `floor`; `step` counts from 0."""
-    rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup))
-    progress = step / settings.steps
-    if progress > settings.hold:
-        left = (1 - progress) / (1 - settings.hold)
-        if settings.schedule == "cosine":
-            left = settings.floor + (1 - settings.floor) * (1 - math.cos(math.pi * left)) / 2
-        rate *= max(settings.floor, left)
-    return rate
+    modules: dict[str, torch.nn.Module]
+    step_function: Callable[..., tuple[torch.Tensor, torch.Tensor | float, dict[str, Any]] | None]
+    batch_at: Callable[[int, int, int], Any]
+    phases: dict[str, list[str]] | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    visits: Mapping[int, Callable[[], None]] = field(default_factory=dict)
+    flops_per_token: float = 0.0
+    name_rows: Callable[[int, int, int], str] | None = None
 
 
 def train(
-    modules: dict[str, torch.nn.Module],
-    step_function: Callable[..., tuple[torch.Tensor, torch.Tensor | float, dict[str, Any]] | None],
-    batch_at: Callable[[int, int, int], Any],
-    settings: Optimization,
-    work: Path,
-    *,
-    seed: int,
-    world_size: int = 1,
-    device: str = "cpu",
-    phases: dict[str, list[str]] | None = None,
-    learning_rates: dict[str, float] | None = None,
-    on_log: Callable[[dict], None] | None = None,
-    visits: Mapping[int, Callable[[], None]] | None = None,
-    flops_per_token: float = 0.0,
-    name_rows: Callable[[int, int, int], str] | None = None,
+    task: Task, settings: Optimization, work: Path, options: TrainingOptions
 ) -> dict[str, Any]:
-    """Train `modules` in place and return a summary {steps, resumed_from, seconds, loss, …}.
+    """Train the modules of `task` in place; returns {steps, resumed_from, seconds, loss, …}.
 
-    Args:
-        modules: what is trained, by name.
-        step_function: called as `step_function(phase, modules, batch, step)`; returns (sum of losses, their weight, metrics) or
-            None to skip the phase.  The loss minimised is the sum over all processes divided by the weight over all processes,
-            so that two processes with unequal batches equal one process with both.  A metric "tokens" (int) is added up over steps.
-        batch_at: called as `batch_at(step, rank, world_size)`, must depend on nothing else.
-        work: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; training resumes from what it finds there.
-        world_size: the number of processes this training must have; any other is refused.
-        phases: optimizer name → names of the modules it drives, run in order within a step (a GAN has two).
-        learning_rates: optimizer name → factor on the learning rate.
-        visits: step → what the first process does when so many steps are made and saved, such as listening to the modules.  After a
-            kill a visit may be made again.
-        flops_per_token: forward and backward, for `mfu` in the log.
-        name_rows: called as `batch_at` is, says in words which rows are in that batch, for the error about a loss that is not finite.
+    `work` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; training resumes from what it
+    finds there.
 
     Raises:
-        UserError: wrong world size, no memory for the batch, or a loss that is not finite (the last good checkpoint is kept).
+        UserError: wrong number of processes, no memory for the batch, or a loss that is not finite
+            (the last good checkpoint is kept).
         KeyboardInterrupt: stopped by a signal or the clock, and saved.
     """
-    # 1. Devices and processes -------------------------------------------------------------------------------------------------
-    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=settings.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=phases is not None)],
-    )
-    if accelerator.num_processes != world_size:
-        raise UserError(
-            f"this training was meant for {world_size} process(es) but runs in {accelerator.num_processes}: start it with "
-            f"`speechgpt train STEP --run RUN --processes {world_size}` (`accelerate launch --cpu` would let each process train alone)"
-        )
-    phases = phases or {"model": list(modules)}
-    bare = dict(modules)
-    sharded = settings.sharding == "full" and world_size > 1
-    if sharded and (len(phases) > 1 or visits):
-        raise UserError(
-            f"a training with {len(phases)} optimizers or visits can't be sharded: set sharding: none"
-        )
-    # 2. Resume: weights before they are shared out, moments after -----------------------------------------------------------------
-    checkpoints = work / "checkpoints"
-    checkpoint = find_checkpoint(checkpoints)
-    first, tokens_before = (
-        (checkpoint.load_modules(bare), checkpoint.tokens) if checkpoint else (0, 0)
-    )
-    if sharded:
-        modules = {
-            name: shard(module, accelerator.device, settings.precision)
-            for name, module in bare.items()
-        }
-    if settings.compile:
-        compile_layers(modules.values())
-    optimizers = {
-        f"{phase}{suffix}": optimizer
-        for phase, names in phases.items()
-        for suffix, optimizer in make_optimizers(
-            [modules[name] for name in names], settings
-        ).items()
-    }
-    if checkpoint:
-        checkpoint.load_optimizers(optimizers, load_optimizer)
-    if not sharded:
-        modules = {name: accelerator.prepare(module) for name, module in modules.items()}
-        optimizers = {
-            name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()
-        }
-    # 3. A log, and visits that are due --------------------------------------------------------------------------------------------
-    log = MetricsLog(
-        work / "metrics.jsonl", accelerator, first, tokens_before, settings, flops_per_token
-    )
-    visits = dict(visits or {}) if accelerator.is_main_process else {}
-    if first in visits:  # saved, but perhaps killed while it was there
-        visits[first]()
-    started = saved = time.perf_counter()
-    own_tokens = 0
-    summary: dict[str, Any] = {}
-    # 4. Steps -------------------------------------------------------------------------------------------------------------------
+    training = Training(task, settings, work, options)
+    training.set_up()
     with StopRequest() as stop:
-        for step in range(first, settings.steps):
-            # A process that accumulates stands for as many processes, one after the other.
-            parts = [
-                accelerator.process_index * settings.accumulation + part
-                for part in range(settings.accumulation)
-            ]
-            of = world_size * settings.accumulation
-            batches = []
-            for part in parts:
-                _seed(seed, step, part)
-                batches.append(batch_at(step, part, of))
-            record: dict[str, Any] = {}
-            for phase, names in phases.items():
-                rate = learning_rate_at(step, settings) * (learning_rates or {}).get(phase, 1.0)
-                own = [
-                    optimizer
-                    for name, optimizer in optimizers.items()
-                    if name in (phase, phase + MATRICES)
-                ]
-                for optimizer in own:
-                    optimizer.zero_grad()
-                parameters = [
-                    p for name in names for p in modules[name].parameters() if p.requires_grad
-                ]
-                with _explained(step, settings):
-                    found = _backward(
-                        accelerator,
-                        phase,
-                        names,
-                        modules,
-                        step_function,
-                        batches,
-                        parts,
-                        step,
-                        seed,
-                        parameters,
-                    )
-                if found is None:
-                    continue
-                losses, metrics = found
-                norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip))
-                if not torch.isfinite(
-                    norm if world_size > 1 else norm + sum(losses)
-                ):  # the norm is the same everywhere
-                    where = [
-                        name_rows(step, part, of) if name_rows else ""
-                        for part, x in zip(parts, losses, strict=True)
-                        if not x.isfinite()
-                    ]
-                    raise UserError(
-                        _not_finite(accelerator, phase, step, work, sum(losses), norm, where)
-                    )
-                for optimizer in own:
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate * group["scale"]
-                    optimizer.step()
-                own_tokens += metrics.pop("tokens", 0)
-                prefix = "" if len(phases) == 1 else f"{phase}_"
-                record |= {
-                    f"{prefix}loss": sum(losses),
-                    f"{prefix}grad_norm": norm,
-                    "lr": rate,
-                    **metrics,
-                }
-            # 5. Log and save ------------------------------------------------------------------------------------------------------
-            last = step + 1 == settings.steps
-            if settings.most_tokens:
-                last = (
-                    last or tokens_before + _total(accelerator, own_tokens) >= settings.most_tokens
-                )
-            if last or (step + 1) % settings.log_every == 0:
-                summary = log.write(
-                    step + 1, record, tokens_before + _total(accelerator, own_tokens)
-                )
-                if on_log:
-                    on_log(summary)
-            if settings.most_hours and time.perf_counter() - started > 3600 * settings.most_hours:
-                stop.requested = True
-            must_stop = (
-                _total(
-                    accelerator,
-                    stop.requested or time.perf_counter() - saved > settings.save_every_s,
-                )
-                > 0
-            )
-            if (must_stop or step + 1 in visits) and not last:
-                kept = (
-                    {name: Whole(module) for name, module in modules.items()} if sharded else bare
-                )
-                moments = {
-                    name: Whole(o) if sharded else o.optimizer for name, o in optimizers.items()
-                }
-                tokens = (
-                    tokens_before + _total(accelerator, own_tokens)
-                    if must_stop
-                    else tokens_before + own_tokens
-                )
-                if accelerator.is_main_process:
-                    save_checkpoint(checkpoints, step + 1, kept, moments, settings.keep, tokens)
-            if step + 1 in visits:
-                visits[step + 1]()
-            if must_stop and not last:
-                saved = time.perf_counter()
-                if _total(accelerator, stop.requested) > 0:
-                    raise KeyboardInterrupt(
-                        f"stopped after step {step + 1}; run it again to resume"
-                    )
+        for step in range(training.first, settings.steps):
+            record = training.step(step)
+            last = training.is_last(step + 1)
+            training.write_log(step + 1, record, last)
+            training.save_or_stop(step + 1, last, stop)
             if last:
                 break
-    for name in bare if sharded else ():
-        copy_back(modules[name], bare[name])
-    if settings.compile:
-        compile_layers(bare.values(), undo=True)
-    kept = {name: value for name, value in summary.items() if name not in ("step", "seconds_left")}
-    return {"steps": summary.get("step", first), "resumed_from": first, **kept}
+    return training.finish()
 
 
-def _backward(
-    accelerator: Accelerator,
-    phase: str,
-    names: list[str],
-    modules: dict[str, torch.nn.Module],
-    step_function: Callable,
-    batches: list,
-    parts: list[int],
-    step: int,
-    seed: int,
-    parameters: list[torch.nn.Parameter],
-) -> tuple[list[torch.Tensor], dict] | None:
-    """Gradients of the mean over all processes and parts; returns what each part here adds to that mean, and the metrics of the parts.
+class Training:
+    """A training on its way; `train` calls its parts in the order in which they stand here."""
 
-    The mean is over the weight of all of them, which is known at the end only.  So the loss of several parts goes back as a sum, and the
-    gradients are divided; that of a single part is divided before.
-    """
-    world, losses, own_weight, metrics = accelerator.num_processes, [], 0.0, {}
-    for part, batch in zip(parts, batches, strict=True):
-        if len(parts) > 1:
-            _seed(seed, step, part)
-        result = step_function(phase, modules, batch, step)
-        if result is None:
-            return None
-        loss_sum, weight, found = result
-        metrics = found | {
-            name: value + metrics.get(name, 0)
-            for name, value in found.items()
-            if isinstance(value, int)
-        }
-        weight = torch.as_tensor(weight, dtype=torch.float32, device=accelerator.device)
-        if len(parts) == 1:
-            total = accelerator.reduce(weight, "sum") if world > 1 else weight
-            loss = loss_sum * (world / total)  # DDP averages gradients over processes
-            accelerator.backward(loss)
-            return [loss.detach()], metrics
-        with contextlib.ExitStack() as stack:
-            for name in names:  # processes exchange gradients once
-                exchange_gradients(modules[name], part == parts[-1])
-                if part != parts[-1]:
-                    stack.enter_context(accelerator.no_sync(modules[name]))
-            accelerator.backward(loss_sum * world)
-        losses.append(loss_sum.detach())
-        own_weight = own_weight + weight
-    total = accelerator.reduce(own_weight, "sum") if world > 1 else own_weight
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad /= total
-    return [loss * (world / total) for loss in losses], metrics
+    def __init__(self, task: Task, settings: Optimization, work: Path, options: TrainingOptions):
+        self.task, self.settings, self.work, self.options = task, settings, work, options
+        self.modules = dict(task.modules)
+        self.phases = task.phases or {"model": list(task.modules)}
+        self.world = options.world_size
+        self.sharded = settings.sharding == "full" and self.world > 1
+        self.summary: dict[str, Any] = {}
+        self.own_tokens = 0
 
-
-@contextlib.contextmanager
-def _explained(step: int, settings: Optimization) -> Iterator[None]:
-    """A batch that finds no memory, in words."""
-    try:
-        yield
-    except (
-        RuntimeError
-    ) as error:  # torch.OutOfMemoryError is one; on a CPU there is no class for it
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
-            error
-        ):
-            raise
-        cures = ["lower tokens_per_batch, or raise accumulation", "set checkpointing: true"]
-        cures += (
-            ["set sharding: full and take more processes"] if settings.sharding == "none" else []
+    # --- 1. Set-up: devices, resume, optimizers --------------------------------------------------
+    def set_up(self) -> None:
+        """Everything before the first step."""
+        AcceleratorState._reset_state()  # an earlier training may have had another precision
+        several = DistributedDataParallelKwargs(find_unused_parameters=self.task.phases is not None)
+        cpu, precision = self.options.device == "cpu", self.settings.precision
+        self.accelerator = Accelerator(
+            cpu=cpu, mixed_precision=precision, kwargs_handlers=[several]
         )
-        raise UserError(
-            f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept: {'; '.join(cures)}"
-        ) from error
+        self._check()
+        # A process that accumulates stands for as many processes, one after the other.
+        count, rank = self.settings.accumulation, self.accelerator.process_index
+        self.parts, self.all_parts = range(rank * count, (rank + 1) * count), self.world * count
+        self._resume()
+        before, flops = (self.first, self.tokens_before), self.task.flops_per_token
+        path = self.work / "metrics.jsonl"
+        self.log = MetricsLog(path, self.accelerator, *before, self.settings, flops)
+        self.visits = self.task.visits if self.accelerator.is_main_process else {}
+        if self.first in self.visits:  # saved, but perhaps killed while it was there
+            self.visits[self.first]()
+        self.started = self.saved = time.perf_counter()
 
+    def _check(self) -> None:
+        found = self.accelerator.num_processes
+        if found != self.world:
+            raise UserError(
+                f"this training was meant for {self.world} process(es) but runs in {found}: start "
+                f"it with `speechgpt train STEP --run RUN --processes {self.world}` "
+                "(`accelerate launch --cpu` would let each process train alone)"
+            )
+        if self.sharded and (len(self.phases) > 1 or self.task.visits):
+            raise UserError(
+                f"a training with {len(self.phases)} optimizers or visits can't be sharded: "
+                "set sharding: none"
+            )
 
-def _not_finite(
-    accelerator: Accelerator,
-    phase: str,
-    step: int,
-    work: Path,
-    loss: torch.Tensor,
-    norm: torch.Tensor,
-    where: list[str],
-) -> str:
-    """What all processes say of a loss or gradient that is no number; `where`: the rows of the parts of this one whose loss is none."""
-    everywhere = [
-        text for text in (gather_object(where) if accelerator.num_processes > 1 else where) if text
-    ]
-    value = (
-        f"loss of {phase} became {loss.item()}"
-        if not loss.isfinite() or everywhere
-        else f"gradient of {phase} became {norm.item()}"
-    )
-    rows = f" ({'; '.join(everywhere)})" if everywhere else ""
-    return f"the {value} at step {step + 1} in {work}{rows}; the last good checkpoint is kept. Lower the learning rate or look at that batch"
+    def _resume(self) -> None:
+        """Modules and optimizers as the newest checkpoint has them, or new ones."""
+        checkpoint = find_checkpoint(self.work / "checkpoints")
+        self.first, self.tokens_before = 0, 0
+        if checkpoint:  # weights come before they are shared out, moments after
+            self.first = checkpoint.load_modules(self.modules)
+            self.tokens_before = checkpoint.tokens
+        if self.sharded:
+            place, precision = self.accelerator.device, self.settings.precision
+            self.modules = {n: shard(m, place, precision) for n, m in self.modules.items()}
+        if self.settings.compile:
+            compile_layers(self.modules.values())
+        self.optimizers = {}
+        for phase, names in self.phases.items():
+            own = make_optimizers([self.modules[name] for name in names], self.settings)
+            self.optimizers |= {phase + suffix: optimizer for suffix, optimizer in own.items()}
+        if checkpoint:
+            checkpoint.load_optimizers(self.optimizers, load_optimizer)
+        if not self.sharded:
+            prepare = self.accelerator.prepare
+            self.modules = {name: prepare(module) for name, module in self.modules.items()}
+            self.optimizers = {name: prepare(o) for name, o in self.optimizers.items()}
 
+    # --- 2. A step: batches, loss, gradients, clipping, update -----------------------------------
+    def step(self, step: int) -> dict[str, Any]:
+        """One update of every module; returns what is to be logged."""
+        batches = []
+        for part in self.parts:
+            self._seed(step, part)
+            batches.append(self.task.batch_at(step, part, self.all_parts))
+        record: dict[str, Any] = {}
+        for phase in self.phases:
+            record |= self._update(phase, batches, step)
+        return record
 
-def _seed(seed: int, step: int, part: int) -> None:
-    """Randomness begins anew with every step, for each part of its batch."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4099 + part)
+    def _seed(self, step: int, part: int) -> None:
+        """The seed of a step, for each part of its batch: randomness begins anew with it."""
+        torch.manual_seed((self.options.seed * 1_000_003 + step) * 4099 + part)
 
+    def _update(self, phase: str, batches: list, step: int) -> dict[str, Any]:
+        """Gradients of one phase, clipped, and the optimizer's step at the scheduled rate."""
+        rate = learning_rate_at(step, self.settings) * self.task.learning_rates.get(phase, 1.0)
+        names = (phase, phase + MATRICES)
+        own = [self.optimizers[name] for name in self.optimizers if name in names]
+        for optimizer in own:
+            optimizer.zero_grad()
+        with memory_explained(step, self.settings):
+            found = self._gradients(phase, batches, step)
+        if found is None:
+            return {}
+        losses, metrics = found
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters(phase), self.settings.clip))
+        # Processes must agree: the norm is the same in all of them, the losses are not.
+        if not torch.isfinite(norm if self.world > 1 else norm + sum(losses)):
+            rows = self._bad_rows(step, losses)
+            raise not_finite(phase, step, self.work, sum(losses), norm, rows)
+        for optimizer in own:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            optimizer.step()
+        self.own_tokens += metrics.pop("tokens", 0)
+        prefix = "" if len(self.phases) == 1 else f"{phase}_"
+        figures = {f"{prefix}loss": sum(losses), f"{prefix}grad_norm": norm, "lr": rate}
+        return figures | metrics
 
-def _total(accelerator: Accelerator, own: int | bool) -> int:
-    """The sum over all processes; of wishes: how many have it, so that all act in the same step."""
-    if accelerator.num_processes == 1:
-        return int(own)
-    return int(accelerator.reduce(torch.tensor(int(own), device=accelerator.device), "sum"))
+    def _gradients(self, phase: str, batches: list, step: int) -> tuple[list, dict] | None:
+        """Gradients of the mean loss over all processes and parts.
 
+        Returns what each part here adds to that mean, and the metrics.  The mean is over the weight
+        of all parts, known at the end only: so the loss of several parts goes back as a sum and the
+        gradients are divided; the loss of a single part is divided before.
+        """
+        alone = len(self.parts) == 1
+        losses, weight, metrics = [], 0.0, {}
+        for part, batch in zip(self.parts, batches, strict=True):
+            if not alone:
+                self._seed(step, part)
+            result = self.task.step_function(phase, self.modules, batch, step)
+            if result is None:
+                return None
+            loss, own_weight, found = result
+            counts = {name: value for name, value in found.items() if isinstance(value, int)}
+            metrics = found | {name: n + metrics.get(name, 0) for name, n in counts.items()}
+            own_weight = torch.as_tensor(own_weight, dtype=torch.float32)
+            weight = weight + own_weight.to(self.accelerator.device)
+            if alone:
+                # Times the number of processes, since DDP averages gradients over them.
+                loss = loss * (self.world / self._sum(weight))
+                self.accelerator.backward(loss)
+                return [loss.detach()], metrics
+            self._backward(phase, loss * self.world, exchange=part == self.parts[-1])
+            losses.append(loss.detach())
+        total = self._sum(weight)
+        for parameter in self._parameters(phase):
+            if parameter.grad is not None:
+                parameter.grad /= total
+        return [loss * (self.world / total) for loss in losses], metrics
 
-class StopRequest:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into a polite request that the loop answers after the current step."""
+    def _backward(self, phase: str, loss: torch.Tensor, exchange: bool) -> None:
+        """Adds gradients to those of earlier parts; processes `exchange` them at the last only."""
+        with contextlib.ExitStack() as stack:
+            for name in self.phases[phase]:
+                exchange_gradients(self.modules[name], exchange)
+                if not exchange:
+                    stack.enter_context(self.accelerator.no_sync(self.modules[name]))
+            self.accelerator.backward(loss)
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
+    def _parameters(self, phase: str) -> list[torch.nn.Parameter]:
+        modules = [self.modules[name] for name in self.phases[phase]]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
+    def _sum(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum of a figure of this process over all processes."""
+        return self.accelerator.reduce(own, "sum") if self.world > 1 else own
 
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _total(self, own: int | bool) -> int:
+        """As `_sum`; of wishes: how many have it, so that all processes act in the same step."""
+        if self.world == 1:
+            return int(own)
+        return int(self._sum(torch.tensor(int(own), device=self.accelerator.device)))
 
-    def _ask(self, number: int, frame: object) -> None:
-        self.requested = True
+    def _bad_rows(self, step: int, losses: list[torch.Tensor]) -> list[str]:
+        """The rows, of all processes, in the parts whose loss is not finite."""
+        broken = [p for p, loss in zip(self.parts, losses, strict=True) if not loss.isfinite()]
+        name_rows = self.task.name_rows or (lambda *where: "")
+        rows = [name_rows(step, part, self.all_parts) for part in broken]
+        return [row for row in (gather_object(rows) if self.world > 1 else rows) if row]
+
+    # --- 3. Log ----------------------------------------------------------------------------------
+    def is_last(self, done: int) -> bool:
+        """Whether the training ends after `done` steps: all are made, or enough tokens are read."""
+        most = self.settings.most_tokens
+        return done == self.settings.steps or bool(most and self._tokens() >= most)
+
+    def _tokens(self) -> int:
+        """Tokens read so far by all processes, those before a resume included."""
+        return self.tokens_before + self._total(self.own_tokens)
+
+    def write_log(self, done: int, record: dict[str, Any], last: bool) -> None:
+        """A line of `metrics.jsonl`, every `log_every` steps and at the end."""
+        if last or done % self.settings.log_every == 0:
+            self.summary = self.log.write(done, record, self._tokens())
+            if self.options.on_log:
+                self.options.on_log(self.summary)
+
+    # --- 4. Save and stop ------------------------------------------------------------------------
+    def save_or_stop(self, done: int, last: bool, stop: StopRequest) -> None:
+        """Save when it is time, pay a visit that is due, leave when a signal or the clock says so.
+
+        Raises KeyboardInterrupt when the training stops before its end.
+        """
+        now, hours = time.perf_counter(), self.settings.most_hours
+        if hours and now - self.started > 3600 * hours:
+            stop.requested = True
+        late = now - self.saved > self.settings.save_every_s
+        due = self._total(stop.requested or late) > 0
+        if (due or done in self.visits) and not last:
+            self._save(done, together=due)
+        if done in self.visits:
+            self.visits[done]()
+        if due and not last:
+            self.saved = time.perf_counter()
+            if self._total(stop.requested) > 0:
+                raise KeyboardInterrupt(f"stopped after step {done}; run it again to resume")
+
+    def _save(self, done: int, together: bool) -> None:
+        """Write a checkpoint; `together`: all processes are here, not the first alone."""
+        modules: dict[str, Any] = self.task.modules
+        if self.sharded:  # gathered by all processes
+            modules = {name: Whole(module) for name, module in self.modules.items()}
+            optimizers = {name: Whole(o) for name, o in self.optimizers.items()}
+        else:
+            optimizers = {name: o.optimizer for name, o in self.optimizers.items()}
+        tokens = self._tokens() if together else self.tokens_before + self.own_tokens
+        if self.accelerator.is_main_process:
+            folder, keep = self.work / "checkpoints", self.settings.keep
+            save_checkpoint(folder, done, modules, optimizers, keep, tokens)
+
+    def finish(self) -> dict[str, Any]:
+        """The trained weights back in the modules that were given; returns the summary."""
+        for name, module in self.task.modules.items() if self.sharded else ():
+            copy_back(self.modules[name], module)
+        if self.settings.compile:
+            compile_layers(self.task.modules.values(), undo=True)
+        left_out = ("step", "seconds_left")
+        kept = {name: value for name, value in self.summary.items() if name not in left_out}
+        steps = self.summary.get("step", self.first)
+        return {"steps": steps, "resumed_from": self.first, **kept}

@@ -22,7 +22,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import HubertSettings
 from speechgpt_lib.training.attention import training_attention
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 from speechgpt_lib.units.mfcc import mfcc
 
@@ -105,11 +106,7 @@ def pretrain_hubert(
     waves: list[np.ndarray],
     settings: HubertSettings,
     work: Path,
-    *,
-    seed: int,
-    device: str = "cpu",
-    world_size: int = 1,
-    on_log=None,
+    options: TrainingOptions,
     features: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[HubertModel, KMeansUnits, dict]:
     """Train an encoder on float32 waves (samples,) at 16 kHz.
@@ -117,6 +114,7 @@ def pretrain_hubert(
     `features` gives the frames (n, width) whose clusters are the targets: hidden states of an encoder of the iteration before, or when
     None MFCCs.  Returns (encoder, the k-means of its targets, summary).
     """
+    seed, device = options.seed, options.device
     frames_of = features or (lambda wave: normalise_utterance(mfcc(torch.from_numpy(wave))).numpy())
     described = [frames_of(wave) for wave in waves]
     clusters = fit_kmeans(described, settings.target_clusters, seed, frames=60_000)
@@ -150,15 +148,6 @@ def pretrain_hubert(
         return loss, weight, {"masked_accuracy": accuracy}
 
     with training_attention(model.encoder, device):
-        summary = train(
-            {"hubert": model},
-            step_function,
-            batch_at,
-            settings.optimization,
-            work,
-            seed=seed,
-            world_size=world_size,
-            device=device,
-            on_log=on_log,
-        )
+        task = Task({"hubert": model}, step_function, batch_at)
+        summary = train(task, settings.optimization, work, options)
     return model.encoder.eval(), clusters, summary

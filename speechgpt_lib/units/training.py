@@ -10,6 +10,7 @@ import numpy as np
 from transformers import HubertModel
 
 from speechgpt_lib.recipes.schema import UnitSettings
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.hubert import pretrain_hubert
 from speechgpt_lib.units.inventory import UnitInventory
@@ -21,22 +22,17 @@ FRAMES_PER_UTTERANCE = (
 
 
 def train_encoder(
-    waves: list[np.ndarray], settings: UnitSettings, work: Path, **options
+    waves: list[np.ndarray], settings: UnitSettings, work: Path, options: TrainingOptions
 ) -> tuple[HubertModel, KMeansUnits, dict]:
     """Pre-train on waves in as many iterations as the settings say: (encoder, the MFCC k-means of the first targets, summary).
 
-    Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.  `options` are those of the training
-    loop: seed, device, world_size, on_log.
+    Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.
     """
-    encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, **options)
+    encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, options)
     if settings.hubert.iterations == 2:
-        again, features = (
-            work / "checkpoints" / "second",
-            layer_features(encoder, settings.layer, options.get("device", "cpu")),
-        )
-        encoder, _, second = pretrain_hubert(
-            waves, settings.hubert, again, features=features, **options
-        )
+        again = work / "checkpoints" / "second"
+        features = layer_features(encoder, settings.layer, options.device)
+        encoder, _, second = pretrain_hubert(waves, settings.hubert, again, options, features)
         shutil.copy(again / "metrics.jsonl", work / "metrics_second.jsonl")
         summary = {"first": summary, **second}
     return encoder, targets, summary

@@ -23,7 +23,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics.waveform import log_mel
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder.discriminators import Discriminators
@@ -41,10 +42,7 @@ from speechgpt_lib.vocoder.synthesis import pad_units
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45 so that the loss stays on one scale when the discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-QUIETEST, LOUDEST = (
-    -6.0,
-    3.0,
-)  # log amplitudes that a picture of a spectrogram shows as black and as brightest
+QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a spectrogram shows as black and as brightest
 
 
 def train_vocoder(
@@ -52,126 +50,121 @@ def train_vocoder(
     unit_count: int,
     settings: VocoderSettings,
     work: Path,
+    options: TrainingOptions,
     *,
-    seed: int,
-    device: str = "cpu",
-    world_size: int = 1,
-    on_log=None,
     sample: np.ndarray | None = None,
     ahead: int = 0,
     joined_from: Path | None = None,
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
 
-    Args:
-        sample: frames (n,) of an utterance that is spoken now and then as training goes on, into `work/samples/`: a sound file and a
-            picture of its mel spectrogram each time.
-        ahead: how many batches to read beforehand, beside the training: for speech that lies on a disk.
-        joined_from: work folder of a training that has passed the step at which the discriminators join.  This one starts there, with
-            the same batches and the same schedule, but without them: what they are good for is the difference.
+    - `sample`: frames (n,) of an utterance that is spoken now and then as training goes on, into
+      `work/samples/`: a sound file and a picture of its mel spectrogram each time.
+    - `ahead`: batches to read beforehand, beside the training: for speech that lies on a disk.
+    - `joined_from`: work folder of a training that has passed the step at which the discriminators
+      join.  This one starts there, with the same batches and the same schedule, but without them:
+      what they are good for is the difference.
 
-    Returns:
-        (generator with weight norm, summary of the loop plus `adversarial_steps`).
-
-    Raises:
-        UserError: no utterance as long as a segment, or what the loop raises.
+    Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).  Raises
+    UserError when no utterance is as long as a segment, or what the loop raises.
     """
-    segment, steps = settings.segment_frames, settings.optimization.steps
-    long_enough = np.flatnonzero(speech.lengths >= segment)
-    if not len(long_enough):
-        found = len(speech.lengths)
-        raise UserError(
-            f"none of {found} utterances has {segment} frames: lower vocoder.segment_frames or give more speech"
-        )
-    torch.manual_seed(seed)
+    pieces = Pieces(speech, settings, options.seed)
+    torch.manual_seed(options.seed)
     generator = UnitGenerator(unit_count, settings, len(speech.names))
     discriminators = Discriminators(settings.discriminator_channels)
+    steps = settings.optimization.steps
     joined = round(settings.adversarial_from * steps)
     adversarial_from = joined if joined_from is None else steps
-
-    def batch_at(step: int, rank: int, world_size: int):
-        rng = np.random.default_rng((seed, step))
-        chosen = rng.choice(long_enough, settings.batch_size)
-        starts = [int(rng.integers(0, speech.lengths[i] - segment + 1)) for i in chosen]
-        mine = list(zip(chosen, starts, strict=True))[rank::world_size]
-        units, waves = (
-            np.stack(parts)
-            for parts in zip(*(speech.piece(i, s, segment) for i, s in mine), strict=True)
-        )
-        return (
-            torch.from_numpy(units),
-            torch.from_numpy(waves),
-            torch.from_numpy(speech.speakers[[i for i, _ in mine]]),
-        )
-
-    made: dict[
-        int, torch.Tensor
-    ] = {}  # the waves of this step: both phases need them, the generator runs once
-
-    def step_function(phase: str, modules: dict, batch, step: int):
-        units, real, speakers = (tensor.to(device) for tensor in batch)
-        if phase == "discriminators":
-            if step < adversarial_from:
-                return None
-            made[step] = modules["generator"](units, speakers)
-            # One pass over both halves: DistributedDataParallel wants a single forward before each backward.
-            judged = modules["discriminators"](torch.cat([real, made[step].detach()]))
-            loss = discriminator_loss(*_halves(judged, len(real)))
-            return loss * len(real), len(real), {}
-        ours = made.pop(step) if step >= adversarial_from else modules["generator"](units, speakers)
-        reconstruction = reconstruction_loss(ours, real)
-        metrics = {"reconstruction": reconstruction.detach()}
-        loss = reconstruction
-        if step >= adversarial_from:
-            adversarial, matching = _judged_loss(discriminators, ours, real)
-            metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
-            loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
-        return loss * len(real), len(real), metrics
-
     listening = [] if sample is None else sample_steps(settings)
-    to_keep = joined if joined_from is None and 0 < joined < steps else None
+    to_keep = [joined] if joined_from is None and 0 < joined < steps else []
 
     def visit(step: int) -> None:
         if step in listening:
             speak_sample(generator, sample, work, step)
-        if step == to_keep and not (work / "joined").exists():
+        if step in to_keep and not (work / "joined").exists():
+            name = f"step_{step:08d}"
             with atomic_path(work / "joined") as temporary:
-                shutil.copytree(
-                    work / "checkpoints" / f"step_{step:08d}", temporary / f"step_{step:08d}"
-                )
+                shutil.copytree(work / "checkpoints" / name, temporary / name)
 
     if joined_from is not None and not (work / "checkpoints").exists():
         with atomic_path(work / "checkpoints") as temporary:
             shutil.copytree(joined_from / "joined", temporary)
-    summary = train(
+    task = Task(
         {"generator": generator, "discriminators": discriminators},
-        step_function,
-        Prefetched(batch_at, ahead) if ahead else batch_at,
-        settings.optimization,
-        work,
-        seed=seed,
-        world_size=world_size,
-        device=device,
+        AdversarialLoss(discriminators, adversarial_from, options.device),
+        Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
-        on_log=on_log,
-        visits={step: functools.partial(visit, step) for step in {*listening, to_keep} - {None}},
+        visits={step: functools.partial(visit, step) for step in {*listening, *to_keep}},
     )
+    summary = train(task, settings.optimization, work, options)
     return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
+
+
+class Pieces:
+    """Batches by step number: pieces of `segment_frames` frames from utterances drawn by seed."""
+
+    def __init__(self, speech: Speech, settings: VocoderSettings, seed: int):
+        self.speech, self.settings, self.seed = speech, settings, seed
+        self.long_enough = np.flatnonzero(speech.lengths >= settings.segment_frames)
+        if not len(self.long_enough):
+            raise UserError(
+                f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames: "
+                "lower vocoder.segment_frames or give more speech"
+            )
+
+    def __call__(self, step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
+        """Units (batch, frames), waves (batch, samples), speakers (batch,) of this process."""
+        speech, count = self.speech, self.settings.segment_frames
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.choice(self.long_enough, self.settings.batch_size)
+        starts = [int(rng.integers(0, speech.lengths[i] - count + 1)) for i in chosen]
+        mine = list(zip(chosen, starts, strict=True))[rank::world_size]
+        units, waves = zip(*(speech.piece(i, start, count) for i, start in mine), strict=True)
+        speakers = speech.speakers[[i for i, _ in mine]]
+        return tuple(
+            torch.from_numpy(part) for part in (np.stack(units), np.stack(waves), speakers)
+        )
+
+
+class AdversarialLoss:
+    """The losses of discriminators and generator; before step `start`, of the spectrum alone."""
+
+    def __init__(self, discriminators: Discriminators, start: int, device: str):
+        self.discriminators, self.start, self.device = discriminators, start, device
+        self.made: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
+
+    def __call__(self, phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
+        """The step function of the loop; discriminators come first, then the generator."""
+        units, real, speakers = (tensor.to(self.device) for tensor in batch)
+        if phase == "discriminators":
+            if step < self.start:
+                return None
+            self.made[step] = made = modules["generator"](units, speakers)  # (batch, samples)
+            # One pass over both halves: DDP wants a single forward before each backward.
+            judged = modules["discriminators"](torch.cat([real, made.detach()]))
+            return discriminator_loss(*_halves(judged, len(real))) * len(real), len(real), {}
+        if step < self.start:
+            made = modules["generator"](units, speakers)
+            loss = reconstruction_loss(made, real)
+            return loss * len(real), len(real), {"reconstruction": loss.detach()}
+        made = self.made.pop(step)
+        reconstruction = reconstruction_loss(made, real)
+        adversarial, matching = _judged_loss(self.discriminators, made, real)
+        metrics = {
+            "reconstruction": reconstruction.detach(),
+            "adversarial": adversarial.detach(),
+            "feature_matching": matching.detach(),
+        }
+        loss = reconstruction + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
+        return loss * len(real), len(real), metrics
 
 
 def sample_steps(settings: VocoderSettings) -> list[int]:
     """When the sample is spoken: often early, when much changes; where the discriminators join; at the end."""
     steps = settings.optimization.steps
-    return sorted(
-        {
-            max(1, steps // 32),
-            max(1, steps // 8),
-            max(1, steps // 2),
-            max(1, round(settings.adversarial_from * steps)),
-            steps,
-        }
-    )
+    joined = round(settings.adversarial_from * steps)
+    return sorted({max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps})
 
 
 @torch.inference_mode()
@@ -186,15 +179,8 @@ def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step:
     path = work / "samples" / f"step_{step:06d}"
     write_audio(path.with_suffix(".wav"), wave)
     with atomic_path(path.with_suffix(".png")) as temporary:
-        imsave(
-            temporary,
-            log_mel(wave).T,
-            format="png",
-            origin="lower",
-            cmap="magma",
-            vmin=QUIETEST,
-            vmax=LOUDEST,
-        )
+        colours = {"origin": "lower", "cmap": "magma", "vmin": QUIETEST, "vmax": LOUDEST}
+        imsave(temporary, log_mel(wave).T, format="png", **colours)
 
 
 def _halves(judged: list, count: int) -> tuple[list, list]:
@@ -219,16 +205,12 @@ def train_durations(
     unit_count: int,
     settings: VocoderSettings,
     work: Path,
-    *,
-    seed: int,
-    device: str = "cpu",
-    world_size: int = 1,
-    on_log=None,
+    options: TrainingOptions,
 ) -> tuple[DurationPredictor, dict]:
     """Train a duration predictor on merged units (n,) and their durations (n,) in frames.
 
-    The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).  Raises UserError as
-    `train_vocoder` does.
+    The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
+    Raises UserError as `train_vocoder` does.
     """
     for index, (units, durations) in enumerate(sequences):
         check_range(units, unit_count)
@@ -237,38 +219,25 @@ def train_durations(
             raise UserError(f"sequence {index} has {found}: expected one each, at least one")
     if not sequences:
         raise UserError(
-            "there are no unit sequences to learn durations from: run 01_unit_extraction.ipynb first"
+            "there are no unit sequences to learn durations from: "
+            "run 01_unit_extraction.ipynb first"
         )
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     predictor = DurationPredictor(unit_count, settings.embedding)
 
     def batch_at(step: int, rank: int, world_size: int):
-        chosen = np.random.default_rng((seed, step)).choice(len(sequences), DURATION_BATCH)[
-            rank::world_size
-        ]
-        return pad_units([sequences[i][0] for i in chosen]), pad_units(
-            [sequences[i][1] for i in chosen]
-        )[0]
+        rng = np.random.default_rng((options.seed, step))
+        chosen = rng.choice(len(sequences), DURATION_BATCH)[rank::world_size]
+        units, durations = zip(*(sequences[i] for i in chosen), strict=True)
+        return *pad_units(units), pad_units(durations)[0]
 
-    def step_function(phase: str, modules: dict, batch, step: int):
-        (units, mask), durations = batch
-        units, mask, durations = units.to(device), mask.to(device), durations.to(device)
-        predicted, target = (
-            modules["durations"](units, mask)[mask],
-            torch.log1p(durations[mask].float()),
-        )
-        frames_off = (torch.exp(predicted.detach()) - 1 - durations[mask]).abs().mean()
-        return mse_loss(predicted, target, reduction="sum"), mask.sum(), {"frames_off": frames_off}
+    def step_function(phase: str, modules: dict, batch: tuple, step: int):
+        units, mask, durations = (tensor.to(options.device) for tensor in batch)  # (batch, units)
+        predicted, wanted = modules["durations"](units, mask)[mask], durations[mask]
+        loss = mse_loss(predicted, torch.log1p(wanted.float()), reduction="sum")
+        frames_off = (torch.exp(predicted.detach()) - 1 - wanted).abs().mean()
+        return loss, mask.sum(), {"frames_off": frames_off}
 
-    summary = train(
-        {"durations": predictor},
-        step_function,
-        batch_at,
-        settings.duration_optimization,
-        work,
-        seed=seed,
-        world_size=world_size,
-        device=device,
-        on_log=on_log,
-    )
+    task = Task({"durations": predictor}, step_function, batch_at)
+    summary = train(task, settings.duration_optimization, work, options)
     return predictor.eval(), summary

@@ -14,7 +14,8 @@ from speechgpt_lib.language_model import stages
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
 from speechgpt_lib.language_model.frozen_base import BYTES, store_as
 from speechgpt_lib.language_model.rows import TokenRow
-from speechgpt_lib.recipes.schema import LoraSettings
+from speechgpt_lib.recipes.schema import LoraSettings, StageSettings
+from speechgpt_lib.training.options import TrainingOptions
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -65,10 +66,9 @@ def test_adapters_learn_on_it_and_fit_the_exact_base(base: str, tmp_path: Path) 
     assert {p.dtype for p in trainable} == {torch.float32}
     rows = [TokenRow([1, *ids.tolist()], [0.0] + [1.0] * 30) for ids in IDS]
     settings = few_steps(25, learning_rate=1e-2, precision="bf16", warmup=0)
-    log: list[dict] = []
-    stages.fit(
-        model, lambda epoch, step: rows, 200, settings, tmp_path / "work", seed=0, on_log=log.append
-    )
+    stage, log = StageSettings(tokens_per_batch=200, optimization=settings), []
+    options = TrainingOptions(seed=0, on_log=log.append)
+    stages.fit(model, lambda epoch, step: rows, stage, tmp_path / "work", options)
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     save_adapter(adapted, tmp_path / "adapter")
     exact = attach_adapter(

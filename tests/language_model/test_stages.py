@@ -15,7 +15,10 @@ from speechgpt_lib.language_model import stages
 from speechgpt_lib.language_model.packing import PackedBatches
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow
 from speechgpt_lib.recipes.schema import StageSettings
+from speechgpt_lib.training.options import TrainingOptions
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
+
+OPTIONS = TrainingOptions(seed=0)
 
 
 def rows(count: int = 60, longest: int = 60) -> list[TokenRow]:
@@ -44,16 +47,7 @@ def fitted(tmp_path: Path):
         model, stage = tiny_language_model(tiny_vocabulary()), settings(**changes)
         plan = lambda epoch, step: trimmed()  # noqa: E731
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return model, stages.fit(
-            model,
-            plan,
-            stage.tokens_per_batch,
-            stage.optimization,
-            folder,
-            seed=0,
-            stage=stage,
-            ends=frozenset({7}),
-        )
+        return model, stages.fit(model, plan, stage, folder, OPTIONS, frozenset({7}))
 
     return fit
 
@@ -67,18 +61,8 @@ def test_every_way_of_packing_trains(fitted, packing: str) -> None:
 def test_the_kinds_of_batches() -> None:
     kinds = {"none": EpochBatches, "isolated": PackedBatches, "concatenated": PackedBatches}
     for packing, kind in kinds.items():
-        assert (
-            type(
-                stages.batches_of(
-                    lambda e, s: trimmed(), 256, 0, settings(packing=packing), frozenset()
-                )[0]
-            )
-            is kind
-        )
-    assert (
-        type(stages.batches_of(lambda e, s: trimmed(), 256, 0, None, frozenset())[0])
-        is EpochBatches
-    )
+        stage = settings(packing=packing)
+        assert type(stages.batches_of(lambda e, s: trimmed(), stage, 0, frozenset())[0]) is kind
 
 
 def test_long_rows_are_counted_in_the_summary(fitted) -> None:
@@ -132,7 +116,7 @@ def test_a_row_that_breaks_the_loss_is_named(tmp_path: Path, packing: str) -> No
         UserError,
         match=r"became (inf|nan) at step \d+ in .* \(row asr-007 \(\d+ tokens\)\); the last good checkpoint is kept",
     ):
-        stages.fit(model, plan, 256, stage.optimization, tmp_path, seed=0, stage=stage)
+        stages.fit(model, plan, stage, tmp_path, OPTIONS)
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -143,9 +127,7 @@ def test_weights_at_fault_are_told_from_rows_at_fault(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"step 1 in .* \(every row of its batch, so the weights are at fault"
     ):
-        stages.fit(
-            model, lambda e, s: trimmed(), 256, stage.optimization, tmp_path, seed=0, stage=stage
-        )
+        stages.fit(model, lambda e, s: trimmed(), stage, tmp_path, OPTIONS)
 
 
 def test_the_summary_counts_tokens_without_padding(fitted) -> None:

@@ -14,7 +14,7 @@ from jupyter_client.manager import start_new_kernel
 from speechgpt_lib import pipeline
 from speechgpt_lib.notebook import live
 from speechgpt_lib.notebook.live import LossCurve, describe
-from speechgpt_lib.training.loop import read_metrics
+from speechgpt_lib.training.log import read_metrics
 from tests.training.test_launch import new_run
 
 

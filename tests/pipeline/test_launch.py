@@ -25,7 +25,9 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import load_recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training import launch
-from speechgpt_lib.training.loop import read_metrics, train
+from speechgpt_lib.training.log import read_metrics
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 
 
 def new_run(path: Path, steps: int) -> Run:
@@ -105,7 +107,8 @@ def test_training_alone_is_refused_when_two_are_meant(tmp_path: Path) -> None:
     settings = load_recipe("smoke").stage1.optimization
     modules = {"model": torch.nn.Linear(1, 1)}
     with pytest.raises(UserError, match=r"meant for 2 process.* runs in 1: .*--processes 2"):
-        train(modules, lambda *a: None, lambda *a: None, settings, tmp_path, seed=0, world_size=2)
+        task = Task(modules, lambda *a: None, lambda *a: None)
+        train(task, settings, tmp_path, TrainingOptions(seed=0, world_size=2))
 
 
 def test_a_follower_takes_part_and_keeps_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from speechgpt_lib.recipes.schema import Optimization, TextToUnitSettings
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
+from speechgpt_lib.training.options import TrainingOptions
 
 UNIT_COUNT = 20
 
@@ -41,6 +42,6 @@ def trained(pairs, tmp_path_factory):
     torch.set_num_threads(1)
     work = tmp_path_factory.mktemp("text_to_unit")
     model, summary = train_text_to_unit(
-        pairs, UNIT_COUNT, settings(300), work, inventory_id="feed", seed=1
+        pairs, UNIT_COUNT, settings(300), work, TrainingOptions(seed=1), inventory_id="feed"
     )
     return model, summary, work

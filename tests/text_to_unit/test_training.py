@@ -6,7 +6,8 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.text_to_unit.training import PairBatches, train_text_to_unit
-from speechgpt_lib.training.loop import read_metrics
+from speechgpt_lib.training.log import read_metrics
+from speechgpt_lib.training.options import TrainingOptions
 from tests.text_to_unit.conftest import UNIT_COUNT, settings, units_of
 
 
@@ -26,9 +27,8 @@ def test_a_stopped_run_ends_in_the_same_weights(pairs, tmp_path):
         short = short.model_copy(
             update={"optimization": short.optimization.model_copy(update={"log_every": 1})}
         )
-        return train_text_to_unit(
-            pairs, UNIT_COUNT, short, work, inventory_id="feed", seed=3, on_log=on_log
-        )
+        options = TrainingOptions(seed=3, on_log=on_log)
+        return train_text_to_unit(pairs, UNIT_COUNT, short, work, options, inventory_id="feed")
 
     def stop(row):
         if row["step"] == 7:
@@ -95,16 +95,14 @@ def test_processes_share_each_batch(encoded):
 )
 def test_pairs_that_cannot_be_learned(pairs, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        train_text_to_unit(pairs, UNIT_COUNT, settings(1), tmp_path, inventory_id="feed", seed=0)
+        train_text_to_unit(
+            pairs, UNIT_COUNT, settings(1), tmp_path, TrainingOptions(seed=0), inventory_id="feed"
+        )
 
 
 def test_published_weights_are_not_trained_over(pairs, tmp_path):
     with pytest.raises(UserError, match="text2unit.pt"):
+        published = settings(1, pretrained="text2unit.pt")
         train_text_to_unit(
-            pairs,
-            UNIT_COUNT,
-            settings(1, pretrained="text2unit.pt"),
-            tmp_path,
-            inventory_id="feed",
-            seed=0,
+            pairs, UNIT_COUNT, published, tmp_path, TrainingOptions(seed=0), inventory_id="feed"
         )

@@ -1,4 +1,7 @@
-"""One process of a sharded training for `test_sharding.py`: folder, steps, processes, step to stop at (0: none), more settings as JSON."""
+"""One process of a sharded training for `test_sharding.py`.
+
+Arguments: folder, steps, processes, step to stop at (0: none), more settings as JSON.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import torch
 
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.training.checkpoints import save_module
-from speechgpt_lib.training.loop import train
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.options import TrainingOptions
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 
@@ -38,15 +42,9 @@ def main(folder: str, steps: str, processes: str, stop_at: str, settings: str) -
 
     optimization = few_steps(int(steps), learning_rate=3e-3, **json.loads(settings))
     try:
-        options = {"seed": 0, "world_size": int(processes), "on_log": stop}
-        train(
-            {"model": CausalLoss(model)},
-            step_function,
-            batch_at,
-            optimization,
-            Path(folder),
-            **options,
-        )
+        options = TrainingOptions(seed=0, world_size=int(processes), on_log=stop)
+        task = Task({"model": CausalLoss(model)}, step_function, batch_at)
+        train(task, optimization, Path(folder), options)
     except KeyboardInterrupt:
         return
     if int(os.environ.get("RANK", 0)) == 0:

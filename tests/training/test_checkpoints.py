@@ -14,11 +14,12 @@ from torch import nn
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.training.checkpoints import (
-    load_checkpoint,
+    find_checkpoint,
     load_module,
     save_checkpoint,
     save_module,
 )
+from speechgpt_lib.training.sharding import load_optimizer
 from tests.builders import files_limited_to
 
 
@@ -64,21 +65,18 @@ def test_weights_and_optimizer_come_back_exactly(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"m": model}, {"o": optimizer})
     other = fresh(5.0)
     restored = torch.optim.AdamW(other.parameters())
-    assert load_checkpoint(tmp_path, {"m": other}, {"o": restored}) == 1
-    for pair in (
-        (model, optimizer),
-        (other, restored),
-    ):  # the next update shows whether the moments came along
-        one_update(*pair)
+    found = find_checkpoint(tmp_path)
+    assert found.load_modules({"m": other}) == 1
+    found.load_optimizers({"o": restored}, load_optimizer)
+    for pair in ((model, optimizer), (other, restored)):
+        one_update(*pair)  # shows whether the moments came along
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
 
 
-def test_without_a_checkpoint_training_starts_at_0_as_it_is(tmp_path: Path) -> None:
-    model = fresh(3.0)
-    assert load_checkpoint(tmp_path / "none", {"m": model}, {}) == 0
-    assert torch.equal(model.weight, fresh(3.0).weight)
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -90,39 +88,36 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, dama
         model.weight.add_(1)
     DAMAGES[damage](save_checkpoint(tmp_path, 9, {"m": model}, {"o": optimizer}))
     with pytest.warns(UserWarning, match="step_00000009 is damaged"):
-        assert load_checkpoint(tmp_path, {"m": model}, {"o": optimizer}) == 5
+        found = find_checkpoint(tmp_path)
+    assert found.load_modules({"m": model}) == 5
     assert torch.equal(model.weight, fresh().weight)
 
 
-def test_when_all_are_damaged_training_starts_at_0(tmp_path: Path) -> None:
+def test_when_all_are_damaged_there_is_none(tmp_path: Path) -> None:
     for step in (1, 2):
         damage_hash(save_checkpoint(tmp_path, step, {"m": fresh()}, {}))
     with pytest.warns(UserWarning, match="damaged") as seen:
-        assert load_checkpoint(tmp_path, {"m": fresh()}, {}) == 0
+        assert find_checkpoint(tmp_path) is None
     assert len(seen) == 2
 
 
 def test_a_checkpoint_half_written_by_a_kill_is_not_seen(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 5, {"m": fresh()}, {})
-    (tmp_path / ".step_00000009.x1" / "step_00000009").mkdir(
-        parents=True
-    )  # where `atomic_path` writes
+    half = tmp_path / ".step_00000009.x1" / "step_00000009"  # where `atomic_path` writes
+    half.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load_checkpoint(tmp_path, {"m": fresh()}, {}) == 5
+        assert find_checkpoint(tmp_path).step == 5
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     model = nn.Linear(100, 100)
     save_checkpoint(tmp_path, 5, {"m": model}, {})
-    with (
-        files_limited_to(20_000),
-        pytest.raises(UserError, match="could not write .*step_00000009"),
-    ):
+    refused = pytest.raises(UserError, match="could not write .*step_00000009")
+    with files_limited_to(20_000), refused:
         save_checkpoint(tmp_path, 9, {"m": model}, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"] and load_checkpoint(
-        tmp_path, {"m": model}, {}
-    ) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"]
+    assert find_checkpoint(tmp_path).step == 5
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -152,9 +147,8 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
     save_module(first, tmp_path / "w.safetensors")
     assert list(load_file(tmp_path / "w.safetensors")) == ["table.weight"]
     load_module(second, tmp_path / "w.safetensors")
-    assert second.output.weight is second.table.weight and torch.equal(
-        second.output.weight, first.table.weight
-    )
+    assert second.output.weight is second.table.weight
+    assert torch.equal(second.output.weight, first.table.weight)
 
 
 def test_equal_weights_that_are_not_tied_are_all_saved(tmp_path: Path) -> None:
@@ -168,9 +162,8 @@ def test_weights_of_another_shape_or_none_are_refused_by_name(tmp_path: Path) ->
     save_module(nn.Linear(4, 2, bias=False), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"weight has shape \(2, 4\), this model expects \(1, 4\)"):
         load_module(nn.Linear(4, 1, bias=False), tmp_path / "w.safetensors")
-    with pytest.raises(
-        UserError, match="does not fit this model: missing .*0.weight.*unexpected .*weight"
-    ):
+    message = "does not fit this model: missing .*0.weight.*unexpected .*weight"
+    with pytest.raises(UserError, match=message):
         load_module(nn.Sequential(nn.Linear(4, 2, bias=False)), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="absent.safetensors are missing"):
         load_module(fresh(), tmp_path / "absent.safetensors")

@@ -19,13 +19,10 @@ from torch import nn
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.training.checkpoints import save_module
-from speechgpt_lib.training.loop import (
-    MATRICES,
-    learning_rate_at,
-    make_optimizers,
-    read_metrics,
-    train,
-)
+from speechgpt_lib.training.log import read_metrics
+from speechgpt_lib.training.loop import Task, train
+from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
+from speechgpt_lib.training.options import TrainingOptions
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 
@@ -46,13 +43,18 @@ def fresh() -> nn.Module:
     return nn.Linear(4, 1)
 
 
+def fit(model, settings, work: Path, function=step_function, seed=0, name_rows=None, **options):
+    """Train one model on `batch_at`."""
+    task = Task({"model": model}, function, batch_at, name_rows=name_rows)
+    return train(task, settings, work, TrainingOptions(seed, **options))
+
+
 def test_learning_rate_warms_up_holds_and_decays() -> None:
     settings = few_steps(100, learning_rate=1.0, warmup=10, hold=0.4, floor=0.1)
     rates = [learning_rate_at(step, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[40] == 1.0
-    assert all(a >= b for a, b in zip(rates[40:], rates[41:], strict=False)) and rates[
-        -1
-    ] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[40:], rates[41:], strict=False))
+    assert rates[-1] == pytest.approx(0.1)
 
 
 @given(st.integers(1, 300), st.integers(0, 60), st.floats(0, 0.95), st.floats(0, 1), st.data())
@@ -65,15 +67,11 @@ def test_learning_rate_stays_between_floor_and_full(
     assert 0 < rate <= 0.3 or floor == 0
     if warmup <= step <= hold * steps:
         assert rate == 0.3
-    if step >= max(
-        warmup, hold * steps
-    ):  # beyond warm-up and plateau: down in a straight line, and never below the floor
+    # Beyond warm-up and plateau: down in a straight line, and never below the floor.
+    if step >= max(warmup, hold * steps):
         straight = max(floor, (1 - step / steps) / (1 - hold)) * 0.3
-        assert (
-            rate == pytest.approx(min(0.3, straight))
-            and after <= rate + 1e-12
-            and rate >= floor * 0.3 - 1e-12
-        )
+        assert rate == pytest.approx(min(0.3, straight))
+        assert after <= rate + 1e-12 and rate >= floor * 0.3 - 1e-12
 
 
 def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
 
     settings = few_steps(5, learning_rate=0.05, warmup=3, clip=0.5)
     model, plain = fresh(), fresh()
-    train({"model": model}, weighted, batch_at, settings, tmp_path, seed=0)
+    fit(model, settings, tmp_path, weighted)
     optimizer = torch.optim.AdamW(
         plain.parameters(), betas=settings.betas, weight_decay=settings.weight_decay
     )
@@ -110,18 +108,10 @@ def test_a_step_is_an_update_by_the_weighted_mean(tmp_path: Path) -> None:
 
 def test_training_learns_and_logs_every_step(tmp_path: Path) -> None:
     model = fresh()
-    summary = train(
-        {"model": model},
-        step_function,
-        batch_at,
-        few_steps(60, learning_rate=0.1),
-        tmp_path,
-        seed=0,
-    )
+    summary = fit(model, few_steps(60, learning_rate=0.1), tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 61)) and rows[-1]["loss"] < 0.3 * rows[0][
-        "loss"
-    ]
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
     assert summary["steps"] == 60 and summary["resumed_from"] == 0
 
 
@@ -131,7 +121,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, halves = fresh(), fresh()
     settings = few_steps(20, learning_rate=0.01, matrix_learning_rate=matrix_learning_rate)
-    train({"model": whole}, step_function, batch_at, settings, tmp_path / "whole", seed=3)
+    fit(whole, settings, tmp_path / "whole", seed=3)
 
     def interrupt(row: dict) -> None:
         if row["step"] == 7:
@@ -139,20 +129,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 7; run it again to resume"):
-        train(
-            {"model": halves},
-            step_function,
-            batch_at,
-            settings,
-            tmp_path / "halves",
-            seed=3,
-            on_log=interrupt,
-        )
+        fit(halves, settings, tmp_path / "halves", seed=3, on_log=interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     halves = fresh()
-    summary = train(
-        {"model": halves}, step_function, batch_at, settings, tmp_path / "halves", seed=3
-    )
+    summary = fit(halves, settings, tmp_path / "halves", seed=3)
     assert summary["resumed_from"] == 7
     assert all(
         torch.equal(a, b)
@@ -183,15 +163,7 @@ def test_muon_drives_matrices_between_layers_and_adamw_the_rest() -> None:
 
 def to_the_end(folder: Path, on_log=None) -> bytes:
     model = fresh()
-    train(
-        {"model": model},
-        step_function,
-        batch_at,
-        few_steps(40, save_every_s=0.01),
-        folder,
-        seed=1,
-        on_log=on_log,
-    )
+    fit(model, few_steps(40, save_every_s=0.01), folder, seed=1, on_log=on_log)
     save_module(model, folder / "final.safetensors")
     return (folder / "final.safetensors").read_bytes()
 
@@ -235,11 +207,10 @@ def test_two_phases_drive_their_own_modules(tmp_path: Path) -> None:
         loss = modules["a" if phase == "first" else "b"](batch[0]).square()
         return loss.sum(), loss.numel(), {}
 
-    drive = {"first": ["a"], "second": ["b"]}
-    train(modules, phases, batch_at, few_steps(2, weight_decay=0.0), tmp_path, seed=0, phases=drive)
-    assert torch.equal(modules["b"].weight, fresh().weight) and not torch.equal(
-        modules["a"].weight, fresh().weight
-    )
+    task = Task(modules, phases, batch_at, {"first": ["a"], "second": ["b"]})
+    train(task, few_steps(2, weight_decay=0.0), tmp_path, TrainingOptions(seed=0))
+    assert torch.equal(modules["b"].weight, fresh().weight)
+    assert not torch.equal(modules["a"].weight, fresh().weight)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -252,29 +223,16 @@ def test_a_loss_that_is_not_finite_stops_and_spares_the_last_good_weights(
 
     settings = few_steps(9, save_every_s=1e-6)
     with pytest.raises(UserError, match="loss of model became (nan|inf) at step 4.*learning rate"):
-        train({"model": fresh()}, explode, batch_at, settings, tmp_path / "bad", seed=0)
+        fit(fresh(), settings, tmp_path / "bad", explode)
     cured, whole = fresh(), fresh()
-    assert (
-        train({"model": cured}, step_function, batch_at, settings, tmp_path / "bad", seed=0)[
-            "resumed_from"
-        ]
-        == 3
-    )
-    train({"model": whole}, step_function, batch_at, settings, tmp_path / "whole", seed=0)
+    assert fit(cured, settings, tmp_path / "bad")["resumed_from"] == 3
+    fit(whole, settings, tmp_path / "whole")
     assert torch.equal(cured.weight, whole.weight)
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="meant for 2 process.*runs in 1"):
-        train(
-            {"model": fresh()},
-            step_function,
-            batch_at,
-            few_steps(1),
-            tmp_path,
-            seed=0,
-            world_size=2,
-        )
+        fit(fresh(), few_steps(1), tmp_path, world_size=2)
 
 
 def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
@@ -284,7 +242,7 @@ def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(tmp_path: Path) -
 
 
 def test_every_third_step_is_logged_when_asked_and_the_last_always(tmp_path: Path) -> None:
-    train({"model": fresh()}, step_function, batch_at, few_steps(7, log_every=3), tmp_path, seed=0)
+    fit(fresh(), few_steps(7, log_every=3), tmp_path)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 7]
 
 
@@ -309,20 +267,12 @@ def test_parts_one_after_the_other_are_the_whole_batch(tmp_path: Path, accumulat
     for count in (1, accumulation):
         model = fresh()
         folder = tmp_path / str(count)
-        train(
-            {"model": model},
-            weighted,
-            batch_at,
-            few_steps(6, learning_rate=0.05, accumulation=count),
-            folder,
-            seed=0,
-        )
+        fit(model, few_steps(6, learning_rate=0.05, accumulation=count), folder, weighted)
         logs.append(read_metrics(folder / "metrics.jsonl"))
         weights.append(model.weight.detach().clone())
     for one, several in zip(*logs, strict=True):
-        assert several["loss"] == pytest.approx(one["loss"], abs=1e-5) and several[
-            "grad_norm"
-        ] == pytest.approx(one["grad_norm"], abs=1e-5)
+        for name in ("loss", "grad_norm"):
+            assert several[name] == pytest.approx(one[name], abs=1e-5)
     assert torch.allclose(*weights, atol=1e-6)
 
 
@@ -332,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_accumulation_too(tmp_path: Path) -> None
         return loss * (float("nan") if step == 2 else 1.0), 4, {}
 
     with pytest.raises(UserError, match="step 3"):
-        train({"model": fresh()}, broken, batch_at, few_steps(4, accumulation=2), tmp_path, seed=0)
+        fit(fresh(), few_steps(4, accumulation=2), tmp_path, broken)
 
 
 def test_the_error_names_the_rows(tmp_path: Path) -> None:
@@ -341,11 +291,8 @@ def test_the_error_names_the_rows(tmp_path: Path) -> None:
     def broken(phase, modules, batch, step):
         x, y = batch
         loss = (modules["model"](x) - y).square().sum()
-        return (
-            loss * (float("nan") if step == 1 and torch.equal(x, batch_at(1, 1, 2)[0]) else 1.0),
-            4,
-            {},
-        )
+        bad = step == 1 and torch.equal(x, batch_at(1, 1, 2)[0])
+        return loss * (float("nan") if bad else 1.0), 4, {}
 
     asked = []
 
@@ -353,33 +300,21 @@ def test_the_error_names_the_rows(tmp_path: Path) -> None:
         asked.append((step, rank, world_size))
         return "row asr-00012 (57 tokens)"
 
-    with pytest.raises(
-        UserError, match=r"at step 2 in .* \(row asr-00012 \(57 tokens\)\); the last good"
-    ):
-        train(
-            {"model": fresh()},
-            broken,
-            batch_at,
-            few_steps(4, accumulation=2),
-            tmp_path,
-            seed=0,
-            name_rows=name_rows,
-        )
+    message = r"at step 2 in .* \(row asr-00012 \(57 tokens\)\); the last good"
+    with pytest.raises(UserError, match=message):
+        fit(fresh(), few_steps(4, accumulation=2), tmp_path, broken, name_rows=name_rows)
     assert asked == [(1, 1, 2)]
 
 
 def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path) -> None:
     def steep(phase, modules, batch, step):
         loss = modules["model"](batch[0]).square().sum()
-        return (
-            loss + (0 * loss).sqrt() if step == 2 else loss,
-            4,
-            {},
-        )  # the square root of 0 has an infinite slope
+        bad = loss + (0 * loss).sqrt()  # the square root of 0 has an infinite slope
+        return bad if step == 2 else loss, 4, {}
 
     model = fresh()
     with pytest.raises(UserError, match="gradient of model became nan at step 3"):
-        train({"model": model}, steep, batch_at, few_steps(4), tmp_path, seed=0)
+        fit(model, few_steps(4), tmp_path, steep)
     assert model.weight.isfinite().all()
 
 
@@ -390,17 +325,10 @@ def test_a_batch_that_finds_no_memory_says_what_to_change(tmp_path: Path) -> Non
         return step_function(phase, modules, batch, step)
 
     settings = few_steps(5, save_every_s=1e-6)
-    with pytest.raises(
-        UserError,
-        match="batch of step 3 does not fit into memory.*tokens_per_batch.*checkpointing.*sharding",
-    ):
-        train({"model": fresh()}, greedy, batch_at, settings, tmp_path, seed=0)
-    assert (
-        train({"model": fresh()}, step_function, batch_at, settings, tmp_path, seed=0)[
-            "resumed_from"
-        ]
-        == 2
-    )
+    cures = "tokens_per_batch.*checkpointing.*sharding"
+    with pytest.raises(UserError, match=f"batch of step 3 does not fit into memory.*{cures}"):
+        fit(fresh(), settings, tmp_path, greedy)
+    assert fit(fresh(), settings, tmp_path)["resumed_from"] == 2
 
 
 @pytest.mark.slow
@@ -417,11 +345,11 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
             return loss, weight, {}
 
         def ids_at(step, rank, world_size):
-            return torch.randint(
-                3, 300, (4, 16 + step), generator=torch.Generator().manual_seed(step)
-            )
+            generator = torch.Generator().manual_seed(step)
+            return torch.randint(3, 300, (4, 16 + step), generator=generator)
 
-        train({"model": model}, score, ids_at, few_steps(3, compile=compiled), folder, seed=0)
+        task, settings = Task({"model": model}, score, ids_at), few_steps(3, compile=compiled)
+        train(task, settings, folder, TrainingOptions(seed=0))
         logs.append([row["loss"] for row in read_metrics(folder / "metrics.jsonl")])
         assert list(model.state_dict()) == names
         assert all(layer._compiled_call_impl is None for layer in model.model.model.layers)
@@ -431,28 +359,21 @@ def test_compiled_layers_compute_the_same(tmp_path: Path) -> None:
 def test_a_clock_that_runs_out_stops_and_saves(tmp_path: Path) -> None:
     """Stopped by the clock again and again, it ends in the weights of a training without one."""
     whole = fresh()
-    train({"model": whole}, step_function, batch_at, few_steps(5), tmp_path / "whole", seed=0)
+    fit(whole, few_steps(5), tmp_path / "whole")
     for turn in range(5):
         model = fresh()
         settings = few_steps(5, most_hours=1e-9)
         if turn == 4:
-            train({"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0)
+            fit(model, settings, tmp_path / "short")
         else:
             with pytest.raises(KeyboardInterrupt, match=f"after step {turn + 1}"):
-                train(
-                    {"model": model}, step_function, batch_at, settings, tmp_path / "short", seed=0
-                )
+                fit(model, settings, tmp_path / "short")
     assert torch.equal(whole.weight, model.weight)
-    assert [row["step"] for row in read_metrics(tmp_path / "short" / "metrics.jsonl")] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    rows = read_metrics(tmp_path / "short" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
 
 
 def test_the_log_says_how_long_it_will_take(tmp_path: Path) -> None:
-    summary = train({"model": fresh()}, step_function, batch_at, few_steps(4), tmp_path, seed=0)
+    summary = fit(fresh(), few_steps(4), tmp_path)
     left = [row["seconds_left"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert left[-1] == 0 and all(each > 0 for each in left[:-1]) and "seconds_left" not in summary

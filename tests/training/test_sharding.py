@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from speechgpt_lib.recipes.schema import Optimization
-from speechgpt_lib.training.loop import read_metrics
+from speechgpt_lib.training.log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 FULL = {"sharding": "full"}

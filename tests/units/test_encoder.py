@@ -11,6 +11,7 @@ import torch
 from speechgpt_lib.corpora.lab import plan_corpus, speak
 from speechgpt_lib.corpora.tables import write_shard
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.extract import extract_units, read_units
 from speechgpt_lib.units.hubert import frame_count, pretrain_hubert, sample_mask
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
@@ -90,7 +91,8 @@ def test_pretraining_is_repeatable(tmp_path: Path) -> None:
         update={"optimization": few_steps(2), "target_clusters": 5}
     )
     waves = [noise(2, seed) for seed in range(4)]
-    encoders = [pretrain_hubert(waves, settings, tmp_path / str(k), seed=1)[0] for k in range(2)]
+    options = TrainingOptions(seed=1)
+    encoders = [pretrain_hubert(waves, settings, tmp_path / k, options)[0] for k in "ab"]
     states = [encoder.state_dict() for encoder in encoders]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

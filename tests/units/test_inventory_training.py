@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from speechgpt_lib.corpora.prepare import prepare
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.training import sample_segments, train_encoder, train_on_corpus
@@ -43,19 +44,22 @@ def unit_settings(iterations: int = 1):
 
 def test_a_corpus_becomes_an_inventory_and_again_the_same(table, tmp_path):
     first, second = (
-        train_on_corpus(*table, unit_settings(), tmp_path / name, seed=3) for name in "ab"
+        train_on_corpus(*table, unit_settings(), tmp_path / name, TrainingOptions(seed=3))
+        for name in "ab"
     )
     assert (
         first.id == second.id == UnitInventory.load(tmp_path / "a" / "inventory").id
         and first.count == 8
     )
-    assert train_on_corpus(*table, unit_settings(), tmp_path / "c", seed=4).id != first.id
+    other = train_on_corpus(*table, unit_settings(), tmp_path / "c", TrainingOptions(seed=4))
+    assert other.id != first.id
 
 
 def test_the_second_iteration_learns_from_the_first(tmp_path):
     waves = [noise(40_000, k) for k in range(4)]
-    one, _, _ = train_encoder(waves, unit_settings(1), tmp_path / "one", seed=1)
-    two, targets, summary = train_encoder(waves, unit_settings(2), tmp_path / "two", seed=1)
+    options = TrainingOptions(seed=1)
+    one, _, _ = train_encoder(waves, unit_settings(1), tmp_path / "one", options)
+    two, targets, summary = train_encoder(waves, unit_settings(2), tmp_path / "two", options)
     assert (
         summary["steps"] == summary["first"]["steps"] == 2 and targets.centroids.shape[1] == 39
     )  # MFCCs: those of the first

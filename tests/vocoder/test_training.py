@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.training.loop import read_metrics
+from speechgpt_lib.training.log import read_metrics
+from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.sequence import merge
 from speechgpt_lib.vocoder import training
 from speechgpt_lib.vocoder.speech import SpeechInMemory
 from speechgpt_lib.vocoder.training import train_durations, train_vocoder
 
-UNITS = 6
+UNITS, OPTIONS = 6, TrainingOptions(seed=0)
 
 
 def weights(module: torch.nn.Module) -> torch.Tensor:
@@ -32,7 +33,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_the_discriminators_change_in_the_adversarial_phase_and_only_then(pairs, tiny, tmp_path):
     """Steps 1 and 2 are warm-up, 3 and 4 adversarial; a checkpoint is kept after each of the last three but the end."""
-    generator, summary = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path, seed=0)
+    generator, summary = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path, OPTIONS)
     assert summary["steps"] == 4 and summary["adversarial_steps"] == 2
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
@@ -44,7 +45,7 @@ def test_the_discriminators_change_in_the_adversarial_phase_and_only_then(pairs,
 
     warm_up = tiny.model_copy(update={"adversarial_from": 1.0})
     alone, summary = train_vocoder(
-        SpeechInMemory(pairs, UNITS), UNITS, warm_up, tmp_path / "alone", seed=0
+        SpeechInMemory(pairs, UNITS), UNITS, warm_up, tmp_path / "alone", OPTIONS
     )
     assert summary["adversarial_steps"] == 0
     folder = tmp_path / "alone"
@@ -54,13 +55,13 @@ def test_the_discriminators_change_in_the_adversarial_phase_and_only_then(pairs,
 
 def test_a_run_that_was_killed_ends_in_the_same_weights(pairs, tiny, tmp_path):
     """Killed inside the adversarial phase, when both optimizers carry state, and at its border."""
-    whole, _ = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / "whole", seed=0)
+    whole, _ = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / "whole", OPTIONS)
     for step in (2, 3):
         work = tmp_path / f"killed_{step}"
         (work / "checkpoints").mkdir(parents=True)
         name = f"step_{step:08d}"
         shutil.copytree(tmp_path / "whole" / "checkpoints" / name, work / "checkpoints" / name)
-        resumed, summary = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, work, seed=0)
+        resumed, summary = train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, work, OPTIONS)
         assert summary["resumed_from"] == step
         assert torch.equal(weights(whole), weights(resumed))
 
@@ -68,13 +69,17 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(pairs, tiny, tmp_path):
 def test_without_discriminators_only_they_are_missing(pairs, tiny, tmp_path):
     """It starts from the very state in which they join, and ends as a training in which they never do."""
     speech = SpeechInMemory(pairs, UNITS)
-    judged, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "judged", seed=0)
+    judged, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "judged", OPTIONS)
     alone, summary = train_vocoder(
-        speech, UNITS, tiny, tmp_path / "alone", seed=0, joined_from=tmp_path / "judged"
+        speech, UNITS, tiny, tmp_path / "alone", OPTIONS, joined_from=tmp_path / "judged"
     )
     assert summary["resumed_from"] == 2 and summary["adversarial_steps"] == 0
     never, _ = train_vocoder(
-        speech, UNITS, tiny.model_copy(update={"adversarial_from": 1.0}), tmp_path / "never", seed=0
+        speech,
+        UNITS,
+        tiny.model_copy(update={"adversarial_from": 1.0}),
+        tmp_path / "never",
+        OPTIONS,
     )
     assert torch.equal(weights(alone), weights(never))
     assert not torch.equal(weights(alone), weights(judged))
@@ -86,8 +91,8 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
     from matplotlib.image import imread
 
     speech, frames = SpeechInMemory(pairs, UNITS), pairs[0][0][:10]
-    generator, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "heard", seed=0, sample=frames)
-    silent, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "silent", seed=0)
+    generator, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "heard", OPTIONS, sample=frames)
+    silent, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "silent", OPTIONS)
     assert torch.equal(weights(generator), weights(silent))
     samples = tmp_path / "heard" / "samples"
     names = [f"step_{step:06d}" for step in training.sample_steps(tiny)]
@@ -108,7 +113,7 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
         tmp_path / "heard" / "checkpoints" / "step_00000002", work / "checkpoints" / "step_00000002"
     )
     train_vocoder(
-        speech, UNITS, tiny, work, seed=0, sample=frames
+        speech, UNITS, tiny, work, OPTIONS, sample=frames
     )  # killed while it spoke at step 2
     for name in names[1:]:
         assert (work / "samples" / f"{name}.wav").read_bytes() == (
@@ -125,7 +130,7 @@ def test_speakers_are_learned_apart(pairs, tiny, tmp_path):
         update={"steps": 120, "learning_rate": 1e-2, "save_every_s": 60.0}
     )
     settings = tiny.model_copy(update={"optimization": longer, "adversarial_from": 1.0})
-    generator, _ = train_vocoder(speech, UNITS, settings, tmp_path, seed=0)
+    generator, _ = train_vocoder(speech, UNITS, settings, tmp_path, OPTIONS)
     units = torch.from_numpy(pairs[0][0])[None]
     with torch.inference_mode():
         loud, soft = (
@@ -136,7 +141,9 @@ def test_speakers_are_learned_apart(pairs, tiny, tmp_path):
 
 def test_the_seed_decides_everything(pairs, tiny, tmp_path):
     runs = [
-        train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / str(i), seed=seed)[0]
+        train_vocoder(
+            SpeechInMemory(pairs, UNITS), UNITS, tiny, tmp_path / str(i), TrainingOptions(seed)
+        )[0]
         for i, seed in enumerate((0, 0, 1))
     ]
     assert torch.equal(weights(runs[0]), weights(runs[1]))
@@ -148,7 +155,7 @@ def test_training_learns(pairs, tiny, tmp_path):
         update={"steps": 40, "learning_rate": 1e-2, "save_every_s": 60.0}
     )
     settings = tiny.model_copy(update={"optimization": longer, "adversarial_from": 1.0})
-    train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, settings, tmp_path, seed=0)
+    train_vocoder(SpeechInMemory(pairs, UNITS), UNITS, settings, tmp_path, OPTIONS)
     losses = [row["reconstruction"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
@@ -171,15 +178,15 @@ def test_durations_are_learned_and_resume_exactly(tiny, tmp_path):
         update={"steps": 150, "learning_rate": 2e-2, "save_every_s": 60.0}
     )
     settings = tiny.model_copy(update={"duration_optimization": longer, "embedding": 16})
-    predictor, _ = train_durations(sequences, UNITS, settings, tmp_path / "long", seed=0)
+    predictor, _ = train_durations(sequences, UNITS, settings, tmp_path / "long", OPTIONS)
     predicted = predictor.predict(torch.arange(UNITS)[None])[0]
     assert (predicted - torch.arange(1, UNITS + 1)).abs().max() <= 1
 
-    whole, _ = train_durations(sequences, UNITS, tiny, tmp_path / "whole", seed=0)
+    whole, _ = train_durations(sequences, UNITS, tiny, tmp_path / "whole", OPTIONS)
     work = tmp_path / "killed" / "checkpoints"
     work.mkdir(parents=True)
     shutil.copytree(tmp_path / "whole" / "checkpoints" / "step_00000002", work / "step_00000002")
-    resumed, summary = train_durations(sequences, UNITS, tiny, work.parent, seed=0)
+    resumed, summary = train_durations(sequences, UNITS, tiny, work.parent, OPTIONS)
     assert summary["resumed_from"] == 2
     assert torch.equal(weights(whole), weights(resumed))
 
@@ -191,9 +198,9 @@ def test_data_that_cannot_be_learned_from_is_refused(pairs, tiny, tmp_path):
     with pytest.raises(UserError, match="fewer than"):
         SpeechInMemory([(merge(units)[0], wave[:100])], UNITS)
     with pytest.raises(UserError, match="none of 1 utterances"):
-        train_vocoder(SpeechInMemory([(units[:3], wave)], UNITS), UNITS, tiny, tmp_path, seed=0)
+        train_vocoder(SpeechInMemory([(units[:3], wave)], UNITS), UNITS, tiny, tmp_path, OPTIONS)
     with pytest.raises(UserError, match="one each"):
-        train_durations([(np.array([1, 2]), np.array([1]))], UNITS, tiny, tmp_path, seed=0)
+        train_durations([(np.array([1, 2]), np.array([1]))], UNITS, tiny, tmp_path, OPTIONS)
     with pytest.raises(UserError, match="no unit sequences"):
-        train_durations([], UNITS, tiny, tmp_path, seed=0)
+        train_durations([], UNITS, tiny, tmp_path, OPTIONS)
     assert not (tmp_path / "checkpoints").exists()
