@@ -161,9 +161,10 @@ def ladder(
         log_every=steps,
     )
     compiled = settings.model_copy(update={"compile": True})
-    run = lambda loss, batches, attention="auto", settings=settings: _ours(
-        model, loss, batches, settings, attention
-    )  # noqa: E731
+
+    def run(loss, batches, attention="auto", settings=settings):
+        return _ours(model, loss, batches, settings, attention)
+
     arms = {
         "release's way": ("random", lambda: _trainer(model, plain, steps, arguments.precision)),
         "our loop": ("random", lambda: run(AllLogits, plain)),

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from speechgpt_lib.language_model.text import lab_texts
 
 from speechgpt_lib.language_model.model import build_model
-from speechgpt_lib.language_model.text import lab_texts
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
-from speechgpt_lib.recipes.schema import LanguageModelSettings, Optimization, Recipe, load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.schema import LanguageModelSettings, Optimization, Recipe
 from speechgpt_lib.units.hubert import build_encoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits

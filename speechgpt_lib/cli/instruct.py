@@ -78,7 +78,7 @@ def build(
 
     What a run lacks before them is made first.  Stopped at any point and started again, it goes on.
     """
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
 
     settings = load_recipe(recipe, seed)
     if templates is not None:

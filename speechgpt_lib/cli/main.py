@@ -163,7 +163,7 @@ def run_recipe(
 ) -> None:
     """Run the notebooks of a recipe in order; what is there and unchanged is reused."""
     from speechgpt_lib.notebook.runner import run_notebooks
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
 
     settings = load_recipe(recipe, seed)
     if settings.needs:
@@ -259,7 +259,7 @@ def plan(
     from dataclasses import asdict
 
     from speechgpt_lib.language_model import planning
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
 
     found = planning.plan(load_recipe(recipe), gpus, gpu_memory, mfu=mfu, peak_tflops=peak_tflops)
     _print(
@@ -326,7 +326,7 @@ def corpora_sample(
 ) -> None:
     """Write fresh test speech of the lab world: wavs and items.jsonl."""
     from speechgpt_lib.corpora.sample import sample_set
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
 
     records = sample_set(
         out, count, seed, load_recipe(recipe), voice, kind, held_out=not any_sentence

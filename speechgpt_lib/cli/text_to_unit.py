@@ -81,7 +81,7 @@ def train(
 
     On several GPUs: torchrun --nproc_per_node 8 -m speechgpt_lib.cli text-to-unit train … --launched 8
     """
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
     from speechgpt_lib.text_to_unit.corpus import train_on_units
 
     settings = load_recipe(recipe, seed).text_to_unit

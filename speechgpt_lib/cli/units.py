@@ -255,7 +255,7 @@ def train_inventory(
 ) -> None:
     """Make a unit inventory from speech alone: HuBERT, then k-means on a layer; with --encoder k-means only."""
     from speechgpt_lib.corpora.prepare import prepare
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
     from speechgpt_lib.training.options import TrainingOptions
     from speechgpt_lib.units.foreign import encoder_from
     from speechgpt_lib.units.training import train_on_corpus

@@ -144,7 +144,7 @@ def train_on_corpus(
 
     On several GPUs: torchrun --nproc_per_node 8 -m speechgpt_lib.cli vocoder train … --launched 8
     """
-    from speechgpt_lib.recipes.schema import load_recipe
+    from speechgpt_lib.recipes.loading import load_recipe
     from speechgpt_lib.vocoder.corpus import train_on_units
 
     settings = load_recipe(recipe, seed).vocoder

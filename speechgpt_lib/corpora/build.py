@@ -11,7 +11,8 @@ from speechgpt_lib.corpora.disk_corpus import DiskReader
 from speechgpt_lib.corpora.lab_corpus import LabReader
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import LabCorpus, Recipe
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import LabCorpus
 
 
 def open_corpora(
@@ -47,7 +48,9 @@ def build_table(recipe: Recipe, folder: Path, say: Callable[[str], None] = print
         voices.add(u.voice)
         aligned |= {u.voice} if u.split == "train" else set()
     if not any(splits[name] for name in LEARNED):
-        raise UserError("no corpus of the recipe has speech to learn from: give one the role aligned")
+        raise UserError(
+            "no corpus of the recipe has speech to learn from: give one the role aligned"
+        )
     if not any(splits[name] for name in HELD_OUT):
         cure = "give one `role: test`, or the aligned one `held_out: 0.05`"
         raise UserError(f"no corpus of the recipe has held-out speech to measure on: {cure}")

@@ -16,7 +16,7 @@ from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.prepare import READERS, Row, prepare
 from speechgpt_lib.corpora.segments import Segment
 from speechgpt_lib.corpora.tables import read_utterances
-from speechgpt_lib.recipes.schema import DiskCorpus
+from speechgpt_lib.recipes.sources import DiskCorpus
 
 MOST_TEXTS = 100_000  # transcripts that documents are drawn from
 
@@ -51,7 +51,9 @@ class DiskReader:
         if "voice" not in s.role:
             return {"speaking": []}
         where = {"split": ["train", "voice"]}
-        return {"speaking": sorted({u.voice for u in read_utterances(folder / self.name, where=where)})}
+        return {
+            "speaking": sorted({u.voice for u in read_utterances(folder / self.name, where=where)})
+        }
 
     def normalise(self, text: str) -> str:
         """Small letters, single spaces, no signs but apostrophes within words."""
@@ -90,9 +92,13 @@ class DiskReader:
         return tuple(heapq.nsmallest(MOST_TEXTS, dict.fromkeys(texts), key=_rank))
 
     def _chosen(self, seed: int) -> set[str]:
-        rows = READERS[self.settings.reader](self.root, self.settings.splits, **self.settings.options)
+        rows = READERS[self.settings.reader](
+            self.root, self.settings.splits, **self.settings.options
+        )
         identities = (row.id for row in rows if isinstance(row, Segment))
-        ranked = heapq.nsmallest(self.settings.utterances, identities, key=lambda i: _rank(f"{seed} {i}"))
+        ranked = heapq.nsmallest(
+            self.settings.utterances, identities, key=lambda i: _rank(f"{seed} {i}")
+        )
         return set(ranked)
 
     def _placed(self, row: Row, chosen: set[str] | None) -> Row | None:

@@ -21,7 +21,7 @@ from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.rates import SAMPLE_RATE
-from speechgpt_lib.recipes.schema import LabCorpus
+from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.processes import run_in_processes
 
 RATES = (165, 175, 185)

@@ -16,7 +16,7 @@ from speechgpt_lib.metrics.judge import (
     grammar_from_templates,
     template_judge,
 )
-from speechgpt_lib.recipes.schema import LabCorpus
+from speechgpt_lib.recipes.sources import LabCorpus
 
 
 @dataclass(frozen=True)

@@ -197,4 +197,6 @@ def _stream(path: Path, columns: list[str], where: dict[str, object] | None) -> 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     what = str(error).split("\n")[0].split(". ")[0]
-    return UserError(f"{path} is damaged or half-written ({what}): delete it and run its step again")
+    return UserError(
+        f"{path} is damaged or half-written ({what}): delete it and run its step again"
+    )

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from speechgpt_lib import pipeline
-from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
+from speechgpt_lib.language_model.adapters import load_adapter
 from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.language_model.model import load_model
-from speechgpt_lib.language_model.stages import load_adapter
 from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.recipes.schema import GenerationSettings
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -45,17 +45,23 @@ class SpeechGPT:
     cross_modal: LlamaForCausalLM
     conversational: LlamaForCausalLM
     vocoder: Vocoder
+    corpora: Corpora
+    limits: GenerationSettings
+    templates: str = "paper"
 
     @classmethod
     def load(cls, run: Run) -> SpeechGPT:
         """Load everything a finished run made; a missing step is named with the command that makes it."""
-        stage2, stage3 = run.require(pipeline.STAGE2), run.require(pipeline.STAGE3)
-        vocoder = Vocoder.load(run.require(pipeline.VOCODER).path)
-        inventory = pipeline.inventory_of(run)
+        stage2, stage3 = run.require("stage2"), run.require("stage3")
+        vocoder = Vocoder.load(run.require("vocoder").path)
+        inventory = UnitInventory.load(run.require("inventory").path)
         cross_modal, vocabulary = load_model(stage2.path)
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
         conversational = load_adapter(load_model(stage2.path)[0], stage3.path)
-        return cls(inventory, vocabulary, cross_modal, conversational, vocoder)
+        corpus = run.find("corpus")
+        corpora = open_corpora(run.recipe, corpus and corpus.path)
+        more = (corpora, run.recipe.generation, run.recipe.instructions.templates)
+        return cls(inventory, vocabulary, cross_modal, conversational, vocoder, *more)
 
     def units(self, wave: np.ndarray) -> np.ndarray:
         """Speech (samples,) at 16 kHz → merged units (n,)."""
@@ -66,8 +72,9 @@ class SpeechGPT:
         return self.vocoder.synthesize(units, speed=speed)
 
     def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
+        units, limit = [self.units(wave) for wave in waves], self.limits.transcript
         return generation.transcribe(
-            self.cross_modal, self.vocabulary, [self.units(wave) for wave in waves]
+            self.cross_modal, self.vocabulary, units, limit, self.templates
         )
 
     def say(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +82,8 @@ class SpeechGPT:
         return self.say_many([text])[0]
 
     def say_many(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        normal = [_require_words(text) for text in texts]
-        spoken = generation.speak(self.cross_modal, self.vocabulary, normal)
+        normal, limit = [self._words(text) for text in texts], self.limits.speech
+        spoken = generation.speak(self.cross_modal, self.vocabulary, normal, limit, self.templates)
         return [(units, self._wave(units)) for units in spoken]
 
     def ask(
@@ -91,9 +98,17 @@ class SpeechGPT:
         reply: str = "speech",
         sampling: Sampling | None = None,
     ) -> list[Reply]:
-        asked = [_require_words(i) if isinstance(i, str) else self.units(i) for i in instructions]
+        asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
+        limits = self.limits
+        limit = limits.spoken_answer if reply == "speech" else limits.written_answer
         chains = generation.answer(
-            self.conversational, self.vocabulary, asked, reply, sampling=sampling
+            self.conversational,
+            self.vocabulary,
+            asked,
+            limit,
+            reply,
+            self.templates,
+            sampling=sampling,
         )
         return [
             self._reply(chain, instruction)
@@ -109,24 +124,18 @@ class SpeechGPT:
         """Silence where the model spoke no unit at all, so that a poor answer can still be judged and counted."""
         return self.vocoder.synthesize(units) if len(units) else np.zeros(1600, np.float32)
 
+    def note(self, text: str) -> str | None:
+        """What a user should know when the corpora never say words of `text`, or None."""
+        unknown = self.corpora.unknown_words(text)
+        if not unknown:
+            return None
+        shown = ", ".join(unknown[:5])
+        return f"these words were in no sentence that the model was trained on: {shown}. Expect nonsense for them"
 
-def lab_note(text: str) -> str | None:
-    """What a user should know when words of `text` lie outside the lab world, or None."""
-    unknown = world.unknown_words(text)
-    if not unknown:
-        return None
-    shown = ", ".join(unknown[:5])
-    return f"the lab model knows {len(world.vocabulary())} words only; not among them: {shown}. Expect nonsense for these"
-
-
-def _require_words(text: str) -> str:
-    normal = world.normalise(text)
-    if not normal:
-        raise UserError(
-            f"there are no words in {text!r}: give a sentence or the path of a sound file"
-        )
-    return normal
-
-
-def default_run(name: str = "lab") -> Path:
-    return Path("runs") / name
+    def _words(self, text: str) -> str:
+        normal = self.corpora.normalise(text)
+        if not normal:
+            raise UserError(
+                f"there are no words in {text!r}: give a sentence or the path of a sound file"
+            )
+        return normal

@@ -6,28 +6,25 @@ Sets are lists of `Item`: held-out utterances of the run's own corpus, or a fold
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from speechgpt_lib import pipeline
-from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import read_audio, write_audio
+from speechgpt_lib.corpora.corpus import Judge
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.dialogue.speechgpt import Reply, SpeechGPT
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import lab_judges
+from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.metrics.intervals import Estimate, bootstrap_mean, bootstrap_ratio
-from speechgpt_lib.metrics.judge import SpeechJudge
 from speechgpt_lib.metrics.wer import word_errors
+from speechgpt_lib.recipes.schema import EvaluationSettings
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import read_units
-
-EXAMPLES = 14  # questions whose sound is kept beside the report
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Item:
     answer: str
     kind: str
     voice: str
+    rank: int = 0  # of its kind, in the order of the corpus
 
 
 @dataclass(frozen=True)
@@ -62,87 +60,95 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], draws:
     return bootstrap_ratio(errors, words, draws=draws)
 
 
-def evaluate_run(run: Run, folder: Path, say=print) -> dict:
+def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict:
     """Score a run on its own held-out speech; waves of the examples are written into `folder`.
 
-    Returns {"figures": name → Estimate as dict, "qa_by_kind", "qa_baseline", "examples"}.
+    Returns {"figures": name → Estimate as dict, "qa_by_kind", "qa_baseline", "examples"}.  What the corpora don't
+    allow is left out: figures by a judge, or by questions.
     """
-    settings, target = run.recipe.evaluation, run.recipe.corpus.target_voice
+    settings, corpus = run.recipe.evaluation, run.require("corpus")
     draws = settings.bootstrap_draws
     speechgpt = SpeechGPT.load(run)
-    template, bigram = lab_judges()
-    known, unknown_voice = _held_out(run, "test"), _held_out(run, "test_voice")
+    judges = judges_if_installed(speechgpt.corpora, say)
+    known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
     figures: dict[str, Estimate] = {}
 
     say("listening: held-out sentences in known voices and in a voice never heard")
     for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
-        chosen = items[: settings.asr_utterances]
-        figures[name] = word_error_rate(
-            [i.text for i in chosen], speechgpt.transcribe([i.wave for i in chosen]), draws
-        )
+        if chosen := items[: settings.asr_utterances]:
+            heard = speechgpt.transcribe([i.wave for i in chosen])
+            figures[name] = word_error_rate([i.text for i in chosen], heard, draws)
 
-    say(
-        "speaking: held-out sentences, heard by the independent judges beside recordings of the same sentences"
-    )
-    own = [item for item in known if item.voice == target]
+    if judges:
+        say("speaking: held-out sentences, heard by judges beside recordings of the same sentences")
+        voices = set(corpus.metrics["speaking"])
+        own = [item for item in known if item.voice in voices] or known
+        figures |= _spoken_figures(speechgpt, own, judges, settings)
+
+    result: dict = {"qa_by_kind": {}, "qa_baseline": None, "examples": []}
+    questions = balanced_questions(known, settings.questions_per_kind)
+    if questions and judges:
+        say("answering: spoken questions, every kind equally often")
+        answers = answer_questions(speechgpt, questions, judges[""])
+        baseline = nearest_question_baseline(run, questions)
+        figures |= answers.figures(draws)
+        shown = zip(questions[: settings.examples], answers.waves, strict=False)
+        for k, (question, wave) in enumerate(shown):
+            write_audio(folder / f"example_{k:02d}_question.wav", question.wave)
+            write_audio(folder / f"example_{k:02d}_answer.wav", wave)
+        result["qa_by_kind"] = answers.by_kind(draws)
+        result["qa_baseline"] = asdict(bootstrap_mean([float(b) for b in baseline], draws=draws))
+        result["examples"] = [asdict(example) for example in answers.examples]
+    if quality := run.require("inventory").metrics.get("hubert"):
+        count = len({item.voice for item in known + unknown_voice})
+        figures["pnmi"] = Estimate(quality["pnmi"], count, quality["pnmi"], quality["pnmi"])
+    return {"figures": {name: asdict(e) for name, e in figures.items()}} | result
+
+
+def _spoken_figures(
+    speechgpt: SpeechGPT,
+    own: Sequence[Item],
+    judges: dict[str, Judge],
+    settings: EvaluationSettings,
+) -> dict[str, Estimate]:
+    """What judges hear of spoken sentences and of resynthesised ones, each beside the recordings (its ceiling)."""
     sentences = own[: settings.tts_sentences]
     spoken = [wave for _, wave in speechgpt.say_many([i.text for i in sentences])]
     resynthesis = own[: settings.resynthesis_utterances]
     again = [speechgpt.speak(speechgpt.units(i.wave)) for i in resynthesis]
+    figures = {}
     for name, waves, items in (
         ("tts_wer", spoken, sentences),
         ("tts_wer_ceiling", [i.wave for i in sentences], sentences),
         ("resynthesis_wer", again, resynthesis),
         ("resynthesis_wer_ceiling", [i.wave for i in resynthesis], resynthesis),
     ):
-        for suffix, judge in (("", template), ("_bigram", bigram)):
-            heard = judge.transcribe_many(waves)
-            figures[name + suffix] = word_error_rate([i.text for i in items], heard, draws)
-
-    say("answering: spoken questions, every kind equally often")
-    questions = balanced_questions(known, settings.questions_per_kind)
-    answers = answer_questions(speechgpt, questions, template)
-    baseline = nearest_question_baseline(run, questions)
-    figures |= answers.figures(draws)
-    for k, (question, wave) in enumerate(zip(questions[:EXAMPLES], answers.waves, strict=False)):
-        write_audio(folder / f"example_{k:02d}_question.wav", question.wave)
-        write_audio(folder / f"example_{k:02d}_answer.wav", wave)
-    quality = run.require(pipeline.INVENTORY).metrics["hubert"]
-    voices = len({item.voice for item in known + unknown_voice})
-    figures["pnmi"] = Estimate(quality["pnmi"], voices, quality["pnmi"], quality["pnmi"])
-    return {
-        "figures": {name: asdict(estimate) for name, estimate in figures.items()},
-        "qa_by_kind": answers.by_kind(draws),
-        "qa_baseline": asdict(bootstrap_mean([float(b) for b in baseline], draws=draws)),
-        "examples": [asdict(example) for example in answers.examples],
-    }
+        for suffix, judge in judges.items():
+            texts, heard = [i.text for i in items], judge.transcribe_many(waves)
+            figures[name + suffix] = word_error_rate(texts, heard, settings.bootstrap_draws)
+    return figures
 
 
 def evaluate_set(run: Run, folder: Path) -> dict:
-    """Score a run on a folder with `items.jsonl` as `speechgpt corpora sample` writes it (path, text, answer, kind, voice, seen)."""
+    """Score a run on a folder with `items.jsonl` as `speechgpt corpora sample` writes it.
+
+    A line has path and text; answer, kind, voice and seen where they are known.
+    """
     draws = run.recipe.evaluation.bootstrap_draws
     items, records = read_items(folder)
     speechgpt = SpeechGPT.load(run)
-    template, _ = lab_judges()
     heard = speechgpt.transcribe([i.wave for i in items])
     figures = {"asr_wer": word_error_rate([i.text for i in items], heard, draws)}
-    questions = [i for i in items if i.answer]
-    result: dict = {
-        "run": str(run.path),
-        "items": len(items),
-        "seen_in_training": sum(bool(r.get("seen")) for r in records),
-    }
-    if questions:
-        answers = answer_questions(speechgpt, questions, template)
+    seen = sum(bool(r.get("seen")) for r in records)
+    result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen}
+    if questions := [i for i in items if i.answer]:
+        judge = speechgpt.corpora.judges()[""]
+        answers = answer_questions(speechgpt, questions, judge)
         figures |= answers.figures(draws)
-        result |= {
-            "qa_by_kind": answers.by_kind(draws),
-            "examples": [asdict(e) for e in answers.examples],
-        }
-    transcripts = [
-        {"path": r["path"], "text": i.text, "heard": h}
-        for r, i, h in zip(records, items, heard, strict=True)
-    ]
+        examples = [asdict(e) for e in answers.examples]
+        result |= {"qa_by_kind": answers.by_kind(draws), "examples": examples}
+    pairs = zip(records, items, heard, strict=True)
+    transcripts = [{"path": r["path"], "text": i.text, "heard": h} for r, i, h in pairs]
     return {name: asdict(e) for name, e in figures.items()} | result | {"transcripts": transcripts}
 
 
@@ -166,22 +172,17 @@ class Answers:
         }
 
     def by_kind(self, draws: int) -> dict[str, dict]:
-        kinds = sorted({e.kind for e in self.examples}, key=world.KINDS.index)
-        of = {kind: [e for e in self.examples if e.kind == kind] for kind in kinds}
-        return {
-            kind: {
-                "text": asdict(bootstrap_mean([float(e.right_text) for e in group], draws=draws)),
-                "speech": asdict(
-                    bootstrap_mean([float(e.right_speech) for e in group], draws=draws)
-                ),
-            }
-            for kind, group in of.items()
-        }
+        """Shares right in text and in speech, by kind of question."""
+        found = {}
+        for kind in dict.fromkeys(e.kind for e in self.examples):
+            group = [e for e in self.examples if e.kind == kind]
+            written = bootstrap_mean([float(e.right_text) for e in group], draws=draws)
+            spoken = bootstrap_mean([float(e.right_speech) for e in group], draws=draws)
+            found[kind] = {"text": asdict(written), "speech": asdict(spoken)}
+        return found
 
 
-def answer_questions(
-    speechgpt: SpeechGPT, questions: Sequence[Item], judge: SpeechJudge
-) -> Answers:
+def answer_questions(speechgpt: SpeechGPT, questions: Sequence[Item], judge: Judge) -> Answers:
     """Ask every question twice, for a written and for a spoken answer; the judge listens to the spoken ones."""
     waves = [q.wave for q in questions]
     written: list[Reply] = speechgpt.ask_many(waves, reply="text")
@@ -209,18 +210,16 @@ def answer_questions(
 
 def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:
     """The same number of questions of every kind: `per_kind`, or as many as the rarest kind has."""
-    of = {kind: [i for i in items if i.kind == kind] for kind in world.KINDS}
-    count = min(per_kind, *(len(group) for group in of.values()))
-    return [group[k] for k in range(count) for group in of.values()]
+    kinds = sorted({i.kind: i.rank for i in items if i.answer}.items(), key=lambda pair: pair[1])
+    of = [[i for i in items if i.answer and i.kind == kind] for kind, _ in kinds]
+    count = min([per_kind, *map(len, of)]) if of else 0
+    return [group[k] for k in range(count) for group in of]
 
 
 def nearest_question_baseline(run: Run, questions: Sequence[Item]) -> list[bool]:
-    """Would the answer to the most similar training question do?  Similarity is word edit distance on the true transcripts."""
-    units = run.require(pipeline.UNITS)
-    train = {
-        row.text: row.answer
-        for row in read_units(units.path, None, {"split": "train", "kind": list(world.KINDS)})
-    }
+    """Would the answer to the most similar training question do?  Similarity is word edit distance of transcripts."""
+    rows = read_units(run.require("units").path, None, {"split": "train"})
+    train = {row.text: row.answer for row in rows if row.answer}
     texts = [(text.split(), answer) for text, answer in train.items()]
     right = []
     for question in questions:
@@ -263,11 +262,12 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
     return items, records
 
 
-def _held_out(run: Run, split: str) -> list[Item]:
-    rows = read_utterances(run.require(pipeline.CORPUS).path, audio=True, where={"split": split})
-    items = [Item(u.wave, u.text, u.answer, u.kind, u.voice) for u in rows]
-    if not items:
-        raise UserError(
-            f"the corpus of {run.path} has no held-out speech: raise corpus.test_sentences in its recipe"
-        )
+def held_out(run: Run, split: str) -> list[Item]:
+    """The held-out utterances of a split ("test", "test_voice") with their sound, in a seeded order."""
+    rows = read_utterances(run.require("corpus").path, audio=True, where={"split": split})
+    ranks: dict[str, int] = {}
+    items = []
+    for u in rows:
+        rank = ranks.setdefault(u.kind, len(ranks))
+        items.append(Item(u.wave, u.text, u.answer, u.kind, u.voice, rank))
     return shuffled(items, run.recipe.seed)

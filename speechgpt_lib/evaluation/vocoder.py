@@ -32,7 +32,6 @@ from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
-
 Judges = Mapping[str, Judge]  # by the suffix of their figures
 
 
@@ -111,4 +110,6 @@ def _both(
 
 def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: Judges) -> dict:
     texts = [o.text for o in originals]
-    return {f"wer{suffix}": wer(texts, judge.transcribe_many(waves)) for suffix, judge in judges.items()}
+    return {
+        f"wer{suffix}": wer(texts, judge.transcribe_many(waves)) for suffix, judge in judges.items()
+    }

@@ -77,7 +77,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     )  # else peft looks the base up to compare vocabularies
 
 
-def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
+def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:
     """A saved adapter on the model it was trained on, not merged: its outputs are those it had in memory, bit for bit.
 
     Raises:
@@ -95,7 +95,7 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG} is damaged ({error}): run its step again") from None
     found = model_id(model)
-    if base not in (None, "", found):
+    if base not in (None, "", found) and not trust:
         raise UserError(
             f"the adapter {folder} belongs to the base model {base}, this is {found}: load the stage-2 model of the same run"
         )
@@ -105,6 +105,22 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path) -> PeftModel:
         raise UserError(
             f"the adapter {folder} does not fit this model: {str(error).splitlines()[0][:200]}"
         ) from None
+
+
+def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
+    """Make an adapter that others trained on `model` one of this project, in `out`; returns how many parameters it has.
+
+    Nothing in it says which model it is of, so only its shapes are checked.
+
+    Raises:
+        UserError: no adapter there, damaged, or one whose shapes don't fit.
+    """
+    identity = model_id(model)
+    adapted = attach_adapter(model, folder, trust=True)
+    for each in adapted.peft_config.values():
+        each.base_model_name_or_path = identity
+    save_adapter(adapted, out)
+    return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 
 
 def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:

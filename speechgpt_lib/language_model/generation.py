@@ -102,6 +102,7 @@ def transcribe(
     model: LlamaForCausalLM,
     vocabulary: Vocabulary | LlamaVocabulary,
     units: Sequence[np.ndarray],
+    limit: int,
     templates: str = "paper",
     **options,
 ) -> list[str]:
@@ -113,7 +114,8 @@ def transcribe(
         for u in units
     ]
     return [
-        vocabulary.decode_text(ids) for ids in generate(model, vocabulary, prompts, 48, **options)
+        vocabulary.decode_text(ids)
+        for ids in generate(model, vocabulary, prompts, limit, **options)
     ]
 
 
@@ -121,6 +123,7 @@ def speak(
     model: LlamaForCausalLM,
     vocabulary: Vocabulary | LlamaVocabulary,
     texts: Sequence[str],
+    limit: int,
     templates: str = "paper",
     **options,
 ) -> list[np.ndarray]:
@@ -133,7 +136,7 @@ def speak(
         for text in texts
     ]
     return [
-        vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, 320, **options)
+        vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, limit, **options)
     ]
 
 
@@ -141,6 +144,7 @@ def answer(
     model: LlamaForCausalLM,
     vocabulary: Vocabulary | LlamaVocabulary,
     instructions: Sequence[np.ndarray | str],
+    limit: int,
     reply: str = "speech",
     templates: str = "paper",
     **options,
@@ -156,7 +160,7 @@ def answer(
         row = chain_row(chain_format, text, instruction_units=units, templates=templates)
         prompts.append(vocabulary.encode_row(row)[0])
         formats.append(chain_format)
-    outputs = generate(model, vocabulary, prompts, 384 if reply == "speech" else 80, **options)
+    outputs = generate(model, vocabulary, prompts, limit, **options)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 

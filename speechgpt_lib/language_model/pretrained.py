@@ -30,14 +30,13 @@ SHAPE = {
 
 
 def load_pretrained(
-    settings: LanguageModelSettings,
+    folder: Path, settings: LanguageModelSettings
 ) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
-    """Model (fp32) and vocabulary of `settings.pretrained`.
+    """Model (fp32) and vocabulary of the LLaMA in `folder`.
 
     Raises:
         UserError: no such folder, another architecture, other sizes than the recipe's, weights or tokenizer missing or damaged.
     """
-    folder = Path(settings.pretrained or "").expanduser()
     config = read_config(folder)
     for ours, theirs in SHAPE.items():
         wanted, found = getattr(settings, ours), getattr(config, theirs)
@@ -51,6 +50,27 @@ def load_pretrained(
         raise UserError(
             f"{folder}: the model has {config.vocab_size} embeddings, its tokenizer {vocabulary.size} pieces: files of two models?"
         )
+    return _read_weights(folder, config), vocabulary
+
+
+def load_pretrained_with_units(
+    folder: Path, unit_count: int, inventory: str
+) -> tuple[LlamaForCausalLM, LlamaVocabulary]:
+    """A model whose vocabulary has LLaMA's pieces and behind them the tokens that SpeechGPT adds, as released.
+
+    Its embeddings must be as many as the pieces of `tokenizer.model`, `unit_count` units and the markers.
+    """
+    config = read_config(folder)
+    vocabulary = LlamaVocabulary.from_file(folder / TOKENIZER).expand(unit_count, inventory)
+    if vocabulary.size != config.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces, {unit_count} units "
+            f"and the markers are {vocabulary.size}: is it a stage-2 model of this inventory?"
+        )
+    return _read_weights(folder, config), vocabulary
+
+
+def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             folder,
@@ -69,14 +89,14 @@ def load_pretrained(
         raise UserError(
             f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing or of another shape"
         )
-    return model.eval(), vocabulary
+    return model.eval()
 
 
 def read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LLaMA."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"no config.json in {folder}: language_model.pretrained names a folder as transformers saves a model"
+            f"no config.json in {folder}: a folder is expected as transformers saves a model"
         )
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -115,13 +135,3 @@ def load_tokenizer(folder: Path, config: LlamaConfig) -> Vocabulary | LlamaVocab
             f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, which begin and end a document: add them"
         )
     return Vocabulary.of_published(tokenizer, begin, end, config.vocab_size)
-
-
-def fingerprint(folder: Path | str) -> dict[str, int]:
-    """Names and sizes (bytes) of the files of a published model, to notice another one in its place."""
-    folder = Path(folder).expanduser()
-    return (
-        {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
-        if folder.is_dir()
-        else {}
-    )

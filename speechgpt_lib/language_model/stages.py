@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,15 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora.corpus import Corpora, Question
 from speechgpt_lib.instructions import sets
-from speechgpt_lib.language_model.adapters import add_lora as add_lora
-from speechgpt_lib.language_model.adapters import load_adapter as load_adapter
-from speechgpt_lib.language_model.adapters import save_adapter as save_adapter
+from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
-from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.language_model.token_table import TokenTable, write_table
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings, Stage2Settings, StageSettings
@@ -43,6 +41,7 @@ from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
 TEXT_EPOCH = 2000  # documents between two draws of new ones
+RowsOf = Callable[[int, int], list[TokenRow]]  # (epoch, its first step) → rows
 CURRICULUM = 0.25  # share of the text steps in which look-ups and echoes come alone
 
 
@@ -134,69 +133,77 @@ def batches_of(
     return kind(fitting, stage.tokens_per_batch, seed, stage.block), counts
 
 
-def text_plan(
-    vocabulary: Vocabulary, steps: int, seed: int
-) -> Callable[[int, int], list[TokenRow]]:
-    """Rows of the text stage: look-ups and echoes for the first quarter of the steps, then every kind of document."""
+def text_plan(vocabulary: Vocabulary, corpora: Corpora, steps: int, seed: int) -> RowsOf:
+    """Rows of the text stage: the curriculum for the first quarter of the steps, then every kind of document."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"text {seed} {epoch}")
-        return text_rows(vocabulary, rng, TEXT_EPOCH, curriculum=step < CURRICULUM * steps)
+        first = step < CURRICULUM * steps
+        return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, curriculum=first))
 
     return rows_of
 
 
 def stage1_plan(
     vocabulary: Vocabulary | LlamaVocabulary,
+    corpora: Corpora,
     own: Sequence[TokenRow],
     replay: dict[str, float],
     seed: int,
-):
+) -> RowsOf:
     """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 1 {seed} {epoch}")
-        return [*own, *text_rows(vocabulary, rng, round(replay.get("text", 0) * len(own)))]
+        count = round(replay.get("text", 0) * len(own))
+        return [*own, *document_rows(vocabulary, corpora.documents(rng, count))]
 
     return rows_of
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What stage 2 replays of earlier stages: documents, whose tokens count `text_weight` times, and unit sequences."""
+
+    corpora: Corpora
+    units: Sequence[np.ndarray] = ()
+    text_weight: float = 1.0
 
 
 def stage2_plan(
     vocabulary: Vocabulary | LlamaVocabulary,
     listening: Sequence[TokenRow],
     speaking: Sequence[TokenRow],
-    units: Sequence[np.ndarray],
+    replay: Replay,
     settings: Stage2Settings,
-    text_weight: float,
     seed: int,
-):
+) -> RowsOf:
     """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
 
-    An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task that runs out first, and a new
-    sample of the other's.
+    An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task
+    that runs out first, and a new sample of the other's.
     """
-    tasks, shares = (listening, speaking), (1.0, settings.speaking)
-    size = min(
-        (len(rows) / share for rows, share in zip(tasks, shares, strict=True) if len(rows)),
-        default=0.0,
-    )
-    replay = settings.replay
+    tasks = [(listening, 1.0), (speaking, settings.speaking)]
+    size = min((len(rows) / share for rows, share in tasks if len(rows)), default=0.0)
+    shares = settings.replay
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        own = [
-            row
-            for rows, share in zip(tasks, shares, strict=True)
-            if len(rows)
-            for row in rng.sample(rows, int(size * share))
-        ]
-        spoken = rng.choices(units, k=round(replay.get("units", 0) * len(own))) if units else []
-        documents = text_rows(
-            vocabulary, rng, round(replay.get("text", 0) * len(own)), weight=text_weight
-        )
-        return own + documents + [unit_row(vocabulary, u) for u in spoken]
+        chosen = [rng.sample(rows, int(size * share)) for rows, share in tasks if len(rows)]
+        own = [row for rows in chosen for row in rows]
+        spoken = []
+        if replay.units:
+            spoken = rng.choices(replay.units, k=round(shares.get("units", 0) * len(own)))
+        documents = replay.corpora.documents(rng, round(shares.get("text", 0) * len(own)))
+        text = document_rows(vocabulary, documents, replay.text_weight)
+        return own + text + [unit_row(vocabulary, units) for units in spoken]
 
     return rows_of
+
+
+def always(rows: list[TokenRow]) -> RowsOf:
+    """The same rows in every epoch."""
+    return lambda epoch, step: rows
 
 
 def encoded(
@@ -236,30 +243,12 @@ def unit_perplexity(
 
 
 def text_accuracy(
-    model: LlamaForCausalLM, vocabulary: Vocabulary, per_kind: int = 20
+    model: LlamaForCausalLM, vocabulary: Vocabulary, questions: Sequence[Question], limit: int
 ) -> dict[str, float]:
-    """Share of held-out written questions that the text model answers word for word, by kind."""
-    rng = random.Random("held-out text questions")
-    questions = [q for kind in world.KINDS for q in held_out_questions(rng, kind, per_kind)]
-    outputs = generate(
-        model, vocabulary, [question_prompt(vocabulary, q.text) for q in questions], 16
-    )
-    right = [
-        vocabulary.decode_text(ids) == q.answer for ids, q in zip(outputs, questions, strict=True)
-    ]
-    return {
-        kind: float(np.mean([r for r, q in zip(right, questions, strict=True) if q.kind == kind]))
-        for kind in world.KINDS
-    }
-
-
-def held_out_questions(rng: random.Random, kind: str, count: int) -> list[world.Question]:
-    """Up to `count` different held-out questions of one kind."""
-    found: dict[str, world.Question] = {}
-    for _ in range(count * 100):
-        question = world.sample_question(rng, kind)
-        if world.is_held_out(question.text):
-            found.setdefault(question.text, question)
-        if len(found) == count:
-            break
-    return list(found.values())
+    """Share of written questions that the text model answers word for word in `limit` tokens, by kind."""
+    prompts = [question_prompt(vocabulary, question.text) for question in questions]
+    right: dict[str, list[bool]] = {}
+    for ids, question in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):
+        answered = vocabulary.decode_text(ids) == question.answer
+        right.setdefault(question.kind, []).append(answered)
+    return {kind: float(np.mean(answers)) for kind, answers in right.items()}

@@ -25,7 +25,7 @@ from typing import Any
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
-from speechgpt_lib.recipes.schema import BUILT_IN, load_recipe
+from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
 from speechgpt_lib.runs.artefacts import hash_json, write_json
 from speechgpt_lib.runs.memory import Monitor
 from speechgpt_lib.runs.run import Run

@@ -15,7 +15,8 @@ import torch
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.figure import show_table, use_house_style
-from speechgpt_lib.recipes.schema import Recipe, load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.devices import resolve_device
 

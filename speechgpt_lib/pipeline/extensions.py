@@ -23,7 +23,9 @@ def ablate(run: Run, without: str) -> dict:
     """Train and evaluate `run` without one stage ("stage1", "stage2" or "stage3"); returns the report."""
     if without not in STAGES:
         raise UserError(f"unknown stage {without!r}: choose {', '.join(STAGES)}")
-    made = [name for name in order(run.recipe, ["evaluation"]) if name not in (*STAGES, "evaluation")]
+    made = [
+        name for name in order(run.recipe, ["evaluation"]) if name not in (*STAGES, "evaluation")
+    ]
     steps = {name: name for name in made}
     # A stage is left out by letting the model before it stand in its place.
     steps["stage1"] = "expanded_model" if without == "stage1" else "stage1"

@@ -116,7 +116,9 @@ def make(
     return run.step(step.name, work_on, settings=settings, inputs=inputs, **more)
 
 
-def make_all(run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None) -> list[Step]:
+def make_all(
+    run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None
+) -> list[Step]:
     """The steps `names` and, before them, what they need; with `force` these steps alone are made anew."""
     names = [find_step(name).name for name in names]
     wanted = order(run.recipe, names)
@@ -174,12 +176,17 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     if not force and partial.is_file() and partial.read_text() == key:
         return "resumed", "it was interrupted"
     if imported is not None:
-        return "imported", f"from {imported if isinstance(imported, str) else list(vars(imported).values())[0]}"
+        return (
+            "imported",
+            f"from {imported if isinstance(imported, str) else list(vars(imported).values())[0]}",
+        )
     if not there:
         return "made", "it is not there yet"
     if force:
         return "remade", "forced"
-    changed = [need for need, known in there.facts["inputs"].items() if keys.get(need) != known["key"]]
+    changed = [
+        need for need, known in there.facts["inputs"].items() if keys.get(need) != known["key"]
+    ]
     if there.facts["settings"] != settings:
         return "remade", "its settings changed"
     return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"

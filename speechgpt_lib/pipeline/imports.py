@@ -40,12 +40,16 @@ def import_inventory(job: Job) -> dict:
     else:
         encoder = data_path(job.recipe, source.encoder)
         # What is no file is a name on the hub.
-        where = str(encoder) if encoder.exists() or source.encoder.endswith(".pt") else source.encoder
+        where = (
+            str(encoder) if encoder.exists() or source.encoder.endswith(".pt") else source.encoder
+        )
         centroids = str(_there(job, source.centroids))
         found = open_inventory(None, where, source.layer, centroids)
     expected = job.recipe.units.clusters
     if found.count != expected:
-        raise UserError(f"the imported inventory has {found.count} units, the recipe expects units.clusters: {expected}")
+        raise UserError(
+            f"the imported inventory has {found.count} units, the recipe expects units.clusters: {expected}"
+        )
     found.save(job.work)
     return {"id": found.id, "clusters": found.count}
 
@@ -149,7 +153,9 @@ def _there(job: Job, path: str) -> Path:
 
 def _same_count(what: str, found: int, expected: int) -> None:
     if found != expected:
-        raise UserError(f"the imported {what} is for {found} units, this run's inventory has {expected}")
+        raise UserError(
+            f"the imported {what} is for {found} units, this run's inventory has {expected}"
+        )
 
 
 def _import_set(job: Job, source: str, kind: str) -> dict:

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.instructions.card import source_facts
@@ -26,7 +25,8 @@ from speechgpt_lib.pipeline.imports import (
 )
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.pipeline.vocoder import speaking_voices
-from speechgpt_lib.recipes.schema import LabCorpus, Recipe
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.text_to_unit.speech import speech_voicing
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
@@ -133,7 +133,9 @@ def make_chain_set(job: Job) -> dict:
         held_out_share=settings.held_out_share if settings.dialogues else 0.0,
         # One shard, if one can: an answer that many questions have sounds the same in all of them.
         shard_size=SHARD if settings.dialogues else max(1, len(own)),
-        split_rule=None if settings.dialogues else "the corpora's own: held-out questions are left out",
+        split_rule=None
+        if settings.dialogues
+        else "the corpora's own: held-out questions are left out",
         sources=corpus_facts(job.recipe) + ([source_facts("moss")] if settings.dialogues else []),
         selection=report.funnel if settings.dialogues else None,
         on_rows=None if job.on_log is None else lambda count: job.on_log({"rows": count}),
@@ -177,7 +179,9 @@ def _moss(job: Job, report: Report) -> Iterator[Dialogue]:
     classroom = Filter.load() if settings.classroom else None
     samples = read_moss(data_path(job.recipe, settings.dialogues), report)
     limit = settings.maximum_response_words
-    yield from moss_dialogues(select(samples, maximum_words=limit, classroom=classroom, report=report))
+    yield from moss_dialogues(
+        select(samples, maximum_words=limit, classroom=classroom, report=report)
+    )
 
 
 def _chain_needs(recipe: Recipe) -> tuple[str, ...]:
@@ -197,7 +201,9 @@ def _set_settings(*names: str):
 
 def _sizes(recipe: Recipe, *paths: str | None) -> dict[str, int]:
     found = [data_path(recipe, path) for path in paths if path]
-    files = [f for p in found for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file()]
+    files = [
+        f for p in found for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file()
+    ]
     return {file.name: file.stat().st_size for file in files}
 
 
@@ -232,8 +238,16 @@ STEPS = (
         "chain_set",
         _chain_needs,
         _set_settings(
-            "chain_shares", "written_dialogues", "answers_from", "questions_from", "synthesiser",
-            "synthesiser_voice", "templates", "dialogues", "classroom", "maximum_response_words",
+            "chain_shares",
+            "written_dialogues",
+            "answers_from",
+            "questions_from",
+            "synthesiser",
+            "synthesiser_voice",
+            "templates",
+            "dialogues",
+            "classroom",
+            "maximum_response_words",
         ),
         make_chain_set,
         version=3,

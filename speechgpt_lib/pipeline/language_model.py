@@ -35,7 +35,9 @@ def make_text_model(job: Job) -> dict:
     settings, corpora, seed = job.recipe.language_model, job.corpora(), job.recipe.seed
     parts = [part for row in _example_rows() for part in row.prompt + row.answer]
     words = [part.value for part in parts if part.kind == "template"]
-    vocabulary = Vocabulary(train_text_tokenizer([*corpora.texts(seed), *words], settings.vocabulary))
+    vocabulary = Vocabulary(
+        train_text_tokenizer([*corpora.texts(seed), *words], settings.vocabulary)
+    )
     model = build_model(settings, vocabulary.size, seed)
     plan = stages.text_plan(vocabulary, corpora, settings.optimization.steps, seed)
     stage = StageSettings(

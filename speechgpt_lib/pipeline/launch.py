@@ -42,7 +42,9 @@ def train_step(
     if processes == 1:
         return make(run, name, force, on_log)
     target = folder_of(name)
-    if force:  # else some workers might still see the checkpoints that the first one is about to drop
+    if (
+        force
+    ):  # else some workers might still see the checkpoints that the first one is about to drop
         shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
     command = torchrun_command(name, run, processes, force)
     run.say("$ " + " ".join(["python", *command[1:]]))

@@ -30,7 +30,9 @@ from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.mfcc import mfcc
 from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
 
-MOST_SHUFFLED = 100_000  # ids that are shuffled in memory; of more, those with the smallest hashes are taken
+MOST_SHUFFLED = (
+    100_000  # ids that are shuffled in memory; of more, those with the smallest hashes are taken
+)
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 

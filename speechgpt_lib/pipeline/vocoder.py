@@ -121,10 +121,14 @@ def _recoded(original: Original, inventory: UnitInventory) -> Original:
 
 def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech, Utterance]:
     """The speech to learn from, with the units of each utterance, and its first utterance."""
-    found = [u for u in read_utterances(job.path("corpus"), audio="bytes", where=learned_speech(job))]
+    found = [
+        u for u in read_utterances(job.path("corpus"), audio="bytes", where=learned_speech(job))
+    ]
     found = [u for u in shuffled(found, job.recipe.seed) if u.id in frames]
     if not found:
-        raise UserError("no utterance to learn a voice from: give a corpus of the recipe role voice or aligned")
+        raise UserError(
+            "no utterance to learn a voice from: give a corpus of the recipe role voice or aligned"
+        )
     voices = set(speaking_voices(job))  # the first speaker is the one that answers by default
     chosen = sorted(found[: job.recipe.vocoder.utterances], key=lambda u: u.voice not in voices)
     many = job.recipe.vocoder.all_voices

@@ -19,8 +19,8 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import make
-from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.processes import end_with_parent
+from speechgpt_lib.runs.run import Run
 
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:

@@ -5,23 +5,14 @@ An unknown key, a wrong type or an impossible combination is an error that names
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP
+from speechgpt_lib.recipes.section import Count, Fraction, Section, Share
+from speechgpt_lib.recipes.sources import Corpus, Imports
 
-BUILT_IN = ("smoke", "lab", "release", "paper")
 POSITION_GROUPS, CONV_LAYERS = (
     8,
     7,
@@ -30,15 +21,6 @@ INDUCTION_HEADS, INDUCTION_LAYERS = (
     5,
     2,
 )  # what an induction start needs, see language_model/model.py
-
-
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Optimization(Section):
@@ -101,72 +83,6 @@ class Optimization(Section):
                 "sharding: full and matrix_learning_rate exclude each other: Muon needs whole matrices"
             )
         return self
-
-
-Role = Literal["aligned", "unlabelled", "voice", "test"]
-
-
-class LabCorpus(Section):
-    """Sentences of the lab world, spoken here by eSpeak NG: every role in one corpus."""
-
-    reader: Literal["lab"] = "lab"
-    target_voice: str = Field("Female1", description="the voice that answers")
-    aligned_voices: tuple[str, ...] = ()
-    unlabelled_voices: tuple[str, ...] = ()
-    held_out_voice: str = "Male2"
-    target_statements: int = Field(0, ge=0)
-    target_questions: int = Field(0, ge=0)
-    aligned_statements: int = Field(0, ge=0, description="per aligned voice")
-    aligned_questions: int = Field(0, ge=0, description="per aligned voice")
-    unlabelled_sentences: int = Field(0, ge=0, description="per unlabelled voice")
-    test_sentences: int = Field(0, ge=0, description="held-out sentences a voice, half questions")
-
-    @model_validator(mode="after")
-    def voices_differ(self) -> LabCorpus:
-        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices]
-        voices.append(self.held_out_voice)
-        if len(set(voices)) != len(voices):
-            raise ValueError(f"each voice may have one role only, found {voices}")
-        return self
-
-
-class DiskCorpus(Section):
-    """Recorded speech below the folder `root`, in the layout that it is published in."""
-
-    reader: Literal[
-        "librispeech", "common_voice", "gigaspeech", "libri_light", "lj_speech", "vctk"
-    ]
-    root: str = Field(description="the corpus' folder; a relative one lies below `data`")
-    splits: tuple[str, ...] | None = Field(None, description="as the corpus names them; null: all")
-    role: tuple[Role, ...] = Field(
-        ("aligned",),
-        description="aligned: speech with text; unlabelled: units only; voice: what the vocoder "
-        "learns to speak like; test: held out. One or several",
-    )
-    held_out: float = Field(0.0, ge=0, lt=1, description="share of the sentences that are test")
-    utterances: Count | None = Field(None, description="at most so many, chosen by their ids")
-    longest_s: float = Field(7200.0, gt=0, description="longer utterances (s) are left out")
-    decode: bool = Field(False, description="look at every sample beforehand, not at headers only")
-    max_bad_share: float = Field(0.05, ge=0, le=1, description="more unreadable ones are an error")
-    options: dict[str, bool | float | str | list[str]] = Field(
-        default_factory=dict, description="the reader's own, such as whole_files for libri_light"
-    )
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def one_role_is_a_list(cls, role: object) -> object:
-        return (role,) if isinstance(role, str) else role
-
-    @model_validator(mode="after")
-    def test_stands_alone(self) -> DiskCorpus:
-        if "test" in self.role and len(self.role) > 1:
-            raise ValueError(f"role test stands alone, found {list(self.role)}: use held_out")
-        if {"aligned", "unlabelled"} <= set(self.role):
-            raise ValueError("role is aligned or unlabelled, not both")
-        return self
-
-
-Corpus = Annotated[LabCorpus | DiskCorpus, Field(discriminator="reader")]
 
 
 class HubertSettings(Section):
@@ -336,7 +252,8 @@ class InstructionSettings(Section):
         None, description="folder with asr.txt and tts.txt instead of the shipped descriptions"
     )
     dialogues: str | None = Field(
-        None, description="moss-002-sft-data (file or folder): written dialogues beside the corpora's"
+        None,
+        description="moss-002-sft-data (file or folder): written dialogues beside the corpora's",
     )
     classroom: bool = Field(False, description="leave out dialogues that are unsafe for classrooms")
     written_dialogues: int = Field(
@@ -477,45 +394,6 @@ class EvaluationSettings(Section):
     bootstrap_draws: Count = 1000
 
 
-class InventoryImport(Section):
-    """A unit encoder and its centroids, as others published them."""
-
-    encoder: str = Field(description="fairseq's .pt, or a folder or hub name of transformers")
-    layer: Count
-    centroids: str = Field(description="scikit-learn's .bin, .npy or .safetensors")
-
-
-class VocoderImport(Section):
-    """A unit HiFi-GAN of fairseq."""
-
-    checkpoint: str
-    config: str
-
-
-class TextToUnitImport(Section):
-    """A text-to-unit transformer of fairseq."""
-
-    checkpoint: str
-    tokenizer: str = Field(description="spm.model")
-    dictionary: str | None = Field(None, description="dict.unit.txt, compared with the checkpoint")
-
-
-class Imports(Section):
-    """Results that are not made here: step → the file or folder that it is imported from.
-
-    A path alone is a folder of this project's own format (a step's folder of another run).
-    """
-
-    inventory: str | InventoryImport | None = None
-    vocoder: str | VocoderImport | None = None
-    text_to_unit: str | TextToUnitImport | None = None
-    cross_modal_set: str | None = Field(None, description="the released JSONL, or a set's folder")
-    chain_set: str | None = Field(None, description="the released JSONL, or a set's folder")
-    text_model: str | None = Field(None, description="folder of a LLaMA in transformers' format")
-    stage2: str | None = Field(None, description="folder of a model with units in its vocabulary")
-    stage3: str | None = Field(None, description="folder of a LoRA adapter of that stage-2 model")
-
-
 class Recipe(Section):
     """A whole run.  `name` is the name of the YAML file it comes from."""
 
@@ -557,73 +435,3 @@ def _check_heads(hidden_size: int, heads: int, even: bool = False) -> None:
         raise ValueError(
             f"hidden_size is {hidden_size} with {heads} heads, it must be a multiple of {step}"
         )
-
-
-def load_recipe(name_or_path: str | Path, seed: int | None = None) -> Recipe:
-    """A built-in recipe by name or any YAML file by path, validated.
-
-    Raises:
-        UserError: unknown name, unreadable YAML, or a key that the schema refuses (the key, the value and what is allowed).
-    """
-    path = Path(name_or_path)
-    if str(name_or_path) in BUILT_IN:
-        path = Path(__file__).parent / f"{name_or_path}.yaml"
-    elif path.suffix not in (".yaml", ".yml"):
-        raise UserError(
-            f"unknown recipe {str(name_or_path)!r}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
-        )
-    if not path.is_file():
-        raise UserError(
-            f"no recipe file at {path}: choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
-        )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path} holds {type(values).__name__}, expected keys and values as in recipes/lab.yaml"
-        )
-    if seed is not None:
-        values["seed"] = seed
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    ordered = sorted(
-        error.errors(), key=lambda item: item["type"] != "extra_forbidden"
-    )  # a misspelt key also counts as missing
-    for item in ordered[:3]:
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
-            problems.append(
-                f"unknown key {key!r}; allowed here: {', '.join(_allowed(item['loc']))}"
-            )
-        else:
-            found = (
-                "" if isinstance(item["input"], dict) else f" (found {str(item['input'])[:60]!r})"
-            )
-            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
-    more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
-    return "; ".join(problems) + more
-
-
-def _allowed(location: tuple) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    return sorted(model.model_fields)
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML text that `load_recipe` reads back."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
-    )

@@ -30,7 +30,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         replace(temporary, path)
     except Exception as error:
         if reason := write_failure(error):
-            raise UserError(f"could not write {path}: {reason}; nothing there was changed") from error
+            raise UserError(
+                f"could not write {path}: {reason}; nothing there was changed"
+            ) from error
         raise
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
@@ -40,9 +42,13 @@ def write_failure(error: Exception) -> str | None:
     """Why a write failed (a full disk above all), or None when `error` is something else: not every library raises OSError for it."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if found := re.search(r"([^:]+) \(os error \d+\)", str(error)):  # safetensors and tokenizers, which are written in Rust
+    if found := re.search(
+        r"([^:]+) \(os error \d+\)", str(error)
+    ):  # safetensors and tokenizers, which are written in Rust
         return found[1].strip()
-    if isinstance(error, RuntimeError) and re.search("unexpected pos|iostream error|PytorchStreamWriter", str(error)):  # torch.save
+    if isinstance(error, RuntimeError) and re.search(
+        "unexpected pos|iostream error|PytorchStreamWriter", str(error)
+    ):  # torch.save
         return "the file could not be written to its end; is the disk full?"
     return None
 
@@ -72,9 +78,13 @@ def read_json(path: Path | str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; was the step that writes it interrupted? run it again") from None
+        raise UserError(
+            f"{path} is missing; was the step that writes it interrupted? run it again"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run its step again") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); delete it and run its step again"
+        ) from None
 
 
 def hash_json(value: object) -> str:
@@ -90,5 +100,10 @@ def hash_file(path: Path | str) -> str:
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
     """Relative path → {sha256, bytes} for every file below `folder`, sorted, without names in `skip`."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skip)
-    return {p.relative_to(folder).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size} for p in files}
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skip
+    )
+    return {
+        p.relative_to(folder).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size}
+        for p in files
+    }

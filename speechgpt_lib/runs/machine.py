@@ -6,7 +6,16 @@ import os
 import platform
 from pathlib import Path
 
-VECTOR_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+VECTOR_EXTENSIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+)
 
 
 def cpu_facts() -> dict:
@@ -16,7 +25,10 @@ def cpu_facts() -> dict:
     """
     fields = _cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    number = {key: int(fields[key]) if fields.get(key, "").isdigit() else None for key in ("cpu family", "model")}
+    number = {
+        key: int(fields[key]) if fields.get(key, "").isdigit() else None
+        for key in ("cpu family", "model")
+    }
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),
         "family": number["cpu family"],

@@ -26,7 +26,10 @@ def tree_memory_mb(process: psutil.Process | None = None) -> float:
 
 
 def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/smaps_rollup") as file:
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open(f"/proc/{pid}/smaps_rollup") as file,
+    ):
         for line in file:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
@@ -39,7 +42,9 @@ def tree_cpu_seconds(process: psutil.Process | None = None) -> dict[int, float]:
     with contextlib.suppress(psutil.Error):
         for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                found[member.pid] = sum(member.cpu_times()[:4])  # own and children's, user and system
+                found[member.pid] = sum(
+                    member.cpu_times()[:4]
+                )  # own and children's, user and system
     return found
 
 
@@ -61,7 +66,9 @@ class Monitor:
         self.peak_memory_mb = self.cpu_seconds = 0.0
         self._earlier = {"seconds": 0.0, "cpu_seconds": 0.0}
         if path is not None and path.exists():
-            with contextlib.suppress(ValueError, KeyError):  # half-written by a kill: measure afresh
+            with contextlib.suppress(
+                ValueError, KeyError
+            ):  # half-written by a kill: measure afresh
                 saved = json.loads(path.read_text())
                 self._earlier = {name: float(saved[name]) for name in self._earlier}
                 self.peak_memory_mb = float(saved["peak_memory_mb"])
@@ -94,8 +101,12 @@ class Monitor:
         now = sum(tree_cpu_seconds().values()) - sum(self._at_start.values())
         self.cpu_seconds = max(self.cpu_seconds, self._earlier["cpu_seconds"] + now)
         if self.path is not None:
-            known = {name: getattr(self, name) for name in ("seconds", "cpu_seconds", "peak_memory_mb")}
-            with contextlib.suppress(OSError):  # a full disk must stop the step itself, not its stop-watch
+            known = {
+                name: getattr(self, name) for name in ("seconds", "cpu_seconds", "peak_memory_mb")
+            }
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk must stop the step itself, not its stop-watch
                 temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(json.dumps(known))
                 os.replace(temporary, self.path)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import IO
 
 LOOK_S = 0.5  # between two calls of `meanwhile`
-PATIENCE_S = 60.0  # to finish the current step and save; torchrun itself kills its workers after 30 s
+PATIENCE_S = (
+    60.0  # to finish the current step and save; torchrun itself kills its workers after 30 s
+)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -29,7 +29,8 @@ import yaml
 
 from speechgpt_lib import __version__
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import Recipe, dump_recipe, load_recipe
+from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.artefacts import (
     hash_folder,
     hash_json,
@@ -149,7 +150,9 @@ class Run:
             return None
         for file, known in outputs:
             if not (path / file).is_file() or (path / file).stat().st_size != known["bytes"]:
-                self.say(f"damaged  {folder}: {file} is missing or has another size than when it was made")
+                self.say(
+                    f"damaged  {folder}: {file} is missing or has another size than when it was made"
+                )
                 return None
         return Step(folder, path, facts, reused=True)
 
@@ -160,7 +163,9 @@ class Run:
             notebook = notebook_of(name)
             command = f"speechgpt run --recipe {self.recipe.name} --run-dir {self.path} --only {notebook[:2]}"
             missing = self.path / folder_of(name)
-            raise UserError(f"{missing} is missing: run notebook {notebook}.ipynb first, or `{command}`")
+            raise UserError(
+                f"{missing} is missing: run notebook {notebook}.ipynb first, or `{command}`"
+            )
         return step
 
     def key(self, name: str, settings: Any, inputs: Mapping[str, str], version: int = 1) -> str:
@@ -215,7 +220,10 @@ class Run:
             raise
         facts = self._facts(task, work, metrics, monitor) | {"resumed": resumed}
         write_json(work / "facts.json", facts)
-        for scrap in ("key", "progress.json"):  # only now: up to here the step could still be resumed
+        for scrap in (
+            "key",
+            "progress.json",
+        ):  # only now: up to here the step could still be resumed
             (work / scrap).unlink(missing_ok=True)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         replace(work, target)
@@ -229,7 +237,9 @@ class Run:
             "key": task.key,
             "settings": task.settings,
             "seed": self.recipe.seed,
-            "inputs": {role: {"step": step.name, "key": step.key} for role, step in task.inputs.items()},
+            "inputs": {
+                role: {"step": step.name, "key": step.key} for role, step in task.inputs.items()
+            },
             "outputs": hash_folder(work, skip=_SCRAP),
             "metrics": metrics,
             "wall_seconds": round(monitor.seconds, 2),
@@ -277,12 +287,16 @@ class Run:
 
 def _refuse_older_layout(saved: Path) -> None:
     """Refuses a run whose recipe has `corpus` instead of `corpora`: its steps were laid out before version 0.2."""
-    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # load_recipe says what is wrong with it
+    with contextlib.suppress(
+        OSError, yaml.YAMLError, UnicodeDecodeError
+    ):  # load_recipe says what is wrong with it
         values = yaml.safe_load(saved.read_text(encoding="utf-8"))
         if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
             kept = "its results are kept and can be listened to"
             cure = "use another --run-dir to go on with this version"
-            raise UserError(f"{saved.parent} was made by an earlier version of speechgpt (its recipe has `corpus`); {kept}; {cure}")
+            raise UserError(
+                f"{saved.parent} was made by an earlier version of speechgpt (its recipe has `corpus`); {kept}; {cure}"
+            )
 
 
 def _has_text(path: Path, text: str) -> bool:

@@ -104,7 +104,9 @@ def extract_units(
     share = totals.bad / max(1, totals.bad + totals.utterances)
     if share > max_bad_share and (totals.bad > 1 or max_bad_share == 0):
         how = f"see {out}/quarantine-*.parquet, or raise units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
-        raise UserError(f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}")
+        raise UserError(
+            f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}"
+        )
     return {
         "utterances": totals.utterances,
         "frames": totals.frames,
@@ -117,7 +119,10 @@ def plan_shards(corpus: Path, inventory: Path, out: Path, settings: Extraction) 
     """A job for each shard of speech, in order; `NAME/utterances-00000` becomes `units-NAME-00000`."""
     jobs = []
     for shard in table_shards(corpus):
-        folder, number = shard.parent.relative_to(corpus).name, shard.stem.removeprefix("utterances-")
+        folder, number = (
+            shard.parent.relative_to(corpus).name,
+            shard.stem.removeprefix("utterances-"),
+        )
         name = "-".join(["units", *[folder] * bool(folder), number])
         jobs.append(ShardJob(shard, inventory, settings, out / f"{name}.parquet"))
     return jobs
@@ -128,7 +133,9 @@ def encode_shard(job: ShardJob) -> float:
     threads = torch.get_num_threads()
     inventory = UnitInventory.load(job.inventory)
     items = [
-        Item({name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read)
+        Item(
+            {name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read
+        )
         for u in read_utterances(job.shard.parent, audio="bytes", shards=[job.shard])
     ]
     if job.settings.device == "cpu":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from speechgpt_lib.corpora.segment_tables import iterate_table
 from typer.testing import CliRunner
 
 from speechgpt_lib import corpora_cli
 from speechgpt_lib.cli import app
 from speechgpt_lib.corpora.archives import ARCHIVES
-from speechgpt_lib.corpora.segment_tables import iterate_table
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
 from tests.corpora.layouts import giga_segment

@@ -16,7 +16,8 @@ from speechgpt_lib.corpora.lab import (
     speak,
 )
 from speechgpt_lib.corpora.tables import read_utterances
-from speechgpt_lib.recipes.schema import CorpusSettings, load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.sources import LabCorpus
 
 SETTINGS = load_recipe("smoke").corpus
 
@@ -93,7 +94,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lab, "all_answers", lambda: ["two plus two is four", "robert has the dog"])
-    settings = CorpusSettings(
+    settings = LabCorpus(
         target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2"
     )
     facts = build_corpus(settings, 0, tmp_path / "whole", processes=1, shard_size=5)

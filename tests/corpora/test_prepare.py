@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from speechgpt_lib.corpora.segment_tables import iterate_quarantine, iterate_table, table_shards
 
 from speechgpt_lib.corpora import prepare as room
 from speechgpt_lib.corpora.librispeech import iterate
 from speechgpt_lib.corpora.prepare import prepare
-from speechgpt_lib.corpora.segment_tables import iterate_quarantine, iterate_table, table_shards
 from speechgpt_lib.corpora.segments import Segment, read_segment
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from speechgpt_lib.language_model.text import question_prompt, text_rows
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.errors import UserError
@@ -22,7 +23,6 @@ from speechgpt_lib.language_model.stages import (
     stage2_plan,
     unit_perplexity,
 )
-from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 

@@ -17,7 +17,8 @@ from speechgpt_lib.language_model.planning import (
     render,
 )
 from speechgpt_lib.language_model.stages import add_lora
-from speechgpt_lib.recipes.schema import LoraSettings, load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.schema import LoraSettings
 
 SMALL = Shape(vocabulary=3000, hidden_size=256, layers=4, heads=8, feed_forward=688)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from speechgpt_lib.language_model.text import lab_texts
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,7 +20,6 @@ from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
 from speechgpt_lib.language_model.pretrained import fingerprint, load_pretrained
 from speechgpt_lib.language_model.rows import row_to_tokens
-from speechgpt_lib.language_model.text import lab_texts
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from tests.builders import few_steps

@@ -10,21 +10,22 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
+from tests.training.test_launch import new_run
 
 from speechgpt_lib import pipeline
 from speechgpt_lib.notebook import live
 from speechgpt_lib.notebook.live import LossCurve, describe
 from speechgpt_lib.training.log import read_metrics
-from tests.training.test_launch import new_run
 
 
 @pytest.fixture
 def displayed(monkeypatch):
     """What was shown: (markup, place, whether it replaced what was there)."""
     shown = []
-    keep = lambda bundle, raw, display_id, update: shown.append(
-        (bundle["text/html"], display_id, update)
-    )  # noqa: E731
+
+    def keep(bundle, raw, display_id, update):
+        shown.append((bundle["text/html"], display_id, update))
+
     monkeypatch.setattr("IPython.display.display", keep)
     return shown
 

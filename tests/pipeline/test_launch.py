@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from speechgpt_lib import pipeline
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training import launch
 from speechgpt_lib.training.log import read_metrics

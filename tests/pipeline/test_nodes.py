@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.training.test_launch import metrics_of, new_run
 
 from speechgpt_lib import pipeline
 from speechgpt_lib.training import launch
-from tests.training.test_launch import metrics_of, new_run
 
 CONFIGURATIONS = Path(__file__).parents[2] / "speechgpt_lib" / "recipes" / "accelerate"
 

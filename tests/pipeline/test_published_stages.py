@@ -12,7 +12,8 @@ from speechgpt_lib import pipeline
 from speechgpt_lib.language_model.adapters import attach_adapter
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.language_model.model import load_model
-from speechgpt_lib.recipes.schema import Recipe, load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.run import Run
 from tests.language_model.test_pretrained import SHAPE, published
 

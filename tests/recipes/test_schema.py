@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import BUILT_IN, dump_recipe, load_recipe
+from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -35,11 +35,19 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "safetensors": lambda path: save_file({"a": torch.zeros(30_000)}, path),
     "torch": lambda path: torch.save(torch.zeros(30_000), path),
     "tokenizers": lambda path: tiny_vocabulary(0).tokenizer.save(str(path)),
-    "parquet": lambda path: pyarrow.parquet.write_table(pyarrow.table({"a": np.arange(30_000)}), path),
+    "parquet": lambda path: pyarrow.parquet.write_table(
+        pyarrow.table({"a": np.arange(30_000)}), path
+    ),
 }
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -47,7 +55,9 @@ json_values = st.recursive(
 def test_until_the_end_the_old_file_is_there(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     with atomic_path(tmp_path / "a.txt") as temporary:
-        assert temporary.parent.parent == tmp_path and temporary.name == "a.txt"  # same disk, so that a rename is enough
+        assert (
+            temporary.parent.parent == tmp_path and temporary.name == "a.txt"
+        )  # same disk, so that a rename is enough
         temporary.write_text("new")
         assert (tmp_path / "a.txt").read_text() == "old"
     assert (tmp_path / "a.txt").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
@@ -64,7 +74,10 @@ def test_an_error_leaves_the_old_file_and_no_scraps(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_with_the_path(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
     with (
-        pytest.raises(UserError, match=r"could not write .*a: No space left on device; nothing there was changed"),
+        pytest.raises(
+            UserError,
+            match=r"could not write .*a: No space left on device; nothing there was changed",
+        ),
         atomic_path(tmp_path / "a"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -75,10 +88,17 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path: Path) -> None:
 def test_a_write_that_fails_in_any_library_is_one_line_too(tmp_path: Path, library: str) -> None:
     WRITERS[library](tmp_path / "fits")
     write_text(tmp_path / "a", "old")
-    with files_limited_to(4000), pytest.raises(UserError, match="could not write .*a: ") as error, atomic_path(tmp_path / "a") as temporary:
+    with (
+        files_limited_to(4000),
+        pytest.raises(UserError, match="could not write .*a: ") as error,
+        atomic_path(tmp_path / "a") as temporary,
+    ):
         WRITERS[library](temporary)
     assert "\n" not in str(error.value)
-    assert (tmp_path / "a").read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["a", "fits"]
+    assert (tmp_path / "a").read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == [
+        "a",
+        "fits",
+    ]
 
 
 def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -86,7 +106,9 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
         with atomic_path(tmp_path / "folder") as temporary:
             temporary.mkdir()
             (temporary / text).write_text(text)
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"] and len(list(tmp_path.iterdir())) == 1
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"] and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def test_a_folder_takes_the_place_of_a_link_and_spares_what_it_showed(tmp_path: Path) -> None:
@@ -95,18 +117,30 @@ def test_a_folder_takes_the_place_of_a_link_and_spares_what_it_showed(tmp_path: 
         (tmp_path / name / "text").write_text(name)
     (tmp_path / "link").symlink_to(tmp_path / "original", target_is_directory=True)
     replace(tmp_path / "new", tmp_path / "link")
-    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link" / "text").read_text() == "new"
+    assert (
+        not (tmp_path / "link").is_symlink() and (tmp_path / "link" / "text").read_text() == "new"
+    )
     assert (tmp_path / "original" / "text").read_text() == "original"
 
 
 @given(st.dictionaries(st.text(max_size=9), json_values, max_size=5))
 def test_equal_settings_have_equal_hashes_in_any_order(settings: dict) -> None:
     backwards = dict(reversed(settings.items()))
-    assert hash_json(settings) == hash_json(backwards) == hash_json(json.loads(json.dumps(settings)))
+    assert (
+        hash_json(settings) == hash_json(backwards) == hash_json(json.loads(json.dumps(settings)))
+    )
 
 
 def test_different_settings_have_different_hashes() -> None:
-    values = [{"a": 1, "b": [2]}, {"a": 1, "b": [3]}, {"a": 1}, {"a": "1", "b": [2]}, {"a": 1, "b": 2}, {"a": [1, 2]}, {"a": [2, 1]}]
+    values = [
+        {"a": 1, "b": [2]},
+        {"a": 1, "b": [3]},
+        {"a": 1},
+        {"a": "1", "b": [2]},
+        {"a": 1, "b": 2},
+        {"a": [1, 2]},
+        {"a": [2, 1]},
+    ]
     assert len({hash_json(value) for value in values}) == len(values)
 
 

@@ -28,7 +28,10 @@ def test_a_half_written_record_is_measured_afresh(tmp_path: Path) -> None:
     path.write_text('{"seconds": 10')
     with Monitor(path) as monitor:
         pass
-    assert monitor.earlier_s == 0 and json.loads(path.read_text()).keys() == {"seconds", "peak_memory_mb"}
+    assert monitor.earlier_s == 0 and json.loads(path.read_text()).keys() == {
+        "seconds",
+        "peak_memory_mb",
+    }
 
 
 def test_a_record_that_cannot_be_written_does_not_stop_the_step(tmp_path: Path) -> None:

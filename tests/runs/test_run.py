@@ -43,7 +43,14 @@ def test_a_step_is_made_once_and_then_reused(run: Run) -> None:
     assert made.metrics == {"letters": 3} and not made.reused
     again = run.step(NAME, never, settings={"a": 1})
     assert again.reused and again.key == made.key and (again.path / "out.txt").read_text() == "abc"
-    assert {"outputs", "versions", "wall_seconds", "peak_memory_mb", "finished", "seed"} <= made.facts.keys()
+    assert {
+        "outputs",
+        "versions",
+        "wall_seconds",
+        "peak_memory_mb",
+        "finished",
+        "seed",
+    } <= made.facts.keys()
 
 
 @pytest.mark.parametrize("change", [{"settings": {"a": 2}}, {"version": 2}, {"force": True}])
@@ -127,7 +134,11 @@ def test_a_step_with_damaged_facts_is_made_again(run: Run, content: str) -> None
     said: list[str] = []
     step = run.step(NAME, write("whole"), settings={})
     (step.path / "facts.json").write_text(content)
-    assert not Run.create(run.path, run.recipe, said.append).step(NAME, write("whole"), settings={}).reused
+    assert (
+        not Run.create(run.path, run.recipe, said.append)
+        .step(NAME, write("whole"), settings={})
+        .reused
+    )
     assert any("damaged" in line and NAME in line for line in said)
 
 
@@ -142,11 +153,24 @@ def test_facts_tell_how_results_came_about(run: Run) -> None:
 
     made = run.step(NAME, make, settings={"a": [1, 2]}, inputs={"source": first})
     facts = read_json(made.path / "facts.json")
-    assert facts == made.facts and facts["settings"] == {"a": [1, 2]} and facts["seed"] == run.recipe.seed
+    assert (
+        facts == made.facts
+        and facts["settings"] == {"a": [1, 2]}
+        and facts["seed"] == run.recipe.seed
+    )
     assert facts["inputs"] == {"source": {"step": "01_unit_extraction/first", "key": first.key}}
-    assert facts["outputs"] == {"sub/out.txt": {"sha256": hashlib.sha256(b"ok").hexdigest(), "bytes": 2}}
-    assert facts["metrics"] == {"loss": 0.5} and facts["machine"]["device"] == "cpu" and facts["wall_seconds"] >= 0
-    assert facts["versions"]["torch"] == importlib.metadata.version("torch") and facts["peak_memory_mb"] > 10
+    assert facts["outputs"] == {
+        "sub/out.txt": {"sha256": hashlib.sha256(b"ok").hexdigest(), "bytes": 2}
+    }
+    assert (
+        facts["metrics"] == {"loss": 0.5}
+        and facts["machine"]["device"] == "cpu"
+        and facts["wall_seconds"] >= 0
+    )
+    assert (
+        facts["versions"]["torch"] == importlib.metadata.version("torch")
+        and facts["peak_memory_mb"] > 10
+    )
     assert datetime.fromisoformat(facts["finished"]).tzinfo is not None
     assert sorted(p.name for p in made.path.iterdir()) == ["facts.json", "sub"]
     assert [step.name for step in run.steps()] == ["01_unit_extraction/first", NAME]
@@ -187,7 +211,9 @@ def test_a_lock_left_by_a_killed_process_does_not_bar_the_next(run: Run) -> None
     assert run.step(NAME, write(), settings={}).metrics
 
 
-def test_a_lock_that_was_just_removed_is_not_taken_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_was_just_removed_is_not_taken_for_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock, real = run.path / f"{NAME}.lock", fcntl.flock
 
     def flock(file, operation: int) -> None:

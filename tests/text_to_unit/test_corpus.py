@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from speechgpt_lib.text_to_unit.corpus import read_pairs, train_on_units
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import load_recipe
+from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.artefacts import write_json
-from speechgpt_lib.text_to_unit.corpus import read_pairs, train_on_units
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.units.sequence import parse_units
 from tests.instructions.tables import INVENTORY, UNIT_COUNT, unit_rows, write_table

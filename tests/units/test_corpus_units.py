@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
+from speechgpt_lib.corpora.segment_tables import iterate_table
+from speechgpt_lib.units.corpus_units import extract_corpus
 
 from speechgpt_lib.corpora.prepare import prepare
-from speechgpt_lib.corpora.segment_tables import iterate_table
 from speechgpt_lib.corpora.segments import read_segment
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file, read_json
-from speechgpt_lib.units.corpus_units import extract_corpus
 from speechgpt_lib.units.encode import Extraction
 from speechgpt_lib.units.extract import read_units
 from speechgpt_lib.units.inventory import UnitInventory

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from speechgpt_lib.vocoder.corpus import SpeechOnDisk
 
 from speechgpt_lib.corpora.segments import Segment, read_part, read_segment
 from speechgpt_lib.vocoder import corpus
-from speechgpt_lib.vocoder.corpus import SpeechOnDisk
 from speechgpt_lib.vocoder.speech import SpeechInMemory
 from tests.units.test_features import make_encoder, noise
 from tests.units.test_foreign import kmeans_of, write
