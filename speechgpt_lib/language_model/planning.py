@@ -13,7 +13,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.frozen_base import BYTES
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
-from speechgpt_lib.recipes.schema import LanguageModelSettings, Recipe, StageSettings
+from speechgpt_lib.recipes.schema import Recipe, StageSettings
 
 GIB = 2**30
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
@@ -34,17 +34,12 @@ class Shape:
     tied: bool = False
 
     @classmethod
-    def of(cls, settings: LanguageModelSettings, units: int) -> Shape:
-        added = units + len(ADDED_MARKERS)
-        vocabulary = (TEXT_PIECES if settings.pretrained else settings.vocabulary) + added
-        return cls(
-            vocabulary,
-            settings.hidden_size,
-            settings.layers,
-            settings.heads,
-            settings.feed_forward,
-            not settings.pretrained,
-        )
+    def of(cls, recipe: Recipe) -> Shape:
+        """Of a recipe's model with its units; a LLaMA that is imported has two tables, ours one."""
+        s = recipe.language_model
+        vocabulary = s.vocabulary + recipe.units.clusters + len(ADDED_MARKERS)
+        tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
+        return cls(vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> Shape:
@@ -235,7 +230,7 @@ def plan(
     Raises:
         UserError: a stage can't fit even a block at a time; the message says what is short and what to change.
     """
-    shape = Shape.of(recipe.language_model, recipe.units.clusters)
+    shape = Shape.of(recipe)
     budget = gpu_memory * 1e9 * (1 - RESERVE)
     stages = [
         _stage(name, settings, shape, recipe, gpus, budget, mfu * peak_tflops * 1e12, block)

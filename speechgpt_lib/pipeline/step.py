@@ -29,7 +29,7 @@ class Job:
     work: Path
     inputs: Mapping[str, Step]
     on_log: OnLog = None
-    shards: slice = slice(None)
+    shards: slice = field(default_factory=lambda: slice(None))
 
     @property
     def recipe(self) -> Recipe:

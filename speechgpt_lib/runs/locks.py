@@ -13,16 +13,16 @@ from speechgpt_lib.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(path: Path, otherwise: str) -> Iterator[None]:
+def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
     """Hold the lock `path` during the block; the file is removed afterwards.
 
-    Raises UserError with the text `otherwise` where another process holds it.
+    Where another process holds it: wait for it, or raise UserError with the text `otherwise`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(otherwise) from None
             if not _is_file_at(file, path):

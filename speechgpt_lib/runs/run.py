@@ -182,14 +182,21 @@ class Run:
         inputs: Mapping[str, Step] | None = None,
         version: int = 1,
         force: bool = False,
+        part: bool = False,
     ) -> Step:
-        """Return step `name`, made by `make` (see `Task`) unless results with the same key are there already."""
+        """Return step `name`, made by `make` (see `Task`) unless results with the same key are there already.
+
+        With `part`, `make` does one of several parts, perhaps beside others that do theirs, and the step stays
+        unfinished: a call without it finds all parts there, does what is missing and finishes.
+        """
         inputs = inputs or {}
         settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
         key = self.key(name, settings, {role: step.key for role, step in inputs.items()}, version)
         task = Task(folder_of(name), key, make, settings, inputs, force)
         if self.rank > 0:
             return self._follow(task)
+        if part:
+            return self._part(task)
         busy = f"{task.folder} is being made in {self.path} by another process; wait for it or use another --run-dir"
         with locked(self.path / f"{task.folder}.lock", busy):
             found = self.find(name)
@@ -201,15 +208,11 @@ class Run:
 
     def _make(self, task: Task, stale: bool) -> Step:
         target, work = self.path / task.folder, self.path / f"{task.folder}.partial"
-        resumed = _has_text(work / "key", task.key) and not task.force
-        if not resumed:
-            shutil.rmtree(work, ignore_errors=True)
-        reason = "resumed " if resumed else "remade  " if stale else "making  "
-        changed = " (its settings, inputs or version changed)" if stale and not resumed else ""
-        self.say(f"{reason} {task.folder}{' (forced)' if task.force else changed}")
         try:
-            work.mkdir(parents=True, exist_ok=True)
-            (work / "key").write_text(task.key)
+            resumed = self._begin(task)
+            reason = "resumed " if resumed else "remade  " if stale else "making  "
+            changed = " (its settings, inputs or version changed)" if stale and not resumed else ""
+            self.say(f"{reason} {task.folder}{' (forced)' if task.force else changed}")
             return_free_memory()
             with Monitor(work / "progress.json") as monitor:
                 metrics = task.make(work) or {}
@@ -230,6 +233,26 @@ class Run:
         cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
         self.say(f"made     {task.folder} in {cost}")
         return Step(task.folder, target, facts)
+
+    def _begin(self, task: Task) -> bool:
+        """Make the folder for a step under way ready; returns whether it holds what an earlier attempt has done."""
+        work = self.path / f"{task.folder}.partial"
+        resumed = _has_text(work / "key", task.key) and not task.force
+        if not resumed:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "key").write_text(task.key)  # anew in any case: its time says when this attempt began
+        return resumed
+
+    def _part(self, task: Task) -> Step:
+        """Do a part of a step beside others that do theirs."""
+        work = self.path / f"{task.folder}.partial"
+        with locked(self.path / f"{task.folder}.lock", wait=True):
+            found = self.find(task.folder)
+            if found and found.key == task.key and not task.force:
+                return found
+            self._begin(replace_fields(task, force=False))
+        return Step(task.folder, work, {"key": task.key, "metrics": task.make(work) or {}})
 
     def _facts(self, task: Task, work: Path, metrics: dict, monitor: Monitor) -> dict:
         return {

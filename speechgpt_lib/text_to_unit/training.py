@@ -46,12 +46,8 @@ def train_text_to_unit(
     """Train on (text, merged units (n,)) pairs; returns (model, summary of the loop).
 
     Raises:
-        UserError: no pairs; a pair that is empty, too long or has a unit the inventory has not; `settings.pretrained`.
+        UserError: no pairs; a pair that is empty, too long or has a unit the inventory has not.
     """
-    if settings.pretrained:
-        raise UserError(
-            f"text_to_unit.pretrained is {settings.pretrained!r} but this step trains a model: leave the key out of the recipe"
-        )
     if not pairs:
         raise UserError(
             "there are no pairs of text and units to learn from: run notebook 01_unit_extraction.ipynb first"

@@ -59,11 +59,11 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
 
 def test_published_sizes() -> None:
     release, paper = (load_recipe(name) for name in ("release", "paper"))
-    assert Shape.of(release.language_model, 1000).parameters == pytest.approx(6.746e9, rel=1e-3)
-    assert Shape.of(paper.language_model, 1000).parameters == pytest.approx(13.03e9, rel=2e-3)
-    assert Shape.of(release.language_model, 1000).vocabulary == 33_006
+    assert Shape.of(release).parameters == pytest.approx(6.746e9, rel=1e-3)
+    assert Shape.of(paper).parameters == pytest.approx(13.03e9, rel=2e-3)
+    assert Shape.of(release).vocabulary == 33_006
     assert (
-        Shape.of(release.language_model, 1000).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
+        Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
     )
 
 
