@@ -18,11 +18,15 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.machine import cpu_facts, usable_cores
+
 DISTRIBUTION = "speechgpt_lib"
 PYTHONS = ">=3.11,<3.13"
 MEMORY_GB = 4.0
 DISK_GB = 2.0
 CORES = 2
+JOB_GB = 1.3  # of memory that a notebook or step of the lab recipe takes at most, beside another
 
 # What goes on without a core package; of the others, nothing does.
 _SPARED = {
@@ -47,7 +51,7 @@ class Check:
     required: bool = False
 
 
-def diagnose(run_dir: Path | None = None) -> list[Check]:
+def diagnose(run_dir: Path | None = None, jobs: int = 1) -> list[Check]:
     """Look at this machine and installation; never raises for what is missing.
 
     run_dir: where results would go; need not exist yet.  Its disk is the one measured; default: the current folder's.
@@ -59,8 +63,9 @@ def diagnose(run_dir: Path | None = None) -> list[Check]:
         voice_check(),
         memory_check(_memory_gb()),
         disk_check(run_dir or Path.cwd()),
-        cores_check(_usable_cores()),
-        bf16_check(_cpu_flags()),
+        cores_check(usable_cores()),
+        jobs_check(jobs, _memory_gb()),
+        bf16_check(set(cpu_facts()["extensions"]) or None),
         *accelerator_checks(),
         *optional_checks(),
     ]
@@ -179,6 +184,21 @@ def disk_check(run_dir: Path) -> Check:
     )
 
 
+def jobs_check(jobs: int, gigabytes: float) -> Check:
+    """Whether so many notebooks and steps at once fit into memory."""
+    most = max(1, int(gigabytes // JOB_GB))
+    cost = f"the run may be killed for want of memory: at most --jobs {most} here"
+    expected = f"{jobs * JOB_GB:.1f} GB for --jobs {jobs}"
+    return Check("jobs at once", jobs <= most, f"{gigabytes:.1f} GB", expected, cost, required=jobs > 1)
+
+
+def check_jobs(jobs: int) -> None:
+    """Raises UserError where so many jobs at once would not fit into memory."""
+    check = jobs_check(jobs, _memory_gb())
+    if jobs > 1 and not check.ok:
+        raise UserError(f"--jobs {jobs}: {check.cost} ({check.expected} are needed, there are {check.found})")
+
+
 def cores_check(cores: int) -> Check:
     return Check(
         "CPU cores",
@@ -286,26 +306,3 @@ def _memory_gb() -> float:
     except OSError:  # no Linux, or not allowed to look: the machine's own size stands
         pass
     return min(limits) / 1e9
-
-
-def _usable_cores() -> int:
-    """Cores this process may use: fewer than the machine has inside a batch job or under `taskset`."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_flags() -> set[str] | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    # "flags" on x86, "Features" on Arm; the first core speaks for all.
-    return next(
-        (
-            set(line.partition(":")[2].split())
-            for line in lines
-            if line.startswith(("flags", "Features"))
-        ),
-        None,
-    )

@@ -29,82 +29,20 @@ InventoryOption = Annotated[str | None, typer.Option(help="Inventory (id or fold
 
 @instruct_app.command()
 def build(
-    recipe: Annotated[
-        str, typer.Option(help="smoke, lab, release, paper, or the path of a .yaml file.")
-    ] = "lab",
-    run_dir: Annotated[
-        Path | None,
-        typer.Option("--run-dir", help="Without --units: the run directory [runs/<recipe>]."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Another seed than the recipe's.")] = None,
-    units: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folders that `units extract` wrote: make the cross-modal set of them."),
-    ] = None,
-    moss: Annotated[
-        Path | None,
-        typer.Option(
-            help="moss-002-sft-data (file or folder): make the chain-of-modality set of it."
-        ),
-    ] = None,
-    out: OutFolder = None,
-    descriptions: Annotated[
-        Path | None,
-        typer.Option(help="A folder with asr.txt and tts.txt instead of our own descriptions."),
-    ] = None,
-    templates: Annotated[
-        str | None, typer.Option(help="paper or release; default: as in the recipe.")
-    ] = None,
-    text_to_unit: Annotated[
-        Path | None, typer.Option("--text-to-unit", help="Voice dialogues by this model (paper).")
-    ] = None,
-    synthesiser: Annotated[
-        str | None,
-        typer.Option(help="Or: espeak, or a command that writes {wav}; its units by --inventory."),
-    ] = None,
-    inventory: Annotated[
-        Path | None, typer.Option(help="Folder of the inventory, for --synthesiser.")
-    ] = None,
-    classroom: Annotated[
-        bool,
-        typer.Option("--classroom", help="Leave out dialogues that are unsafe for classrooms."),
-    ] = False,
-    shards: Annotated[
-        str | None, typer.Option(help="A:B or K::N of the unit tables, for the jobs of an array.")
-    ] = None,
+    recipe: RecipeOption = "lab",
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    seed: SeedOption = None,
+    only: Annotated[str | None, typer.Option(help="cross_modal or chain; default both.")] = None,
+    shards: ShardsOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the sets of a recipe: of a run directory, of corpora (--units), or of written dialogues (--moss).
-
-    What a run lacks before them is made first.  Stopped at any point and started again, it goes on.
-    """
-    from speechgpt_lib.recipes.loading import load_recipe
-
-    settings = load_recipe(recipe, seed)
-    if templates is not None:
-        if templates not in ("paper", "release"):
-            raise UserError(f"unknown templates {templates!r}: choose paper or release")
-        shares = (
-            {"speech_speech": 1.0} if templates == "release" else settings.instructions.chain_shares
-        )
-        update = {"templates": templates, "chain_shares": shares}
-        settings = settings.model_copy(
-            update={"instructions": settings.instructions.model_copy(update=update)}
-        )
-    if units and moss:
-        raise UserError("--units and --moss make two different sets: call build once for each")
-    if units or moss:
-        if out is None:
-            raise UserError("name the folder for the set: --out DIR")
-        if units:
-            summary = _build_cross_modal(settings, units, out, descriptions, shards, as_json)
-        else:
-            summary = _build_chain(
-                settings, moss, out, text_to_unit, synthesiser, inventory, classroom
-            )
-        print(json.dumps(summary) if as_json else _overview(summary, out))
-        return
-    _build_run(settings, run_dir or Path("runs") / settings.name, as_json)
+    """Build the sets of a recipe and what they need; the same as `speechgpt make cross_modal_set chain_set`."""
+    if only not in (None, "cross_modal", "chain"):
+        raise UserError(f"unknown --only {only!r}: choose cross_modal or chain")
+    sets = [f"{only}_set"] if only else ["cross_modal_set", "chain_set"]
+    make_steps(sets, recipe, run_dir, changes, seed, 1, shards, force, as_json)
 
 
 @instruct_app.command()
@@ -283,144 +221,6 @@ def describe(
         say=_say,
     )
     print(json.dumps(facts) if as_json else f"wrote {count} descriptions to {out}")
-
-
-# --- helpers ------------------------------------------------------------------------------------------------------------------------
-def _build_run(recipe, folder: Path, as_json: bool) -> None:
-    """The sets of a run directory, with whatever they need."""
-    import transformers
-
-    from speechgpt_lib import pipeline
-    from speechgpt_lib.runs.run import Run
-
-    if recipe.needs:
-        missing = "; ".join(recipe.needs)
-        raise UserError(
-            f"recipe {recipe.name} can't be run here as a whole (it needs: {missing}); build its sets by --units or --moss"
-        )
-    transformers.logging.set_verbosity_error()
-    run = Run.create(folder, recipe, say=_say)
-    before = (
-        pipeline.make_corpus,
-        pipeline.make_hubert,
-        pipeline.make_inventory,
-        pipeline.make_units,
-    )
-    for make in (
-        *before,
-        pipeline.make_cross_modal_set,
-        pipeline.make_text_to_unit,
-        pipeline.make_chain_set,
-    ):
-        step = make(run)
-        if make in (pipeline.make_cross_modal_set, pipeline.make_chain_set):
-            facts = {
-                "folder": str(step.path),
-                **{k: step.metrics[k] for k in ("rows", "held_out", "table_hash")},
-            }
-            print(
-                json.dumps(facts)
-                if as_json
-                else f"{step.path}: {facts['rows']} rows, table hash {facts['table_hash'][:16]}…"
-            )
-
-
-def _build_cross_modal(
-    recipe, units: list[Path], out: Path, descriptions: Path | None, shards: str | None, quiet: bool
-) -> dict:
-    from speechgpt_lib.instructions.card import source_facts
-    from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
-    from speechgpt_lib.instructions.descriptions import read_descriptions
-    from speechgpt_lib.runs.artefacts import read_json
-    from speechgpt_lib.units_cli import shard_slice
-
-    settings = recipe.instructions
-    lists = (
-        {task: read_descriptions(descriptions / f"{task}.txt") for task in ("asr", "tts")}
-        if descriptions
-        else None
-    )
-    pairing = Pairing(
-        seed=recipe.seed,
-        pairing=settings.pairing,
-        held_out_share=settings.held_out_share,
-        templates=settings.templates,
-        descriptions=lists,
-    )
-    facts = read_json(units[0] / "inventory" / "inventory.json")
-    sources = []
-    for folder in units:
-        summary = folder / "utterances" / "summary.json"
-        name = read_json(summary)["settings"]["corpus"] if summary.is_file() else folder.name
-        sources.append(source_facts(name, folder))
-    with _rows_bar(quiet) as on_rows:
-        return build_cross_modal(
-            units,
-            out,
-            pairing,
-            inventory_id=facts["id"],
-            unit_count=facts["clusters"],
-            shards=shard_slice(shards, 0, 1),
-            source_facts=[*sources, *([] if lists else [source_facts("descriptions")])],
-            on_rows=on_rows,
-        )
-
-
-def _build_chain(
-    recipe,
-    moss: Path,
-    out: Path,
-    text_to_unit: Path | None,
-    synthesiser: str | None,
-    inventory: Path | None,
-    classroom: bool,
-) -> dict:
-    from speechgpt_lib.instructions.card import source_facts
-    from speechgpt_lib.instructions.chain import build_chain, moss_dialogues
-    from speechgpt_lib.instructions.classroom import Filter
-    from speechgpt_lib.instructions.moss import Report, read_moss, select
-    from speechgpt_lib.instructions.sets import SetFacts
-    from speechgpt_lib.text_to_unit.speech import speech_voicing
-    from speechgpt_lib.text_to_unit.synthesis import TextToUnit
-    from speechgpt_lib.units.foreign import open_inventory
-
-    if (text_to_unit is None) == (synthesiser is None):
-        raise UserError(
-            "say what voices the dialogues: --text-to-unit DIR (the paper's way), or --synthesiser with --inventory DIR"
-        )
-    if text_to_unit is not None:
-        voicing = TextToUnit.load(text_to_unit)
-        unit_count = voicing.vocabulary.unit_count
-    else:
-        if inventory is None:
-            raise UserError(
-                "--synthesiser needs --inventory DIR: the units of what it says are extracted with it"
-            )
-        opened = open_inventory(inventory, None, None, None)
-        voicing, unit_count = (
-            speech_voicing(synthesiser, opened, recipe.corpus.target_voice),
-            opened.count,
-        )
-    settings, report = recipe.instructions, Report()
-    samples = select(
-        read_moss(moss, report),
-        maximum_words=settings.maximum_response_words,
-        classroom=Filter.load() if classroom else None,
-        report=report,
-    )
-    return build_chain(
-        moss_dialogues(samples),
-        out,
-        voicing,
-        voicing,
-        settings.chain_shares,
-        recipe.seed,
-        SetFacts("chain", voicing.inventory, unit_count, settings.templates),
-        held_out_share=settings.held_out_share,
-        sources=[source_facts("moss", moss)],
-        selection=report.funnel,
-        on_rows=lambda rows: _say(f"{rows} dialogues more"),
-    )
 
 
 def _overview(summary: dict, out: Path) -> str:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from speechgpt_lib.cli.options import (
+    DEFAULT_RUN,
+    ForceOption,
+    JsonOption,
+    RecipeOption,
+    RunDirOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+    emit,
+    open_run,
+)
+from speechgpt_lib.cli.runs import ProcessesOption, make_steps
 from speechgpt_lib.errors import UserError
 
 vocoder_app = typer.Typer(
     no_args_is_help=True, help="Vocoders of one's own, and the published one."
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def speak(
@@ -31,9 +42,7 @@ def speak(
             "--out", "-o", help="The .wav or .flac file to write; a folder for unit tables."
         ),
     ],
-    run: Annotated[Path, typer.Option("--run", help="The run directory to use.")] = Path(
-        "runs/lab"
-    ),
+    run: RunOption = DEFAULT_RUN,
     vocoder: Annotated[
         Path | None, typer.Option(help="Instead of --run: a folder made by `speechgpt vocoder`.")
     ] = None,
@@ -58,6 +67,8 @@ def speak(
     from speechgpt_lib.rates import SAMPLE_RATE
     from speechgpt_lib.units.sequence import parse_units
 
+    from speechgpt_lib.units.foreign import inventory_id
+
     opened = _open(run, vocoder)
     identity = inventory_id(inventory)
     if stream:
@@ -79,7 +90,7 @@ def speak(
             {"audio": str(out), "seconds": round(seconds, 3)},
             f"wrote {out} ({seconds:.1f} s)",
         )
-    print(json.dumps(result) if as_json else text)
+    emit(result, text, as_json)
 
 
 @vocoder_app.command("import")
@@ -96,6 +107,7 @@ def import_published(
     as_json: JsonOption = False,
 ) -> None:
     """Make a published unit HiFi-GAN of fairseq a vocoder of this project; nothing in the file is run, fairseq isn't needed."""
+    from speechgpt_lib.units.foreign import inventory_id
     from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 
     made = vocoder_from_fairseq(checkpoint, config, inventory_id(inventory))
@@ -106,98 +118,28 @@ def import_published(
         "speakers": list(made.speakers),
         "inventory": made.inventory,
     }
-    print(
-        json.dumps(facts)
-        if as_json
-        else f"{out}: {made.unit_count} units of inventory {made.inventory}; use it with --vocoder {out}"
-    )
+    text = f"{out}: {made.unit_count} units of inventory {made.inventory}; use it with --vocoder {out}"
+    emit(facts, text, as_json)
 
 
-@vocoder_app.command("train")
-def train_on_corpus(
-    units: Annotated[Path, typer.Argument(help="Folder that `speechgpt units extract` wrote.")],
-    root: Annotated[Path, typer.Option(help="The corpus on disk, as given to `units extract`.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the vocoder; training resumes from it.")
-    ],
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="Whose `vocoder` section to follow: lab, release, or the path of a .yaml file."
-        ),
-    ] = "release",
-    many_speakers: Annotated[
-        bool, typer.Option("--many-speakers", help="Learn a vector for each speaker of the corpus.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Default: as in the recipe.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Over all processes; default: as in the recipe.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    launched: Annotated[
-        int, typer.Option(min=1, help="How many processes torchrun or accelerate launch starts.")
-    ] = 1,
+@vocoder_app.command()
+def train(
+    recipe: RecipeOption = "lab",
+    run_dir: RunDirOption = None,
+    changes: SetOption = None,
+    seed: SeedOption = None,
+    processes: ProcessesOption = 1,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a vocoder on the units and sound files of a corpus; killed at any point and started again, it goes on.
-
-    On several GPUs: torchrun --nproc_per_node 8 -m speechgpt_lib.cli vocoder train … --launched 8
-    """
-    from speechgpt_lib.recipes.loading import load_recipe
-    from speechgpt_lib.vocoder.corpus import train_on_units
-
-    settings = load_recipe(recipe, seed).vocoder
-    optimization = settings.optimization.model_copy(update={"steps": steps} if steps else {})
-    settings = settings.model_copy(
-        update={"optimization": optimization} | ({"batch_size": batch_size} if batch_size else {})
-    )
-    facts = train_on_units(
-        units,
-        root,
-        settings,
-        out,
-        many_speakers=many_speakers,
-        seed=seed,
-        device=device,
-        world_size=launched,
-        say=_say,
-    )
-    if facts:
-        print(json.dumps(facts) if as_json else f"vocoder in {out}: use it with --vocoder {out}")
-
-
-# --- helpers ------------------------------------------------------------------------------------------------------------------------
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Train a vocoder on the units and sound of a recipe's corpora; the same as `speechgpt make vocoder`."""
+    make_steps(["vocoder"], recipe, run_dir, changes, seed, processes, None, force, as_json)
 
 
 def _open(run: Path, folder: Path | None):
-    from speechgpt_lib import pipeline
-    from speechgpt_lib.runs.run import Run
     from speechgpt_lib.vocoder.synthesis import Vocoder
 
-    return Vocoder.load(folder or Run.open(run, say=_say).require(pipeline.VOCODER).path)
-
-
-def inventory_id(inventory: str | None) -> str | None:
-    """The id of an inventory that is given as such, or by a folder that `inventory_facts` takes."""
-    if inventory is None or not Path(inventory).is_dir():
-        return inventory
-    return str(inventory_facts(Path(inventory))["id"])
-
-
-def inventory_facts(folder: Path) -> dict:
-    """What is known of the inventory in `folder`: its own, that of a run, or that of `units extract`."""
-    from speechgpt_lib.runs.artefacts import read_json
-    from speechgpt_lib.units.foreign import RUN_INVENTORY
-
-    for place in (folder, folder / "inventory", folder / RUN_INVENTORY):
-        if (place / "inventory.json").is_file():
-            return read_json(place / "inventory.json")
-    raise UserError(
-        f"no unit inventory in {folder}: give its id, its folder, or that of a run or of `units extract`"
-    )
+    return Vocoder.load(folder or open_run(run, quiet=True).require("vocoder").path)
 
 
 def _stream(vocoder, out: Path, speed: float, identity: str | None, speaker: str | None) -> float:

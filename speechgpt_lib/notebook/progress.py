@@ -1,4 +1,4 @@
-"""What `speechgpt run` says while it executes notebooks: one line each, and in a terminal a live one."""
+"""What `speechgpt run` says: a line for each notebook and step, and in a terminal a live one for each that is under way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ LARGEST_COPY = 1_500_000  # bytes; a heavier notebook opens slowly and can't be 
 
 
 class Reporter:
-    """Says what is reused, resumed and executed; `on_cell` is told (notebook, number, cells, cell id) as well."""
+    """Says what is reused, resumed and executed; `on_cell` is told (notebook, number, cells, cell id) as well.
+
+    Several notebooks and steps may be under way at once: there is one display for all of them.
+    """
 
     def __init__(
         self,
@@ -23,64 +26,78 @@ class Reporter:
     ):
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.told = on_cell
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+        self.live = Progress(
+            *columns,
+            TextColumn("{task.fields[line]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
 
     def reused(self, name: str, state: dict) -> None:
-        self._line(
-            name, "reused", f"made {state['finished'][:16]} UTC in {clock(state['wall_seconds'])}"
-        )
+        """A notebook whose executed copy still holds."""
+        made = f"made {state['finished'][:16]} UTC in {clock(state['wall_seconds'])}"
+        self._line(name, "reused", made)
 
     def executed(self, name: str, state: dict, copy: Path) -> None:
-        self._line(
-            name,
-            "done",
-            f"in {clock(state['wall_seconds'])}, peak {state['peak_memory_mb']:.0f} MB",
-        )
-        if copy.stat().st_size > LARGEST_COPY:
-            self._line(
-                name,
-                "large",
-                f"its copy is {copy.stat().st_size / 1e6:.1f} MB; {LARGEST_COPY / 1e6:.1f} MB is the limit",
-            )
+        """A notebook that has come to its end."""
+        peak = f"peak {state['peak_memory_mb']:.0f} MB"
+        self._line(name, "done", f"in {clock(state['wall_seconds'])}, {peak}")
+        size = copy.stat().st_size
+        if size > LARGEST_COPY:
+            limit = f"{LARGEST_COPY / 1e6:.1f} MB is the limit"
+            self._line(name, "large", f"its copy is {size / 1e6:.1f} MB; {limit}")
 
     def summary(self, results: list) -> None:
+        """The last line of a run."""
         made = [result for result in results if not result.reused]
         took = f" in {clock(sum(result.wall_seconds for result in made))}" if made else ""
-        self.console.print(
-            f"{len(results)} notebooks: {len(results) - len(made)} reused, {len(made)} executed{took}"
-        )
+        counts = f"{len(results) - len(made)} reused, {len(made)} executed"
+        self.console.print(f"{len(results)} notebooks: {counts}{took}")
 
     @contextlib.contextmanager
     def executing(
         self, name: str, resumed: bool
     ) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
-        """Gives two functions: one to be told each cell, one to be told each line the notebook prints."""
+        """Gives two functions: one is told each cell, the other each line that the notebook prints."""
         self._line(name, "resuming" if resumed else "executing", "")
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[line]}"),
-        )
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as progress:
-            task = progress.add_task(name, total=None, line="")
+        with self._task(name) as task:
 
             def on_cell(number: int, cells: int, cell_id: str) -> None:
-                progress.update(
-                    task,
-                    completed=number,
-                    total=cells,
-                    description=f"{name} {number}/{cells}",
-                    line=escape(cell_id),
-                )
+                known = {"completed": number, "total": cells, "line": escape(cell_id)}
+                self.live.update(task, description=f"{name} {number}/{cells}", **known)
                 if self.told:
                     self.told(name, number, cells, cell_id)
 
             def on_line(line: str) -> None:
-                progress.update(task, line=escape(line[:80]))
+                self.live.update(task, line=escape(line[:80]))
 
             yield on_cell, on_line
+
+    @contextlib.contextmanager
+    def making(self, step: str) -> Iterator[Callable[[str], None]]:
+        """Gives a function that is told each line a step says: progress is shown live, the rest printed."""
+        with self._task(step) as task:
+
+            def on_line(line: str) -> None:
+                self.live.update(task, line=escape(line.strip()[:80]))
+                if not line.startswith(" "):
+                    self.console.print(f"  {escape(line)}")
+
+            yield on_line
+
+    @contextlib.contextmanager
+    def _task(self, name: str) -> Iterator[int]:
+        """A place in the display, which is there as long as anything is."""
+        self.live.start()
+        task = self.live.add_task(name, total=None, line="")
+        try:
+            yield task
+        finally:
+            self.live.remove_task(task)
+            if not self.live.tasks:
+                self.live.stop()
 
     def _line(self, name: str, what: str, more: str) -> None:
         self.console.print(f"{name:36} {what:10} {escape(more)}".rstrip())

@@ -1,22 +1,22 @@
-"""A recipe → its notebooks, executed in order into the run directory; those whose key is unchanged are reused.
+"""A recipe → its notebooks, executed into the run directory; those whose key is unchanged are reused.
 
     runs/lab/notebooks/01_unit_extraction.ipynb           the executed copy
     runs/lab/notebooks/01_unit_extraction.json            its key, its cost and what it left in the run directory
     runs/lab/notebooks/01_unit_extraction.partial.ipynb   under way or interrupted; *.failed.ipynb ended in an error
 
-A notebook's *key* is a hash of its source, the recipe, the library's sources and the keys of the notebooks before it.
-Reusing costs no more than these hashes: papermill and torch are not imported for it.
+A notebook's *key* is a hash of its source, the recipe with what it imports, and the library's sources: all that the
+keys of its steps depend on.  So an edit in one notebook leaves the others as they are.  Reusing costs no more than these
+hashes: papermill and torch are not imported for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +26,14 @@ import speechgpt_lib
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
-from speechgpt_lib.runs.artefacts import hash_json, write_json
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.artefacts import fingerprint, hash_json, write_json
+from speechgpt_lib.runs.locks import locked
 from speechgpt_lib.runs.memory import Monitor
+from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
+
+LOG = "steps.log"  # in the run directory: what processes that make steps write to stderr
 
 
 @dataclass(frozen=True)
@@ -42,51 +47,99 @@ class NotebookResult:
     peak_memory_mb: float
 
 
+@dataclass(frozen=True)
+class Course:
+    """The notebooks of a run, their parameters and keys, and who is told of progress."""
+
+    run: Run
+    notebooks: list[Path]
+    parameters: dict[str, Any]
+    keys: dict[Path, str]
+    reporter: Reporter
+
+    @property
+    def force(self) -> bool:
+        """Whether everything is made anew."""
+        return self.parameters["force"]
+
+
 def run_notebooks(
     recipe: str | Path,
     run_dir: str | Path,
     only: list[str] | None = None,
     force: bool = False,
     notebooks_dir: Path | None = None,
-    seed: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    jobs: int = 1,
     on_progress: Callable[[str, int, int, str], None] | None = None,
 ) -> list[NotebookResult]:
-    """Execute the notebooks of `recipe` (a name or a YAML path) in order with `run_dir` as their run directory.
+    """Execute the notebooks of `recipe` (a name or a YAML path) with `run_dir` as their run directory.
 
-    `only` selects by number or name ("3", "03", "03_cross_modal_instructions").  `force` executes again what could be
-    reused and is handed on to the notebooks, so that their steps are made anew.  `seed` replaces the recipe's.
-    `on_progress` is called with (notebook, number of the cell, number of cells, cell id) before each cell.
+    only: numbers or names ("3", "03", "03_cross_modal_instructions").
+    force: execute again what could be reused, and make the notebooks' steps anew.
+    overrides: dotted keys of the recipe → values.
+    jobs: how many notebooks and steps may be under way at once; the results are the same.
+    on_progress: called with (notebook, number of the cell, number of cells, cell id) before each cell.
 
-    Raises UserError when a notebook fails (naming it, the cell and the error) or a signal ends the run; what is made
+    Raises UserError when a notebook or step fails (naming it and the error) or a signal ends the run; what is made
     is kept, and the same call resumes.
     """
     notebooks = find_notebooks(notebooks_dir)
     selected = select(notebooks, only)
-    settings = load_recipe(recipe, seed=seed)
+    settings = load_recipe(recipe, overrides)
     run = Run.create(Path(run_dir).expanduser().absolute(), settings)
+    as_it_is = str(recipe) in BUILT_IN and not set(overrides or {}) - {"seed"}
     parameters = {
         # A path must mean the same in the notebook's folder as it did in the caller's.
-        "recipe": str(recipe) if str(recipe) in BUILT_IN else str(Path(recipe).absolute()),
+        "recipe": str(recipe) if as_it_is else str(run.path / "recipe.yaml"),
         "run_dir": str(run.path),
         "seed": settings.seed,
         "device": settings.device,
         "force": force,
     }
-    keys = notebook_keys(notebooks, (run.path / "recipe.yaml").read_text(encoding="utf-8"))
-    results = []
-    reporter = Reporter(on_progress)
-    with _lock(run.path / "notebooks"):
-        for notebook in selected:
-            state = None if force else reusable(run, notebook, notebooks, keys[notebook])
-            if state is None:
-                state = _execute(run, notebook, parameters, keys[notebook], reporter)
-                result = _result(run, notebook, state, reused=False)
-            else:
-                reporter.reused(notebook.stem, state)
-                result = _result(run, notebook, state, reused=True)
-            results.append(result)
-        reporter.summary(results)
+    keys = notebook_keys(
+        notebooks, settings, (run.path / "recipe.yaml").read_text(encoding="utf-8")
+    )
+    course = Course(run, notebooks, parameters, keys, Reporter(on_progress))
+    busy = f"the notebooks in {run.path} are being executed by another process; wait or use another --run-dir"
+    with locked(run.path / "notebooks" / ".lock", busy):
+        results = (
+            _in_order(course, selected) if jobs == 1 else _side_by_side(course, selected, jobs)
+        )
+    course.reporter.summary(results)
     return results
+
+
+def _in_order(course: Course, selected: list[Path]) -> list[NotebookResult]:
+    # Imported where they are needed: papermill takes two seconds, which a run that reuses everything need not spend.
+    results = []
+    for notebook in selected:
+        state = reusable(course, notebook)
+        if state is not None:
+            course.reporter.reused(notebook.stem, state)
+            results.append(_result(course.run, notebook, state, reused=True))
+            continue
+        from speechgpt_lib.notebook.execution import Stop, stop_on_signals
+
+        with stop_on_signals(Stop()) as stop:
+            state = _execute(course, notebook, stop)
+        results.append(_result(course.run, notebook, state, reused=False))
+    return results
+
+
+def _side_by_side(course: Course, selected: list[Path], jobs: int) -> list[NotebookResult]:
+    """Steps in processes of their own, each as soon as it can; a notebook once its steps are there, which it finds finished."""
+    states = {notebook: reusable(course, notebook) for notebook in selected}
+    missing = [notebook for notebook in selected if states[notebook] is None]
+    for notebook in selected:
+        if notebook not in missing:
+            course.reporter.reused(notebook.stem, states[notebook])
+    if missing:
+        from speechgpt_lib.notebook.parallel import Parallel
+
+        outcome = Parallel(course, missing, jobs).run(_execute)
+        states |= {notebook: outcome.done[notebook.stem] for notebook in missing}
+    return [_result(course.run, n, states[n], reused=n not in missing) for n in selected]
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
@@ -121,19 +174,21 @@ def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
     return [p for p in notebooks if p in chosen] if only else list(notebooks)
 
 
-def notebook_keys(notebooks: list[Path], recipe_text: str) -> dict[Path, str]:
-    """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run directory holds it."""
-    keys, before, library = {}, "", library_hash()
+def notebook_keys(notebooks: list[Path], recipe: Recipe, recipe_text: str) -> dict[Path, str]:
+    """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run directory holds it.
+
+    A notebook that is none of the course's own may read anything that those before it left, so they count too.
+    """
+    sources = [getattr(recipe.imports, name) for name in type(recipe.imports).model_fields]
+    known = {"recipe": recipe_text, "library": library_hash()}
+    known["imports"] = [
+        fingerprint(recipe.data, source) for source in sources if source is not None
+    ]
+    keys, before = {}, ""
     for notebook in notebooks:
-        before = hash_json(
-            {
-                "source": source_of(notebook),
-                "recipe": recipe_text,
-                "library": library,
-                "before": before,
-            }
-        )
-        keys[notebook] = before
+        own = hash_json({"source": source_of(notebook), **known})
+        before = hash_json([own, before])
+        keys[notebook] = own if notebook.stem in NOTEBOOKS else before
     return keys
 
 
@@ -161,20 +216,24 @@ def library_hash(folder: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def reusable(run: Run, notebook: Path, notebooks: list[Path], key: str) -> dict | None:
+def reusable(course: Course, notebook: Path) -> dict | None:
     """The state of an executed notebook that still holds, else None.
 
-    It holds when the key is the same, the copy and everything the notebook left in the run directory are still there,
-    and no earlier notebook was executed after it.
+    It holds when the key is the same and the copy and everything that the notebook left in the run directory are still
+    there.  A notebook that is none of the course's own must also be younger than all before it.
     """
-    state = read_state(run, notebook)
-    if not state.get("finished") or state["key"] != key or not _copy(run, notebook).is_file():
+    state = {} if course.force else read_state(course.run, notebook)
+    finished = state.get("finished") and state["key"] == course.keys[notebook]
+    if not finished or not _copy(course.run, notebook).is_file():
         return None
-    if any(not _intact(run, name, step_key) for name, step_key in state["steps"].items()):
+    if any(not _intact(course.run, name, key) for name, key in state["steps"].items()):
         return None
-    earlier = [read_state(run, other) for other in notebooks[: notebooks.index(notebook)]]
-    overtaken = any((other.get("finished") or "") > state["started"] for other in earlier)
-    return None if overtaken else state
+    if notebook.stem not in NOTEBOOKS:
+        before = course.notebooks[: course.notebooks.index(notebook)]
+        earlier = [read_state(course.run, other).get("finished") or "" for other in before]
+        if any(finished > state["started"] for finished in earlier):
+            return None
+    return state
 
 
 def read_state(run: Run, notebook: Path) -> dict:
@@ -186,55 +245,39 @@ def read_state(run: Run, notebook: Path) -> dict:
     return {}
 
 
-def _execute(
-    run: Run, notebook: Path, parameters: dict[str, Any], key: str, reporter: Reporter
-) -> dict:
-    # Imported here because papermill takes two seconds, which a run that reuses everything need not spend.
-    from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
+def _execute(course: Course, notebook: Path, stop: Any) -> dict:
+    """Execute a notebook and return its state; `stop` is an `execution.Stop`."""
+    from speechgpt_lib.notebook.execution import Stopped, execute
 
-    target = _copy(run, notebook)
+    run, target = course.run, _copy(course.run, notebook)
     state_path, clock = target.with_suffix(".json"), target.with_suffix(".progress.json")
     before = read_state(run, notebook)
-    resumed = (
-        before.get("key") == key
-        and not before["finished"]
-        and clock.exists()
-        and not parameters["force"]
-    )
+    begun = before.get("key") == course.keys[notebook] and not before["finished"]
+    resumed = begun and clock.exists() and not course.force
     if not resumed:
         clock.unlink(missing_ok=True)
-    state = {
-        "notebook": notebook.name,
-        "key": key,
-        "started": _now(),
-        "finished": None,
-        "steps": {},
-    }
-    state |= {"wall_seconds": 0.0, "peak_memory_mb": 0.0}
+    state: dict = {"notebook": notebook.name, "key": course.keys[notebook], "started": _now()}
+    state |= {"finished": None, "steps": {}, "wall_seconds": 0.0, "peak_memory_mb": 0.0}
     write_json(state_path, state)
-    with (
-        stop_on_signals(Stop()) as stop,
-        reporter.executing(notebook.stem, resumed) as (on_cell, on_line),
-    ):
+    with course.reporter.executing(notebook.stem, resumed) as (on_cell, on_line):
         try:
             with Monitor(clock) as monitor:
-                execute(notebook, target, parameters, stop, on_cell, on_line)
+                execute(notebook, target, course.parameters, stop, on_cell, on_line)
         except Stopped as stopped:
-            raise UserError(
-                f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s; "
-                f"what was made is kept in {run.path}, and the same command resumes"
-            ) from None
-    state["steps"] = {
-        step.name: step.key for step in run.steps() if step.name.startswith(notebook.stem[:3])
-    }
+            where = f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s"
+            kept = f"what was made is kept in {run.path}, and the same command resumes"
+            raise UserError(f"{where}; {kept}") from None
+    own = [step for step in run.steps() if step.name.startswith(notebook.stem[:3])]
     state |= {
+        "steps": {step.name: step.key for step in own},
         "wall_seconds": round(monitor.seconds, 2),
+        "cpu_seconds": round(monitor.cpu_seconds, 2),
         "peak_memory_mb": round(monitor.peak_memory_mb, 1),
         "finished": _now(),
     }
     write_json(state_path, state)
     clock.unlink(missing_ok=True)
-    reporter.executed(notebook.stem, state, target)
+    course.reporter.executed(notebook.stem, state, target)
     return state
 
 
@@ -243,39 +286,15 @@ def _copy(run: Run, notebook: Path) -> Path:
 
 
 def _result(run: Run, notebook: Path, state: dict, reused: bool) -> NotebookResult:
-    return NotebookResult(
-        notebook.stem, _copy(run, notebook), reused, state["wall_seconds"], state["peak_memory_mb"]
-    )
+    cost = (state["wall_seconds"], state["peak_memory_mb"])
+    return NotebookResult(notebook.stem, _copy(run, notebook), reused, *cost)
 
 
 def _intact(run: Run, name: str, key: str) -> bool:
     """Whether step `name` still has `key` and its files their sizes (hashing them would cost minutes)."""
-    with contextlib.suppress(UserError, OSError, KeyError):
-        step = run.find(name)
-        return (
-            step is not None
-            and step.key == key
-            and all(
-                (step.path / file).stat().st_size == known["bytes"]
-                for file, known in step.facts["outputs"].items()
-            )
-        )
-    return False
+    step = run.find(name)
+    return step is not None and step.key == key
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One run at a time in a run directory; the lock ends with its process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"the notebooks in {folder} are being executed by another process; wait or use another --run-dir"
-            ) from None
-        yield

@@ -15,11 +15,11 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
-from speechgpt_lib.pipeline.imports import fingerprint
 from speechgpt_lib.pipeline.step import Definition, Job, OnLog
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.artefacts import fingerprint
 from speechgpt_lib.runs.machine import usable_cores
-from speechgpt_lib.runs.names import FOLDERS, NOTEBOOKS, folder_of, notebook_of
+from speechgpt_lib.runs.names import NOTEBOOKS, folder_of, notebook_of
 from speechgpt_lib.runs.run import Run, Step
 
 ROOMS = (units, vocoder, instructions, language_model, evaluation)
@@ -87,7 +87,7 @@ def notebook_steps(recipe: Recipe, notebook: str) -> list[str]:
 def settings_of(step: Definition, recipe: Recipe) -> object:
     """The part of the recipe that makes a step's key, as JSON values."""
     source = step.imported(recipe)
-    return step.settings(recipe) if source is None else fingerprint(recipe, source)
+    return step.settings(recipe) if source is None else fingerprint(recipe.data, source)
 
 
 def make(
@@ -192,8 +192,12 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"
 
 
-def check_names() -> None:
-    """Every step has a folder, and every folder a notebook."""
-    for name in STEPS:
-        if name not in FOLDERS or notebook_of(name) not in NOTEBOOKS:
-            raise UserError(f"step {name!r} has no folder in runs/names.py")
+def render_plan(planned: Iterable[Planned]) -> str:
+    """The graph as text: a line for each step, with what becomes of it, why, and what it needs."""
+    lines = []
+    for notebook in NOTEBOOKS:
+        for step in planned:
+            if step.notebook == notebook:
+                needs = f"  ← {', '.join(step.needs)}" if step.needs else ""
+                lines.append(f"{notebook[:2]}  {step.step:20} {step.state:9} {step.why}{needs}")
+    return "\n".join(lines)

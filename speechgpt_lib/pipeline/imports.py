@@ -6,7 +6,6 @@ what training leaves there, so every later step goes on as if it had been made h
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from speechgpt_lib.units.foreign import open_inventory
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 from speechgpt_lib.vocoder.synthesis import Vocoder
-
-ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 
 def data_path(recipe: Recipe, path: str) -> Path:
@@ -117,26 +114,6 @@ def import_stage3(job: Job) -> dict:
     folder = _there(job, job.recipe.imports.stage3)
     model, _ = load_model(job.path("stage2"))
     return {"trainable_parameters": adopt_adapter(model, folder, job.work)}
-
-
-def fingerprint(recipe: Recipe, source: object) -> dict:
-    """What an import's key is made of: its settings, and for each file its size and a hash of both its ends."""
-    paths = [source] if isinstance(source, str) else list(vars(source).values())
-    files: dict[str, list] = {}
-    for path in (data_path(recipe, p) for p in paths if isinstance(p, str)):
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files |= {str(file): _ends(file) for file in inside if file.is_file()}
-    settings = source if isinstance(source, str) else source.model_dump(mode="json")
-    return {"imported": settings, "files": list(files.values())}
-
-
-def _ends(file: Path) -> list:
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        digest = hashlib.sha256(opened.read(ENDS))
-        opened.seek(max(0, size - ENDS))
-        digest.update(opened.read(ENDS))
-    return [file.name, size, digest.hexdigest()[:16]]
 
 
 def _there(job: Job, path: str) -> Path:

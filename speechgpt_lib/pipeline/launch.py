@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline.graph import TRAINED, find_step, make
+from speechgpt_lib.pipeline.graph import STEPS, TRAINED, find_step, make, order, plan
+from speechgpt_lib.pipeline.step import OnLog
 from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.runs.processes import supervise
 from speechgpt_lib.runs.run import Run, Step
@@ -24,42 +25,67 @@ METRICS = "metrics.jsonl"  # in a step's folder
 LOG = "launch.log"  # in the run directory: what the processes of the last launch wrote to stderr
 
 
-def train_step(
+def launch_steps(
     run: Run,
-    name: str,
+    names: Iterable[str],
     processes: int = 1,
     force: bool = False,
-    on_log: Callable[[dict], None] | None = None,
-) -> Step:
-    """Make the trained step `name` ("stage1") of `run` in `processes` processes; `on_log` is told every row of its metrics log.
+    on_log: OnLog = None,
+    shards: slice | None = None,
+) -> list[Step]:
+    """The steps `names` and, before them, what they need; trainings and extractions in `processes` processes.
 
-    Raises:
-        UserError: unknown step, or a process failed (with its reason; all it wrote is in `launch.log` in the run directory).
+    `shards` makes that part of the last step only, as a job of an array does.
+    """
+    names = [find_step(name).name for name in names]
+    if shards is not None and not find_step(names[-1]).cost.splittable:
+        split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
+        raise UserError(f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}")
+    made = {}
+    for name in order(run.recipe, names):
+        cost, again = STEPS[name].cost, force and name in names
+        if name == names[-1] and shards is not None:
+            made[name] = make(run, name, again, on_log, shards)
+        elif processes > 1 and (cost.processes or cost.splittable):
+            made[name] = train_step(run, name, processes, again, on_log)
+        else:
+            made[name] = make(run, name, again, on_log)
+    return [made[name] for name in names]
+
+
+def train_step(
+    run: Run, name: str, processes: int = 1, force: bool = False, on_log: OnLog = None
+) -> Step:
+    """Make the step `name` ("stage1") of `run` in `processes` processes; `on_log` hears every row of its metrics log.
+
+    Raises UserError for a step that only one process can make, or when a process fails (with its reason; all that it
+    wrote is in `launch.log` in the run directory).
     """
     step = find_step(name)
-    if not step.cost.processes:
+    if not (step.cost.processes or step.cost.splittable):
         raise UserError(f"{name} is no training: choose one of {', '.join(TRAINED)}")
-    if processes == 1:
+    planned = plan(run, [name], force)[-1]
+    # Each of several processes makes its own part; this one joins them.
+    alone = processes == 1 or planned.state in ("reused", "imported")
+    if alone:
         return make(run, name, force, on_log)
     target = folder_of(name)
-    if (
-        force
-    ):  # else some workers might still see the checkpoints that the first one is about to drop
+    if force:  # else workers might still see checkpoints that the first one is about to drop
         shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
     command = torchrun_command(name, run, processes, force)
     run.say("$ " + " ".join(["python", *command[1:]]))
     follower = Follower(on_log or (lambda row: None), run.path / f"{target}.partial")
-    earlier = run.find(target)
+    earlier = run.find(name)
     status = supervise(command, run.say, run.path / LOG, follower.look)
     if status != 0:
-        reason = _reason(run.path / LOG)
-        raise UserError(
-            f"training {name} in {processes} processes ended with exit code {status}: {reason} (more in {run.path / LOG})"
-        )
-    step = run.require(target)
-    if earlier is None or earlier.facts != step.facts:  # it was made just now
-        follower.tell_new(step.path)
-    return step
+        reason = f"{_reason(run.path / LOG)} (more in {run.path / LOG})"
+        raise UserError(f"{name} in {processes} processes ended with exit code {status}: {reason}")
+    if step.cost.splittable:
+        return make(run, name, on_log=on_log)
+    made = run.require(name)
+    if earlier is None or earlier.facts != made.facts:  # it was made just now
+        follower.tell_new(made.path)
+    return made
 
 
 class Follower:

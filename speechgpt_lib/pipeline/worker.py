@@ -18,12 +18,13 @@ import sys
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline.graph import make
+from speechgpt_lib.pipeline.graph import find_step, make
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
+    """Take part in making step `name` of a run, as one of `processes` processes."""
     signal.signal(
         signal.SIGTERM, _interrupt
     )  # the training loop answers it by itself, with a checkpoint
@@ -35,8 +36,11 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     say = functools.partial(print, flush=True) if rank == 0 else lambda line: None
-    run = Run.open(run_dir, say=say).as_worker(rank, int(processes))
-    make(run, name, force="force" in options)
+    run, force = Run.open(run_dir, say=say), "force" in options
+    if find_step(name).cost.splittable:  # its parts need not know of each other
+        make(run, name, force, shards=slice(rank, None, int(processes)))
+    else:
+        make(run.as_worker(rank, int(processes)), name, force)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -11,8 +11,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from speechgpt_lib.errors import UserError
+
+ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 
 @contextlib.contextmanager
@@ -107,3 +110,30 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
         p.relative_to(folder).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size}
         for p in files
     }
+
+
+def fingerprint(root: Path | str, source: Any) -> dict:
+    """What tells an imported result from another: its settings, and for each file its size and a hash of both its ends.
+
+    source: a path, or settings (a pydantic model) some of whose values are paths; relative ones start at `root`.
+    """
+    settings = source if isinstance(source, str) else source.model_dump(mode="json")
+    values = (
+        [source]
+        if isinstance(source, str)
+        else [v for v in settings.values() if isinstance(v, str)]
+    )
+    files = []
+    for path in (Path(root).expanduser() / Path(value).expanduser() for value in values):
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [_ends(file) for file in inside if file.is_file()]
+    return {"imported": settings, "files": files}
+
+
+def _ends(file: Path) -> list:
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        digest = hashlib.sha256(opened.read(ENDS))
+        opened.seek(max(0, size - ENDS))
+        digest.update(opened.read(ENDS))
+    return [file.name, size, digest.hexdigest()[:16]]

@@ -241,7 +241,9 @@ class Run:
         if not resumed:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        (work / "key").write_text(task.key)  # anew in any case: its time says when this attempt began
+        (work / "key").write_text(
+            task.key
+        )  # anew in any case: its time says when this attempt began
         return resumed
 
     def _part(self, task: Task) -> Step:
