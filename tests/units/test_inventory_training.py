@@ -1,4 +1,4 @@
-"""An inventory of one's own: one or two iterations of HuBERT, k-means, and the samples of speech they see."""
+"""An inventory from speech: one or two iterations of HuBERT, k-means, the samples they see."""
 
 import json
 
@@ -11,7 +11,7 @@ from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.training import sample_segments, train_encoder, train_on_corpus
-from tests.builders import few_steps, smoke_recipe
+from tests.builders import few_steps, smoke_recipe, tiny_inventory
 from tests.units.test_features import noise
 
 
@@ -29,17 +29,10 @@ def table(tmp_path_factory):
 
 def unit_settings(iterations: int = 1):
     units = smoke_recipe().units
-    hubert = units.hubert.model_copy(
-        update={
-            "iterations": iterations,
-            "optimization": few_steps(2),
-            "target_clusters": 6,
-            "utterances": 6,
-        }
-    )
-    return units.model_copy(
-        update={"hubert": hubert, "clusters": 8, "layer": 1, "kmeans_frames": 2000}
-    )
+    short = {"iterations": iterations, "optimization": few_steps(2)}
+    short |= {"target_clusters": 6, "utterances": 6}
+    update = {"hubert": units.hubert.model_copy(update=short), "layer": 1}
+    return units.model_copy(update=update | {"clusters": 8, "kmeans_frames": 2000})
 
 
 def test_a_corpus_becomes_an_inventory_and_again_the_same(table, tmp_path):
@@ -47,10 +40,8 @@ def test_a_corpus_becomes_an_inventory_and_again_the_same(table, tmp_path):
         train_on_corpus(*table, unit_settings(), tmp_path / name, TrainingOptions(seed=3))
         for name in "ab"
     )
-    assert (
-        first.id == second.id == UnitInventory.load(tmp_path / "a" / "inventory").id
-        and first.count == 8
-    )
+    assert first.id == second.id == UnitInventory.load(tmp_path / "a" / "inventory").id
+    assert first.count == 8
     other = train_on_corpus(*table, unit_settings(), tmp_path / "c", TrainingOptions(seed=4))
     assert other.id != first.id
 
@@ -60,19 +51,12 @@ def test_the_second_iteration_learns_from_the_first(tmp_path):
     options = TrainingOptions(seed=1)
     one, _, _ = train_encoder(waves, unit_settings(1), tmp_path / "one", options)
     two, targets, summary = train_encoder(waves, unit_settings(2), tmp_path / "two", options)
-    assert (
-        summary["steps"] == summary["first"]["steps"] == 2 and targets.centroids.shape[1] == 39
-    )  # MFCCs: those of the first
-    metrics = [
-        json.loads(line)
-        for line in (tmp_path / "two" / "metrics_second.jsonl").read_text().splitlines()
-    ]
-    assert [record["step"] for record in metrics] == [1, 2]
-    different = [
-        not np.array_equal(a.detach(), b.detach())
-        for a, b in zip(one.parameters(), two.parameters(), strict=True)
-    ]
-    assert any(different)
+    assert summary["steps"] == summary["first"]["steps"] == 2
+    assert targets.centroids.shape[1] == 39  # MFCCs: those of the first
+    lines = (tmp_path / "two" / "metrics_second.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    assert any(not np.array_equal(a.detach(), b.detach()) for a, b in pairs)
 
 
 def test_a_sample_is_a_function_of_the_ids(table, tmp_path):
@@ -85,15 +69,10 @@ def test_a_sample_is_a_function_of_the_ids(table, tmp_path):
 
 
 def test_the_grid_has_a_row_for_every_layer_and_number_of_clusters():
-    from tests.builders import tiny_inventory
-
     encoder = tiny_inventory().encoder
     phones = [(0.0, 0.5, "a"), (0.5, 1.0, "b")]
     held_out = [(noise(16_000, k), phones, "anna" if k % 2 else "peter") for k in range(8)]
-    rows = list(
-        quality_grid(
-            encoder, [noise(16_000, 50 + k) for k in range(4)], held_out, [2, 4, 10_000], seed=0
-        )
-    )
+    training = [noise(16_000, 50 + k) for k in range(4)]
+    rows = list(quality_grid(encoder, training, held_out, [2, 4, 10_000], seed=0))
     assert [(row["layer"], row["clusters"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
     assert all(0 <= row["pnmi"] <= 1 and 0 <= row["speaker_probe"] <= 1 for row in rows)
