@@ -43,30 +43,30 @@ def load_torch_checkpoint(path: Path | str) -> dict:
     """
     path = Path(path).expanduser()
     check_is_no_text(path)
+    names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
     try:
-        names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
         with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks to run {asked[1]}" if asked else first_line(error)
         raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
     except Exception as error:  # whatever a damaged archive makes its reader raise
-        reason = first_line(error)
-        raise UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again") from None
+        raise _damaged(path, error) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
 def named_classes(path: Path) -> list[str]:
-    """What a checkpoint asks for beside tensors, found without running it.
+    """What a zipped checkpoint asks for beside tensors, found without running it.
 
     Raises UserError for a name from a package that no checkpoint of fairseq needs.
     """
-    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:  # whatever a damaged archive makes its reader raise
+        raise _damaged(path, error) from None
     if strange := [name for name in names if name.split(".")[0] not in KNOWN_PACKAGES]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
         raise UserError(f"{path} was not read: {reason}; don't trust it")
@@ -85,6 +85,11 @@ def check_is_no_text(path: Path) -> None:
         raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
     if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = first_line(error)
+    return UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again")
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.foreign.checkpoints import check_is_no_text, first_line
+from speechgpt_lib.foreign.checkpoints import check_is_no_text, named_classes
 from speechgpt_lib.rates import MINIMUM_SAMPLES
 from speechgpt_lib.units.features import check_layer, check_length
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -78,12 +78,7 @@ def refuse_code(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         old = "is in the format from before PyTorch 1.6, which can't be searched for code"
         raise UserError(f"{path} {old}: use --backend own")
-    try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        reason = first_line(error)
-        raise UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again") from None
-    if strange := sorted(names - HARMLESS):
+    if strange := sorted(set(named_classes(path)) - HARMLESS):
         reason = f"was not given to fairseq: it asks to run {strange[0]}"
         raise UserError(f"{path} {reason}; --backend own reads what is safe to read")
 

@@ -151,8 +151,9 @@ class FeatureEncoder:
         return layer, conv.kernel_size[0], conv.stride[0]
 
     def _position(self, conv: nn.Conv1d) -> Dense:
-        """The grouped convolution that tells the blocks where they are, as a 2-d one, time-major."""
-        weight = self._tensor(conv.weight)[:, :, None].contiguous(memory_format=torch.channels_last)
+        """The grouped convolution that tells the blocks where they are, as a 2-d one."""
+        weight = self._tensor(conv.weight)[:, :, None]
+        weight = weight.contiguous(memory_format=torch.channels_last)  # as time-major as x
         bias, padding = self._tensor(conv.bias), (0, conv.kernel_size[0] // 2)
 
         def position(x: Tensor) -> Tensor:
