@@ -12,7 +12,6 @@ import pytest
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import lab_judges
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.metrics.wer import wer
 
@@ -32,6 +31,15 @@ SENTENCES = [
     "what is one plus two",
     "please tell me what is two plus seven",
 ]
+
+
+def world_judge() -> judge.SpeechJudge:
+    """The judge of all that the lab's world can say."""
+    questions, answers = zip(*world.QUESTIONS.values(), strict=True)
+    sentences = [*world.STATEMENTS, *answers]
+    return judge.template_judge(
+        judge.grammar_from_templates(sentences, world.SLOTS, questions, world.OPENINGS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_noise_and_half_sentences_are_no_words_to_the_template_judge(template, w
 
 @pytest.mark.parametrize("noise", [0.03, 0.06])
 def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
-    template, _ = lab_judges()
+    template = world_judge()
     slots = {name: f"(?:{'|'.join(words)})" for name, words in world.SLOTS.items()}
     templates = [*world.STATEMENTS, *(text for pair in world.QUESTIONS.values() for text in pair)]
     whole = re.compile(f"(?:{'|'.join(text.format(**slots) for text in templates)})?")
@@ -144,11 +152,7 @@ def test_grammar_refusals():
 
 def test_the_whole_lab_world_can_be_heard():
     assert judge.missing_words(world.vocabulary()) == []
-    questions, answers = zip(*world.QUESTIONS.values(), strict=True)
-    grammar = judge.grammar_from_templates(
-        [*world.STATEMENTS, *answers], world.SLOTS, questions, world.OPENINGS
-    )
-    assert judge.template_judge(grammar).transcribe(np.zeros(16000)) == ""
+    assert world_judge().transcribe(np.zeros(16000)) == ""
 
 
 def test_unheard_of_words_are_named():
