@@ -32,7 +32,6 @@ JOB_GB = 1.3  # of memory that a notebook or step of the lab recipe takes at mos
 _SPARED = {
     "jupyterlab": "`make lab` can't open the notebooks; `speechgpt run` still executes them",
     "ipywidgets": "no sliders in the notebooks; the figures under them stay",
-    "jiwer": "no word error rates: `speechgpt evaluate` fails",
     "matplotlib": "no figures: notebooks fail, single commands go on",
     "papermill": "`speechgpt run` can't execute notebooks; JupyterLab and single commands go on",
     "praat-parselmouth": "no lab corpus can be spoken; a run made before can still be used",

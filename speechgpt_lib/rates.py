@@ -1,4 +1,4 @@
-"""The rates that sound and units share: 16 kHz sound, a unit every 320 samples, 50 units a second."""
+"""Rates that sound and units share: 16 kHz sound, a unit every 320 samples, 50 units a second."""
 
 SAMPLE_RATE = 16_000  # samples a second (Hz)
 HOP = 320  # samples a frame

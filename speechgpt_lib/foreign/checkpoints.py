@@ -1,12 +1,14 @@
-"""A foreign PyTorch checkpoint → tensors and plain values, without running any code that stands in it.
+"""A foreign PyTorch checkpoint → tensors and plain values, without running any code in it.
 
-fairseq's files pickle objects of its own (dictionaries, namespaces, configurations) beside the tensors.  PyTorch's reader of weights alone
-takes such a file once every class it names has an inert stand-in.
+fairseq's files pickle objects of its own (dictionaries, namespaces, configurations) beside the
+tensors.  PyTorch's reader of weights alone takes such a file once every class it names has an inert
+stand-in.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -15,17 +17,8 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.stubs import stub_class
 
-KNOWN_PACKAGES = (
-    "fairseq",
-    "argparse",
-    "omegaconf",
-    "hydra",
-    "numpy",
-    "typing",
-    "enum",
-    "collections",
-    "_codecs",
-    "pathlib",
+KNOWN_PACKAGES = set(
+    "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
 )
 # Files from before PyTorch 1.6 don't list what they name.
 KNOWN_NAMES = (
@@ -45,45 +38,43 @@ KNOWN_NAMES = (
 def load_torch_checkpoint(path: Path | str) -> dict:
     """The dictionary in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
 
-    Raises:
-        UserError: no such file, no PyTorch checkpoint, damaged, or it names something that such a file has no business with.
+    Raises UserError for no such file, no PyTorch checkpoint, a damaged one, or one that names
+    something such a file has no business with.
     """
     path = Path(path).expanduser()
     check_is_no_text(path)
+    names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
     try:
-        names = named_classes(path) if zipfile.is_zipfile(path) else list(KNOWN_NAMES)
         with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} was not read: {_reason(error)}; only checkpoints of fairseq and PyTorch are expected here"
-        ) from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks to run {asked[1]}" if asked else first_line(error)
+        raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
     except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise UserError(
-            f"{path} is no whole PyTorch checkpoint ({_first_line(error)}): get it again and compare its size"
-        ) from None
+        raise _damaged(path, error) from None
     if not isinstance(loaded, dict):
-        raise UserError(
-            f"{path} holds a {type(loaded).__name__}, expected a dictionary as fairseq saves it"
-        )
+        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
 def named_classes(path: Path) -> list[str]:
-    """What a checkpoint asks for besides tensors, without running it; refuses names from unexpected packages."""
-    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    strange = [name for name in names if name.split(".")[0] not in KNOWN_PACKAGES]
-    if strange:
-        raise UserError(
-            f"{path} was not read: it asks to run {strange[0]}, which no checkpoint of fairseq does; don't trust it"
-        )
+    """What a zipped checkpoint asks for beside tensors, found without running it.
+
+    Raises UserError for a name from a package that no checkpoint of fairseq needs.
+    """
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:  # whatever a damaged archive makes its reader raise
+        raise _damaged(path, error) from None
+    if strange := [name for name in names if name.split(".")[0] not in KNOWN_PACKAGES]:
+        reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
+        raise UserError(f"{path} was not read: {reason}; don't trust it")
     return names
 
 
 def check_is_no_text(path: Path) -> None:
-    """Refuse what is often found in place of a large file: nothing, an error page, or the pointer of git's large file storage."""
+    """Refuses what often lies in place of a large file: nothing, an error page, a git pointer."""
     if not path.is_file():
         raise UserError(f"no file at {path}: give the path of the published file")
     with open(path, "rb") as file:
@@ -91,20 +82,16 @@ def check_is_no_text(path: Path) -> None:
     if not head:
         raise UserError(f"{path} is empty: get it again")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{path} is a pointer to a large file, not the file: fetch it with `git lfs pull`"
-        )
-    if head.lstrip()[:1] == b"<":
+        raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
+    if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
-    marker = "GLOBAL "
-    if marker in text:
-        return f"it asks to run {text.split(marker, 1)[1].split()[0]}"
-    return _first_line(error)
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = first_line(error)
+    return UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its class, at most 160 characters."""
     return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -1,7 +1,8 @@
-"""Stand-ins for classes that a foreign pickle names: they keep what the pickle gives them and do nothing.
+"""Stand-ins for classes that a foreign pickle names: they keep what it gives them and do nothing.
 
-Reading a pickle means calling what it names.  So whatever it names, it gets one of these classes; names from packages that such files
-have no business with are refused before, since whoever wrote them meant them to be called.
+Reading a pickle means calling what it names.  So whatever it names gets one of these classes; names
+from packages that such files have no business with are refused before, since whoever wrote them
+meant them to be called.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ from typing import Any
 
 
 class Stub:
-    """An object of a class that is not here; `arguments` as called with, attributes as in the pickled state."""
+    """An object of a class that is not here.
+
+    `arguments` is what it was called with, `state` its pickled state, whose items are attributes.
+    """
 
     name = "?"
 
-    def __init__(self, *arguments: Any, **keywords: Any):
-        self.__dict__.update(keywords)
-        self.arguments = arguments
-
     def __new__(cls, *arguments: Any, **keywords: Any) -> Stub:
         made = object.__new__(cls)
-        made.arguments = arguments
+        made.__dict__.update(keywords, arguments=arguments)
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -31,36 +31,25 @@ class Stub:
                 self.__dict__.update({str(key): value for key, value in part.items()})
         self.state = state
 
-    # Pickles fill lists, sets and dictionaries through these, also those of their own classes.
-    def append(self, item: Any) -> None: ...
+    def ignore(self, *items: Any) -> None:
+        """Takes what a pickle puts into a list, set or dictionary of its own class."""
 
-    def extend(self, items: Any) -> None: ...
-
-    def add(self, item: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def __repr__(self) -> str:
-        return f"<stand-in for {self.name}>"
+    append = extend = add = __setitem__ = ignore
 
 
 def stub_class(name: str) -> type[Stub]:
+    """A class of stand-ins for `name`, a dotted path."""
     return type(name.rsplit(".", 1)[-1], (Stub,), {"name": name})
 
 
 def plain(value: Any) -> Any:
-    """Stand-ins of argparse namespaces and OmegaConf containers, at any depth, as dictionaries, lists and values."""
-    if isinstance(
-        value, Stub | argparse.Namespace
-    ):  # the latter where somebody has told PyTorch that it may be read
+    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values."""
+    if isinstance(value, Stub | argparse.Namespace):  # a real one where PyTorch may read it
         known = vars(value)
-        if "_content" in known:  # an OmegaConf container
-            return plain(known["_content"])
-        if "_val" in known:  # an OmegaConf node
-            return plain(known["_val"])
-        return {
-            key: plain(item) for key, item in known.items() if key not in ("arguments", "state")
-        }
+        for inside in ("_content", "_val"):  # an OmegaConf container, an OmegaConf node
+            if inside in known:
+                return plain(known[inside])
+        value = {k: item for k, item in known.items() if k not in ("arguments", "state")}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,8 +1,8 @@
-"""Quality of discrete units: turns units and time-aligned phones into how much of phone and speaker the units carry.
+"""Quality of discrete units: how much of phone and speaker the units carry.
 
-Good units tell phones apart (high PNMI, high phone purity) and speakers not (speaker purity near chance), with few of
-them a second.  PNMI, phone purity and cluster purity are those of HuBERT (Hsu et al. 2021, where the quality of its
-cluster assignments is analysed); the bit rate is that of the ZeroSpeech challenge (Dunbar et al. 2019).
+Good units tell phones apart (high PNMI, high phone purity) and speakers not (speaker purity near
+chance), with few of them a second.  PNMI and both purities are those of HuBERT (Hsu et al. 2021,
+in the analysis of its clusters); the bit rate is the ZeroSpeech challenge's (Dunbar et al. 2019).
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics.cluster import contingency_matrix
 
-from speechgpt_lib.rates import FRAME_RATE
+from speechgpt_lib.rates import FRAME_RATE, MINIMUM_SAMPLES, SAMPLE_RATE
 
 SILENCE = ""  # the label of a stretch without speech, counted as one phone
+FIRST_CENTRE_S = MINIMUM_SAMPLES / SAMPLE_RATE / 2  # centre of the first frame
+Alignment = Sequence[tuple[float, float, str]]  # (start s, end s, phone) in order of time
 
 
 @dataclass(frozen=True)
 class UnitQuality:
     """What `unit_quality` measures; shares and PNMI lie in 0..1.
 
-    pnmi: mutual information of phone and unit over the entropy of the phone: the share of what is to know about the
-        phone that the unit tells.  0 when there is only one phone, about which there is nothing to know.
+    pnmi: mutual information of phone and unit over the entropy of the phone, that is, the share of
+        the phone that the unit tells; 0 where there is only one phone, with nothing to know.
     phone_purity: share of frames that carry the most frequent phone of their unit.
     cluster_purity: share of frames that carry the most frequent unit of their phone.
-    speaker_purity: share of frames spoken by the most frequent speaker of their unit, each speaker weighing the same;
-        `speaker_chance` is what units that know nothing of the speaker get.
-    phone_count, unit_count_used: distinct phones (silence is one) and distinct units that occur.
+    speaker_purity: share of frames spoken by the most frequent speaker of their unit, each speaker
+        weighing the same; `speaker_chance` is what units that know no speaker get.
+    phone_count, unit_count_used: distinct phones (silence is one) and units that occur.
     merged_units_per_second: units left when adjacent repeats are merged.
     bitrate: bits a second of the merged units, each coded by its own frequency.
     """
@@ -44,47 +47,31 @@ class UnitQuality:
 
 
 def unit_quality(
-    units_per_frame: Sequence[np.ndarray],
-    alignments: Sequence[Sequence[tuple[float, float, str]]],
-    speakers: Sequence[str],
-    frame_rate: float = FRAME_RATE,
-    frame_offset_s: float = 0.0125,
+    units_per_frame: Sequence[np.ndarray], alignments: Sequence[Alignment], speakers: Sequence[str]
 ) -> UnitQuality:
     """Measure units against phones and speakers, frame by frame.
 
-    units_per_frame: one (frames,) array of unit ids an utterance, repeats not merged.
-    alignments: for each utterance its (start, end, phone) in seconds, in order; `""` is silence, and so is every moment
-        that no interval covers.
-    speakers: for each utterance who speaks.
-    frame_rate: frames a second.  frame_offset_s: centre of the first frame; HuBERT's first window is 400 samples at
-        16 kHz, hence 0.0125 s.
-    Raises ValueError when the three lists differ in length or hold no frame.
+    Of each utterance: its (frames,) unit ids, repeats not merged; its phones, where `""` is silence
+    and so is every moment that no interval covers; its speaker.  Raises ValueError where the three
+    lists differ in length or hold no frame.
     """
     lengths = len(units_per_frame), len(alignments), len(speakers)
     if len(set(lengths)) != 1:
-        raise ValueError(
-            f"expected as many unit sequences as alignments and speakers, found {lengths}"
-        )
-    sequences = [np.asarray(units) for units in units_per_frame]
-    if not sum(map(len, sequences)):
+        raise ValueError(f"expected as many unit sequences as alignments and speakers: {lengths}")
+    sequences = [np.asarray(units) for units in units_per_frame if len(units)]
+    if not sequences:
         raise ValueError("no frame to measure: every unit sequence is empty")
 
+    counts = [len(units) for units in units_per_frame]  # frames of each utterance
     units = np.concatenate(sequences)
-    phones = np.concatenate(
-        [
-            frame_labels(alignment, len(sequence), frame_rate, frame_offset_s)
-            for sequence, alignment in zip(sequences, alignments, strict=True)
-        ]
-    )
-    voices = np.repeat(np.asarray(speakers, dtype=str), [len(sequence) for sequence in sequences])
-    by_phone, by_voice = _contingency(units, phones), _contingency(units, voices)
+    phones = np.concatenate(list(map(frame_labels, alignments, counts)))
+    voices = np.repeat(np.asarray(speakers, dtype=str), counts)
+    by_phone = contingency_matrix(units, phones)  # (units, phones): frames with this pair
+    by_voice = contingency_matrix(units, voices)
     by_voice = by_voice / by_voice.sum(0)
-    merged = [
-        sequence[np.append(True, sequence[1:] != sequence[:-1])]
-        for sequence in sequences
-        if len(sequence)
-    ]
-    per_second = sum(map(len, merged)) / (len(units) / frame_rate)
+    merged = [ids[np.append(True, ids[1:] != ids[:-1])] for ids in sequences]
+    per_second = sum(map(len, merged)) / (len(units) / FRAME_RATE)
+    bits = _entropy_bits(np.unique(np.concatenate(merged), return_counts=True)[1])
     return UnitQuality(
         pnmi=_pnmi(by_phone),
         phone_purity=float(by_phone.max(1).sum() / len(units)),
@@ -94,39 +81,21 @@ def unit_quality(
         phone_count=by_phone.shape[1],
         unit_count_used=by_phone.shape[0],
         merged_units_per_second=per_second,
-        bitrate=per_second
-        * _entropy_bits(np.unique(np.concatenate(merged), return_counts=True)[1]),
+        bitrate=per_second * bits,
     )
 
 
-def frame_labels(
-    alignment: Sequence[tuple[float, float, str]],
-    frames: int,
-    frame_rate: float = FRAME_RATE,
-    frame_offset_s: float = 0.0125,
-) -> np.ndarray:
-    """The label spoken at the centre of each of `frames` frames: a (frames,) array of text."""
+def frame_labels(alignment: Alignment, frames: int) -> np.ndarray:
+    """The label spoken at the centre of each of `frames` frames of 20 ms: (frames,) text."""
     if not alignment:
         return np.full(frames, SILENCE)
-    starts, ends = (
-        np.asarray([interval[i] for interval in alignment], dtype=np.float64) for i in (0, 1)
-    )
+    starts, ends, labels = map(np.asarray, zip(*alignment, strict=True))
     if (np.diff(starts) < 0).any():
         raise ValueError("an alignment must be in order of time, found one that goes backwards")
-    labels = np.asarray([label for _, _, label in alignment], dtype=str)
-    centres = np.arange(frames) / frame_rate + frame_offset_s
+    centres = np.arange(frames) / FRAME_RATE + FIRST_CENTRE_S
     index = np.searchsorted(starts, centres, side="right") - 1
     covered = (index >= 0) & (centres < ends[index])
     return np.where(covered, labels[index], SILENCE)
-
-
-def _contingency(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """How often each pair occurs: (distinct rows, distinct columns)."""
-    row_names, row = np.unique(rows, return_inverse=True)
-    column_names, column = np.unique(columns, return_inverse=True)
-    joint = np.zeros((len(row_names), len(column_names)))
-    np.add.at(joint, (row, column), 1.0)
-    return joint
 
 
 def _entropy_bits(counts: np.ndarray) -> float:

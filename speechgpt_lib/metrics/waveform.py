@@ -1,9 +1,11 @@
-"""Waveform measures: turn one waveform into spectrum, level and pitch, and two into how far apart they sound.
+"""Waveform measures: spectrum and pitch of a waveform, and how far apart two waveforms sound.
 
-A waveform is a (samples,) array of floats, full scale at 1, by default at 16 kHz; spectra have one frame every 10 ms.
+A waveform is a (samples,) array of floats at 16 kHz, full scale at 1; there is a frame every 10 ms.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from scipy.fft import dct
@@ -11,74 +13,49 @@ from scipy.spatial.distance import cdist
 
 from speechgpt_lib.rates import SAMPLE_RATE
 
-FRAME_S = 0.01
-QUIETEST_DB = -120.0
-_FFT, _WINDOW_S, _FLOOR = 512, 0.025, 1e-5
+WINDOW, STEP, FFT = 400, 160, 512  # samples: 25 ms every 10 ms
+BANDS, ORDER = 40, 13  # of the mel spectrum, of the cepstrum
+LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0  # of a voice
+FLOOR = 1e-5  # amplitudes below it count as this
 
 
-def log_mel(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, bands: int = 40) -> np.ndarray:
-    """Logarithm (base e) of mel-band amplitudes, (frames, bands): one frame every 10 ms, none if shorter than 25 ms.
+def log_mel(wave: np.ndarray) -> np.ndarray:
+    """Logarithm (base e) of mel-band amplitudes, (frames, 40); no frame if shorter than 25 ms.
 
-    Hann windows of 25 ms, triangular bands from 0 Hz to half the sample rate, equally spaced on the scale
+    Hann windows of 25 ms, triangular bands from 0 Hz to 8 kHz, equally spaced on the scale
     mel = 2595 log10(1 + f / 700) (O'Shaughnessy 1987); amplitudes below 1e-5 are raised to it.
     """
-    amplitudes = _amplitudes(_one_channel(wave), sample_rate)
-    return np.log(
-        np.maximum(amplitudes @ _mel_bands(bands, 2 * amplitudes.shape[1] - 2, sample_rate), _FLOOR)
-    )
+    return np.log(np.maximum(_amplitudes(_one_channel(wave)) @ _mel_bands(), FLOOR))
 
 
-def mel_cepstrum(wave: np.ndarray, sample_rate: int = SAMPLE_RATE, order: int = 13) -> np.ndarray:
-    """Mel cepstrum (frames, 1 + order) of `log_mel`, by a cosine transform over its bands.
+def mel_cepstrum(wave: np.ndarray) -> np.ndarray:
+    """Mel cepstrum (frames, 1 + 13) of `log_mel`, by a cosine transform over its bands.
 
     It is scaled so that log amplitude = c_0 / 2 + sum over d of c_d cos(pi d (band + 1/2) / bands).
     """
-    spectrum = log_mel(wave, sample_rate)
-    if not len(spectrum):
-        return np.zeros((0, 1 + order))
-    return dct(spectrum, type=2, axis=1)[:, : 1 + order] / spectrum.shape[1]
+    return dct(log_mel(wave), type=2, axis=1)[:, : 1 + ORDER] / BANDS
 
 
-def mel_cepstral_distance(
-    a: np.ndarray,
-    b: np.ndarray,
-    sample_rate: int = SAMPLE_RATE,
-    align: str = "dtw",
-    order: int = 13,
-) -> float:
-    """Mel-cepstral distortion of two waveforms, dB: mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2).
+def mel_cepstral_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mel-cepstral distortion of two waveforms in dB, their frames paired by time warping.
 
-    Kubichek 1993, "Mel-cepstral distance measure for objective speech quality assessment".  The cepstra come from a mel
-    filter bank, so compare the figure only with figures of this function.  c_0, the level, is left out, and both
-    waveforms are brought to one level beforehand.
-    align: "dtw" pairs frames by dynamic time warping, for two utterances that differ in timing; "frames" pairs them one
-        by one, for waveforms of the same number of frames (one more or less is cut off).
-    Raises ValueError for waveforms shorter than one frame, or of different length under "frames".
+    It is the mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2) (Kubichek 1993,
+    "Mel-cepstral distance measure for objective speech quality assessment").  The cepstra come from
+    a mel filter bank, so compare the figure only with figures of this function.  c_0, the level, is
+    left out, and both waveforms are brought to one level.  Raises ValueError for waveforms shorter
+    than one frame.
     """
-    first, second = (mel_cepstrum(_levelled(wave), sample_rate, order)[:, 1:] for wave in (a, b))
-    if not len(first) or not len(second):
-        raise ValueError(
-            f"expected waveforms of at least 25 ms, found {len(first)} and {len(second)} frames"
-        )
-    if align == "frames":
-        if abs(len(first) - len(second)) > 1:
-            raise ValueError(
-                f"frame-by-frame comparison needs equal lengths, found {len(first)} and {len(second)} frames"
-            )
-        frames = min(len(first), len(second))
-        gaps = np.linalg.norm(first[:frames] - second[:frames], axis=1)
-    elif align == "dtw":
-        distances = cdist(first, second)
-        gaps = distances[tuple(warping_path(distances).T)]
-    else:
-        raise ValueError(f"unknown alignment {align!r}: expected 'dtw' or 'frames'")
+    first, second = (mel_cepstrum(_levelled(wave))[:, 1:] for wave in (a, b))
+    _require_frames(first, second)
+    distances = cdist(first, second)
+    gaps = distances[tuple(warping_path(distances).T)]
     return float(10 / np.log(10) * np.sqrt(2) * gaps.mean())
 
 
 def warping_path(distances: np.ndarray) -> np.ndarray:
-    """Cheapest monotone path through `distances` (n, m) from corner to corner: (steps, 2) index pairs.
+    """Cheapest monotone path through `distances` (n, m), corner to corner: (steps, 2) index pairs.
 
-    Dynamic time warping with the steps (1, 0), (0, 1) and (1, 1) of equal weight (Sakoe & Chiba 1978).
+    Dynamic time warping by steps (1, 0), (0, 1), (1, 1) of equal weight (Sakoe & Chiba 1978).
     """
     n, m = distances.shape
     cost = np.full((n + 1, m + 1), np.inf)
@@ -86,9 +63,8 @@ def warping_path(distances: np.ndarray) -> np.ndarray:
     for diagonal in range(n + m - 1):  # cells of one anti-diagonal need only the two before it
         i = np.arange(max(0, diagonal - m + 1), min(n, diagonal + 1))
         j = diagonal - i
-        cost[i + 1, j + 1] = distances[i, j] + np.minimum(
-            np.minimum(cost[i, j + 1], cost[i + 1, j]), cost[i, j]
-        )
+        cheapest = np.minimum(np.minimum(cost[i, j + 1], cost[i + 1, j]), cost[i, j])
+        cost[i + 1, j + 1] = distances[i, j] + cheapest
 
     i, j = n - 1, m - 1
     path = [(i, j)]
@@ -99,45 +75,33 @@ def warping_path(distances: np.ndarray) -> np.ndarray:
     return np.array(path[::-1])
 
 
-def loudness_db(wave: np.ndarray) -> float:
-    """Root mean square level in dB of full scale: 0 for a square wave of amplitude 1; -120 for silence and below."""
-    wave = _one_channel(wave)
-    power = float(np.mean(wave**2)) if len(wave) else 0.0
-    return max(QUIETEST_DB, 10 * float(np.log10(power))) if power > 0 else QUIETEST_DB
+def f0_track(wave: np.ndarray) -> np.ndarray:
+    """Fundamental frequency in Hz at every 10 ms from time 0, (samples / 160,) rounded up.
 
-
-def f0_track(
-    wave: np.ndarray,
-    sample_rate: int = SAMPLE_RATE,
-    lowest_hz: float = 60.0,
-    highest_hz: float = 500.0,
-) -> np.ndarray:
-    """Fundamental frequency in Hz at every 10 ms from time 0, (samples / sample_rate / 0.01,) rounded up; 0 = unvoiced.
-
-    Praat's autocorrelation method (Boersma 1993).  Ends of an utterance that no analysis window fits into are unvoiced.
+    Praat's autocorrelation method (Boersma 1993).  0 is unvoiced, and so are the ends of an
+    utterance that no analysis window fits into.
     """
     wave = _one_channel(wave)
-    track = np.zeros(-(-len(wave) // round(FRAME_S * sample_rate)))
-    if len(wave) <= 3.1 / lowest_hz * sample_rate:  # Praat wants three periods of the lowest pitch
+    track = np.zeros(-(-len(wave) // STEP))
+    if len(wave) <= 3.1 / LOWEST_HZ * SAMPLE_RATE:  # Praat wants three periods of the lowest pitch
         return track
     import parselmouth  # slow to load, and no other measure needs it
 
-    pitch = parselmouth.Sound(wave, sample_rate).to_pitch_ac(
-        FRAME_S, lowest_hz, pitch_ceiling=highest_hz
-    )
-    # Praat centres its frames in the waveform, often half-way between ours: take the earlier of two equally near ones.
-    nearest = np.ceil((np.arange(len(track)) * FRAME_S - pitch.x1) / FRAME_S - 0.5 - 1e-6).astype(
-        int
-    )
+    step = STEP / SAMPLE_RATE
+    sound = parselmouth.Sound(wave, SAMPLE_RATE)
+    pitch = sound.to_pitch_ac(step, LOWEST_HZ, pitch_ceiling=HIGHEST_HZ)
+    # Praat centres its frames in the waveform, often half-way between ours: take the earlier of
+    # two equally near ones.
+    nearest = np.ceil((np.arange(len(track)) * step - pitch.x1) / step - 0.5 - 1e-6).astype(int)
     inside = (nearest >= 0) & (nearest < pitch.n_frames)
     track[inside] = pitch.selected_array["frequency"][nearest[inside]]
     return track
 
 
 def f0_rmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square difference in Hz of two `f0_track`s over the frames voiced in both, paired one by one.
+    """Root mean square difference in Hz of two `f0_track`s over the frames voiced in both.
 
-    The longer track is cut; NaN when no frame is voiced in both.
+    Frames are paired one by one, the longer track is cut; NaN where no frame is voiced in both.
     """
     frames = min(len(a), len(b))
     a, b = np.asarray(a[:frames], dtype=np.float64), np.asarray(b[:frames], dtype=np.float64)
@@ -146,55 +110,55 @@ def f0_rmse(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def voicing_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the frames of two `f0_track`s, paired one by one, that are voiced in one and unvoiced in the other.
+    """Share of the frames of two `f0_track`s that are voiced in one and unvoiced in the other.
 
-    The longer track is cut; NaN when there is no frame.
+    Frames are paired one by one, the longer track is cut; NaN where there is no frame.
     """
     frames = min(len(a), len(b))
-    return (
-        float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0)))
-        if frames
-        else float("nan")
-    )
-
-
-def log_spectral_distance(a: np.ndarray, b: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Log-spectral distance of two waveforms in dB: mean over frames of the root mean square over frequencies of 20 log10 |A| / |B|.
-
-    Gray & Markel 1976, "Distance measures for speech processing".  Frames of 25 ms every 10 ms are paired one by one (the longer waveform
-    is cut), both waveforms are brought to one level, and amplitudes more than 60 dB below the loudest of both count as 60 dB below it, so
-    that inaudible differences don't.  Raises ValueError for waveforms shorter than one frame.
-    """
-    spectra = [_amplitudes(_levelled(wave), sample_rate) for wave in (a, b)]
-    frames = min(map(len, spectra))
     if not frames:
-        raise ValueError(
-            f"expected waveforms of at least 25 ms, found {len(spectra[0])} and {len(spectra[1])} frames"
-        )
-    floor = max(1e-3 * max(spectrum.max() for spectrum in spectra), _FLOOR)
-    first, second = (20 * np.log10(np.maximum(spectrum[:frames], floor)) for spectrum in spectra)
+        return float("nan")
+    return float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0)))
+
+
+def log_spectral_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Log-spectral distance of two waveforms in dB, frames paired one by one (the longer is cut).
+
+    It is the mean over frames of the root mean square over frequencies of 20 log10 |A| / |B| (Gray
+    & Markel 1976, "Distance measures for speech processing").  Both waveforms are brought to one
+    level, and amplitudes more than 60 dB below the loudest of both count as 60 dB below it, so that
+    inaudible differences don't.  Raises ValueError for waveforms shorter than one frame.
+    """
+    first, second = (_amplitudes(_levelled(wave)) for wave in (a, b))
+    frames = _require_frames(first, second)
+    floor = max(1e-3 * max(first.max(), second.max()), FLOOR)
+    first, second = (20 * np.log10(np.maximum(x[:frames], floor)) for x in (first, second))
     return float(np.sqrt(np.mean((first - second) ** 2, axis=1)).mean())
 
 
-def _amplitudes(wave: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(frames, frequencies) of Hann windows of 25 ms every 10 ms; no frame if the wave is shorter than one."""
-    window, hop = round(_WINDOW_S * sample_rate), round(FRAME_S * sample_rate)
-    size = max(_FFT, 1 << (window - 1).bit_length())
-    if len(wave) < window:
-        return np.zeros((0, size // 2 + 1))
-    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop] * np.hanning(window)
-    return np.abs(np.fft.rfft(frames, size))
+def _require_frames(first: np.ndarray, second: np.ndarray) -> int:
+    """The number of frames that both have; refuses waveforms without one."""
+    if not len(first) or not len(second):
+        found = f"found {len(first)} and {len(second)} frames"
+        raise ValueError(f"expected waveforms of at least 25 ms, {found}")
+    return min(len(first), len(second))
 
 
-def _mel_bands(bands: int, size: int, sample_rate: int) -> np.ndarray:
-    """Triangular filters (size // 2 + 1, bands) with peaks at 1."""
-    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
-    bins = np.fft.rfftfreq(size, 1 / sample_rate)[:, None]
-    rising, falling = (
-        (bins - edges[:-2]) / np.diff(edges)[:-1],
-        (edges[2:] - bins) / np.diff(edges)[1:],
-    )
+def _amplitudes(wave: np.ndarray) -> np.ndarray:
+    """(frames, 257) of Hann windows of 25 ms every 10 ms; no frame if the wave is shorter."""
+    if len(wave) < WINDOW:
+        return np.zeros((0, FFT // 2 + 1))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::STEP] * np.hanning(WINDOW)
+    return np.abs(np.fft.rfft(frames, FFT))
+
+
+@functools.cache
+def _mel_bands() -> np.ndarray:
+    """Triangular filters (257, 40) with peaks at 1."""
+    top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)[:, None]
+    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - bins) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling))
 
 

@@ -1,4 +1,4 @@
-"""Word error rate: turns pairs of reference and recognised text into counts of wrong words.
+"""Word error rate: pairs of reference and recognised text → counts of wrong words.
 
 Texts are compared as they stand, word by word, so normalise both sides in the same way first.
 """
@@ -7,30 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jiwer
+from speechgpt_lib.metrics.unit_errors import unit_error_rate, unit_errors
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Substituted, deleted and inserted words of the best alignment, and the number of words in `reference`.
+    """Substituted, deleted and inserted words of the best alignment, and the words of `reference`.
 
-    Words are separated by any white space.  Either text may be empty: every word of the other is then an error.
+    Words are separated by any white space; beside an empty text every word is an error.
     """
-    expected, heard = reference.split(), hypothesis.split()
-    if not expected or not heard:
-        return max(len(expected), len(heard)), len(expected)
-    counts = jiwer.process_words(" ".join(expected), " ".join(heard))
-    return counts.substitutions + counts.deletions + counts.insertions, len(expected)
+    expected = reference.split()
+    return unit_errors(expected, hypothesis.split()), len(expected)
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Pooled word error rate: all errors over all reference words, so long sentences weigh more.
-
-    It can exceed 1.  Where no reference has a word, each inserted word counts as one whole error.
-    Raises ValueError when the two lists differ in length.
-    """
-    if len(references) != len(hypotheses):
-        raise ValueError(
-            f"each text needs its reference: found {len(references)} references, {len(hypotheses)} hypotheses"
-        )
-    counts = [word_errors(*pair) for pair in zip(references, hypotheses, strict=True)]
-    return sum(errors for errors, _ in counts) / max(sum(words for _, words in counts), 1)
+    """Pooled word error rate, as `unit_error_rate` pools: all errors over all reference words."""
+    return unit_error_rate([r.split() for r in references], [h.split() for h in hypotheses])

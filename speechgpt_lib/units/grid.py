@@ -1,4 +1,4 @@
-"""What layer and number of clusters do to units: a table of qualities, from one encoder and a little speech."""
+"""What layer and number of clusters do to units: a table of qualities, from a little speech."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy as np
 from transformers import HubertModel
 
 from speechgpt_lib.metrics.speaker_probe import speaker_probe
-from speechgpt_lib.metrics.unit_quality import unit_quality
+from speechgpt_lib.metrics.unit_quality import Alignment, unit_quality
 from speechgpt_lib.units.kmeans import fit_kmeans
 from speechgpt_lib.units.training import layer_features
-
-Alignment = Sequence[tuple[float, float, str]]
 
 
 def quality_grid(
@@ -24,26 +22,21 @@ def quality_grid(
     seed: int,
     frames: int = 20_000,
 ) -> Iterator[dict]:
-    """One row for each layer and each number of clusters: both, the figures of `unit_quality`, and the accuracy of a speaker probe.
+    """A row for each layer and number of clusters: the figures of `unit_quality`, a speaker probe.
 
-    Args:
-        training: waves (samples,) at 16 kHz from which centroids are made.
-        held_out: (wave, its phones as (start s, end s, label), speaker) to measure on.
-        frames: of `training` at most so many are clustered.  Numbers of clusters that they can't fill are left out.
+    Centroids come from at most `frames` frames of the `training` waves (samples,) at 16 kHz; a
+    number of clusters that these can't fill is left out.  `held_out` are (wave, its phones as
+    (start s, end s, label), speaker) to measure on.
     """
     waves, alignments, speakers = zip(*held_out, strict=True)
     for layer in range(1, encoder.config.num_hidden_layers + 1):
         features = layer_features(encoder, layer)
-        known, unknown = ([features(wave) for wave in part] for part in (training, waves))
+        known, unknown = (list(map(features, part)) for part in (training, waves))
         for count in clusters:
             if 10 * count > sum(map(len, known)):
                 continue
             kmeans = fit_kmeans(known, count, seed, frames)
-            units = [kmeans.assign(f) for f in unknown]
+            units = list(map(kmeans.assign, unknown))
+            quality = asdict(unit_quality(units, alignments, speakers))
             probe = speaker_probe(units, speakers, count, seed)
-            yield {
-                "layer": layer,
-                "clusters": count,
-                **asdict(unit_quality(units, alignments, speakers)),
-                "speaker_probe": probe,
-            }
+            yield {"layer": layer, "clusters": count, **quality, "speaker_probe": probe}

@@ -1,11 +1,13 @@
-"""HuBERT: pre-training a small unit encoder from raw speech, in the paper's way (Hsu et al. 2021, arXiv 2106.07447).
+"""HuBERT: pre-training a small unit encoder from raw speech (Hsu et al. 2021, arXiv 2106.07447).
 
-First iteration: k-means over MFCCs gives every 20 ms frame a target; the encoder sees the waveform with spans masked and predicts
-the targets.  What it must know to fill the gaps (which phone this is) becomes visible in its hidden layers.  Second iteration: a new
-encoder learns to predict clusters of those hidden states, which are better targets than MFCCs were.
+First iteration: k-means over MFCCs gives every 20 ms frame a target; the encoder sees the waveform
+with spans masked and predicts the targets.  What it must know to fill the gaps (which phone this
+is) becomes visible in its hidden layers.  Second iteration: a new encoder learns to predict
+clusters of those hidden states, which are better targets than MFCCs were.
 
-**Differs from the paper** in `lab`: frames that are not masked are predicted too, with half the weight (the paper's α = 1 counts only
-masked ones), which makes a model this small learn in minutes; layer norms stand before the blocks.
+**Differs from the paper** in `lab`: frames that are not masked are predicted too, with half the
+weight (the paper's α = 1 counts only masked ones), which makes a model this small learn in minutes;
+layer norms stand before the blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
@@ -31,39 +34,32 @@ TEMPERATURE = 0.1
 
 
 def frame_count(samples: int) -> int:
-    """Frames of the convolutional stack for this many samples: 25 ms window, 20 ms hop."""
+    """Frames of the convolutions for this many samples: a window of 25 ms every 20 ms."""
     return max(0, 1 + (samples - MINIMUM_SAMPLES) // HOP)
 
 
 def build_encoder(settings: HubertSettings) -> HubertModel:
-    """A randomly initialised HuBERT with the published stride of 320 samples."""
+    """A random HuBERT whose convolutions have HubertConfig's published kernels and strides."""
     config = HubertConfig(
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         intermediate_size=settings.feed_forward,
         conv_dim=settings.conv_widths,
-        conv_kernel=(10, 3, 3, 3, 3, 2, 2),
-        conv_stride=(5, 2, 2, 2, 2, 2, 2),
-        num_feat_extract_layers=7,
-        feat_extract_norm="group",
-        conv_bias=False,
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=8,
         do_stable_layer_norm=True,
         hidden_dropout=0.05,
         attention_dropout=0.0,
         activation_dropout=0.0,
-        feat_proj_dropout=0.0,
         layerdrop=0.0,
-        apply_spec_augment=True,
         attn_implementation="sdpa",
     )
     return HubertModel(config)
 
 
 class MaskedPrediction(nn.Module):
-    """HuBERT with its prediction head: cosine similarity to one embedding a target class (paper, equation 3)."""
+    """HuBERT and its head: cosine similarity to an embedding of each target (paper, equation 3)."""
 
     def __init__(self, encoder: HubertModel, classes: int, width: int = 128):
         super().__init__()
@@ -71,25 +67,29 @@ class MaskedPrediction(nn.Module):
         self.project = nn.Linear(encoder.config.hidden_size, width)
         self.classes = nn.Parameter(torch.randn(classes, width))
 
-    def forward(
-        self, waves: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, unmasked_weight: float
-    ):
-        """waves (batch, samples), targets and mask (batch, frames) → (weighted sum of losses, weight, masked accuracy)."""
+    def forward(self, waves: Tensor, targets: Tensor, mask: Tensor, unmasked_weight: float):
+        """waves (batch, samples), targets and mask (batch, frames) → three numbers.
+
+        They are the weighted sum of losses, the sum of weights, and the accuracy on masked frames.
+        """
         hidden = self.encoder(waves, mask_time_indices=mask).last_hidden_state
-        logits = (
-            nn.functional.normalize(self.project(hidden), dim=-1)
-            @ nn.functional.normalize(self.classes, dim=-1).T
+        guessed, classes = (
+            F.normalize(self.project(hidden), dim=-1),
+            F.normalize(self.classes, dim=-1),
         )
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1) / TEMPERATURE, targets.flatten(), reduction="none"
-        )
-        weights = torch.where(mask.flatten(), 1.0 - unmasked_weight, unmasked_weight)
+        logits = guessed @ classes.T  # cosine similarity, (batch, frames, classes)
+        scores, flat_targets = logits.flatten(0, 1) / TEMPERATURE, targets.flatten()
+        losses = F.cross_entropy(scores, flat_targets, reduction="none")  # (batch · frames,)
+        weights = torch.where(mask.flatten(), 1.0 - unmasked_weight, unmasked_weight)  # loss mask
         hits = (logits.argmax(-1) == targets)[mask]
         return (losses * weights).sum(), weights.sum(), hits.float().mean()
 
 
-def sample_mask(batch: int, frames: int, probability: float, length: int) -> torch.Tensor:
-    """Spans of `length` frames, each frame being a start with `probability`; spans may overlap.  Returns bool (batch, frames)."""
+def sample_mask(batch: int, frames: int, probability: float, length: int) -> Tensor:
+    """Masked spans of `length` frames, which may overlap: bool (batch, frames).
+
+    Each frame is a start with `probability`.
+    """
     starts = torch.rand(batch, frames) < probability
     mask = starts.clone()
     for shift in range(1, length):
@@ -97,8 +97,8 @@ def sample_mask(batch: int, frames: int, probability: float, length: int) -> tor
     return mask
 
 
-def normalise_utterance(features: torch.Tensor) -> torch.Tensor:
-    """Zero mean and unit variance over the frames (frames, width): takes out much of voice and channel."""
+def normalise_utterance(features: Tensor) -> Tensor:
+    """Zero mean, unit variance over (frames, width): takes out much of voice and channel."""
     return (features - features.mean(0)) / (features.std(0) + 1e-3)
 
 
@@ -109,10 +109,11 @@ def pretrain_hubert(
     options: TrainingOptions,
     features: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[HubertModel, KMeansUnits, dict]:
-    """Train an encoder on float32 waves (samples,) at 16 kHz.
+    """Trains an encoder on float32 waves (samples,) at 16 kHz.
 
-    `features` gives the frames (n, width) whose clusters are the targets: hidden states of an encoder of the iteration before, or when
-    None MFCCs.  Returns (encoder, the k-means of its targets, summary).
+    `features` gives the frames (n, width) whose clusters are the targets: hidden states of an
+    encoder of the iteration before, or MFCCs where None.  Returns (encoder, the k-means of its
+    targets, summary).
     """
     seed, device = options.seed, options.device
     frames_of = features or (lambda wave: normalise_utterance(mfcc(torch.from_numpy(wave))).numpy())
@@ -123,9 +124,8 @@ def pretrain_hubert(
     crop = int(settings.crop_seconds * SAMPLE_RATE)
     long_enough = [i for i, wave in enumerate(waves) if len(wave) > crop + HOP]
     if not long_enough:
-        raise UserError(
-            f"no utterance is longer than a crop of {settings.crop_seconds} s: lower units.hubert.crop_seconds or give longer ones"
-        )
+        cure = "lower units.hubert.crop_seconds or give longer ones"
+        raise UserError(f"no utterance is longer than a crop of {settings.crop_seconds} s: {cure}")
     frames = frame_count(crop)
     torch.manual_seed(seed)
     model = MaskedPrediction(build_encoder(settings), settings.target_clusters)
@@ -141,10 +141,10 @@ def pretrain_hubert(
 
     def step_function(phase: str, modules: dict, batch, step: int):
         crops, labels = (tensor.to(device) for tensor in batch)
-        mask = sample_mask(len(crops), frames, settings.mask_probability, settings.mask_length).to(
-            device
+        mask = sample_mask(len(crops), frames, settings.mask_probability, settings.mask_length)
+        loss, weight, accuracy = modules["hubert"](
+            crops, labels, mask.to(device), settings.unmasked_weight
         )
-        loss, weight, accuracy = modules["hubert"](crops, labels, mask, settings.unmasked_weight)
         return loss, weight, {"masked_accuracy": accuracy}
 
     with training_attention(model.encoder, device):

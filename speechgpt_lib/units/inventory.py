@@ -1,8 +1,9 @@
-"""The unit inventory: encoder + layer + centroids, as one named and hashed object that every consumer of units checks.
+"""The unit inventory: encoder + layer + centroids, as one named object that all units refer to.
 
     inventory/{inventory.json, encoder/ (config.json, model.safetensors), centroids.safetensors}
 
-Its id is a hash over all of that.  A vocoder or language model made for one inventory refuses units of another.
+Its id is a hash over all of that.  A vocoder or language model made for one inventory refuses units
+of another.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
-from speechgpt_lib.units.features import FeatureEncoder
+from speechgpt_lib.units.features import FeatureEncoder, check_layer
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.sequence import merge
 
 
 @dataclass(frozen=True)
 class UnitInventory:
-    """Turns speech into units.  `count` is K; `id` names encoder, layer and centroids together."""
+    """Turns speech into units.  `id` names encoder, layer and centroids together.
+
+    `normalize`: whether the encoder wants waveforms of zero mean and unit variance.
+    """
 
     id: str
     encoder: HubertModel
     layer: int
     kmeans: KMeansUnits
-    normalize: bool = (
-        False  # whether the encoder was trained on waveforms of zero mean and unit variance
-    )
+    normalize: bool = False
 
     @property
     def count(self) -> int:
+        """K, the number of units."""
         return self.kmeans.count
 
     @functools.cached_property
     def feature_encoder(self) -> FeatureEncoder:
+        """The encoder up to the chosen layer, on the CPU."""
         return FeatureEncoder(self.encoder, self.layer, normalize=self.normalize)
 
     def features(self, wave: np.ndarray) -> np.ndarray:
@@ -54,64 +58,51 @@ class UnitInventory:
         return merge(self.kmeans.assign(self.features(wave)))
 
     def save(self, folder: Path) -> None:
+        """Writes the inventory into `folder`."""
         (folder / "encoder").mkdir(parents=True, exist_ok=True)
         self.encoder.config.save_pretrained(folder / "encoder")
         save_module(self.encoder, folder / "encoder" / "model.safetensors")
         self.kmeans.save(folder / "centroids.safetensors")
-        facts = {
-            "id": self.id,
-            "layer": self.layer,
-            "clusters": self.count,
-            "frame_rate_hz": FRAME_RATE,
-            "normalize": self.normalize,
-        }
+        facts = {"id": self.id, "layer": self.layer, "clusters": self.count}
+        facts |= {"frame_rate_hz": FRAME_RATE, "normalize": self.normalize}
         write_json(folder / "inventory.json", facts)
 
     @classmethod
     def load(cls, folder: Path) -> UnitInventory:
+        """Reads what `save` wrote; raises UserError where its files don't make its id."""
         facts = read_json(folder / "inventory.json")
         config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
         encoder = HubertModel(config).eval()
         load_module(encoder, folder / "encoder" / "model.safetensors")
         kmeans = KMeansUnits.load(folder / "centroids.safetensors")
-        found = cls.create(
-            encoder, int(facts["layer"]), kmeans, bool(facts.get("normalize", False))
-        )
+        found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
         if found.id != facts["id"]:
-            raise UserError(
-                f"{folder} says it is inventory {facts['id']} but its files make {found.id}: a file there was changed"
-            )
+            made = f"says it is inventory {facts['id']} but makes {found.id}"
+            raise UserError(f"{folder} {made}: a file there was changed")
         return found
 
     @classmethod
     def create(
         cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits, normalize: bool = False
     ) -> UnitInventory:
-        depth = encoder.config.num_hidden_layers
-        if not 1 <= layer <= depth:
-            raise UserError(
-                f"the encoder has layers 1 to {depth}, layer {layer} was asked for: change units.layer in the recipe"
-            )
-        if kmeans.centroids.shape[1] != encoder.config.hidden_size:
-            raise UserError(
-                f"centroids have width {kmeans.centroids.shape[1]} but layer {layer} gives {encoder.config.hidden_size}: they belong apart"
-            )
+        """Names the parts; raises UserError where they don't belong together."""
+        check_layer(layer, encoder.config.num_hidden_layers)
+        width, expected = kmeans.centroids.shape[1], encoder.config.hidden_size
+        if width != expected:
+            raise UserError(f"centroids have width {width} but layer {layer} gives {expected}")
         weights = {name: _hash_tensor(tensor) for name, tensor in encoder.state_dict().items()}
-        identity = {
-            "weights": weights,
-            "layer": layer,
-            "centroids": _hash_tensor(torch.from_numpy(kmeans.centroids)),
-        }
+        centroids = _hash_tensor(torch.from_numpy(kmeans.centroids))
+        identity = {"weights": weights, "layer": layer, "centroids": centroids}
         identity |= {"normalize": True} if normalize else {}
         return cls(hash_json(identity)[:16], encoder.eval(), layer, kmeans, normalize)
 
 
 def check_inventory(found: str, expected: str, what: str) -> None:
-    """Refuse units of inventory `found` where `expected` is needed; `what` names the consumer."""
+    """Refuses units of inventory `found` where `expected` is needed; `what` names the consumer."""
     if found != expected:
-        raise UserError(
-            f"{what} was made for unit inventory {expected} but the units are of inventory {found}: use units of the same run"
-        )
+        made = f"{what} was made for unit inventory {expected}"
+        units = f"but the units are of inventory {found}"
+        raise UserError(f"{made} {units}: use units of the same run")
 
 
 def _hash_tensor(tensor: torch.Tensor) -> str:

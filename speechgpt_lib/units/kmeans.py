@@ -1,4 +1,4 @@
-"""k-means over frames of features: centroids, assignment as one matrix product, and the file they live in."""
+"""k-means over frames of features: centroids, assignment as one matrix product, and their file."""
 
 from __future__ import annotations
 
@@ -25,32 +25,29 @@ class KMeansUnits:
 
     @property
     def count(self) -> int:
+        """K, the number of units."""
         return len(self.centroids)
 
     def assign(self, features: np.ndarray) -> np.ndarray:
-        """(frames, width) → unit ids (frames,) int64: argmin over ‖x‖² − 2x·C + ‖C‖², of which ‖x‖² is the same for all C."""
-        if features.shape[1] != self.centroids.shape[1]:
-            raise UserError(
-                f"features have width {features.shape[1]} but the centroids have {self.centroids.shape[1]}: they belong to another encoder"
-            )
-        features = features.astype(np.float32)
-        return ((self.centroids**2).sum(1) - 2 * features @ self.centroids.T).argmin(1)
+        """(frames, width) → the unit of each frame, (frames,) int64."""
+        (units,), _ = Assigner(self)([torch.from_numpy(np.array(features, np.float32))])
+        return units
 
     def save(self, path: Path) -> None:
+        """Writes the centroids to a safetensors file."""
         with atomic_path(path) as temporary:
             save_file({"centroids": self.centroids}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> KMeansUnits:
+        """Reads what `save` wrote."""
         if not Path(path).is_file():
-            raise UserError(
-                f"centroids {path} are missing: run notebook 01_unit_extraction.ipynb first"
-            )
+            raise UserError(f"no centroids {path}: run notebook 01_unit_extraction.ipynb first")
         return cls(load_file(path)["centroids"])
 
 
 class Assigner:
-    """Centroids on a device, for many features at once."""
+    """Centroids on a device, which give many frames their nearest one at once."""
 
     def __init__(self, kmeans: KMeansUnits, device: str = "cpu"):
         self.centroids = torch.from_numpy(kmeans.centroids).to(device)
@@ -58,40 +55,38 @@ class Assigner:
 
     @torch.inference_mode()
     def __call__(self, features: Sequence[torch.Tensor]) -> tuple[list[np.ndarray], int]:
-        """(frames, width) tensors → unit ids (frames,) of each, and in how many frames the two nearest centroids were equally near.
+        """(frames, width) tensors → units (frames,) int64 of each, and the number of near ties.
 
-        Equally near: squared distances that differ by less than 1e-4 of the larger.  There rounding may choose either.
+        Units are argmin over ‖x‖² − 2x·C + ‖C‖²; ‖x‖² does not depend on the centroid, so it is
+        left out.  Near ties are frames whose two nearest centroids differ by less than 1e-4 of the
+        larger squared distance: there rounding may choose either.
         """
         joined = torch.cat(list(features))
-        scores = torch.addmm(self.squares, joined, self.centroids.T, alpha=-2)
+        if joined.shape[1] != self.centroids.shape[1]:
+            found = f"features have width {joined.shape[1]} but the centroids have"
+            raise UserError(f"{found} {self.centroids.shape[1]}: they belong to another encoder")
+        scores = torch.addmm(self.squares, joined, self.centroids.T, alpha=-2)  # (frames, K)
         least, nearest = scores.topk(min(2, len(self.centroids)), dim=1, largest=False)
         distances = least + joined.square().sum(1, keepdim=True)
-        near = (
-            (distances[:, -1] - distances[:, 0] < NEAR_TIE * distances[:, -1]).sum().item()
-            if distances.shape[1] == 2
-            else 0
-        )
-        return [ids.numpy() for ids in nearest[:, 0].cpu().split([len(f) for f in features])], int(
-            near
-        )
+        gaps = distances[:, -1] - distances[:, 0]
+        near = gaps < NEAR_TIE * distances[:, -1]
+        units = nearest[:, 0].cpu().split(list(map(len, features)))
+        return [u.numpy() for u in units], int(near.sum()) if distances.shape[1] == 2 else 0
 
 
 def fit_kmeans(
     features: list[np.ndarray], clusters: int, seed: int, frames: int = 60_000
 ) -> KMeansUnits:
-    """Mini-batch k-means on a seeded sample of `frames` frames out of a list of (n, width) arrays."""
+    """Mini-batch k-means on a seeded sample of `frames` frames of a list of (n, width) arrays."""
     rng = np.random.default_rng(seed)
-    total = sum(len(f) for f in features)
+    bounds = np.cumsum([0, *map(len, features)])
+    total = int(bounds[-1])
     if total < clusters:
-        raise UserError(
-            f"{total} frames cannot make {clusters} clusters: give more speech or fewer clusters"
-        )
+        wanted = "give more speech or fewer clusters"
+        raise UserError(f"{total} frames cannot make {clusters} clusters: {wanted}")
     chosen = np.sort(rng.choice(total, min(frames, total), replace=False))
-    bounds = np.cumsum([0] + [len(f) for f in features])
     which = np.searchsorted(bounds, chosen, side="right") - 1
-    sample = np.stack(
-        [features[i][k - bounds[i]] for i, k in zip(which, chosen, strict=True)]
-    ).astype(np.float32)
+    sample = np.stack([features[i][k - bounds[i]] for i, k in zip(which, chosen, strict=True)])
     model = MiniBatchKMeans(
         clusters,
         batch_size=min(10_000, len(sample)),
@@ -100,4 +95,5 @@ def fit_kmeans(
         random_state=seed,
         reassignment_ratio=0.0,
     )
-    return KMeansUnits(model.fit(sample).cluster_centers_.astype(np.float32))
+    fitted = model.fit(sample.astype(np.float32))
+    return KMeansUnits(fitted.cluster_centers_.astype(np.float32))

@@ -1,4 +1,4 @@
-"""MFCC features at HuBERT's frame rate: the targets of HuBERT's first iteration, and the baseline units to compare with."""
+"""MFCC at HuBERT's frame rate: the targets of HuBERT's first iteration, and the baseline units."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ FFT, MELS, COEFFICIENTS = 512, 40, 13
 
 
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
-    """13 MFCCs with first and second differences.
+    """13 MFCCs with first and second differences: (samples,) at 16 kHz → (frames, 39) float32.
 
-    Args:
-        wave: (samples,) float at 16 kHz, at least 400 samples.
-
-    Returns:
-        (frames, 39) float32; frames = 1 + (samples − 400) // 320, the count of HuBERT's convolutional stack.
+    Windows are those of HuBERT's convolutions: frames = 1 + (samples − 400) // 320.
     """
     window, mel, dct = _constants()
-    frames = wave.float().unfold(0, MINIMUM_SAMPLES, HOP) * window
-    power = torch.fft.rfft(frames, FFT).abs().square()
-    cepstrum = torch.log(power @ mel + 1e-5) @ dct
+    frames = wave.float().unfold(0, MINIMUM_SAMPLES, HOP) * window  # (frames, 400)
+    power = torch.fft.rfft(frames, FFT).abs().square()  # (frames, 257)
+    cepstrum = torch.log(power @ mel + 1e-5) @ dct  # (frames, 13)
     first = _differences(cepstrum)
     return torch.cat([cepstrum, first, _differences(first)], dim=1)
 
@@ -38,10 +34,9 @@ def _differences(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hann window (400,), triangular mel filters (257, 40) on the HTK scale up to 8 kHz, orthogonal DCT-II (40, 13)."""
-    points = 700 * (
-        10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), MELS + 2) / 2595) - 1
-    )
+    """Hann window (400,), triangular mel filters to 8 kHz (257, 40), orthogonal DCT-II (40, 13)."""
+    mels = torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), MELS + 2)
+    points = 700 * (10 ** (mels / 2595) - 1)
     hertz = torch.linspace(0, 8000, FFT // 2 + 1)[:, None]
     rising = (hertz - points[:-2]) / (points[1:-1] - points[:-2])
     falling = (points[2:] - hertz) / (points[2:] - points[1:-1])

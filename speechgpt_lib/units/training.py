@@ -1,4 +1,4 @@
-"""A unit inventory of one's own, from speech alone: HuBERT in one or two iterations, then k-means on one of its layers."""
+"""A unit inventory from speech alone: HuBERT in one or two iterations, then k-means on a layer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from speechgpt_lib.units.hubert import pretrain_hubert
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 
-FRAMES_PER_UTTERANCE = (
-    100  # at least so many frames are expected of an utterance when frames for k-means are wanted
-)
+FRAMES_PER_UTTERANCE = 100  # at least so many are expected when frames for k-means are wanted
 
 
 def train_encoder(
     waves: list[np.ndarray], settings: UnitSettings, work: Path, options: TrainingOptions
 ) -> tuple[HubertModel, KMeansUnits, dict]:
-    """Pre-train on waves in as many iterations as the settings say: (encoder, the MFCC k-means of the first targets, summary).
+    """Pre-trains on waves in one or two iterations, as the settings say.
 
-    Metrics go to `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.
+    Returns (encoder, the MFCC k-means of the first targets, summary).  Metrics go to
+    `work/metrics.jsonl`, those of a second iteration to `work/metrics_second.jsonl`.
     """
     encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, options)
     if settings.hubert.iterations == 2:
@@ -45,11 +44,9 @@ def cluster_layer(
     seed: int,
     normalize: bool = False,
 ) -> UnitInventory:
-    """k-means over the frames of one layer → inventory."""
-    features = layer_features(encoder, settings.layer, normalize=normalize)
-    kmeans = fit_kmeans(
-        [features(wave) for wave in waves], settings.clusters, seed, settings.kmeans_frames
-    )
+    """k-means over the frames that one layer makes of the waves → inventory."""
+    features = map(layer_features(encoder, settings.layer, normalize=normalize), waves)
+    kmeans = fit_kmeans(list(features), settings.clusters, seed, settings.kmeans_frames)
     return UnitInventory.create(encoder, settings.layer, kmeans, normalize)
 
 

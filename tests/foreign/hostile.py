@@ -1,4 +1,4 @@
-"""Objects whose pickles run a command, and packages that exist only while a file that names them is written."""
+"""Objects whose pickles run a command, and packages that exist only while a file is written."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.metrics import intervals
 from speechgpt_lib.metrics.intervals import bootstrap_mean, bootstrap_ratio
 
 
@@ -29,10 +28,12 @@ def test_same_seed_same_interval():
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
 
 
-def test_blocks_do_not_change_the_number_of_draws(monkeypatch):
-    monkeypatch.setattr(intervals, "_BLOCK", 70)
-    rows = [block.shape for block in intervals._resamples(10, 16, seed=0)]
-    assert rows == [(7, 10), (7, 10), (2, 10)]
+def test_every_draw_has_as_many_items_as_there_are():
+    values = np.random.default_rng(0).random(50)
+    draws = np.random.default_rng(3).integers(0, 50, (200, 50))  # all at once
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    estimate = bootstrap_mean(values, seed=3, draws=200)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high))
 
 
 def test_width_follows_the_standard_error():

@@ -1,4 +1,4 @@
-"""The speech judge: it hears eSpeak's sentences, depends on nothing but the audio, and stays calm about bad audio."""
+"""The speech judge hears eSpeak's sentences and nothing in bad audio, whatever it heard before."""
 
 import math
 import random
@@ -8,12 +8,10 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-import soxr
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import lab_judges
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.metrics.wer import wer
 
@@ -33,6 +31,15 @@ SENTENCES = [
     "what is one plus two",
     "please tell me what is two plus seven",
 ]
+
+
+def world_judge() -> judge.SpeechJudge:
+    """The judge of all that the lab's world can say."""
+    questions, answers = zip(*world.QUESTIONS.values(), strict=True)
+    sentences = [*world.STATEMENTS, *answers]
+    return judge.template_judge(
+        judge.grammar_from_templates(sentences, world.SLOTS, questions, world.OPENINGS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +77,9 @@ def test_the_past_does_not_matter(template, waves):
     assert template.transcribe_many(waves[::-1]) == template.transcribe_many(waves)[::-1]
 
 
-def test_level_and_sample_rate_do_not_matter(template, waves):
+def test_level_does_not_matter(template, waves):
     assert template.transcribe(0.01 * waves[0]) == SENTENCES[0]
-    assert (
-        template.transcribe(soxr.resample(waves[0], 16000, 22050), sample_rate=22050)
-        == SENTENCES[0]
-    )
     assert template.transcribe(waves[0].astype(np.float64)) == SENTENCES[0]
-
-
-def test_two_processes_hear_the_same(template, waves):
-    assert template.transcribe_many(waves, processes=2) == template.transcribe_many(waves)
-    assert template.transcribe_many([], processes=2) == []
-
-
-def test_bad_audio_in_another_process_is_reported_here(template, waves):
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        template.transcribe_many([waves[0], np.full(16000, np.nan)], processes=2)
 
 
 def test_judges_differ_in_what_they_allow(template, bigram):
@@ -102,7 +95,7 @@ def test_noise_and_half_sentences_are_no_words_to_the_template_judge(template, w
 
 @pytest.mark.parametrize("noise", [0.03, 0.06])
 def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
-    template, _ = lab_judges()
+    template = world_judge()
     slots = {name: f"(?:{'|'.join(words)})" for name, words in world.SLOTS.items()}
     templates = [*world.STATEMENTS, *(text for pair in world.QUESTIONS.values() for text in pair)]
     whole = re.compile(f"(?:{'|'.join(text.format(**slots) for text in templates)})?")
@@ -112,13 +105,12 @@ def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
         "maria has the monkey",
         "david is in the river",
     )
-    waves = [synthesize(text, "Female2")[0] for text in sentences]
-    heard = template.transcribe_many(
-        [
-            w + noise * np.random.default_rng(1).standard_normal(len(w), dtype=np.float32)
-            for w in waves
-        ]
-    )
+
+    def noisy(wave):
+        whisper = np.random.default_rng(1).standard_normal(len(wave), dtype=np.float32)
+        return wave + noise * whisper
+
+    heard = template.transcribe_many([noisy(synthesize(text, "Female2")[0]) for text in sentences])
     assert all(whole.fullmatch(text) for text in heard) and any(heard)
 
 
@@ -145,9 +137,7 @@ def test_what_is_no_waveform_is_refused(template, wave, message):
 
 def test_grammar_text():
     assert "<animal> = ( dog | horse | bird );" in GRAMMAR
-    assert "<an_opening> = ( please tell me );" in GRAMMAR, (
-        "the empty opening is what makes it optional"
-    )
+    assert "<an_opening> = ( please tell me );" in GRAMMAR, "the empty opening is skipped"
     assert "the <animal> is <color>" in GRAMMAR
     assert "[ <an_opening> ] what is <number> plus <number>" in GRAMMAR
     assert "opening" not in judge.grammar_from_templates(["hello"], {}, ["good morning"], [""])
@@ -162,11 +152,7 @@ def test_grammar_refusals():
 
 def test_the_whole_lab_world_can_be_heard():
     assert judge.missing_words(world.vocabulary()) == []
-    questions, answers = zip(*world.QUESTIONS.values(), strict=True)
-    grammar = judge.grammar_from_templates(
-        [*world.STATEMENTS, *answers], world.SLOTS, questions, world.OPENINGS
-    )
-    assert judge.template_judge(grammar).transcribe(np.zeros(16000)) == ""
+    assert world_judge().transcribe(np.zeros(16000)) == ""
 
 
 def test_unheard_of_words_are_named():
@@ -202,9 +188,8 @@ def test_bigram_model_sums_to_one_after_every_word():
         ["the dog is red", "the dog is green", "the bird", "", "red"], words=["dog", "paris"]
     )
     unigrams, backoff, bigrams = read_arpa(text)
-    assert (
-        f"ngram 1={len(unigrams)}" in text and f"ngram 2={sum(map(len, bigrams.values()))}" in text
-    )
+    assert f"ngram 1={len(unigrams)}" in text
+    assert f"ngram 2={sum(map(len, bigrams.values()))}" in text
     assert unigrams.pop("<s>") == pytest.approx(0)
     assert sum(unigrams.values()) == pytest.approx(1, abs=1e-4)
     assert set(unigrams) == {"the", "dog", "is", "red", "green", "bird", "paris", "</s>"}
@@ -217,17 +202,12 @@ def test_bigram_model_sums_to_one_after_every_word():
 
 def test_bigram_probability_by_hand():
     unigrams, backoff, bigrams = read_arpa(judge.bigram_arpa(["a b", "a b", "a a"]))
-    # words, with one added: a 5, b 3, </s> 4 of 12; after a come b twice, a once, </s> once: three kinds
+    # Words, with one added: a 5, b 3, </s> 4 of 12.  After a come b twice, a once, </s> once: three
+    # kinds.
     assert unigrams["a"] == pytest.approx(5 / 12, abs=1e-4)
     assert backoff["a"] == pytest.approx(3 / (4 + 3), abs=1e-4)
     assert bigrams["a"]["b"] == pytest.approx((2 + 3 * 3 / 12) / (4 + 3), abs=1e-4)
     assert math.isclose(backoff["b"], 1 / (2 + 1), rel_tol=1e-3)
-
-
-def test_bigram_model_is_kept_for_people(tmp_path):
-    judge.bigram_judge(["the dog"], work=tmp_path / "judge")
-    assert [path.name for path in (tmp_path / "judge").iterdir()] == ["bigram.arpa"]
-    assert (tmp_path / "judge" / "bigram.arpa").read_text() == judge.bigram_arpa(["the dog"])
 
 
 def test_no_sentence_no_model():

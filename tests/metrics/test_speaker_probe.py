@@ -1,3 +1,5 @@
+"""Speaker probe: it finds units that know the speaker, and needs enough speech to say so."""
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,8 @@ def test_units_that_know_the_speaker_are_found_out_and_others_are_not():
 
 
 def test_it_is_repeatable():
-    assert speaker_probe(*utterances(True), 20, seed=3) == speaker_probe(
-        *utterances(True), 20, seed=3
-    )
+    first, again = (speaker_probe(*utterances(True), 20, seed=3) for _ in range(2))
+    assert first == again
 
 
 def test_too_little_speech_is_refused():

@@ -1,4 +1,4 @@
-"""Waveform measures: known signals give known levels, pitches and distances."""
+"""Waveform measures: known signals give known spectra, pitches and distances."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,14 @@ from speechgpt_lib.metrics.waveform import (
     f0_track,
     log_mel,
     log_spectral_distance,
-    loudness_db,
     mel_cepstral_distance,
     voicing_error,
     warping_path,
 )
 
 
-def tone(hz, seconds=1.0, rate=16000):
-    return np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+def tone(hz, seconds=1.0):
+    return np.sin(2 * np.pi * hz * np.arange(round(seconds * 16000)) / 16000)
 
 
 def buzz(hz, seconds=1.0):
@@ -38,7 +37,6 @@ def test_log_mel_shape_and_peak():
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 42) / 2595) - 1)
     assert set(mel.argmax(1)) == {np.abs(edges[1:-1] - 1000).argmin()}
     assert log_mel(np.zeros(399)).shape == (0, 40)
-    assert log_mel(tone(1000, rate=48000), sample_rate=48000).shape == (98, 40)
 
 
 def test_log_mel_of_twice_the_amplitude_and_of_silence():
@@ -46,32 +44,28 @@ def test_log_mel_of_twice_the_amplitude_and_of_silence():
     assert np.unique(log_mel(np.zeros(1600))) == pytest.approx(np.log(1e-5))
 
 
-def test_distance_of_a_filter_is_its_ripple_in_decibels():
-    # An echo after 0.5 ms changes the envelope alike in every frame, so warping has nothing to gain.
+def test_distance_of_a_filter_is_at_most_its_ripple_in_decibels():
+    # An echo after 0.5 ms changes the envelope alike in every frame, so warping has little to gain.
     plain = noise(2)
     echoed = lfilter([1, *[0] * 7, 0.3], [1], plain)
-    frames = mel_cepstral_distance(plain, echoed, align="frames")
-    changed = np.diff(
-        [waveform.mel_cepstrum(wave)[:, 1:].mean(0) for wave in (plain, echoed)], axis=0
-    )
-    assert frames >= 10 / np.log(10) * np.sqrt(2 * (changed**2).sum())
-    assert 0.5 < frames < 4
-    assert mel_cepstral_distance(plain, echoed) <= frames
+    gaps = np.subtract(*(waveform.mel_cepstrum(wave)[:, 1:] for wave in (plain, echoed)))
+    frames = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(gaps, axis=1).mean()
+    assert 0.5 < mel_cepstral_distance(plain, echoed) <= frames < 4
 
 
 def test_distance_formula(monkeypatch):
-    # Two constant log spectra that differ by a cosine of amplitude 1 neper: its r.m.s. is 8.686 / sqrt(2) dB.
+    # Two constant log spectra differ by a cosine of amplitude 1 neper: 8.686 / sqrt(2) dB r.m.s.
     ripple = np.cos(np.pi * 3 * (np.arange(40) + 0.5) / 40)
     spectra = iter([np.zeros((5, 40)), np.tile(ripple, (5, 1))])
-    monkeypatch.setattr(waveform, "log_mel", lambda wave, sample_rate: next(spectra))
-    decibels = mel_cepstral_distance(np.ones(16), np.ones(16), align="frames")
+    monkeypatch.setattr(waveform, "log_mel", lambda wave: next(spectra))
+    decibels = mel_cepstral_distance(np.ones(16), np.ones(16))
     assert decibels == pytest.approx(20 / np.log(10) / np.sqrt(2))
 
 
 def test_distance_is_zero_for_the_same_and_ignores_level():
     wave = buzz(120) + noise()
     assert mel_cepstral_distance(wave, wave) == 0
-    assert mel_cepstral_distance(wave, 0.3 * wave, align="frames") == pytest.approx(0, abs=1e-6)
+    assert mel_cepstral_distance(wave, 0.3 * wave) == pytest.approx(0, abs=1e-6)
     assert mel_cepstral_distance(wave, noise(seed=1)) > 2
 
 
@@ -80,15 +74,11 @@ def test_warping_forgives_timing():
     fast = np.concatenate([buzz(120, 0.2), noise(0.4), buzz(300, 0.3)])
     other = np.concatenate([buzz(300, 0.4), noise(0.4), buzz(120, 0.4)])
     assert mel_cepstral_distance(slow, fast) < 0.6 * mel_cepstral_distance(slow, other)
-    with pytest.raises(ValueError, match="118 and 88 frames"):
-        mel_cepstral_distance(slow, fast, align="frames")
 
 
 def test_distance_refusals():
     with pytest.raises(ValueError, match="at least 25 ms"):
         mel_cepstral_distance(np.zeros(100), noise())
-    with pytest.raises(ValueError, match="'dtw' or 'frames'"):
-        mel_cepstral_distance(noise(), noise(), align="none")
     with pytest.raises(ValueError, match=r"\(2, 100\)"):
         log_mel(np.zeros((2, 100)))
 
@@ -110,13 +100,6 @@ def test_warping_path_is_monotone_and_cheapest(n, m, seed):
     assert distances[tuple(path.T)].sum() == pytest.approx(best[-1, -1])
 
 
-def test_loudness():
-    assert loudness_db(np.array([1.0, -1.0] * 50)) == pytest.approx(0)
-    assert loudness_db(tone(100)) == pytest.approx(-3.01, abs=0.01)
-    assert loudness_db(0.1 * tone(100)) == pytest.approx(-23.01, abs=0.01)
-    assert loudness_db(np.zeros(10)) == loudness_db(np.zeros(0)) == -120
-
-
 def test_f0_track_of_known_pitch():
     wave = np.concatenate([np.zeros(4800), buzz(120, 0.5), noise(0.3), buzz(200, 0.5)])
     track = f0_track(wave)
@@ -133,9 +116,8 @@ def test_f0_track_of_almost_nothing(samples):
 
 
 def test_f0_rmse():
-    assert f0_rmse(np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])) == pytest.approx(
-        np.sqrt((9 + 16) / 2)
-    )
+    a, b = np.array([100, 0, 200, 150]), np.array([103, 500, 0, 146, 7])
+    assert f0_rmse(a, b) == pytest.approx(np.sqrt((9 + 16) / 2))
     assert np.isnan(f0_rmse(np.array([100, 0]), np.array([0, 100])))
     assert f0_rmse(f0_track(buzz(120)), f0_track(buzz(150))) == pytest.approx(30, abs=1)
 
@@ -147,9 +129,7 @@ def test_log_spectral_distance_is_how_much_louder_each_frequency_is():
     assert log_spectral_distance(noise, 0.3 * noise) < 1e-9, "level does not matter"
     assert log_spectral_distance(noise, noise + 1e-3 * rng.standard_normal(16_000)) < 1
     assert log_spectral_distance(noise, np.cumsum(noise) / 10) > 5  # other timbre
-    assert log_spectral_distance(noise[:8000], noise) == pytest.approx(
-        0, abs=0.5
-    )  # the longer is cut
+    assert log_spectral_distance(noise[:8000], noise) < 0.5  # the longer is cut
     with pytest.raises(ValueError, match="25 ms"):
         log_spectral_distance(noise, noise[:300])
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,10 +23,8 @@ def inventory() -> UnitInventory:
 
 
 def items_of(*lengths: int) -> list[Item]:
-    return [
-        Item({"id": str(k)}, n / 16_000, lambda n=n, k=k: noise(n, k))
-        for k, n in enumerate(lengths)
-    ]
+    numbered = enumerate(lengths)
+    return [Item({"id": str(k)}, n / 16_000, lambda n=n, k=k: noise(n, k)) for k, n in numbered]
 
 
 @given(st.lists(st.floats(0.025, 60)), st.floats(1, 100))
@@ -45,10 +44,8 @@ def test_rows_come_in_order_with_the_units_of_each_alone(inventory, batch_s):
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"] and not bad
     for row, item in zip(rows, items, strict=True):
         units, durations = inventory.encode(item.read())
-        assert (
-            row["units"].tolist() == units.tolist()
-            and row["durations"].tolist() == durations.tolist()
-        )
+        assert row["units"].tolist() == units.tolist()
+        assert row["durations"].tolist() == durations.tolist()
     assert counts.utterances == 5 and counts.bad == 0
     assert counts.frames == sum(row["durations"].sum() for row in rows)
     assert counts.units == sum(len(row["units"]) for row in rows)
@@ -60,9 +57,8 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(inventory):
         raise UserError("x.flac has no samples")
 
     items = items_of(4000, 5000)
-    rows, bad, counts = ShardEncoder(inventory, Extraction()).encode(
-        [items[0], Item({"id": "x"}, 1.0, broken), items[1]]
-    )
+    items.insert(1, Item({"id": "x"}, 1.0, broken))
+    rows, bad, counts = ShardEncoder(inventory, Extraction()).encode(items)
     assert [row["id"] for row in rows] == ["0", "1"]
     assert bad == [{"id": "x", "reason": "unreadable", "detail": "x.flac has no samples"}]
     assert (counts.utterances, counts.bad) == (2, 1)
@@ -86,9 +82,8 @@ def test_long_audio_is_counted_where_it_is_approximate_or_cut(inventory, monkeyp
 def test_bf16_reports_its_misses(inventory, monkeypatch):
     monkeypatch.setattr(encode, "CHECK_EVERY", 2)
     items = items_of(16_000, 17_000, 18_000)
-    rows, _, counts = ShardEncoder(inventory, Extraction(precision="bf16", batch_s=1.2)).encode(
-        items
-    )
+    encoder = ShardEncoder(inventory, Extraction(precision="bf16", batch_s=1.2))
+    rows, _, counts = encoder.encode(items)
     assert counts.checked_frames == 49 + 56  # the first and the third of three batches
     exact = [inventory.kmeans.assign(inventory.features(items[i].read())) for i in (0, 2)]
     found = [np.repeat(rows[i]["units"], rows[i]["durations"]) for i in (0, 2)]
@@ -96,8 +91,6 @@ def test_bf16_reports_its_misses(inventory, monkeypatch):
 
 
 def test_assignment_counts_near_ties():
-    import torch
-
     assign = Assigner(KMeansUnits(np.array([[0, 0], [2, 0], [9, 9]], np.float32)))
     units, near = assign([torch.tensor([[1.0, 0], [0.1, 0]]), torch.tensor([[8.0, 8.0]])])
     assert [u.tolist() for u in units][1] == [2] and units[0][1] == 0 and near == 1

@@ -24,9 +24,8 @@ from tests.builders import few_steps, noise, smoke_recipe, tiny_inventory
 def test_mfcc_and_encoder_have_the_same_frames(samples: int) -> None:
     wave = noise(2)[:samples]
     inventory = tiny_inventory()
-    assert (
-        len(mfcc(torch.from_numpy(wave))) == len(inventory.features(wave)) == frame_count(samples)
-    )
+    frames = len(inventory.features(wave))
+    assert frames == len(mfcc(torch.from_numpy(wave))) == frame_count(samples)
     _, durations = inventory.encode(wave)
     assert durations.sum() == frame_count(samples)
 
@@ -37,14 +36,12 @@ def test_the_inventory_is_named_by_all_it_depends_on(tmp_path: Path) -> None:
     inventory.save(tmp_path / "inventory")
     loaded = UnitInventory.load(tmp_path / "inventory")
     wave = noise(1)
-    assert loaded.id == inventory.id and np.array_equal(
-        loaded.encode(wave)[0], inventory.encode(wave)[0]
-    )
+    assert loaded.id == inventory.id
+    assert np.array_equal(loaded.encode(wave)[0], inventory.encode(wave)[0])
     others = {tiny_inventory(layer=2).id, tiny_inventory(seed=1).id, tiny_inventory(clusters=19).id}
     assert len(others | {inventory.id}) == 4
-    KMeansUnits(inventory.kmeans.centroids + 1).save(
-        tmp_path / "inventory" / "centroids.safetensors"
-    )
+    moved = KMeansUnits(inventory.kmeans.centroids + 1)
+    moved.save(tmp_path / "inventory" / "centroids.safetensors")
     with pytest.raises(UserError, match="was changed"):
         UnitInventory.load(tmp_path / "inventory")
     with pytest.raises(UserError, match="aaa.*bbb"):
@@ -64,16 +61,13 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 def test_kmeans_finds_clusters_and_is_repeatable() -> None:
     rng = np.random.default_rng(0)
     centres = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
-    features = [
-        np.concatenate([c + rng.normal(scale=0.1, size=(50, 2)) for c in centres]).astype(
-            np.float32
-        )
-    ]
-    first, again = (fit_kmeans(features, 3, seed=0) for _ in range(2))
+    clouds = np.concatenate([c + rng.normal(scale=0.1, size=(50, 2)) for c in centres])
+    features = clouds.astype(np.float32)
+    first, again = (fit_kmeans([features], 3, seed=0) for _ in range(2))
     assert np.array_equal(first.centroids, again.centroids)
     assert len(set(first.assign(centres).tolist())) == 3
-    brute = ((features[0][:, None] - first.centroids[None]) ** 2).sum(-1).argmin(1)
-    assert np.array_equal(first.assign(features[0]), brute)
+    brute = ((features[:, None] - first.centroids[None]) ** 2).sum(-1).argmin(1)
+    assert np.array_equal(first.assign(features), brute)
     with pytest.raises(UserError, match="cannot make"):
         fit_kmeans([np.zeros((2, 2), np.float32)], 3, seed=0)
 
@@ -87,9 +81,8 @@ def test_masks_are_spans_of_the_wanted_share() -> None:
 
 
 def test_pretraining_is_repeatable(tmp_path: Path) -> None:
-    settings = smoke_recipe().units.hubert.model_copy(
-        update={"optimization": few_steps(2), "target_clusters": 5}
-    )
+    update = {"optimization": few_steps(2), "target_clusters": 5}
+    settings = smoke_recipe().units.hubert.model_copy(update=update)
     waves = [noise(2, seed) for seed in range(4)]
     options = TrainingOptions(seed=1)
     encoders = [pretrain_hubert(waves, settings, tmp_path / k, options)[0] for k in "ab"]
@@ -104,9 +97,8 @@ def test_extraction_keeps_whole_shards_and_refuses_other_inventories(tmp_path: P
     inventory.save(tmp_path / "inventory")
     plan = plan_corpus(smoke_recipe().corpus, 0)[:4]
     for k in range(2):
-        write_shard(
-            tmp_path / "corpus" / f"utterances-{k:05d}.parquet", map(speak, plan[2 * k : 2 * k + 2])
-        )
+        shard = tmp_path / "corpus" / f"utterances-{k:05d}.parquet"
+        write_shard(shard, map(speak, plan[2 * k : 2 * k + 2]))
     arguments = (tmp_path / "corpus", tmp_path / "inventory", inventory.id, tmp_path / "units")
     facts = extract_units(*arguments, processes=1)
     rows = list(read_units(tmp_path / "units", inventory.id))

@@ -1,4 +1,6 @@
-"""The real fairseq beside our own reader: the same features and units from the same file.  Needs `make fairseq`."""
+"""The real fairseq beside our own reader: the same features and units (needs `make fairseq`)."""
+
+import json
 
 import numpy as np
 import pytest
@@ -16,59 +18,32 @@ from tests.units.test_foreign import SETTINGS
 
 
 def checkpoint(path, fairseq, normalize=False, **changes):
-    """A HuBERT that fairseq itself builds and that is saved as its trainer does, with spread weights."""
+    """A HuBERT that fairseq builds, with spread weights, saved as its trainer does."""
     from fairseq.models.hubert.hubert import HubertConfig, HubertModel
     from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 
-    settings = (
-        SETTINGS
-        | {
-            "encoder_layers": 3,
-            "conv_pos": 128,
-            "conv_pos_groups": 16,
-            "final_dim": 8,
-            "untie_final_proj": True,
-        }
-        | changes
-    )
+    settings = SETTINGS | {"encoder_layers": 3, "conv_pos": 128, "conv_pos_groups": 16}
+    settings |= {"final_dim": 8, "untie_final_proj": True, **changes}
     settings |= {"required_seq_len_multiple": 2, "label_rate": 50.0}
     config = HubertConfig(**{key: value for key, value in settings.items() if key != "_name"})
     dictionary = fairseq.data.dictionary.Dictionary()
     for k in range(10):
         dictionary.add_symbol(str(k))
     torch.manual_seed(0)
-    task = HubertPretrainingConfig(
-        data="data", labels=["km"], label_dir="data", label_rate=50.0, normalize=normalize
-    )
-    model = HubertModel(config, task, [dictionary])
+    task = {"data": "data", "labels": ["km"], "label_dir": "data", "label_rate": 50.0}
+    task |= {"normalize": normalize}
+    model = HubertModel(config, HubertPretrainingConfig(**task), [dictionary])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    task_settings = {
-        "_name": "hubert_pretraining",
-        "data": "data",
-        "labels": ["km"],
-        "label_dir": "data",
-        "label_rate": 50.0,
-    }
-    cfg = {
-        "model": settings,
-        "task": task_settings | {"normalize": normalize, "sample_rate": 16000},
-        "common": {},
-    }
+    task |= {"_name": "hubert_pretraining", "sample_rate": 16000}
+    history = {"criterion_name": "HubertCriterion", "optimizer_name": "FairseqAdam"}
+    history |= {"lr_scheduler_state": {}, "num_updates": 0}
     state = {
         "args": None,
-        "cfg": cfg,
+        "cfg": {"model": settings, "task": task, "common": {}},
         "model": model.state_dict(),
         "task_state": {"dictionaries": [dictionary]},
-    }
-    history = {
-        "criterion_name": "HubertCriterion",
-        "optimizer_name": "FairseqAdam",
-        "lr_scheduler_state": {},
-        "num_updates": 0,
-    }
-    state |= {
         "optimizer_history": [history],
         "extra_state": {"train_iterator": {"epoch": 1}},
         "last_optimizer_state": None,
@@ -105,31 +80,20 @@ def test_units_and_release_chunks_agree(fairseq, tmp_path, monkeypatch):
     ours = encode_long(FeatureEncoder(model, 2), wave, "release").features.numpy()
     np.testing.assert_allclose(ours, theirs.features(wave, chunk=16_000), atol=1e-5)
     centroids = ours[::7].copy()
-    from speechgpt_lib.units.kmeans import KMeansUnits
-
     (single,) = FeatureEncoder(model, 2)([wave])
-    assert (
-        KMeansUnits(centroids).assign(single.numpy()).tolist()
-        == theirs.units(wave, centroids).tolist()
-    )
+    units = (single[:, None] - torch.from_numpy(centroids)).square().sum(-1).argmin(1)
+    assert theirs.units(wave, centroids).tolist() == units.tolist()
 
 
 def test_the_fixture_gives_what_fairseq_gave(fairseq, reference):
-    import json
-
     folder = reference / "fixtures" / "fairseq"
     encoder = FairseqEncoder(folder / "hubert" / "tiny_mhubert.pt", 3)
-    wave, centroids = (
-        np.load(folder / "hubert" / "wav.npy"),
-        np.load(folder / "kmeans" / "cluster_centers.npy"),
-    )
-    np.testing.assert_allclose(
-        encoder.features(wave), np.load(folder / "hubert" / "features.npz")["layer3"], atol=1e-5
-    )
-    assert (
-        encoder.units(wave, centroids).tolist()
-        == json.loads((folder / "kmeans" / "units.json").read_text())["units"]
-    )
+    wave = np.load(folder / "hubert" / "wav.npy")
+    centroids = np.load(folder / "kmeans" / "cluster_centers.npy")
+    features = np.load(folder / "hubert" / "features.npz")["layer3"]
+    np.testing.assert_allclose(encoder.features(wave), features, atol=1e-5)
+    units = json.loads((folder / "kmeans" / "units.json").read_text())["units"]
+    assert encoder.units(wave, centroids).tolist() == units
 
 
 def test_mistakes_are_named(fairseq, tmp_path):
@@ -145,9 +109,8 @@ def test_mistakes_are_named(fairseq, tmp_path):
 def test_code_never_reaches_fairseqs_loader(tmp_path):
     marker = tmp_path / "ran"
     torch.save({"model": Hostile(marker)}, tmp_path / "new.pt")
-    torch.save(
-        {"model": Hostile(marker)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False
-    )
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save({"model": Hostile(marker)}, tmp_path / "old.pt", **old)
     for name, words in (("new.pt", "asks to run .*system"), ("old.pt", "before PyTorch 1.6")):
         with pytest.raises(UserError, match=words):
             refuse_code(tmp_path / name)

@@ -21,17 +21,14 @@ VARIANTS = {
 
 
 def make_encoder(variant: str = "base", seed: int = 0) -> HubertModel:
-    """A small HuBERT of the published topology whose weights are spread, so that every layer and norm shows."""
+    """A small HuBERT of the published topology; its weights are spread, so every layer shows."""
     torch.manual_seed(seed)
-    geometry = {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "conv_dim": (24,) * 7,
-    }
     config = HubertConfig(
-        **geometry,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(24,) * 7,
         num_conv_pos_embedding_groups=4,
         **({"num_conv_pos_embeddings": 32} | VARIANTS[variant]),
     )
@@ -59,10 +56,9 @@ def test_every_layer_equals_transformers(variant):
     with torch.inference_mode():
         expected = model(torch.from_numpy(wave)[None], output_hidden_states=True)
     found = [FeatureEncoder(model, layer)([wave])[0] for layer in range(1, 5)]
-    for layer in (1, 2, 3):
-        torch.testing.assert_close(
-            found[layer - 1], expected.hidden_states[layer][0], atol=1e-5, rtol=1e-5
-        )
+    for k in (0, 1, 2):
+        hidden = expected.hidden_states[k + 1][0]
+        torch.testing.assert_close(found[k], hidden, atol=1e-5, rtol=1e-5)
     with torch.inference_mode():
         last = model.encoder.layer_norm(found[3]) if model.config.do_stable_layer_norm else found[3]
     torch.testing.assert_close(last, expected.last_hidden_state[0], atol=1e-5, rtol=1e-5)
@@ -90,9 +86,8 @@ def test_units_of_a_batch_are_those_of_each_alone(encoder, lengths, seed):
 
 def test_a_neighbour_in_the_batch_leaves_no_trace(encoder):
     features, wave = FeatureEncoder(encoder, 4), noise(6000)
-    quiet, loud = (
-        features([wave, other])[0] for other in (np.zeros(20_000, np.float32), 100 * noise(20_000))
-    )
+    neighbours = np.zeros(20_000, np.float32), 100 * noise(20_000)
+    quiet, loud = (features([wave, other])[0] for other in neighbours)
     torch.testing.assert_close(quiet, loud, atol=1e-6, rtol=0)
 
 
@@ -104,9 +99,8 @@ def test_the_norm_in_the_convolution_is_group_norm():
     wave = torch.from_numpy(noise(5000) + 3.0)  # an offset, as a cheap microphone adds it
     expected = norm(conv(wave[None, None]))[0].T
     views = windows(wave[None, :, None], 10, 5)
-    found = normed_convolution(
-        views, window_moments(views, [999]), conv.weight[:, 0], norm.weight, norm.bias, norm.eps
-    )
+    parts = conv.weight[:, 0], norm.weight, norm.bias, norm.eps
+    found = normed_convolution(views, window_moments(views, [999]), *parts)
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -119,10 +113,8 @@ def test_waveforms_are_brought_to_unit_variance_where_the_encoder_wants_it():
 
 def test_bf16_is_near_and_comes_back_as_float32(encoder):
     wave = noise(12_000)
-    (exact,), (short,) = (
-        FeatureEncoder(encoder, 3)([wave]),
-        FeatureEncoder(encoder, 3, precision="bf16")([wave]),
-    )
+    (exact,) = FeatureEncoder(encoder, 3)([wave])
+    (short,) = FeatureEncoder(encoder, 3, precision="bf16")([wave])
     assert short.dtype == torch.float32
     assert (short - exact).norm() / exact.norm() < 0.05
 

@@ -1,4 +1,4 @@
-"""Encoders and centroids of others: features equal to theirs, files that don't fit refused in words."""
+"""Encoders and centroids of others: features equal to theirs, files that don't fit are refused."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from speechgpt_lib.units.foreign import (
     open_inventory,
 )
 from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.kmeans import KMeansUnits
 from tests.units.test_features import VARIANTS, make_encoder, noise
 
 SETTINGS = {
@@ -43,22 +44,21 @@ SETTINGS = {
 
 def as_fairseq(model: HubertModel) -> dict[str, torch.Tensor]:
     """The weights of a HubertModel under fairseq's names."""
+    names = {
+        "feature_projection.projection": "post_extract_proj",
+        "feature_projection.layer_norm": "layer_norm",
+        "masked_spec_embed": "mask_emb",
+        "attention.": "self_attn.",
+        "feed_forward.intermediate_dense": "fc1",
+        "feed_forward.output_dense": "fc2",
+        "pos_conv_embed.conv.parametrizations.weight.original0": "pos_conv.0.weight_g",
+        "pos_conv_embed.conv.parametrizations.weight.original1": "pos_conv.0.weight_v",
+        "pos_conv_embed.conv": "pos_conv.0",
+    }
     renamed = {}
-    for name, tensor in model.state_dict().items():
-        new = name.replace("feature_projection.projection", "post_extract_proj").replace(
-            "feature_projection.layer_norm", "layer_norm"
-        )
-        new = new.replace("masked_spec_embed", "mask_emb").replace("attention.", "self_attn.")
-        new = new.replace("feed_forward.intermediate_dense", "fc1").replace(
-            "feed_forward.output_dense", "fc2"
-        )
-        new = new.replace(
-            "pos_conv_embed.conv.parametrizations.weight.original0", "pos_conv.0.weight_g"
-        )
-        new = new.replace(
-            "pos_conv_embed.conv.parametrizations.weight.original1", "pos_conv.0.weight_v"
-        )
-        new = new.replace("pos_conv_embed.conv", "pos_conv.0")
+    for new, tensor in model.state_dict().items():
+        for ours, theirs in names.items():
+            new = new.replace(ours, theirs)
         if new.startswith("encoder.layers."):
             new = new.replace(".layer_norm", ".self_attn_layer_norm")
         if new.startswith("feature_extractor."):
@@ -70,16 +70,10 @@ def as_fairseq(model: HubertModel) -> dict[str, torch.Tensor]:
 
 def write(path, model: HubertModel, settings: dict | None = None, /, **changes):
     """A checkpoint as fairseq's trainer lays it out."""
-    weights = as_fairseq(model) | {
-        "final_proj.weight": torch.zeros(2, 32),
-        "label_embs_concat": torch.zeros(5, 2),
-    }
-    state = {
-        "args": None,
-        "cfg": {"model": SETTINGS | (settings or {}), "task": {"normalize": False}},
-        "model": weights,
-    } | changes
-    torch.save(state, path)
+    heads = {"final_proj.weight": torch.zeros(2, 32), "label_embs_concat": torch.zeros(5, 2)}
+    cfg = {"model": SETTINGS | (settings or {}), "task": {"normalize": False}}
+    state = {"args": None, "cfg": cfg, "model": as_fairseq(model) | heads}
+    torch.save(state | changes, path)
     return path
 
 
@@ -96,9 +90,8 @@ def test_a_checkpoint_in_fairseqs_layout_gives_the_same_features(tmp_path, varia
     found, normalize = hubert_from_fairseq(write(tmp_path / "x.pt", model, settings))
     assert not normalize
     for layer in (1, 4):
-        torch.testing.assert_close(
-            FeatureEncoder(found, layer)([wave]), FeatureEncoder(model, layer)([wave])
-        )
+        theirs, ours = (FeatureEncoder(encoder, layer)([wave]) for encoder in (found, model))
+        torch.testing.assert_close(theirs, ours)
 
 
 def test_older_checkpoints_state_their_settings_in_a_namespace(tmp_path):
@@ -121,8 +114,6 @@ def test_an_inventory_of_a_foreign_encoder_survives_saving(tmp_path, variant):
 
 
 def kmeans_of(count: int):
-    from speechgpt_lib.units.kmeans import KMeansUnits
-
     return KMeansUnits(np.random.default_rng(0).normal(size=(count, 32)).astype(np.float32))
 
 
@@ -183,7 +174,6 @@ def test_front_ends_that_are_no_lists_are_refused(hostile):
         conv_layers(hostile)
 
 
-# --- transformers -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("preprocessor", "normalize"),
     [(None, False), ('{"do_normalize": true}', True), ('{"do_normalize": false}', False)],
@@ -219,7 +209,6 @@ def test_a_name_that_cannot_be_fetched_says_what_to_give_instead():
         hubert_from_transformers("someone/hubert")
 
 
-# --- centroids and inventories ------------------------------------------------------------------------------------------------------
 def test_centroids_are_read_from_every_format(tmp_path):
     data = np.random.default_rng(0).normal(size=(50, 32))
     model = MiniBatchKMeans(4, n_init=1, random_state=0).fit(data)
@@ -244,16 +233,8 @@ def test_files_without_centroids_are_named(tmp_path):
     joblib.dump({"x": 1}, tmp_path / "dictionary.bin")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" * 30)
     (tmp_path / "empty").mkdir()
-    for name in (
-        "flat.npy",
-        "nan.npy",
-        "objects.npy",
-        "other.safetensors",
-        "dictionary.bin",
-        "broken.safetensors",
-        "empty",
-        "absent.npy",
-    ):
+    arrays = ["flat.npy", "nan.npy", "objects.npy", "absent.npy"]
+    for name in [*arrays, "other.safetensors", "broken.safetensors", "dictionary.bin", "empty"]:
         with pytest.raises(UserError, match=name.split(".")[0]):
             kmeans_from(tmp_path / name)
 
@@ -261,9 +242,8 @@ def test_files_without_centroids_are_named(tmp_path):
 def test_an_inventory_is_put_together_or_opened(tmp_path):
     model = make_encoder()
     np.save(tmp_path / "km.npy", kmeans_of(5).centroids)
-    made = open_inventory(
-        encoder=str(write(tmp_path / "x.pt", model)), layer=2, kmeans=str(tmp_path / "km.npy")
-    )
+    encoder, kmeans = str(write(tmp_path / "x.pt", model)), str(tmp_path / "km.npy")
+    made = open_inventory(encoder=encoder, layer=2, kmeans=kmeans)
     folder = tmp_path / "run" / "01_unit_extraction" / "inventory"
     folder.mkdir(parents=True)
     made.save(folder)
@@ -297,7 +277,6 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
         open_inventory(tmp_path)
 
 
-# --- real fairseq's own figures -----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def fixtures(reference):
     folder = reference / "fixtures" / "fairseq"
@@ -312,9 +291,8 @@ def test_features_are_those_of_fairseq(fixtures):
     wave, odd = (np.load(fixtures / "hubert" / name) for name in ("wav.npy", "wav_odd.npy"))
     assert not normalize
     for layer in (1, 2, 3, 4):
-        np.testing.assert_allclose(
-            FeatureEncoder(model, layer)([wave])[0], expected[f"layer{layer}"], atol=1e-5
-        )
+        (found,) = FeatureEncoder(model, layer)([wave])
+        np.testing.assert_allclose(found, expected[f"layer{layer}"], atol=1e-5)
     # in one batch with the other, as well
     both = FeatureEncoder(model, 3)([odd, wave])
     np.testing.assert_allclose(both[0], expected["odd_layer3"], atol=1e-5)
@@ -324,21 +302,15 @@ def test_features_are_those_of_fairseq(fixtures):
 def test_units_are_those_of_fairseq(fixtures, monkeypatch):
     monkeypatch.setattr(long_audio, "RELEASE_CHUNK", 16_000)
     expected = json.loads((fixtures / "kmeans" / "units.json").read_text())
-    encoder, centroids = (
-        fixtures / "hubert" / "tiny_mhubert.pt",
-        fixtures / "kmeans" / "tiny_L3_km16.bin",
-    )
-    inventory = open_inventory(encoder=str(encoder), layer=3, kmeans=str(centroids))
+    encoder = str(fixtures / "hubert" / "tiny_mhubert.pt")
+    centroids = str(fixtures / "kmeans" / "tiny_L3_km16.bin")
+    inventory = open_inventory(encoder=encoder, layer=3, kmeans=centroids)
     wave, odd = (np.load(fixtures / "hubert" / name) for name in ("wav.npy", "wav_odd.npy"))
     units, durations = inventory.encode(wave)
     assert units.tolist() == expected["reduced"] and durations.tolist() == expected["durations"]
     assert np.repeat(*inventory.encode(odd)).tolist() == expected["units_odd"]
     chunked = long_audio.encode_long(inventory.feature_encoder, wave, "release")
-    np.testing.assert_allclose(
-        chunked.features,
-        np.load(fixtures / "hubert" / "features.npz")["chunk16000_layer3"],
-        atol=1e-5,
-    )
-    assert (
-        inventory.kmeans.assign(chunked.features.numpy()).tolist() == expected["units_chunk16000"]
-    )
+    features = np.load(fixtures / "hubert" / "features.npz")["chunk16000_layer3"]
+    np.testing.assert_allclose(chunked.features, features, atol=1e-5)
+    units = inventory.kmeans.assign(chunked.features.numpy())
+    assert units.tolist() == expected["units_chunk16000"]

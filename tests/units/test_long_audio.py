@@ -15,10 +15,8 @@ from tests.units.test_features import VARIANTS, make_encoder, noise
 @pytest.mark.parametrize("samples", [400, 30_000, 320 * 100 + 80, 320 * 100 + 79, 50_123])
 def test_in_pieces_equals_at_once(monkeypatch, variant, samples):
     monkeypatch.setattr(long_audio, "PIECE", 50)
-    encoder, wave = (
-        FeatureEncoder(make_encoder(variant), 3, normalize=variant == "large"),
-        noise(samples),
-    )
+    encoder = FeatureEncoder(make_encoder(variant), 3, normalize=variant == "large")
+    wave = noise(samples)
     result = encode_long(encoder, wave)
     assert not result.approximate and not result.dropped
     torch.testing.assert_close(result.features, encoder([wave])[0], atol=2e-5, rtol=1e-5)
@@ -38,13 +36,8 @@ def test_beyond_the_limit_it_says_that_it_is_approximate_and_stays_near(monkeypa
 def test_release_chunks_lose_the_frames_at_their_edges(monkeypatch):
     monkeypatch.setattr(long_audio, "RELEASE_CHUNK", 16_000)
     encoder, wave = FeatureEncoder(make_encoder(), 2), noise(32_917)
-    expected = torch.cat(
-        [
-            encoder([wave[:16_000]])[0],
-            encoder([wave[16_000:32_000]])[0],
-            encoder([wave[32_000:]])[0],
-        ]
-    )
+    chunks = wave[:16_000], wave[16_000:32_000], wave[32_000:]
+    expected = torch.cat([encoder([chunk])[0] for chunk in chunks])
     found = encode_long(encoder, wave, "release")
     torch.testing.assert_close(found.features, expected)
     assert len(found.features) == 49 + 49 + 2
