@@ -188,14 +188,18 @@ def jobs_check(jobs: int, gigabytes: float) -> Check:
     most = max(1, int(gigabytes // JOB_GB))
     cost = f"the run may be killed for want of memory: at most --jobs {most} here"
     expected = f"{jobs * JOB_GB:.1f} GB for --jobs {jobs}"
-    return Check("jobs at once", jobs <= most, f"{gigabytes:.1f} GB", expected, cost, required=jobs > 1)
+    return Check(
+        "jobs at once", jobs <= most, f"{gigabytes:.1f} GB", expected, cost, required=jobs > 1
+    )
 
 
 def check_jobs(jobs: int) -> None:
     """Raises UserError where so many jobs at once would not fit into memory."""
     check = jobs_check(jobs, _memory_gb())
     if jobs > 1 and not check.ok:
-        raise UserError(f"--jobs {jobs}: {check.cost} ({check.expected} are needed, there are {check.found})")
+        raise UserError(
+            f"--jobs {jobs}: {check.cost} ({check.expected} are needed, there are {check.found})"
+        )
 
 
 def cores_check(cores: int) -> Check:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-commands = typer.Typer()
+from speechgpt_lib.cli.options import JsonOption, SetOption, emit, load, say
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+corpora_app = typer.Typer(help="Speech to train and test on.", no_args_is_help=True)
+
 SplitOption = Annotated[
     list[str] | None,
     typer.Option("--split", help="Once or several times; see `corpora list`. Default: all."),
@@ -27,7 +26,7 @@ ShareOption = Annotated[
 ]
 
 
-@commands.command("list")
+@corpora_app.command("list")
 def list_corpora(as_json: JsonOption = False) -> None:
     """List the corpora that can be read, and the archives that can be fetched."""
     from speechgpt_lib.corpora.archives import ARCHIVES
@@ -44,28 +43,20 @@ def list_corpora(as_json: JsonOption = False) -> None:
         }
         for c in CORPORA.values()
     ]
-    if as_json:
-        print(
-            json.dumps(
-                {"corpora": rows, "archives": [asdict(archive) for archive in ARCHIVES.values()]}
-            )
-        )
-        return
+    lines = []
     for row in rows:
         how = "by hand: the steps are printed by" if row["gated"] else "one of the archives below:"
-        print(f"{row['corpus']}  ({row['title']})")
-        print(
-            f"  hours     {row['hours']}\n  licence   {row['licence']}\n  layout    {row['layout']}"
-        )
-        print(
-            f"  get it    {how} speechgpt corpora download {row['corpus'] if row['gated'] else 'ARCHIVE -o DIR'}"
-        )
-    print("\narchive              hours      size  corpus")
-    for archive in ARCHIVES.values():
-        print(f"{archive.name:18} {archive.hours:>7}  {archive.size:>8}  {archive.corpus}")
+        what = row["corpus"] if row["gated"] else "ARCHIVE -o DIR"
+        lines.append(f"{row['corpus']}  ({row['title']})")
+        lines += [f"  {name:9} {row[name]}" for name in ("hours", "licence", "layout")]
+        lines.append(f"  get it    {how} speechgpt corpora download {what}")
+    lines.append("\narchive              hours      size  corpus")
+    lines += [f"{a.name:18} {a.hours:>7}  {a.size:>8}  {a.corpus}" for a in ARCHIVES.values()]
+    archives = [asdict(archive) for archive in ARCHIVES.values()]
+    emit({"corpora": rows, "archives": archives}, "\n".join(lines), as_json)
 
 
-@commands.command()
+@corpora_app.command()
 def prepare(
     corpus: Annotated[
         str,
@@ -107,42 +98,36 @@ def prepare(
     """Read a corpus into an utterance table; what can't be used goes to quarantine. Interrupted, it goes on when called again."""
     from speechgpt_lib.corpora.prepare import prepare as prepare_corpus
 
-    given = {
-        "language": language,
-        "lower": lower,
-        "punctuation": False if no_punctuation else None,
-        "whole_files": whole_files,
-    }
-    options = {
-        name: value
-        for name, value in given.items()
-        if value not in (None, False) or name == "punctuation" and no_punctuation
-    }
-    say = (lambda line: print(line, file=sys.stderr)) if as_json else print
-    settings = {
-        "decode": decode,
-        "max_bad_share": max_bad_share,
-        "longest_s": longest,
-        "workers": workers,
-        "force": force,
-    }
-    summary = prepare_corpus(corpus, root, out, split or None, **settings, say=say, **options)
-    if as_json:
-        print(json.dumps(summary))
-        return
-    bad = summary["quarantined"]
-    for name, counts in summary["splits"].items():
-        print(f"{name:20} {counts['utterances']:>9} utterances {counts['hours']:>10.2f} h")
-    print(
-        f"{'quarantined':20} {bad['utterances']:>9}"
-        + "".join(f"  {reason} {n}" for reason, n in bad["reasons"].items())
+    given = {"language": language, "lower": lower, "whole_files": whole_files}
+    options = {name: value for name, value in given.items() if value}
+    if no_punctuation:
+        options["punctuation"] = False
+    summary = prepare_corpus(
+        corpus,
+        root,
+        out,
+        split or None,
+        decode=decode,
+        max_bad_share=max_bad_share,
+        longest_s=longest,
+        workers=workers,
+        force=force,
+        say=say if as_json else print,
+        **options,
     )
-    for reason, count in summary["skipped"].items():
-        print(f"{reason:20} {count:>9}")
-    print(f"wrote {summary['utterances']} utterances, {summary['hours']:.2f} h, to {out}")
+    bad = summary["quarantined"]
+    lines = [
+        f"{name:20} {counts['utterances']:>9} utterances {counts['hours']:>10.2f} h"
+        for name, counts in summary["splits"].items()
+    ]
+    reasons = "".join(f"  {reason} {n}" for reason, n in bad["reasons"].items())
+    lines.append(f"{'quarantined':20} {bad['utterances']:>9}{reasons}")
+    lines += [f"{reason:20} {count:>9}" for reason, count in summary["skipped"].items()]
+    lines.append(f"wrote {summary['utterances']} utterances, {summary['hours']:.2f} h, to {out}")
+    emit(summary, "\n".join(lines), as_json)
 
 
-@commands.command()
+@corpora_app.command()
 def download(
     archive: Annotated[
         str, typer.Argument(help="Such as dev-clean or libri-light-small; see `corpora list`.")
@@ -163,24 +148,14 @@ def download(
     corpus = CORPORA.get(archive)
     if corpus is not None and corpus.manual:
         text = f"{corpus.title} asks for an agreement first, so it can't be fetched from here. By hand:\n{corpus.manual}"
-        print(json.dumps({"corpus": corpus.name, "manual": corpus.manual}) if as_json else text)
+        emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
         return
     found = find_archive(archive)
     with _progress_bar(found.file) as progress:
-        folder = fetch(
-            found,
-            out,
-            keep_archive,
-            say=lambda line: print(line, file=sys.stderr),
-            progress=progress,
-        )
+        folder = fetch(found, out, keep_archive, say=say, progress=progress)
     root = folder.parent
     text = f"{found.hours:g} h in {folder}\nnext: speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
-    print(
-        json.dumps({"folder": str(folder), "corpus": found.corpus, "root": str(root)})
-        if as_json
-        else text
-    )
+    emit({"folder": str(folder), "corpus": found.corpus, "root": str(root)}, text, as_json)
 
 
 @contextlib.contextmanager
@@ -209,3 +184,30 @@ def _progress_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     ) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@corpora_app.command("sample")
+def sample(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="How many sentences.")] = 50,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    voice: Annotated[str | None, typer.Option(help="Default: the recipe's target voice.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="A kind of question, or statement; default all in turn.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="The recipe whose training sentences count as seen.")
+    ] = "lab",
+    changes: SetOption = None,
+    any_sentence: Annotated[
+        bool, typer.Option("--any", help="Also sentences of the training side.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write fresh test speech of the lab world: wavs and items.jsonl."""
+    from speechgpt_lib.corpora.sample import sample_set
+
+    settings, held_out = load(recipe, changes), not any_sentence
+    records = sample_set(out, count, seed, settings, voice, kind, held_out=held_out)
+    facts = {"folder": str(out), "items": len(records)}
+    emit(facts, f"wrote {len(records)} sentences to {out}", as_json)

@@ -1,14 +1,25 @@
-"""`speechgpt instruct …`: build, check, count, export and import SpeechInstruct sets, and have task descriptions written."""
+"""`speechgpt instruct …`: build, check, count, export and import SpeechInstruct sets; have task descriptions written."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from speechgpt_lib.cli.options import (
+    ForceOption,
+    JsonOption,
+    RecipeOption,
+    RunDirOption,
+    SeedOption,
+    SetOption,
+    ShardsOption,
+    emit,
+    say,
+)
+from speechgpt_lib.cli.runs import make_steps
 from speechgpt_lib.errors import UserError
 
 instruct_app = typer.Typer(
@@ -16,11 +27,6 @@ instruct_app = typer.Typer(
     help="SpeechInstruct: the sets that teach a language model to listen, speak and answer.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-OutFolder = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="The folder for the set; several start from it again."),
-]
 UnitCount = Annotated[
     int | None, typer.Option("--unit-count", min=1, help="K: units must be below it.")
 ]
@@ -60,16 +66,14 @@ def check(
     """Report every row that is not well-formed, with line number and reason; exit code 1 if there is one."""
     from speechgpt_lib.instructions.check import check_set
     from speechgpt_lib.instructions.interchange import check_jsonl
+    from speechgpt_lib.units.foreign import inventory_count, inventory_id
 
     if source.is_dir():
-        problems = check_set(source, _identity(inventory))
+        problems = check_set(source, inventory_id(inventory))
         for problem in problems:
             print(problem, file=sys.stderr if as_json else sys.stdout)
-        print(
-            json.dumps({"problems": problems})
-            if as_json
-            else f"{source}: {len(problems) or 'no'} problems"
-        )
+        text = f"{source}: {len(problems) or 'no'} problems"
+        emit({"problems": problems}, text, as_json)
         raise typer.Exit(bool(problems))
     counts: dict[str, int] = {}
 
@@ -78,7 +82,7 @@ def check(
         if counts[error.reason] <= shown:
             print(f"{source}:{line.number}: {error}", file=sys.stderr if as_json else sys.stdout)
 
-    found = check_jsonl(source, unit_count or _unit_count(inventory), tell)
+    found = check_jsonl(source, unit_count or inventory_count(inventory), tell)
     result = {
         "lines": found.lines,
         "good": found.good,
@@ -91,7 +95,7 @@ def check(
         "tasks": dict(found.statistics.groups),
     }
     if as_json:
-        print(json.dumps(result))
+        emit(result, "", True)
     else:
         for reason, count in found.reasons.most_common():
             print(
@@ -121,7 +125,7 @@ def stats(
     from speechgpt_lib.instructions.sets import read_summary
 
     summary = read_summary(source) if source.is_dir() else summarise_jsonl(source, unit_count)
-    print(json.dumps(summary) if as_json else render(summary), end="\n" if as_json else "")
+    emit(summary, render(summary).rstrip("\n"), as_json)
 
 
 @instruct_app.command()
@@ -140,7 +144,7 @@ def export(
     from speechgpt_lib.instructions.interchange import export_jsonl
 
     done = export_jsonl(source, out, templates, part="held_out" if held_out else "rows")
-    print(json.dumps(done) if as_json else f"wrote {done['rows']} rows to {out}")
+    emit(done, f"wrote {done['rows']} rows to {out}", as_json)
 
 
 @instruct_app.command("import")
@@ -163,10 +167,11 @@ def import_set(
 ) -> None:
     """Read JSON lines into a set, from which the same bytes can be exported; bad lines go to quarantine."""
     from speechgpt_lib.instructions.interchange import import_jsonl
+    from speechgpt_lib.units.foreign import inventory_count, inventory_id
 
-    identity = _identity(inventory)
-    summary = import_jsonl(source, out, identity, unit_count or _unit_count(inventory) or 1000)
-    print(json.dumps(summary) if as_json else _overview(summary, out))
+    identity = inventory_id(inventory)
+    summary = import_jsonl(source, out, identity, unit_count or inventory_count(inventory) or 1000)
+    emit(summary, _overview(summary, out), as_json)
 
 
 @instruct_app.command()
@@ -218,9 +223,9 @@ def describe(
         timeout=timeout,
         price_in=price_in,
         price_out=price_out,
-        say=_say,
+        say=say,
     )
-    print(json.dumps(facts) if as_json else f"wrote {count} descriptions to {out}")
+    emit(facts, f"wrote {count} descriptions to {out}", as_json)
 
 
 def _overview(summary: dict, out: Path) -> str:
@@ -231,43 +236,3 @@ def _overview(summary: dict, out: Path) -> str:
     ]
     lines += [f"quarantined: {reason} {count}" for reason, count in summary["quarantined"].items()]
     return "\n".join([*lines, f"table hash {summary['table_hash']}"])
-
-
-def _rows_bar(quiet: bool):
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    @contextlib.contextmanager
-    def bar():
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.completed:,} rows"), BarColumn(), TimeElapsedColumn())
-        with Progress(
-            *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-        ) as progress:
-            task = progress.add_task("rows", total=None)
-            yield lambda rows: progress.update(task, advance=rows)
-
-    return bar()
-
-
-def _identity(inventory: str | None) -> str | None:
-    from speechgpt_lib.vocoder_cli import inventory_id
-
-    return inventory_id(inventory)
-
-
-def _unit_count(inventory: str | None) -> int | None:
-    """K of an inventory that is given by its folder."""
-    from speechgpt_lib.vocoder_cli import inventory_facts
-
-    return (
-        int(inventory_facts(Path(inventory))["clusters"])
-        if inventory is not None and Path(inventory).is_dir()
-        else None
-    )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

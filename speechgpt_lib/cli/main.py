@@ -43,7 +43,9 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(standalone_mode=False)  # typer answers an interruption with 130 instead of raising it
+        status = app(
+            standalone_mode=False
+        )  # typer answers an interruption with 130 instead of raising it
         if status == 130:
             print("stopped; what is finished is kept", file=sys.stderr)
         sys.exit(status)

@@ -45,7 +45,9 @@ def run_recipe(
     force: ForceOption = False,
     seed: SeedOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks and steps at once.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
@@ -70,7 +72,11 @@ def run_recipe(
             print(f"listen    {folder / '09_talk_to_speechgpt' / 'evaluation'}/*.wav")
             print(f'ask it    speechgpt ask "what is two plus three" --run {folder} -o answer.wav')
     if as_json:
-        emit({"run": str(folder), "notebooks": [asdict(r) | {"path": str(r.path)} for r in results]}, "", True)
+        emit(
+            {"run": str(folder), "notebooks": [asdict(r) | {"path": str(r.path)} for r in results]},
+            "",
+            True,
+        )
 
 
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
@@ -83,7 +89,9 @@ def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
 
 
 def make(
-    steps: Annotated[list[str], typer.Argument(help="units, vocoder, stage1 …: see run --dry-run.")],
+    steps: Annotated[
+        list[str], typer.Argument(help="units, vocoder, stage1 …: see run --dry-run.")
+    ],
     recipe: RecipeOption = "lab",
     run_dir: RunDirOption = None,
     changes: SetOption = None,
@@ -144,7 +152,9 @@ def _progress():
 
 
 def train(
-    step: Annotated[str, typer.Argument(help="hubert, vocoder, text_to_unit, text_model, stage1 …")],
+    step: Annotated[
+        str, typer.Argument(help="hubert, vocoder, text_to_unit, text_model, stage1 …")
+    ],
     run: RunOption = DEFAULT_RUN,
     processes: ProcessesOption = 1,
     force: ForceOption = False,

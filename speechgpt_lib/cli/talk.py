@@ -21,7 +21,9 @@ def add_talk_commands(app: typer.Typer) -> None:
     app.command()(ask)
 
 
-def transcribe(audio: list[Path], run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+def transcribe(
+    audio: list[Path], run: RunOption = DEFAULT_RUN, as_json: JsonOption = False
+) -> None:
     """Write down what is said in one or more sound files; with --json one object a file."""
     from speechgpt_lib.corpora.audio import read_audio
 
@@ -32,7 +34,9 @@ def transcribe(audio: list[Path], run: RunOption = DEFAULT_RUN, as_json: JsonOpt
         _warn(heard.cut, "transcript")
 
 
-def say_text(text: str, out: OutOption, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+def say_text(
+    text: str, out: OutOption, run: RunOption = DEFAULT_RUN, as_json: JsonOption = False
+) -> None:
     """Speak a sentence into a sound file."""
     from speechgpt_lib.corpora.audio import write_audio
 
@@ -103,4 +107,6 @@ def _with(note: str | None) -> str:
 
 def _warn(cut: bool, limit: str) -> None:
     if cut:
-        say(f"note: the answer met its longest length and was cut there: see generation.{limit} in the recipe")
+        say(
+            f"note: the answer met its longest length and was cut there: see generation.{limit} in the recipe"
+        )

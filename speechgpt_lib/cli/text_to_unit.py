@@ -97,4 +97,3 @@ def generate(
     made = opened.generate(texts)
     result = {"inventory": opened.inventory, "units": [units.tolist() for units in made]}
     emit(result, "\n".join(map(format_units, made)), as_json)
-

@@ -40,17 +40,20 @@ units_app = typer.Typer(
 )
 
 InventoryOption = Annotated[
-    Path | None, typer.Option("--run", help="Run or inventory folder whose units to use [runs/lab].")
+    Path | None,
+    typer.Option("--run", help="Run or inventory folder whose units to use [runs/lab]."),
 ]
 EncoderOption = Annotated[
-    str | None, typer.Option(help="Instead of --run: a transformers folder or name, or fairseq's .pt.")
+    str | None,
+    typer.Option(help="Instead of --run: a transformers folder or name, or fairseq's .pt."),
 ]
 LayerOption = Annotated[int | None, typer.Option(help="Layer of --encoder, 1 is the first block.")]
 KmeansOption = Annotated[
     str | None, typer.Option(help="Centroids for --encoder: .npy, .safetensors, or joblib's .bin.")
 ]
 BackendOption = Annotated[
-    str, typer.Option(help="own, or fairseq (the real one, by `make fairseq`; needs --encoder x.pt).")
+    str,
+    typer.Option(help="own, or fairseq (the real one, by `make fairseq`; needs --encoder x.pt)."),
 ]
 
 
@@ -75,7 +78,9 @@ def encode(
         from speechgpt_lib.units.fairseq_backend import FairseqEncoder
 
         if not (encoder and encoder.endswith(".pt") and layer and kmeans):
-            raise UserError("--backend fairseq needs --encoder FILE.pt, --layer N and --kmeans FILE")
+            raise UserError(
+                "--backend fairseq needs --encoder FILE.pt, --layer N and --kmeans FILE"
+            )
         centroids = kmeans_from(kmeans).centroids
         frames, identity = FairseqEncoder(encoder, layer).units(read_audio(audio), centroids), None
         merged, durations = merge(frames)

@@ -28,7 +28,6 @@ vocoder_app = typer.Typer(
 )
 
 
-
 def speak(
     units: Annotated[
         str,
@@ -65,9 +64,8 @@ def speak(
     """Turn units into sound: one string, a table of `units extract`, or a stream."""
     from speechgpt_lib.corpora.audio import write_audio
     from speechgpt_lib.rates import SAMPLE_RATE
-    from speechgpt_lib.units.sequence import parse_units
-
     from speechgpt_lib.units.foreign import inventory_id
+    from speechgpt_lib.units.sequence import parse_units
 
     opened = _open(run, vocoder)
     identity = inventory_id(inventory)
@@ -118,7 +116,9 @@ def import_published(
         "speakers": list(made.speakers),
         "inventory": made.inventory,
     }
-    text = f"{out}: {made.unit_count} units of inventory {made.inventory}; use it with --vocoder {out}"
+    text = (
+        f"{out}: {made.unit_count} units of inventory {made.inventory}; use it with --vocoder {out}"
+    )
     emit(facts, text, as_json)
 
 

@@ -16,6 +16,7 @@ from speechgpt_lib.corpora.lab import RATES, plan_corpus, speak_all
 from speechgpt_lib.corpora.speech import VOICES
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.artefacts import write_text
 
 KINDS = (*world.KINDS, "statement")
@@ -37,16 +38,19 @@ def sample_set(
         kind: one of `KINDS`; all of them in turn when None.
         held_out: sentences that training never uses (the default), or any sentence of the world.
     """
-    voice = voice or recipe.corpus.target_voice
+    lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
+    if lab is None:
+        raise UserError(
+            f"recipe {recipe.name} has no lab corpus: only the lab's sentences are made here"
+        )
+    voice = voice or lab.target_voice
     if voice not in VOICES:
         raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     if count < 1:
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
-    seen = {
-        row["text"] for row in plan_corpus(recipe.corpus, recipe.seed) if row["split"] == "train"
-    }
+    seen = {row["text"] for row in plan_corpus(lab, recipe.seed) if row["split"] == "train"}
     rng = random.Random(f"sample {seed}")
     rows = []
     for text, answer, name in _sentences(rng, count, kind, held_out):

@@ -40,7 +40,9 @@ def launch_steps(
     names = [find_step(name).name for name in names]
     if shards is not None and not find_step(names[-1]).cost.splittable:
         split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
-        raise UserError(f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}")
+        raise UserError(
+            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
+        )
     made = {}
     for name in order(run.recipe, names):
         cost, again = STEPS[name].cost, force and name in names

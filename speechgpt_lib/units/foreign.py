@@ -23,6 +23,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, first_line, load_torch_checkpoint
 from speechgpt_lib.foreign.joblib_files import load_joblib
 from speechgpt_lib.foreign.stubs import Stub, plain
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 
@@ -99,6 +100,28 @@ def _inventory_folder(path: Path, file: str) -> Path:
             return folder
     cure = "run notebook 01_unit_extraction.ipynb first, or give --encoder, --layer and --kmeans"
     raise UserError(f"no unit inventory in {path}, which lacks {file}: {cure}")
+
+
+def inventory_facts(folder: Path) -> dict:
+    """What is known of the inventory in `folder`: its own, or that of a run."""
+    for place in (folder, folder / RUN_INVENTORY):
+        if (place / "inventory.json").is_file():
+            return read_json(place / "inventory.json")
+    raise UserError(f"no unit inventory in {folder}: give its id, its folder, or that of a run")
+
+
+def inventory_id(inventory: str | None) -> str | None:
+    """The id of an inventory that is given as such, or by a folder that `inventory_facts` takes."""
+    if inventory is None or not Path(inventory).is_dir():
+        return inventory
+    return str(inventory_facts(Path(inventory))["id"])
+
+
+def inventory_count(inventory: str | None) -> int | None:
+    """K of an inventory that is given by its folder; None for one that is given by its id."""
+    if inventory is None or not Path(inventory).is_dir():
+        return None
+    return int(inventory_facts(Path(inventory))["clusters"])
 
 
 def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
