@@ -266,21 +266,17 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Have a language model write task descriptions, as the paper had GPT-4 do; stopped and started again, it goes on."""
+    from speechgpt_lib.instructions.chat_server import ChatServer
     from speechgpt_lib.instructions.description_writer import write_descriptions
 
     facts = write_descriptions(
         task,
         out,
-        model=model,
-        base_url=base_url,
-        api_key=key,
+        ChatServer(model, base_url, key, temperature, timeout, say=_say),
         prompt=prompt,
         count=count,
-        temperature=temperature,
-        timeout=timeout,
         price_in=price_in,
         price_out=price_out,
-        say=_say,
     )
     print(json.dumps(facts) if as_json else f"wrote {count} descriptions to {out}")
 
@@ -376,7 +372,7 @@ def _build_chain(
     classroom: bool,
 ) -> dict:
     from speechgpt_lib.instructions.card import source_facts
-    from speechgpt_lib.instructions.chain import build_chain, moss_dialogues
+    from speechgpt_lib.instructions.chain import build_chain
     from speechgpt_lib.instructions.classroom import Filter
     from speechgpt_lib.instructions.moss import Report, read_moss, select
     from speechgpt_lib.instructions.sets import SetFacts
@@ -409,7 +405,7 @@ def _build_chain(
         report=report,
     )
     return build_chain(
-        moss_dialogues(samples),
+        samples,
         out,
         voicing,
         voicing,
