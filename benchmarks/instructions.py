@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import device_name, finish, measure
 from benchmarks.llama_reference import release_tokenizer, sentences, train_tokenizer
 from speechgpt_lib.instructions.descriptions import choose_description
+from speechgpt_lib.instructions.records import CrossModalRecord
 from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import META_PREFIX, TEXT_TAIL
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 # --- 1 rows to ids ------------------------------------------------------------------------------------------------------------------
-def records(count: int, seed: int = 0) -> list[dict]:
+def records(count: int, seed: int = 0) -> list[CrossModalRecord]:
     """Cross-modal records with units as LibriSpeech has them: about 11 to a word."""
     rng, made = np.random.default_rng(seed), []
     lengths = rng.integers(4, 40, count)
@@ -76,14 +77,8 @@ def records(count: int, seed: int = 0) -> list[dict]:
     for k, text in enumerate(texts):
         task = ("asr", "tts")[k % 2]
         units = rng.integers(0, UNITS, 11 * len(text.split()))
-        made.append(
-            {
-                "task": task,
-                "description": choose_description(task, str(k), seed),
-                "text": text,
-                "units": units,
-            }
-        )
+        description = choose_description(task, str(k), seed)
+        made.append(CrossModalRecord(f"{task}-{k}", task, description, text, "", units))
     return made
 
 

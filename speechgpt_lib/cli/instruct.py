@@ -209,21 +209,17 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Have a language model write task descriptions, as the paper had GPT-4 do; stopped and started again, it goes on."""
+    from speechgpt_lib.instructions.chat_server import ChatServer
     from speechgpt_lib.instructions.description_writer import write_descriptions
 
     facts = write_descriptions(
         task,
         out,
-        model=model,
-        base_url=base_url,
-        api_key=key,
+        ChatServer(model, base_url, key, temperature, timeout, say=say),
         prompt=prompt,
         count=count,
-        temperature=temperature,
-        timeout=timeout,
         price_in=price_in,
         price_out=price_out,
-        say=say,
     )
     emit(facts, f"wrote {count} descriptions to {out}", as_json)
 

@@ -1,42 +1,37 @@
-"""Written dialogues → the chain-of-modality set: quadruplets of spoken and written instruction and response, each in one of four formats.
+"""Written dialogues → the chain-of-modality set: quadruplets of spoken and written turns.
 
-Speech comes from a *voicing*: a text-to-unit model (the paper's way) or a synthesiser and the unit extractor (what its authors recommend).
+Speech comes from a *voicing*: a text-to-unit model (the paper's way) or a synthesiser and the unit
+extractor (what its authors recommend).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow
 
-from speechgpt_lib.corpora import held_out as split
-from speechgpt_lib.instructions.parsing import marker_in
-from speechgpt_lib.instructions.sets import (
-    CHAIN_SCHEMA,
-    SetFacts,
-    ShardWriter,
-    finish,
-    is_made,
-    row_digest,
-)
+from speechgpt_lib.corpora.held_out import is_held_out, rule
+from speechgpt_lib.instructions.duplicates import Seen
+from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
+from speechgpt_lib.instructions.records import ChainRecord, to_table
+from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, in_shards, is_made
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.runs.artefacts import hash_json
 from speechgpt_lib.units.inventory import check_inventory
 
 
 class Voicing(Protocol):
-    """What turns texts into merged units of `inventory` (its id); `name` says how, for the data card and the shards' keys."""
+    """Turns texts into merged units of `inventory` (its id); `name` says how, for card and keys."""
 
     inventory: str
     name: str
 
-    def generate(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def generate(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Merged units (n,) of each text."""
 
     def refuses(self, text: str) -> str | None:
         """Why a text can't be voiced, or None."""
@@ -44,24 +39,35 @@ class Voicing(Protocol):
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One question and answer; `units` (n,) where the instruction was really spoken, `source` says where it comes from."""
+    """A question and its answer; `units` (n,) where the instruction was really spoken."""
 
     id: str
     instruction: str
     response: str
     kind: str = "dialogue"
     units: np.ndarray | None = None
-    source: str = ""
+    source: str = ""  # where it comes from, such as path:line or path:record N
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How dialogues become rows."""
+
+    questions: Voicing
+    answers: Voicing
+    shares: dict[str, float]
+    seed: int
+    held_out_share: float
 
 
 def choose_format(identity: str, shares: dict[str, float], seed: int) -> str:
-    """A format by its share: a function of id and seed, so neither order nor sharding matters."""
+    """A format by its share: a hash of id and seed draws it, so order and sharding don't matter."""
     bounds = np.cumsum([shares.get(name, 0.0) for name in CHAIN_FORMATS])
-    draw = int.from_bytes(hashlib.sha256(f"{seed} {identity}".encode()).digest()[:7], "big") / 2**56
-    last = max(
-        k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name)
-    )  # where rounding leaves the sum a hair below 1
-    return CHAIN_FORMATS[min(int(np.searchsorted(bounds, draw, side="right")), last)]
+    digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()
+    place = int(np.searchsorted(bounds, int.from_bytes(digest[:7], "big") / 2**56, side="right"))
+    # Rounding may leave the sum a hair below 1: a draw beyond it falls to the last format in use.
+    last = max(k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name))
+    return CHAIN_FORMATS[min(place, last)]
 
 
 def build_chain(
@@ -80,171 +86,78 @@ def build_chain(
     selection: Callable[[], list[dict]] | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> dict:
-    """Write the quadruplets of `dialogues` into `out`, `shard_size` dialogues a shard; finished shards are kept.
+    """Write the quadruplets of `dialogues` into `out`, `shard_size` a shard; keep finished shards.
 
-    `selection` is asked, once all dialogues are read, how they were selected (steps with dropped and left), for the data card.
-    Returns the summary.  What can't be used goes to quarantine with its reason.
-
-    Raises:
-        UserError: a voicing of another inventory, or `out` holds shards of another set.
+    `selection` is asked, once all dialogues are read, how they were selected (steps with dropped
+    and left), for the data card.  What can't be used goes to quarantine.  Returns the summary;
+    raises UserError for a voicing of another inventory, or where `out` holds another set.
     """
     for voicing in (questions, answers):
         check_inventory(voicing.inventory, facts.inventory, f"the set in {out}")
-    settings = {
-        "shares": shares,
-        "seed": seed,
-        "questions": questions.name,
-        "answers": answers.name,
-        "held_out": held_out_share,
-    }
+    plan, seen = _Plan(questions, answers, shares, seed, held_out_share), Seen()
+    voices = {"questions": questions.name, "answers": answers.name}
+    settings = voices | {"shares": shares, "seed": seed, "held_out": held_out_share}
     facts = replace(facts, settings=hash_json(settings))
-    stream, seen, number = iter(dialogues), set(), 0
-    while (group := list(islice(stream, shard_size))) or number == 0:
-        key = hash_json({"dialogues": [_identity(d) for d in group]} | facts.metadata())
-        fresh = [
-            (
-                d,
-                None
-                if _new(d.id, seen)
-                else ("duplicate id", "the same id stands in a dialogue before it"),
-            )
-            for d in group
-        ]
+    for number, group in enumerate(in_shards(dialogues, shard_size)):
+        key = hash_json({"dialogues": list(map(_identity, group))} | facts.metadata())
+        new = [seen.is_new(dialogue.id) for dialogue in group]
         if not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:
-                _write(writer, fresh, questions, answers, shares, seed, held_out_share)
+                _write(writer, plan, group, new)
         if on_rows is not None:
             on_rows(len(group))
-        number += 1
-    rule = split_rule or (split.rule(held_out_share) if held_out_share else "none held out")
-    voices = {"questions": questions.name, "answers": answers.name}
-    more = {"voicing": voices, "format_shares": shares} | (
-        {"selection": selection()} if selection else {}
-    )
-    return finish(out, number, facts, sources or [], rule, **more)
+    more = {"voicing": voices, "format_shares": shares}
+    more |= {"selection": selection()} if selection else {}
+    split_rule = split_rule or (rule(held_out_share) if held_out_share else "none held out")
+    return finish(out, number + 1, facts, sources or [], split_rule, **more)
 
 
-def _identity(dialogue: Dialogue) -> list:
-    return [
-        dialogue.id,
-        dialogue.instruction,
-        dialogue.response,
-        None if dialogue.units is None else dialogue.units.tolist(),
-    ]
+def _identity(d: Dialogue) -> list:
+    return [d.id, d.instruction, d.response, None if d.units is None else d.units.tolist()]
 
 
-def _new(identity: str, seen: set[bytes]) -> bool:
-    digest = hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=8).digest()
-    known = digest in seen
-    seen.add(digest)
-    return not known
-
-
-def _write(
-    writer: ShardWriter,
-    dialogues: list[tuple[Dialogue, tuple[str, str] | None]],
-    questions: Voicing,
-    answers: Voicing,
-    shares: dict[str, float],
-    seed: int,
-    held_out_share: float,
-) -> None:
+def _write(writer: ShardWriter, plan: _Plan, dialogues: list[Dialogue], new: list[bool]) -> None:
+    """Voice the dialogues of a shard, each different text once, and write their rows."""
     good = []
-    for dialogue, reason in dialogues:
-        reason = reason or _reason(dialogue, questions, answers, writer.facts.unit_count)
-        if reason:
-            writer.refuse(dialogue.source, f"dialogue {dialogue.id}", dialogue.id, *reason)
-        else:
-            good.append(dialogue)
-    spoken = _voice(questions, [d.instruction for d in good if d.units is None])
-    answered = _voice(answers, [d.response for d in good])
-    rows, held_out = [], []
+    for d, is_new in zip(dialogues, new, strict=True):
+        try:
+            if not is_new:
+                raise BadRow("duplicate id", "the same id stands in a dialogue before it")
+            _check(d, plan, writer.facts.unit_count)
+            good.append(d)
+        except BadRow as bad:
+            writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)
+    asked = _voice(plan.questions, [d.instruction for d in good if d.units is None])
+    answered = _voice(plan.answers, [d.response for d in good])
+    training, held_out = [], []
     for d in good:
-        instruction_units = d.units if d.units is not None else spoken[d.instruction]
-        response_units = answered[d.response]
-        if len(instruction_units) == 0 or len(response_units) == 0:
-            writer.refuse(d.source, f"dialogue {d.id}", d.id, "no units", "its voicing gave none")
+        heard = asked[d.instruction] if d.units is None else d.units
+        spoken = answered[d.response]
+        if len(heard) == 0 or len(spoken) == 0:
+            bad = BadRow("no units", "its voicing gave none")
+            writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)
             continue
-        chosen = choose_format(d.id, shares, seed)
-        row = {
-            "id": d.id,
-            "format": chosen,
-            "kind": d.kind,
-            "instruction": d.instruction,
-            "response": d.response,
-        }
-        row |= {"instruction_units": instruction_units, "response_units": response_units}
-        (
-            held_out
-            if held_out_share and split.is_held_out(d.instruction, held_out_share)
-            else rows
-        ).append(row)
-    writer.add(pyarrow.Table.from_pylist(rows, CHAIN_SCHEMA))
+        form = choose_format(d.id, plan.shares, plan.seed)
+        row = ChainRecord(d.id, form, d.kind, d.instruction, d.response, heard, spoken)
+        share = plan.held_out_share
+        (held_out if share and is_held_out(d.instruction, share) else training).append(row)
+    writer.add(to_table(training, writer.schema))
     if held_out:
-        writer.add(pyarrow.Table.from_pylist(held_out, CHAIN_SCHEMA), held_out=True)
-    count_rows(writer, rows)
-
-
-def count_rows(writer: ShardWriter, rows: list[dict]) -> None:
-    """Statistics and digests of quadruplets.  Only what a row's format shows counts: the rest is not in its text form either."""
-    statistics = writer.counts.statistics
-    shown = [shown_units(row) for row in rows]
-    statistics.add(
-        [row["format"] for row in rows],
-        instruction_units=(len(a) for a, _ in shown if len(a)),
-        response_units=(len(b) for _, b in shown if len(b)),
-        instruction_words=(len(row["instruction"].split()) for row in rows),
-        response_words=(len(row["response"].split()) for row in rows),
-    )
-    for row, (instruction, response) in zip(rows, shown, strict=True):
-        statistics.add_units(np.concatenate([instruction, response]))
-        writer.counts.digest += row_digest(
-            (row["format"], row["instruction"], row["response"]), instruction, response
-        )
-    writer.counts.digest %= 2**256
-
-
-def shown_units(row: dict) -> tuple[np.ndarray, np.ndarray]:
-    nothing = np.array([], dtype=np.int64)
-    first, second = row["format"].split("_")
-    return (
-        row["instruction_units"] if first == "speech" else nothing,
-        row["response_units"] if second == "speech" else nothing,
-    )
+        writer.add(to_table(held_out, writer.schema), held_out=True)
 
 
 def _voice(voicing: Voicing, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Each different text once."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, voicing.generate(different), strict=True)) if different else {}
 
 
-def _reason(
-    dialogue: Dialogue, questions: Voicing, answers: Voicing, unit_count: int
-) -> tuple[str, str] | None:
-    for what, text, voicing in (
-        ("instruction", dialogue.instruction, questions),
-        ("response", dialogue.response, answers),
-    ):
-        if not text.strip():
-            return f"empty {what}", f"the {what} has no words"
-        if strange := marker_in(text):
-            return "marker in text", f"the {what} has {strange} in it"
-        voiced = what == "response" or dialogue.units is None
-        if voiced and (cause := voicing.refuses(text)):
-            return "can't be voiced", f"the {what}: {cause}"
-    if dialogue.units is not None:
-        if len(dialogue.units) == 0:
-            return "no units", "its spoken instruction has none"
-        if dialogue.units.min() < 0 or dialogue.units.max() >= unit_count:
-            return (
-                "unit out of range",
-                f"its spoken instruction has units outside 0 to {unit_count - 1}",
-            )
-    return None
-
-
-def moss_dialogues(samples: Iterable) -> Iterator[Dialogue]:
-    """What `moss.select` keeps, as dialogues."""
-    for sample in samples:
-        yield Dialogue(sample.id, sample.instruction, sample.response, "moss", source=sample.source)
+def _check(d: Dialogue, plan: _Plan, unit_count: int) -> None:
+    """Raises BadRow for a dialogue that can't be used."""
+    asked = plan.questions if d.units is None else None  # None: it was really spoken
+    turns = (("instruction", d.instruction, asked), ("response", d.response, plan.answers))
+    for what, text, voicing in turns:
+        check_text(text, what)
+        if voicing and (cause := voicing.refuses(text)):
+            raise BadRow("can't be voiced", f"the {what}: {cause}")
+    if d.units is not None:
+        check_units(d.units, unit_count)

@@ -1,8 +1,8 @@
-"""A set on disk, looked at again: every row as it should be, nothing on both sides of the split, and the hash that was written down."""
+"""Checks a set on disk: every row well-formed, no sentence on both sides, the hash as recorded."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from speechgpt_lib.corpora.held_out import same_words
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
-from speechgpt_lib.instructions.chain import shown_units
-from speechgpt_lib.instructions.parsing import marker_in
+from speechgpt_lib.instructions.descriptions import TASKS
+from speechgpt_lib.instructions.duplicates import Seen, hash64
+from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
+from speechgpt_lib.instructions.records import CrossModalRecord, Record, row_digest
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.units.inventory import check_inventory
 
@@ -19,22 +21,20 @@ MOST = 100  # problems, after which the rest is not looked at
 
 
 def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
-    """Everything that is wrong with the set in `folder`, at most `MOST` things, each with its place; an empty list if nothing is."""
+    """All that is wrong with the set in `folder`, with places; at most `MOST` things."""
     facts, summary = sets.set_facts(folder), sets.read_summary(folder)
     if inventory_id is not None:
         check_inventory(facts.inventory, inventory_id, f"the reader of {folder}")
     problems: list[str] = []
-    digest, rows, held_out = 0, 0, _sentences(folder)
-    identities: set[bytes] = set()
+    digest, rows, ids = 0, 0, Seen()
     try:
+        held_out = {_words(record) for record in sets.read_set(folder, part="held_out")}
         for number, record in enumerate(sets.read_set(folder)):
             rows += 1
-            digest += _digest(record)
-            identity = hashlib.blake2b(record["id"].encode(), digest_size=8).digest()
-            reasons = _wrong(record, facts.unit_count)
-            if identity in identities:
-                reasons.append(f"id {record['id']!r} stands more than once")
-            identities.add(identity)
+            digest += row_digest(record)
+            reasons = list(_faults(record, facts.unit_count))
+            if not ids.is_new(record.id):
+                reasons.append(f"id {record.id!r} stands more than once")
             if _words(record) in held_out:
                 reasons.append("its sentence is held out")
             problems += [f"{folder}, row {number}: {reason}" for reason in reasons]
@@ -43,58 +43,29 @@ def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
     except UserError as error:
         return [*problems, str(error)]
     if f"{digest % 2**256:064x}" != summary["table_hash"]:
-        problems.append(
-            f"{folder}: its rows make another table hash than summary.json says: a shard was changed, or is of another set"
-        )
-    if rows != summary["statistics"]["rows"]:
-        problems.append(
-            f"{folder}: it has {rows} rows, summary.json says {summary['statistics']['rows']}"
-        )
+        problems.append(f"{folder}: another table hash than in summary.json: was a shard changed?")
+    if rows != (wanted := summary["statistics"]["rows"]):
+        problems.append(f"{folder}: it has {rows} rows, summary.json says {wanted}")
     return problems
 
 
-def _sentences(folder: Path) -> set[bytes]:
-    return {_words(record) for record in sets.read_set(folder, part="held_out")}
+def _words(record: Record) -> int:
+    sentence = record.text if isinstance(record, CrossModalRecord) else record.instruction
+    return hash64(same_words(sentence))
 
 
-def _words(record: dict) -> bytes:
-    text = record["text"] if "task" in record else record["instruction"]
-    return hashlib.blake2b(same_words(text).encode(), digest_size=8).digest()
-
-
-def _digest(record: dict) -> int:
-    if "task" in record:
-        return sets.row_digest(
-            (record["task"], record["description"], record["text"]), record["units"]
-        )
-    return sets.row_digest(
-        (record["format"], record["instruction"], record["response"]), *shown_units(record)
-    )
-
-
-def _wrong(record: dict, unit_count: int) -> list[str]:
-    """What is wrong with a row, in words."""
-    reasons = []
-    texts, units = (
-        [("text", record.get("text"))],
-        [record["units"]] if "task" in record else list(shown_units(record)),
-    )
-    if "task" in record:
-        wanted = record["task"] in ("asr", "tts") and len(record["units"])
-        texts.append(("description", record["description"]))
-    else:
-        wanted = record["format"] in CHAIN_FORMATS and (
-            "speech" not in record["format"] or any(map(len, units))
-        )
-        texts = [("instruction", record["instruction"]), ("response", record["response"])]
-    if not wanted:
-        reasons.append(f"no units, or unknown {'task' if 'task' in record else 'format'}")
-    for what, text in texts:
-        if not (text or "").strip():
-            reasons.append(f"empty {what}")
-        elif strange := marker_in(text):
-            reasons.append(f"the {what} has {strange} in it")
-    joined = np.concatenate(units)
-    if len(joined) and (joined.min() < 0 or joined.max() >= unit_count):
-        reasons.append(f"units outside 0 to {unit_count - 1}")
-    return reasons
+def _faults(record: Record, unit_count: int) -> Iterator[str]:
+    """What is wrong with a row."""
+    if record.group not in (*TASKS, *CHAIN_FORMATS):
+        yield f"unknown task or format {record.group!r}"
+    for what, text in record.texts.items():
+        try:
+            check_text(text or "", what)
+        except BadRow as bad:
+            yield bad.detail
+    units = np.concatenate(record.shown)
+    if record.group != "text_text":
+        try:
+            check_units(units, unit_count)
+        except BadRow as bad:
+            yield bad.detail

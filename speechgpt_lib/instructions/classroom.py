@@ -1,8 +1,8 @@
 """Text → whether it had better not be read aloud in a classroom, by a list of words.
 
-A word list is coarse.  It misses whatever is put in other words, and everything that isn't English; and it over-blocks: history lessons
-have wars and crimes, chemistry has alcohol.  It makes a set of dialogues milder, not safe: a teacher should look at a sample of what is
-left, and write a list of their own where this one doesn't fit (`Filter.load(path)`).
+A word list misses what is put in other words, and all that isn't English; and it over-blocks:
+history lessons have wars, chemistry has alcohol.  It makes a set of dialogues milder, not safe: a
+teacher should look at what is left, and write a list where this doesn't fit (`Filter.load(path)`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from speechgpt_lib.errors import UserError
 
 SHORTEST_STEM = 3  # letters: a shorter one would match half the dictionary
+EXPECTED = "expected lines '# category', and under each its terms"
 
 
 @dataclass(frozen=True)
@@ -30,39 +31,32 @@ class Filter:
     def load(cls, path: Path | str | None = None) -> Filter:
         """The filter of a word list; None is the one that comes with the course.
 
-        A line is `# category` or a term of it: a word or phrase, matched as a whole whatever its case, with `*` at its end if anything
-        may follow (`gambl*`).  Blanks and hyphens of a phrase match one another.
-
-        Raises:
-            UserError: no such file, not UTF-8, no terms, a term before any category, or a star that isn't after 3 letters at the end.
+        A line is `# category` or a term of it: a word or phrase, matched as a whole whatever its
+        case, with `*` at its end if anything may follow (`gambl*`).  Blanks and hyphens match one
+        another.  Raises UserError for a file that is missing, not UTF-8, or no such list.
         """
-        source = (
-            resources.files(__package__).joinpath("data", "classroom.txt")
-            if path is None
-            else Path(path)
-        )
+        shipped = resources.files(__package__) / "data" / "classroom.txt"
+        source = shipped if path is None else Path(path)
         try:
             text = source.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            what = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(
-                f"no word list at {source} ({what}): expected lines '# category', and under each its terms"
-            ) from None
+            cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"no word list at {source} ({cause}): {EXPECTED}") from None
         terms = _parse(text, str(source))
-        groups = (
-            "|".join(map(_expression, sorted(found, reverse=True))) for found in terms.values()
-        )
+        groups = ("|".join(map(_expression, sorted(found)[::-1])) for found in terms.values())
         pattern = re.compile(rf"(?<!\w)(?:{'|'.join(f'({group})' for group in groups)})(?!\w)")
         return cls(tuple(terms), terms, pattern)
 
     def reason(self, text: str) -> str | None:
-        """`category: what was found` for the first term in a text, or None; a category goes before those below it in the list."""
-        found = self.pattern.search(unicodedata.normalize("NFKC", text).lower().replace("’", "'"))
-        return (
-            f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}"
-            if found
-            else None
-        )
+        """`category: what was found` for the first term in a text, or None."""
+        found = self.pattern.search(_plain(text))
+        if found is None:
+            return None
+        return f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}"
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower().replace("’", "'")
 
 
 def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
@@ -70,29 +64,21 @@ def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
     terms: dict[str, dict[str, None]] = {}
     category = None
     for number, line in enumerate(text.splitlines(), 1):
-        term = " ".join(unicodedata.normalize("NFKC", line).lower().replace("’", "'").split())
+        term = " ".join(_plain(line).split())
+        where = f"{source}:{number}: {term!r}"
         if term.startswith("#"):
             category = term[1:].strip()
         elif term and not category:
-            raise UserError(
-                f"{source}:{number}: {term!r} stands before any category: put a line '# category' above it"
-            )
+            raise UserError(f"{where} stands before any category: put '# category' above it")
         elif term:
             stem = term.removesuffix("*")
-            if (
-                "*" in stem
-                or not any(map(str.isalnum, stem))
-                or stem != term
-                and sum(map(str.isalpha, stem)) < SHORTEST_STEM
-            ):
-                raise UserError(
-                    f"{source}:{number}: {term!r} is no term: expected words, with at most one * after {SHORTEST_STEM} letters"
-                )
+            short = stem != term and sum(map(str.isalpha, stem)) < SHORTEST_STEM
+            if "*" in stem or not any(map(str.isalnum, stem)) or short:
+                wanted = f"expected words, with at most one * after {SHORTEST_STEM} letters"
+                raise UserError(f"{where} is no term: {wanted}")
             terms.setdefault(category, {})[term] = None
     if not terms:
-        raise UserError(
-            f"{source} has no terms: expected lines '# category', and under each its terms"
-        )
+        raise UserError(f"{source} has no terms: {EXPECTED}")
     return {category: tuple(found) for category, found in terms.items()}
 
 

@@ -1,6 +1,7 @@
-"""Task descriptions: 100 ways to ask for a transcript, 100 ways to ask for a sentence to be spoken.
+"""Task descriptions: 100 ways to ask for a transcript, 100 to ask for a sentence to be spoken.
 
-The paper had GPT-4 write its 200; these are our own, with verbs varied and requests mixed with questions.
+The paper had GPT-4 write its 200; these are our own, with verbs varied and requests mixed with
+questions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from speechgpt_lib.errors import UserError
 
 TASKS = ("asr", "tts")
 SEPARATOR = "This is input:"  # what ends a description in a row
+FORBIDDEN = frozenset("<>[]{}")  # in a row they would pass for a marker or a slot
 
 
 @functools.cache
@@ -23,16 +25,11 @@ def load_descriptions(task: Literal["asr", "tts"]) -> tuple[str, ...]:
     """The descriptions of a task, in the order of the file."""
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-    text = (
-        resources.files(__package__)
-        .joinpath("data", f"{task}_descriptions.txt")
-        .read_text(encoding="utf-8")
-    )
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return _lines(resources.files(__package__) / "data" / f"{task}_descriptions.txt")
 
 
 def choose_description(task: Literal["asr", "tts"], example_id: str, seed: int) -> str:
-    """The description for one example: a hash of task, id and seed picks it, so neither order nor sharding matters."""
+    """The description for an example: a hash of task, id and seed picks it, whatever the order."""
     return draw(load_descriptions(task), task, example_id, seed)
 
 
@@ -45,17 +42,17 @@ def draw(choices: Sequence[str], purpose: str, example_id: str, seed: int) -> st
 def read_descriptions(path: Path) -> tuple[str, ...]:
     """Descriptions of a file, one a line, such as `speechgpt instruct describe` writes."""
     if not path.is_file():
-        raise UserError(
-            f"no descriptions at {path}: write some with speechgpt instruct describe, one a line"
-        )
-    found = tuple(
-        line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    )
+        raise UserError(f"no descriptions at {path}: write some with speechgpt instruct describe")
+    found = _lines(path)
     if not found:
         raise UserError(f"{path} has no descriptions: expected one a line")
     for line in found:
-        if SEPARATOR in line or set(line) & set("<>[]{}"):
-            raise UserError(
-                f"{path}: {line!r} has {SEPARATOR!r} or one of < > [ ] {{ }} in it, which belong to the templates"
-            )
+        if SEPARATOR in line or set(line) & FORBIDDEN:
+            strange = f"{SEPARATOR!r} or one of < > [ ] {{ }}"
+            raise UserError(f"{path}: {line!r} has {strange} in it, which belong to the templates")
     return found
+
+
+def _lines(file) -> tuple[str, ...]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,14 +1,36 @@
-"""Ids that occur more than once in a collection of tables, found with 8 bytes a row."""
+"""Ids and texts that occur more than once, found with 8 bytes each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
+
+from speechgpt_lib.instructions.parsing import BadRow
+from speechgpt_lib.instructions.records import read_batches
+
+
+def hash64(text: str) -> int:
+    """A hash of 8 bytes, the same in every process."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+class Seen:
+    """Remembers texts by their hashes."""
+
+    def __init__(self) -> None:
+        self._hashes: set[int] = set()
+
+    def is_new(self, text: str) -> bool:
+        """Whether `text` is asked about for the first time."""
+        count = len(self._hashes)
+        self._hashes.add(hash64(text))
+        return len(self._hashes) > count
 
 
 @dataclass(frozen=True)
@@ -17,41 +39,28 @@ class Duplicates:
 
     first: dict[bytes, tuple[Path, int]]
 
-    def reason(self, identity: str, table: Path, row: int) -> tuple[str, str] | None:
-        """Why this row can't be used, as (reason, detail), or None: the first of several rows with one id is kept."""
-        first = self.first.get(identity.encode())
-        if first is None or first == (table, row):
-            return None
-        return "duplicate id", f"the same id stands in {first[0]}, row {first[1]}"
+    def check(self, identity: str, table: Path, row: int) -> None:
+        """Raises BadRow for a row whose id stands in one before it: the first is kept."""
+        first = self.first.get(identity.encode(), (table, row))
+        if first != (table, row):
+            raise BadRow("duplicate id", f"the same id stands in {first[0]}, row {first[1]}")
 
 
 def find_duplicates(tables: Sequence[Path]) -> Duplicates:
     """All ids of the tables that occur more than once."""
-    hashes = np.concatenate(
-        [np.empty(0, np.int64)] + [_hashes(chunk) for table in tables for chunk in _ids(table)]
-    )
-    ordered = np.sort(hashes)
+    chunks = (np.array([hash(i) for i in ids], np.int64) for t in tables for ids in _ids(t))
+    ordered = np.sort(np.concatenate([np.empty(0, np.int64), *chunks]))
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if not repeated:
-        return Duplicates({})
     first: dict[bytes, tuple[Path, int]] = {}
     again: set[bytes] = set()
-    for table in tables:
-        row = 0
-        for chunk in _ids(table):
-            for identity in chunk:
-                if hash(identity) in repeated:
-                    again |= {identity} if identity in first else set()
-                    first.setdefault(identity, (table, row))
-                row += 1
+    for table in tables if repeated else ():
+        for row, identity in enumerate(i for ids in _ids(table) for i in ids):
+            if hash(identity) in repeated:
+                again |= {identity} & first.keys()
+                first.setdefault(identity, (table, row))
     return Duplicates({identity: place for identity, place in first.items() if identity in again})
 
 
-def _ids(table: Path):
-    with pyarrow.parquet.ParquetFile(table) as file:
-        for batch in file.iter_batches(65_536, columns=["id"]):
-            yield batch["id"].cast(pyarrow.binary()).to_pylist()
-
-
-def _hashes(identities: list[bytes | None]) -> np.ndarray:
-    return np.fromiter((hash(identity) for identity in identities), np.int64, len(identities))
+def _ids(table: Path) -> Iterator[list[bytes | None]]:
+    for batch in read_batches(table, 65_536, ["id"]):
+        yield batch["id"].cast(pyarrow.binary()).to_pylist()

@@ -1,61 +1,50 @@
-"""The two SpeechInstruct sets on disk: cross-modal pairs with their descriptions, and chain-of-modality quadruplets.
+"""The two SpeechInstruct sets on disk: cross-modal pairs, and chain-of-modality quadruplets.
 
     rows-00000.parquet …         training rows, a shard at a time
-    held_out-00000.parquet …     rows whose sentence is kept out of training (cross-modal sets)
+    held_out-00000.parquet …     rows whose sentence is kept out of training
     quarantine-00000.parquet …   what could not be used: where it stood, why
-    summary.json, CARD.md        counts, the set's hash, its data card; written when every shard is there
+    summary.json, CARD.md        counts, the set's hash, its data card; when every shard is there
 
-A table keeps what a row is made of, not its text: templates are applied when it is read, so both sets can be shown in any format.
-A shard says in its metadata what it was made from, so a second start keeps what is finished and refuses to mix.
+A table keeps what a row is made of, so a set can be shown in any templates.  A shard says in its
+metadata what it was made from: a second start keeps what is finished and refuses to mix.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.card import write_card
+from speechgpt_lib.instructions import records
+from speechgpt_lib.instructions.card import render
+from speechgpt_lib.instructions.parsing import BadRow
+from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.instructions.statistics import Statistics
 from speechgpt_lib.instructions.templates import Row, chain_row, cross_modal_row
-from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
+from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json, write_text
 from speechgpt_lib.units.inventory import check_inventory
 
-Kind = Literal["cross_modal", "chain"]
-_TEXT, _UNITS = pyarrow.string(), pyarrow.list_(pyarrow.int16())
-CROSS_MODAL_SCHEMA = pyarrow.schema(
-    [(n, _TEXT) for n in ("id", "task", "description", "text", "voice")] + [("units", _UNITS)]
-)
-CHAIN_SCHEMA = pyarrow.schema(
-    [(n, _TEXT) for n in ("id", "format", "kind", "instruction", "response")]
-    + [("instruction_units", _UNITS), ("response_units", _UNITS)]
-)
-VERBATIM = pyarrow.field(
-    "verbatim", _TEXT
-)  # in imported sets: a line that would be written differently from how it was found
-SCHEMAS: dict[Kind, pyarrow.Schema] = {"cross_modal": CROSS_MODAL_SCHEMA, "chain": CHAIN_SCHEMA}
-QUARANTINE_SCHEMA = pyarrow.schema(
-    [(n, _TEXT) for n in ("source", "place", "id", "reason", "detail")]
-)
+QUARANTINE = ("source", "place", "id", "reason", "detail")
+QUARANTINE_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in QUARANTINE])
 MOST_UNITS = np.iinfo(np.int16).max + 1
-BATCH = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What every shard of a set has in common; `settings` is a hash of whatever else decides its rows."""
+    """What all shards of a set share; `settings` is a hash of whatever else decides its rows."""
 
-    kind: Kind
+    kind: records.Kind
     inventory: str
     unit_count: int
     templates: str = "paper"
@@ -64,16 +53,17 @@ class SetFacts:
     def __post_init__(self) -> None:
         if not 0 < self.unit_count <= MOST_UNITS:
             raise UserError(
-                f"a set holds 1 to {MOST_UNITS} different units, the inventory has {self.unit_count}"
+                f"{self.unit_count} units: a set holds 1 to {MOST_UNITS} different ones"
             )
 
     def metadata(self) -> dict[str, str]:
+        """The facts as text, for the metadata of a shard."""
         return {name: str(value) for name, value in vars(self).items()}
 
 
 @dataclass
 class ShardCounts:
-    """What is known of the rows of one or more shards.  `digest` is the sum of the SHA-256 of all training rows, modulo 2^256."""
+    """Counts of one or more shards; `digest` adds up the SHA-256 of training rows, mod 2^256."""
 
     statistics: Statistics = field(default_factory=Statistics)
     digest: int = 0
@@ -81,129 +71,112 @@ class ShardCounts:
     reasons: Counter = field(default_factory=Counter)
 
     def merge(self, other: ShardCounts) -> None:
+        """Add the counts of another shard."""
         self.statistics.merge(other.statistics)
         self.digest = (self.digest + other.digest) % 2**256
         self.held_out += other.held_out
         self.reasons.update(other.reasons)
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "statistics": self.statistics.to_json(),
-                "digest": f"{self.digest:064x}",
-                "held_out": self.held_out,
-                "reasons": self.reasons,
-            }
-        )
+        """The counts as the metadata of a shard hold them."""
+        numbers = {"statistics": self.statistics.to_json(), "digest": f"{self.digest:064x}"}
+        return json.dumps(numbers | {"held_out": self.held_out, "reasons": self.reasons})
 
     @classmethod
-    def from_json(cls, text: bytes | str) -> ShardCounts:
+    def from_json(cls, text: str) -> ShardCounts:
+        """The inverse of `to_json`."""
         values = json.loads(text)
         digest, reasons = int(values["digest"], 16), Counter(values["reasons"])
         return cls(Statistics.from_json(values["statistics"]), digest, values["held_out"], reasons)
 
 
-def row_digest(texts: Sequence[str], *units: np.ndarray) -> int:
-    """SHA-256 of what a row says: its texts and units (n,), but not its id, voice or place."""
-    digest = hashlib.sha256("\x1f".join(texts).encode())
-    for part in units:
-        digest.update(b"\x1f" + part.astype("<i2").tobytes())
-    return int.from_bytes(digest.digest(), "big")
-
-
-# --- writing ------------------------------------------------------------------------------------------------------------------------
 class ShardWriter:
-    """Writes one shard of a set; all of it appears at once, at the end of the `with` block, the training rows last."""
+    """Writes a shard; all of it appears when the `with` block ends, the training rows last."""
 
-    def __init__(
-        self,
-        folder: Path,
-        number: int,
-        facts: SetFacts,
-        key: str,
-        extra: pyarrow.Field | None = None,
-    ):
+    def __init__(self, folder: Path, number: int, facts: SetFacts, key: str, *more: pyarrow.Field):
         self.folder, self.number, self.facts, self.key = folder, number, facts, key
-        self.schema = SCHEMAS[facts.kind].append(extra) if extra else SCHEMAS[facts.kind]
-        self.counts, self._bad = ShardCounts(), []
+        self.schema = pyarrow.schema([*records.SCHEMAS[facts.kind], *more])
+        self.counts, self._bad, self._held_out = ShardCounts(), [], None
 
     def __enter__(self) -> ShardWriter:
         self._stack = contextlib.ExitStack()
         self._rows = self._open("rows", self.schema)
-        self._held_out: pyarrow.parquet.ParquetWriter | None = None
         return self
 
     def add(self, rows: pyarrow.Table, held_out: bool = False) -> None:
-        """Rows in the set's schema.  Their statistics and digests are the caller's to keep in `counts`."""
-        if held_out and self._held_out is None:
-            self._held_out = self._open("held_out", self.schema)
-        (self._held_out if held_out else self._rows).write_table(rows.cast(self.schema))
-        self.counts.held_out += rows.num_rows if held_out else 0
+        """Write rows in the set's schema; training rows are counted."""
+        rows, counts = rows.cast(self.schema), self.counts
+        if held_out:
+            self._held_out = self._held_out or self._open("held_out", self.schema)
+            self._held_out.write_table(rows)
+            counts.held_out += rows.num_rows
+            return
+        self._rows.write_table(rows)
+        for measure in records.RECORDS[self.facts.kind].measures:  # also where there are no rows
+            counts.statistics.lengths.setdefault(measure, Counter())
+        for record in (r for batch in rows.to_batches() for r in records.to_records(batch)):
+            counts.statistics.add(record)
+            counts.digest = (counts.digest + records.row_digest(record)) % 2**256
 
-    def refuse(self, source: str, place: str, identity: str, reason: str, detail: str) -> None:
-        self._bad.append(
-            {"source": source, "place": place, "id": identity, "reason": reason, "detail": detail}
-        )
-        self.counts.reasons[reason] += 1
+    def refuse(self, source: str, place: str, identity: str, bad: BadRow) -> None:
+        """Set a row aside, with its place and the reason."""
+        row = (source, place, identity, bad.reason, bad.detail)
+        self._bad.append(dict(zip(QUARANTINE, row, strict=True)))
+        self.counts.reasons[bad.reason] += 1
 
     def __exit__(self, *error) -> bool | None:
         if error[0] is None:
             if self._bad:
-                self._open("quarantine", QUARANTINE_SCHEMA).write_table(
-                    pyarrow.Table.from_pylist(self._bad, QUARANTINE_SCHEMA)
-                )
+                bad = pyarrow.Table.from_pylist(self._bad, QUARANTINE_SCHEMA)
+                self._open("quarantine", QUARANTINE_SCHEMA).write_table(bad)
             self._rows.add_key_value_metadata({"counts": self.counts.to_json()})
         return self._stack.__exit__(*error)
 
     def _open(self, name: str, schema: pyarrow.Schema) -> pyarrow.parquet.ParquetWriter:
-        path = shard_path(self.folder, self.number, name)
-        temporary = self._stack.enter_context(atomic_path(path))
+        path = self._stack.enter_context(atomic_path(_path(self.folder, self.number, name)))
         schema = schema.with_metadata(self.facts.metadata() | {"key": self.key})
-        return self._stack.enter_context(
-            pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd")
-        )
+        writer = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
+        return self._stack.enter_context(writer)
 
 
-def shard_path(folder: Path, number: int, name: str = "rows") -> Path:
-    return folder / f"{name}-{number:05d}.parquet"
+def in_shards(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; an empty one where there are none, as a set has a shard at least."""
+    items = iter(items)
+    yield list(islice(items, size))
+    while shard := list(islice(items, size)):
+        yield shard
 
 
 def is_made(folder: Path, number: int, key: str) -> bool:
     """Whether a shard is there; refuses one that was made from something else."""
-    path = shard_path(folder, number)
-    if not path.exists():
-        return False
-    found = _metadata(path).get(b"key", b"").decode()
-    if found != key:
-        raise UserError(
-            f"{path} was made from other rows, settings or another inventory: choose another folder, or delete this one"
-        )
-    return True
+    path = _path(folder, number)
+    if path.exists() and _metadata(path).get("key") != key:
+        cure = "choose another folder, or delete this one"
+        raise UserError(f"{path} was made from other rows, settings or another inventory: {cure}")
+    return path.exists()
 
 
 def finish(
     folder: Path, shards: int, facts: SetFacts, sources: list[dict], split_rule: str, **more: object
 ) -> dict:
-    """Add up the shards; when all `shards` are there, write summary.json and CARD.md.  Returns the summary."""
-    strangers = {path.name for path in folder.glob("rows-*.parquet")} - {
-        shard_path(folder, k).name for k in range(shards)
-    }
-    if strangers:
-        raise UserError(
-            f"{folder} holds {sorted(strangers)[0]}, which is no shard of this set: choose another folder"
-        )
-    made = [path for k in range(shards) if (path := shard_path(folder, k)).exists()]
-    counts = ShardCounts()
+    """Add up the shards; when all are there, write summary.json and CARD.md.
+
+    Returns the summary, with `more` at its end.
+    """
+    paths = [_path(folder, k) for k in range(shards)]
+    if strangers := sorted(set(folder.glob("rows-*.parquet")) - set(paths)):
+        raise UserError(f"{strangers[0]} is no shard of this set: choose another folder")
+    made = [path for path in paths if path.exists()]
+    counts, wanted = ShardCounts(), facts.metadata()
     for path in made:
-        metadata = _file_metadata(path)
-        found = {name: metadata.get(name.encode(), b"").decode() for name in facts.metadata()}
-        if found != facts.metadata():
-            raise UserError(
-                f"{path} was made with other settings or of another inventory ({found}): delete it and build the set again"
-            )
-        counts.merge(ShardCounts.from_json(metadata[b"counts"]))
+        metadata = _metadata(path)
+        found = {name: metadata.get(name, "") for name in wanted}
+        if found != wanted:
+            what = "with other settings or of another inventory"
+            raise UserError(f"{path} was made {what} ({found}): delete it and build the set again")
+        counts.merge(ShardCounts.from_json(metadata["counts"]))
     summary = {
-        **facts.metadata(),
+        **wanted,
         "unit_count": facts.unit_count,
         "shards": f"{len(made)} of {shards}",
         "table_hash": f"{counts.digest:064x}",
@@ -216,97 +189,58 @@ def finish(
     }
     if len(made) == shards:
         write_json(folder / "summary.json", summary)
-        write_card(folder / "CARD.md", summary)
+        write_text(folder / "CARD.md", render(summary))
     return summary
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------------------
-def set_facts(folder: Path) -> SetFacts:
-    """What kind of set lies in `folder`; a UserError where there is none, or a part of one only."""
-    first = shard_path(Path(folder), 0)
-    if not first.is_file():
-        raise UserError(
-            f"instruction set {folder} is missing: run notebooks 03 and 04, speechgpt instruct build, or instruct import"
-        )
-    if not (Path(folder) / "summary.json").is_file():
-        raise UserError(
-            f"{folder} is unfinished (no summary.json): start the command that was making it again, it goes on"
-        )
-    found = {
-        k.decode(): v.decode() for k, v in _metadata(first).items() if not k.startswith(b"ARROW")
-    }
-    return SetFacts(
-        found["kind"],
-        found["inventory"],
-        int(found["unit_count"]),
-        found["templates"],
-        found["settings"],
-    )
-
-
 def read_summary(folder: Path) -> dict:
-    set_facts(folder)
+    """The summary of a set; a UserError where there is none, or a part of one only."""
+    if not _path(Path(folder), 0).is_file():
+        cure = "run notebooks 03 and 04, speechgpt instruct build, or instruct import"
+        raise UserError(f"instruction set {folder} is missing: {cure}")
+    if not (Path(folder) / "summary.json").is_file():
+        raise UserError(f"{folder} is unfinished (no summary.json): start its command again")
     return read_json(Path(folder) / "summary.json")
+
+
+def set_facts(folder: Path) -> SetFacts:
+    """What kind of set lies in `folder`."""
+    summary = read_summary(folder)
+    return SetFacts(**{f.name: summary[f.name] for f in fields(SetFacts)})
 
 
 def read_set(
     folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows"
-) -> Iterator[dict]:
-    """Stream the records of a set; units come as int64 arrays.  Refuses a set of another inventory than `inventory_id`."""
-    for batch in read_batches(folder, inventory_id, part):
-        units = [name for name in batch.schema.names if name.endswith("units")]
-        arrays = {name: split_lists(batch[name]) for name in units}
-        for k, record in enumerate(batch.drop_columns(units).to_pylist()):
-            yield record | {name: arrays[name][k].astype(np.int64) for name in units}
-
-
-def read_batches(
-    folder: Path, inventory_id: str | None = None, part: str = "rows", size: int = 1024
-) -> Iterator[pyarrow.RecordBatch]:
-    """The same in Arrow batches of at most `size` rows."""
+) -> Iterator[Record]:
+    """Stream the records of a set; refuses a set of another inventory than `inventory_id`."""
     facts = set_facts(folder)
     if inventory_id is not None:
         check_inventory(facts.inventory, inventory_id, f"the reader of {folder}")
     for shard in sorted(Path(folder).glob(f"{part}-*.parquet")):
-        try:
-            with pyarrow.parquet.ParquetFile(shard) as file:
-                yield from file.iter_batches(size)
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(
-                f"{shard} is damaged ({str(error).splitlines()[0][:120]}): delete it and build the set again"
-            ) from None
+        for batch in records.read_batches(shard, 1024):
+            yield from records.to_records(batch)
 
 
-def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
-    """A column of lists → one array a row, without copying."""
-    values = column.values.to_numpy(zero_copy_only=False)
-    bounds = column.offsets.to_numpy()
-    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def record_to_row(record: dict, templates: str = "paper") -> Row:
+def record_to_row(record: Record, templates: str = "paper") -> Row:
     """A record of either set as a row in the given templates."""
-    if "task" in record:
-        row = cross_modal_row(
-            record["task"], record["description"], record["text"], record["units"], templates
-        )
+    if isinstance(record, records.CrossModalRecord):
+        parts = (record.task, record.description, record.text, record.units)
+        row = cross_modal_row(*parts, templates)
     else:
-        parts = (
-            record[name]
-            for name in ("format", "instruction", "response", "instruction_units", "response_units")
-        )
-        row = chain_row(*parts, templates)
-    return replace(row, name=record.get("id", ""))
+        texts = (record.format, record.instruction, record.response)
+        row = chain_row(*texts, record.instruction_units, record.response_units, templates)
+    return replace(row, name=record.id)
 
 
-def _metadata(path: Path) -> dict:
+def _path(folder: Path, number: int, name: str = "rows") -> Path:
+    return folder / f"{name}-{number:05d}.parquet"
+
+
+def _metadata(path: Path) -> dict[str, str]:
     try:
-        return pyarrow.parquet.read_schema(path).metadata or {}
+        found = pyarrow.parquet.read_metadata(path).metadata or {}
     except pyarrow.ArrowInvalid:
         raise UserError(
-            f"{path} is damaged or half-written: delete it and build the set again"
+            f"{path} is damaged or half-written: delete it, build the set again"
         ) from None
-
-
-def _file_metadata(path: Path) -> dict:
-    return pyarrow.parquet.read_metadata(path).metadata or {}
+    return {name.decode(): value.decode() for name, value in found.items()}

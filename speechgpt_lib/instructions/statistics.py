@@ -1,41 +1,39 @@
-"""Counts of a set that can be added up over shards: rows a task or format, lengths, and how often each unit occurs."""
+"""Counts of a set that add up over shards: rows a group, lengths, how often each unit occurs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from speechgpt_lib.instructions.records import Record
+
+QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
+
 
 @dataclass
 class Statistics:
-    """`lengths` maps a measure ("units", "words") to {length: rows}; `unit_usage` a unit to how often it occurs."""
+    """Counts of rows and units; `lengths` maps a measure such as "words" to {length: rows}."""
 
-    groups: Counter = field(default_factory=Counter)
+    groups: Counter = field(default_factory=Counter)  # rows a task or format
     lengths: dict[str, Counter] = field(default_factory=dict)
     unit_usage: Counter = field(default_factory=Counter)
     _pending: list[np.ndarray] = field(default_factory=list, repr=False)
 
-    @property
-    def rows(self) -> int:
-        return sum(self.groups.values())
-
-    def add(self, groups: Sequence[str], **lengths: Sequence[int]) -> None:
-        """Rows of `groups` with a length each for every measure."""
-        self.groups.update(groups)
-        for measure, values in lengths.items():
-            self.lengths.setdefault(measure, Counter()).update(values)
-
-    def add_units(self, units: np.ndarray) -> None:
-        """Unit ids (n,) of any number of rows."""
-        self._pending.append(units)
-        if len(self._pending) == 1000:  # counting many rows at once is much faster
+    def add(self, record: Record) -> None:
+        """Count a row; a measure that it lacks (no units shown) is left out."""
+        self.groups[record.group] += 1
+        words = [len(text.split()) for name, text in record.texts.items() if name != "description"]
+        for measure, length in zip(record.measures, [*map(len, record.shown), *words], strict=True):
+            if length:
+                self.lengths.setdefault(measure, Counter())[length] += 1
+        self._pending.append(np.concatenate(record.shown))
+        if len(self._pending) == 1000:  # counting the units of many rows at once is much faster
             self.settle()
 
     def settle(self) -> Statistics:
-        """Count what `add_units` has put aside."""
+        """Count the units that `add` has put aside."""
         if self._pending:
             found, counts = np.unique(np.concatenate(self._pending), return_counts=True)
             self.unit_usage.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
@@ -43,89 +41,54 @@ class Statistics:
         return self
 
     def merge(self, other: Statistics) -> None:
+        """Add the counts of other rows."""
         self.groups.update(other.groups)
         self.unit_usage.update(other.settle().unit_usage)
         for measure, counts in other.lengths.items():
             self.lengths.setdefault(measure, Counter()).update(counts)
 
-    def total(self, measure: str) -> int:
-        return sum(length * rows for length, rows in self.lengths.get(measure, Counter()).items())
-
-    def quantiles(
-        self, measure: str, shares: Sequence[float] = (0.0, 0.05, 0.5, 0.95, 1.0)
-    ) -> list[int]:
-        """The lengths below which the given shares of the rows lie; zeros where there are none."""
-        items = sorted(self.lengths.get(measure, Counter()).items())
-        if not items:
-            return [0] * len(shares)
-        cumulated = np.cumsum([rows for _, rows in items])
-        places = [
-            min(int(np.searchsorted(cumulated, share * cumulated[-1])), len(items) - 1)
-            for share in shares
-        ]
-        return [items[place][0] for place in places]
-
-    def histogram(self, measure: str) -> list[tuple[int, int, int]]:
-        """(from, to, rows) with edges that double: 0, 1–2, 3–4, 5–8, 9–16 …"""
-        bins: Counter = Counter()
-        for length, rows in self.lengths.get(measure, Counter()).items():
-            bins[max(0, int(length) - 1).bit_length() + (length > 0)] += rows
-        edges = {
-            k: (0, 0) if k == 0 else (1, 1) if k == 1 else (2 ** (k - 2) + 1, 2 ** (k - 1))
-            for k in bins
-        }
-        return [(*edges[k], bins[k]) for k in sorted(bins)]
-
     def to_json(self) -> dict:
+        """All counts, sorted, so that equal rows give equal bytes."""
         self.settle()
-        lengths = {
-            measure: dict(sorted(counts.items()))
-            for measure, counts in sorted(self.lengths.items())
-        }
-        return {
-            "groups": dict(sorted(self.groups.items())),
-            "lengths": lengths,
-            "unit_usage": dict(sorted(self.unit_usage.items())),
-        }
+        groups, usage = (dict(sorted(c.items())) for c in (self.groups, self.unit_usage))
+        lengths = {name: dict(sorted(self.lengths[name].items())) for name in sorted(self.lengths)}
+        return {"groups": groups, "lengths": lengths, "unit_usage": usage}
 
     @classmethod
     def from_json(cls, values: dict) -> Statistics:
-        lengths = {
-            m: Counter({int(k): v for k, v in counts.items()})
-            for m, counts in values["lengths"].items()
-        }
-        return cls(
-            Counter(values["groups"]),
-            lengths,
-            Counter({int(k): v for k, v in values["unit_usage"].items()}),
-        )
+        """The inverse of `to_json`; JSON has made texts of the numbers."""
+
+        def counter(found: dict) -> Counter:
+            return Counter({int(number): count for number, count in found.items()})
+
+        lengths = {measure: counter(found) for measure, found in values["lengths"].items()}
+        return cls(Counter(values["groups"]), lengths, counter(values["unit_usage"]))
 
     def summary(self) -> dict:
-        """What people want to know: totals, quantiles and histograms."""
+        """What people want to know: totals, shares, quantiles and histograms."""
         self.settle()
-        measures = {
-            name: {
-                "total": self.total(name),
-                "quantiles": dict(
-                    zip(
-                        ("least", "5 %", "median", "95 %", "most"),
-                        self.quantiles(name),
-                        strict=True,
-                    )
-                ),
-                "histogram": [{"from": a, "to": b, "rows": n} for a, b, n in self.histogram(name)],
-            }
-            for name in sorted(self.lengths)
-        }
-        shares = {name: round(count / self.rows, 4) for name, count in sorted(self.groups.items())}
-        usage = {
-            "used": len(self.unit_usage),
-            "most_frequent": [[u, n] for u, n in self.unit_usage.most_common(5)],
-        }
+        rows, groups = self.groups.total(), sorted(self.groups.items())
+        most = [[unit, count] for unit, count in self.unit_usage.most_common(5)]
         return {
-            "rows": self.rows,
-            "counts": dict(sorted(self.groups.items())),
-            "shares": shares,
-            "lengths": measures,
-            "units": usage,
+            "rows": rows,
+            "counts": dict(groups),
+            "shares": {name: round(count / rows, 4) for name, count in groups},
+            "lengths": {name: _spread(self.lengths[name]) for name in sorted(self.lengths)},
+            "units": {"used": len(self.unit_usage), "most_frequent": most},
         }
+
+
+def _spread(lengths: Counter) -> dict:
+    """Total, quantiles and histogram of {length: rows}; the bins' edges double: 0, 1, 2, 3–4 …"""
+    items = sorted(lengths.items())
+    cumulated = np.cumsum([rows for _, rows in items])
+    quantiles, bins = dict.fromkeys(QUANTILES, 0), Counter()
+    for name, share in QUANTILES.items() if items else ():
+        place = min(int(np.searchsorted(cumulated, share * cumulated[-1])), len(items) - 1)
+        quantiles[name] = items[place][0]
+    for length, rows in items:
+        last = 1 << (length - 1).bit_length() if length else 0
+        bins[last // 2 + 1 if last > 1 else last, last] += rows
+    histogram = [{"from": a, "to": b, "rows": rows} for (a, b), rows in sorted(bins.items())]
+    total = sum(length * rows for length, rows in items)
+    return {"total": total, "quantiles": quantiles, "histogram": histogram}

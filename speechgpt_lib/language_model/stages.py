@@ -26,6 +26,7 @@ from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
 from speechgpt_lib.instructions import sets
+from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
@@ -207,7 +208,7 @@ def always(rows: list[TokenRow]) -> RowsOf:
 
 
 def encoded(
-    records: Iterable[dict],
+    records: Iterable[Record],
     vocabulary: Vocabulary | LlamaVocabulary,
     instructions: InstructionSettings,
     folder: Path,

@@ -9,7 +9,7 @@ from itertools import chain
 
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.instructions.card import source_facts
-from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain, moss_dialogues
+from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain
 from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.descriptions import read_descriptions
@@ -179,9 +179,7 @@ def _moss(job: Job, report: Report) -> Iterator[Dialogue]:
     classroom = Filter.load() if settings.classroom else None
     samples = read_moss(data_path(job.recipe, settings.dialogues), report)
     limit = settings.maximum_response_words
-    yield from moss_dialogues(
-        select(samples, maximum_words=limit, classroom=classroom, report=report)
-    )
+    yield from select(samples, maximum_words=limit, classroom=classroom, report=report)
 
 
 def _chain_needs(recipe: Recipe) -> tuple[str, ...]:

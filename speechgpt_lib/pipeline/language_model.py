@@ -113,7 +113,7 @@ def make_stage2(job: Job) -> dict:
         tasks = []
         for task in ("asr", "tts"):
             records = sets.read_set(job.path("cross_modal_set"), vocabulary.inventory)
-            own = (record for record in records if record["task"] == task)
+            own = (record for record in records if record.task == task)
             tasks.append(stages.encoded(own, vocabulary, templates, tokens / task))
         replay = stages.Replay(job.corpora(), speech, templates.text_weight)
         plan = stages.stage2_plan(vocabulary, *tasks, replay, settings, job.recipe.seed)

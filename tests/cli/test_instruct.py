@@ -1,4 +1,4 @@
-"""`speechgpt instruct …` from the outside: build, check, stats, export, import, on a run, on corpora and on written dialogues."""
+"""`speechgpt instruct …` from the outside, on a run, on corpora and on written dialogues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ MOSS = [
         "id": 1,
         "num_turns": 2,
         "prefix": "MOSS is an AI assistant.",
-        "plain_text": "[Human]: How is a rainbow formed?<eoh>\n[MOSS]: Sunlight enters 100 raindrops.<eoa>\n"
+        "plain_text": "[Human]: How is a rainbow formed?<eoh>\n"
+        "[MOSS]: Sunlight enters 100 raindrops.<eoa>\n"
         "[Human]: Why?<eoh>\n[MOSS]: " + "It bends and " * 20 + "splits.<eoa>\n",
     },
     {
@@ -149,7 +150,7 @@ def test_written_dialogues(speechgpt, tmp_path: Path) -> None:
     done = speechgpt(*build, *voiced, "--classroom", "--json")
     summary = json.loads(done.stdout)
     assert summary["statistics"]["rows"] + summary["held_out"] == 2, done.stderr
-    rows = {row["instruction"]: row for row in sets.read_set(tmp_path / "set", inventory.id)}
+    rows = {row.instruction: row for row in sets.read_set(tmp_path / "set", inventory.id)}
     assert set(rows) <= {"How is a rainbow formed?", "What is 2+2?"}
     steps = {step["step"]: step for step in summary["selection"]}
     assert steps["kept"]["left"] == 2
@@ -162,7 +163,8 @@ def test_written_dialogues(speechgpt, tmp_path: Path) -> None:
 def test_check_prints_lines_and_exits_with_one(speechgpt, tmp_path: Path) -> None:
     good = {
         "prefix": "",
-        "plain_text": "[Human]: Say it. This is input: a dog<eoh> [SpeechGPT]: <sosp><1><eosp><eoa> ",
+        "plain_text": "[Human]: Say it. This is input: a dog<eoh> [SpeechGPT]: "
+        "<sosp><1><eosp><eoa> ",
     }
     lines = [
         json.dumps(good),

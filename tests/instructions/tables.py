@@ -45,7 +45,7 @@ def write_table(folder: Path, *shards: list[dict], inventory: str = INVENTORY) -
 
 @dataclass
 class Spelling:
-    """A voicing that gives each letter a unit, counts what it is asked, and can die after some texts."""
+    """A voicing that gives each letter a unit, notes what it is asked, and can die at a text."""
 
     inventory: str = INVENTORY
     name: str = "spelling"

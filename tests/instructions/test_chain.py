@@ -1,4 +1,4 @@
-"""Dialogues become quadruplets in four formats: voiced once, by share, resumable, with their bad ones set aside."""
+"""Dialogues become quadruplets in four formats: voiced once, by share, resumable."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_formats_follow_their_shares() -> None:
 def test_quadruplets(tmp_path: Path) -> None:
     summary = build(dialogues(200), tmp_path / "s", shard_size=60)
     rows = list(sets.read_set(tmp_path / "s", INVENTORY))
-    assert [r["id"] for r in rows] == [f"d{k}" for k in range(200)]
+    assert [r.id for r in rows] == [f"d{k}" for k in range(200)]
     voicing = Spelling()
     for row in rows:
-        wanted = voicing.generate([row["instruction"], row["response"]])
-        assert row["instruction_units"].tolist() == wanted[0].tolist()
-        assert row["response_units"].tolist() == wanted[1].tolist()
+        wanted = voicing.generate([row.instruction, row.response])
+        assert row.instruction_units.tolist() == wanted[0].tolist()
+        assert row.response_units.tolist() == wanted[1].tolist()
     assert set(summary["statistics"]["counts"]) == set(CHAIN_FORMATS)
     assert summary["shards"] == "4 of 4"
     assert summary["voicing"] == {"questions": "spelling", "answers": "spelling"}
@@ -86,7 +86,7 @@ def test_spoken_questions_keep_their_units_and_equal_texts_are_voiced_once(tmp_p
     voicing = Spelling()
     build(items, tmp_path / "s", voicing)
     assert voicing.asked == ["yes"]
-    assert [r["instruction_units"].tolist() for r in sets.read_set(tmp_path / "s")] == [
+    assert [r.instruction_units.tolist() for r in sets.read_set(tmp_path / "s")] == [
         [k, 3] for k in range(10)
     ]
 
@@ -125,8 +125,8 @@ def test_bad_dialogues_are_set_aside_with_their_places(tmp_path: Path) -> None:
 
 def test_held_out_questions(tmp_path: Path) -> None:
     summary = build(dialogues(300), tmp_path / "s", held_out_share=0.2)
-    held = {r["instruction"] for r in sets.read_set(tmp_path / "s", part="held_out")}
-    kept = {r["instruction"] for r in sets.read_set(tmp_path / "s")}
+    held = {r.instruction for r in sets.read_set(tmp_path / "s", part="held_out")}
+    kept = {r.instruction for r in sets.read_set(tmp_path / "s")}
     assert 30 < len(held) < 90 and not held & kept and len(held | kept) == 300
     assert summary["held_out"] == len(held)
 

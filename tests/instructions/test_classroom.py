@@ -1,7 +1,8 @@
-"""The classroom filter: whole words and stems of a list, and what is said of a list that can't be read."""
+"""The classroom filter: whole words and stems of a list; lists that can't be read."""
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -68,14 +69,16 @@ def test_shipped_list(shipped: Filter) -> None:
 @given(st.text(st.characters(categories=["L"]), min_size=1))
 def test_only_stems_match_the_beginnings_of_words(rest: str) -> None:
     words = Filter.load()
-    assert "idiot" + rest == "idiots" or words.reason("idiot" + rest) is None
+    plural = unicodedata.normalize("NFKC", rest).lower() == "s"  # which is in the list, too
+    assert plural or words.reason("idiot" + rest) is None
     assert words.reason("a gambl" + rest).startswith("drugs, alcohol and gambling")
 
 
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
     own = of(
         tmp_path,
-        "\ufeff# Food\r\nCheese\r\nice  cream*\r\n\r\n# Drink\r\nc++\r\ncheese\r\n# Food\r\nham\r\n",
+        "\ufeff# Food\r\nCheese\r\nice  cream*\r\n\r\n"
+        "# Drink\r\nc++\r\ncheese\r\n# Food\r\nham\r\n",
     )
     assert own.terms == {"food": ("cheese", "ice cream*", "ham"), "drink": ("c++", "cheese")}
     assert own.reason("Two ice-creams!") == "food: ice-creams"

@@ -1,4 +1,4 @@
-"""Unit tables become the cross-modal set: each pair matched at random, repeatably; what can't be used is set aside with its place."""
+"""Unit tables become the cross-modal set, by a repeatable draw; bad rows are set aside."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def quarantine(out: Path) -> list[dict]:
 
 def contents(out: Path) -> dict[str, tuple]:
     return {
-        r["id"]: (r["task"], r["description"], r["text"], r["voice"], tuple(r["units"]))
-        for r in sets.read_set(out)
+        r.id: (r.task, r.description, r.text, r.voice, tuple(r.units)) for r in sets.read_set(out)
     }
 
 
@@ -44,23 +43,25 @@ def test_every_pair_becomes_one_row_with_a_description_of_its_task(tmp_path: Pat
     summary = build(write_table(tmp_path / "t", unit_rows(600)), tmp_path / "s")
     rows = list(sets.read_set(tmp_path / "s", INVENTORY))
     assert len(rows) == summary["statistics"]["rows"] == 600
-    assert all(row["description"] in load_descriptions(row["task"]) for row in rows)
-    assert all(row["description"] == choose_description(row["task"], row["id"], 0) for row in rows)
-    tasks = collections.Counter(row["task"] for row in rows)
+    assert all(row.description in load_descriptions(row.task) for row in rows)
+    assert all(row.description == choose_description(row.task, row.id, 0) for row in rows)
+    tasks = collections.Counter(row.task for row in rows)
     assert 240 < tasks["asr"] < 360
     assert summary["statistics"]["counts"] == dict(sorted(tasks.items()))
     wanted = {r["id"]: (r["text"], r["units"]) for r in unit_rows(600)}
-    assert {row["id"][4:]: (row["text"], row["units"].tolist()) for row in rows} == wanted
+    assert {row.id[4:]: (row.text, row.units.tolist()) for row in rows} == wanted
 
 
 def test_both_tasks_for_each_pair_and_one_voice_that_speaks(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t", unit_rows(40))
     build(
-        table, tmp_path / "s", Pairing(pairing="both", speaking_voice="Female2", held_out_share=0.0)
+        table,
+        tmp_path / "s",
+        Pairing(pairing="both", speaking_voices=("Female2",), held_out_share=0.0),
     )
     rows = list(sets.read_set(tmp_path / "s"))
-    assert collections.Counter(r["task"] for r in rows) == {"asr": 40, "tts": 20}
-    assert {r["voice"] for r in rows if r["task"] == "tts"} == {"Female2"}
+    assert collections.Counter(r.task for r in rows) == {"asr": 40, "tts": 20}
+    assert {r.voice for r in rows if r.task == "tts"} == {"Female2"}
 
 
 def test_neither_sharding_nor_order_changes_a_row(tmp_path: Path) -> None:
@@ -126,7 +127,8 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None
     table = write_table(tmp_path / "t", *(unit_rows(3000, 3000 * k) for k in range(6)))
     whole = build(table, tmp_path / "whole")
     code = (
-        "import os, signal, sys; from pathlib import Path; from tests.instructions.test_cross_modal import build\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tests.instructions.test_cross_modal import build\n"
         "budget = int(sys.argv[3])\n"
         "def die(rows):\n"
         "    global budget\n"
@@ -153,8 +155,8 @@ def test_a_sentence_is_never_on_both_sides(tmp_path: Path) -> None:
         tmp_path / "s",
         Pairing(held_out_share=0.3),
     )
-    kept = {same_words(r["text"]) for r in sets.read_set(tmp_path / "s")}
-    held = {same_words(r["text"]) for r in sets.read_set(tmp_path / "s", part="held_out")}
+    kept = {same_words(r.text) for r in sets.read_set(tmp_path / "s")}
+    held = {same_words(r.text) for r in sets.read_set(tmp_path / "s", part="held_out")}
     assert kept and held and not kept & held
     assert len(kept | held) == 100
     assert summary["held_out"] + summary["statistics"]["rows"] == 400
@@ -167,7 +169,7 @@ def test_splits_of_the_corpus_can_be_held_out_instead(tmp_path: Path) -> None:
     )
     build(table, tmp_path / "s", Pairing(splits=("train",), held_out_splits=("test",)))
     assert len(list(sets.read_set(tmp_path / "s"))) == 10
-    assert {r["id"][4:] for r in sets.read_set(tmp_path / "s", part="held_out")} == {
+    assert {r.id[4:] for r in sets.read_set(tmp_path / "s", part="held_out")} == {
         f"u{k:05d}" for k in range(10, 15)
     }
 
@@ -259,7 +261,7 @@ def test_our_own_descriptions(tmp_path: Path) -> None:
         tmp_path / "s",
         Pairing(held_out_share=0.0, descriptions=lists),
     )
-    assert {r["description"] for r in sets.read_set(tmp_path / "s")} == {
+    assert {r.description for r in sets.read_set(tmp_path / "s")} == {
         "Write it.",
         "Say it.",
         "Read it out.",

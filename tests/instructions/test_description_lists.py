@@ -1,4 +1,4 @@
-"""Lists in every shape that language models give them are found whole, and nothing gets through that would break a training row."""
+"""Lists in every shape are found whole; nothing gets through that would break a row."""
 
 from __future__ import annotations
 
@@ -101,7 +101,10 @@ Transcribe it.
    Read it.
 Do you want more?
 """
-    expected = "Could you write down what is said?|Would you please type up this recording?|Listen closely. Then note every word."
+    expected = (
+        "Could you write down what is said?|Would you please type up this recording?"
+        "|Listen closely. Then note every word."
+    )
     assert parse_list(text) == [
         *expected.split("|"),
         "Is it speech? Transcribe it.",

@@ -1,8 +1,9 @@
-"""Descriptions are asked of servers of this machine: one that follows a script of mishaps, and a real one with a model in it."""
+"""Descriptions are asked of a server that follows a script of mishaps, and of a real one."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import email.utils
 import http.server
 import importlib.util
@@ -22,12 +23,8 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.description_writer import (
-    PROMPTS,
-    load_prompt,
-    read_answer,
-    write_descriptions,
-)
+from speechgpt_lib.instructions.chat_server import ChatServer, read_answer
+from speechgpt_lib.instructions.description_writer import PROMPTS, load_prompt, write_descriptions
 from speechgpt_lib.instructions.descriptions import read_descriptions
 
 KEY = "sk-proj-0123456789abcdefGHIJKL"
@@ -135,21 +132,20 @@ def serve(*script: Reply) -> Iterator[Server]:
 
 
 class Writer:
-    """Calls `write_descriptions` with a clock that doesn't wait, and notes what it says and how long it would have slept."""
+    """Calls `write_descriptions` without waiting; notes what it says and would have slept."""
 
     def __init__(self, folder: Path):
         self.out, self.lines, self.pauses = folder / "asr.txt", [], []
         self.progress, self.facts = folder / "asr.txt.progress.json", folder / "asr.txt.json"
 
     def __call__(self, server: Server | None, task: str = "asr", **changes) -> dict:
-        options = {
-            "model": "tiny",
-            "base_url": server and server.url,
-            "count": 3,
-            "say": self.lines.append,
-            "sleep": self.pauses.append,
-        }
-        return write_descriptions(task, self.out, **(options | changes))
+        of_server = {"say": self.lines.append, "sleep": self.pauses.append}
+        names = {field.name for field in dataclasses.fields(ChatServer)}
+        of_server |= {name: changes.pop(name) for name in names & changes.keys()}
+        of_server = {"model": "tiny", "base_url": server and server.url} | of_server
+        return write_descriptions(
+            task, self.out, ChatServer(**of_server), **({"count": 3} | changes)
+        )
 
     def kept(self) -> dict:
         return json.loads(self.progress.read_text())
@@ -281,7 +277,8 @@ def test_three_answers_without_anything_new_are_enough(write):
     with serve(listed(some(0, 2)), chat(""), listed(some(0, 2)), chat("No way.")) as server:
         with pytest.raises(
             UserError,
-            match=r"^tiny: 3 answers running brought nothing new; 2 of 4 descr.*asr.txt.progress.json: the same",
+            match=r"^tiny: 3 answers running brought nothing new; 2 of 4 descr"
+            r".*asr.txt.progress.json: the same",
         ):
             write(server, count=4)
         assert write.kept()["accepted"] == some(0, 2) and write.kept()["useless_answers"] == 1
@@ -360,7 +357,8 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(write):
 
         with pytest.raises(
             UserError,
-            match=r"no connection \(.*refused\), 2 times running; 2 of 5 descriptions are kept in .*progress.json",
+            match=r"no connection \(.*refused\), 2 times running; "
+            r"2 of 5 descriptions are kept in .*progress.json",
         ):
             write(server, count=5, attempts=2, say=say)
     state = write.kept()
@@ -408,19 +406,22 @@ def test_progress_and_results_of_another_model_are_not_mixed(write):
         before = write.progress.read_bytes()
         with pytest.raises(
             UserError,
-            match="progress.json was begun with model tiny, now huge: delete it, or choose another --out",
+            match="progress.json was begun with model tiny, now huge: "
+            "delete it, or choose another --out",
         ):
             write(server, model="huge")
         with pytest.raises(
             UserError,
-            match="was begun with task asr, now tts; prompt asr, now tts; prompt_sha256 .*delete it",
+            match="was begun with task asr, now tts; prompt asr, now tts; prompt_sha256 "
+            ".*delete it",
         ):
             write(server, task="tts")
         assert write.progress.read_bytes() == before
         write(server)
         with pytest.raises(
             UserError,
-            match="asr.txt was made with model tiny, asked for huge: choose another --out, or delete it",
+            match="asr.txt was made with model tiny, asked for huge: "
+            "choose another --out, or delete it",
         ):
             write(server, model="huge")
         with pytest.raises(UserError, match="asr.txt was made with count 3, asked for 4"):
@@ -460,7 +461,7 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_paid(write
     (tmp_path / "file").write_text("")
     with serve(listed(some(0, 3))) as server, pytest.raises((UserError, OSError)):
         write_descriptions(
-            "asr", tmp_path / "file/asr.txt", model="tiny", base_url=server.url, count=3
+            "asr", tmp_path / "file/asr.txt", ChatServer("tiny", server.url), count=3
         )
     assert not server.asked
 
@@ -475,7 +476,8 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_paid(write
         (error(403, f"{KEY} may not"), "(403: [key] may not): may it use 'tiny'?"),
         (
             error(404, "no such model"),
-            "has no model 'tiny', or is not a base URL (no such model): check --model and --base-url",
+            "has no model 'tiny', or is not a base URL (no such model): "
+            "check --model and --base-url",
         ),
         (Reply(404, '{"detail": "Not Found"}'), "or is not a base URL (Not Found)"),
         (error(400, f"temperature must be 1, {KEY}"), "answers 400: temperature must be 1, [key]"),
@@ -582,9 +584,7 @@ def test_without_the_package_its_name_is_told(tmp_path, monkeypatch):
         UserError,
         match=r"package openai, which isn't here: pip install 'speechgpt_lib\[descriptions\]'",
     ):
-        write_descriptions(
-            "asr", tmp_path / "a.txt", model="tiny", base_url="http://127.0.0.1:9/v1"
-        )
+        write_descriptions("asr", tmp_path / "a.txt", ChatServer("tiny", "http://127.0.0.1:9/v1"))
 
 
 def test_an_answer_is_read_with_what_it_cost_even_if_it_says_nothing():
@@ -596,7 +596,7 @@ def test_an_answer_is_read_with_what_it_cost_even_if_it_says_nothing():
 
 
 def save_noise(folder: Path) -> None:
-    """A language model with random weights that knows no letters, so nothing it writes can be a description."""
+    """A language model with random weights and no letters: it can write no description."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -645,7 +645,7 @@ def save_noise(folder: Path) -> None:
 
 @contextlib.contextmanager
 def transformers_serve(model: Path) -> Iterator[tuple[str, list[str]]]:
-    """`transformers serve` with `model`, on a port that the system chooses; gives its base URL and what it prints."""
+    """`transformers serve` with `model`, on a free port: its base URL and what it prints."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
     command += ["--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--default-seed", "0"]
     environment = os.environ | {

@@ -1,4 +1,4 @@
-"""The task descriptions: a hundred each, as the paper's prompt asks for them, and a choice that nothing but its arguments decides."""
+"""A hundred task descriptions each, as the paper's prompt wants them, and a seeded choice."""
 
 import collections
 import re
@@ -11,15 +11,22 @@ from speechgpt_lib.instructions.descriptions import choose_description, load_des
 TASKS = ("asr", "tts")
 PINNED = {"asr": 15, "tts": 93}
 PAPER_EXAMPLES = """
-Begin by converting the spoken words into written text.|Can you transcribe the speech into a written format?
-Focus on translating the audible content into text.|Transcribe the speech by carefully listening to it.
-Would you kindly write down the content of the speech?|Analyze the speech and create a written transcription.
+Begin by converting the spoken words into written text.
+Can you transcribe the speech into a written format?
+Focus on translating the audible content into text.
+Transcribe the speech by carefully listening to it.
+Would you kindly write down the content of the speech?
+Analyze the speech and create a written transcription.
 Engage with the speech to produce a text-based version.|Can you document the speech in written form?
-Transform the spoken words into text accurately.|How about putting the speech's content into writing?
-Can you please read this sentence out loud?|Recite the following words as if you were speaking normally.
-Project your voice to clearly articulate this statement.|Would you mind speaking these words as naturally as possible?
+Transform the spoken words into text accurately.
+How about putting the speech's content into writing?
+Can you please read this sentence out loud?
+Recite the following words as if you were speaking normally.
+Project your voice to clearly articulate this statement.
+Would you mind speaking these words as naturally as possible?
 Whisper the given sentence softly.|Enunciate each word in this sentence with precision.
-How would you express this sentence in a conversational tone?|Could you please relay the message below verbally?
+How would you express this sentence in a conversational tone?
+Could you please relay the message below verbally?
 Emphasize the key points while reading the sentence.|Sing the text provided in a melodic voice.
 Listen to the speech and write down its content.|Would you please speed-read the following sentence?
 """

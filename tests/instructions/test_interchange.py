@@ -1,4 +1,4 @@
-"""The released JSONL: out and in byte for byte, and every bad line found with its number and reason."""
+"""The released JSONL, out and in byte for byte; every bad line with number and reason."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_released_file_comes_back_byte_for_byte(
     assert summary["quarantined"] == {} and summary["statistics"]["rows"] == 60
     export_jsonl(tmp_path / "set", tmp_path / "b.jsonl")
     assert (tmp_path / "b.jsonl").read_bytes() == path.read_bytes()
-    assert all(row["verbatim"] is None for row in sets.read_set(tmp_path / "set")), (
+    assert all(row.verbatim is None for row in sets.read_set(tmp_path / "set")), (
         "the way of writing was recognised"
     )
 
@@ -146,9 +146,7 @@ def test_lines_written_in_other_ways_are_kept_as_they_are(tmp_path: Path) -> Non
     lines[9] += "\r"
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="")
     import_jsonl(tmp_path / "a.jsonl", tmp_path / "set", INVENTORY, UNIT_COUNT)
-    kept = [
-        k for k, row in enumerate(sets.read_set(tmp_path / "set")) if row["verbatim"] is not None
-    ]
+    kept = [k for k, row in enumerate(sets.read_set(tmp_path / "set")) if row.verbatim is not None]
     assert kept == [3, 5, 7, 9]
     export_jsonl(tmp_path / "set", tmp_path / "b.jsonl")
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
@@ -266,12 +264,12 @@ def test_a_set_that_was_changed_is_noticed(tmp_path: Path) -> None:
     rows[4]["text"] = "another sentence"
     rows[5]["units"] = [1, 50]
     rows[6]["id"] = rows[7]["id"]
-    rows[8]["text"] = next(sets.read_set(folder, part="held_out"))["text"]
+    rows[8]["text"] = next(sets.read_set(folder, part="held_out")).text
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
     problems = "\n".join(check_set(folder))
     for wanted in (
         "another table hash",
-        "row 5: units outside 0 to 19",
+        "row 5: unit 50, but the inventory has 0 to 19",
         "row 7: id",
         "row 8: its sentence is held out",
     ):
@@ -282,7 +280,7 @@ def test_a_set_that_was_changed_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """A file of 400 MB is checked by a process that may hold little more than the libraries it loads."""
+    """A file of 400 MB is checked by a process that holds little more than its libraries."""
     line = write_jsonl(tmp_path / "one.jsonl", released_lines(1)).read_bytes()
     piece = write_jsonl(tmp_path / "piece.jsonl", released_lines(2000)).read_bytes()
     path = tmp_path / "big.jsonl"
@@ -290,10 +288,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         file.writelines([piece] * 30)
         file.write(b"y" * 300_000_000 + b"\n" + line)
     code = (
-        "import resource, sys; from pathlib import Path; from speechgpt_lib.instructions.interchange import check_jsonl\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from speechgpt_lib.instructions.interchange import check_jsonl\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "found = check_jsonl(Path(sys.argv[1]), 20)\n"
-        "print(found.good, dict(found.reasons), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(found.good, dict(found.reasons), peak() - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Reading MOSS' dialogues in every form they come in, whatever else stands in the file, and keeping those that can be spoken."""
+"""MOSS' dialogues are read in every form they come in; those that can be spoken are kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions.chain import Dialogue
 from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.interchange import LONGEST_LINE
-from speechgpt_lib.instructions.moss import DEPTH, Dialogue, Report, count_words, read_moss, select
+from speechgpt_lib.instructions.moss import Report, count_words, read_moss, select
+from speechgpt_lib.instructions.moss_files import DEPTH
 
 RAINBOW = [
     ("How is a rainbow formed?", "By sunlight and rain."),
@@ -91,7 +93,7 @@ def faults(report: Report) -> dict[str, list[str]]:
     }
 
 
-# --- every form -------------------------------------------------------------------------------------------------------------------
+# every form
 def test_the_slides_own_example(reference: Path, tmp_path: Path) -> None:
     slides = next((reference / "seed").glob("*.txt")).read_text(encoding="utf-8")
     example = slides.partition("Moss dataset 예시")[2].partition("\n# ")[0]
@@ -134,8 +136,10 @@ def test_ids_and_sources(tmp_path: Path) -> None:
         moss_003(RAINBOW, conversation_id="12")
     ]
     samples = read(path, json.dumps(records))
-    expected = "7-1 en-4-1 #3-1 #4-1 #5-1 3-1 #7-1 #8-1 #9-1 1000000000-1 #11-1 #12-1 #13-1 12-1 12-2".split()
-    assert [sample.id for sample in samples] == expected
+    expected = (
+        "7-1 en-4-1 #3-1 #4-1 #5-1 3-1 #7-1 #8-1 #9-1 1000000000-1 #11-1 #12-1 #13-1 12-1 12-2"
+    )
+    assert [sample.id for sample in samples] == expected.split()
     assert [sample.source for sample in samples][-2:] == [f"{path}:record 14"] * 2
 
 
@@ -187,7 +191,7 @@ def test_dialogues_read_back_equal_in_every_form(tmp_path: Path, dialogues, reco
         assert len({sample.id for sample in samples}) == len(samples) and not report.dropped
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------------
+# bad input
 BAD_TURNS = {
     "[Human]: a<eoh>": "no answer",
     "[Human]: a": "no answer",
@@ -381,7 +385,8 @@ def test_absurdly_long_lines_and_records(tmp_path: Path) -> None:
 def test_a_file_in_none_of_the_forms(content: str | bytes, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"moss\.json is no MOSS data: it .*, expected a JSON list, JSON lines, or text with \[Human\]",
+        match=r"moss\.json is no MOSS data: it .*, "
+        r"expected a JSON list, JSON lines, or text with \[Human\]",
     ):
         read(tmp_path / "moss.json", content)
 
@@ -419,7 +424,7 @@ def test_memory_stays_flat(form: str, tmp_path: Path) -> None:
     assert path.stat().st_size > 20e6 and measured[1] - measured[0] < 8e6
 
 
-# --- words and choice -------------------------------------------------------------------------------------------------------------
+# words and choice
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -449,7 +454,7 @@ def chosen(
 ) -> tuple[list[tuple[str, str]], dict[str, int], Report]:
     report = Report()
     dialogues = [
-        Dialogue(str(number), *pair, f"m:{number}") for number, pair in enumerate(pairs, 1)
+        Dialogue(str(number), *pair, source=f"m:{number}") for number, pair in enumerate(pairs, 1)
     ]
     return said(select(dialogues, report=report, **settings)), dict(report.dropped), report
 
@@ -492,7 +497,8 @@ def test_speakable() -> None:
         ("2 + 2?", "4"),
         ("你好", "好"),
     ]
-    bad = [("?", "a"), ("a", "…"), ("code?", "``` x = 1 ```"), ("why ```x```?", "so"), ("a", "😀")]
+    bad = [("?", "a"), ("a", "…"), ("code?", "``` x = 1 ```"), ("why ```x```?", "so")]
+    bad.append(("a", "😀"))
     kept, dropped, report = chosen(*fine, *bad)
     assert kept == fine and dropped == {"not speakable": 5}
     assert report.places["not speakable"][1:3] == ["m:5: no letter or digit", "m:6: code"]
@@ -541,4 +547,3 @@ def test_funnel_and_places(tmp_path: Path) -> None:
     ]
     assert report.funnel()[0].keys() == {"step", "dropped", "left"}
     assert len(report.places["not an object"]) == 20
-    assert json.loads(json.dumps(report.to_json()))["funnel"] == report.funnel()

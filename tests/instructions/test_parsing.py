@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
+from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.instructions.templates import (
     CHAIN_END,
     CHAIN_FORMATS,
@@ -26,8 +27,8 @@ UNITS = st.lists(st.integers(0, 99), min_size=1, max_size=20).map(np.array)
 DESCRIPTION = PLAIN.map(lambda t: t.rstrip(". ") + "d?").filter(lambda t: "This is input:" not in t)
 
 
-def same(found: dict, **wanted) -> bool:
-    return all(np.array_equal(found[name], value) for name, value in wanted.items())
+def same(found: Record, **wanted) -> bool:
+    return all(np.array_equal(vars(found)[name], value) for name, value in wanted.items())
 
 
 @given(
@@ -39,46 +40,32 @@ def same(found: dict, **wanted) -> bool:
 )
 def test_cross_modal_rows_come_back(description, text, units, task, templates) -> None:
     row = cross_modal_row(task, description, text, units, templates).text(TEXT_TAIL[templates])
-    found = parse_row(row, 100)
-    assert same(
-        found, task=task, description=description, text=text, units=units, templates=templates
-    )
+    found, written_in = parse_row(row, 100)
+    assert written_in == templates
+    assert same(found, task=task, description=description, text=text, units=units)
 
 
 @given(PLAIN, PLAIN, UNITS, UNITS, st.sampled_from((*CHAIN_FORMATS, "release")))
 def test_chains_come_back(instruction, response, first, second, name) -> None:
     templates, kind = ("release", "speech_speech") if name == "release" else ("paper", name)
-    found = parse_row(
-        chain_row(kind, instruction, response, first, second, templates).text(CHAIN_END), 100
-    )
-    nothing = np.array([])
-    heard, spoken = (
-        (first if kind.startswith("speech") else nothing),
-        (second if kind.endswith("speech") else nothing),
-    )
-    wanted = {
-        "instruction": instruction,
-        "response": response,
-        "instruction_units": heard,
-        "response_units": spoken,
-    }
-    assert same(found, format=kind, templates=templates, **wanted)
+    row = chain_row(kind, instruction, response, first, second, templates).text(CHAIN_END)
+    found, written_in = parse_row(row, 100)
+    assert written_in == templates
+    heard = first if kind.startswith("speech") else []
+    spoken = second if kind.endswith("speech") else []
+    assert same(found, format=kind, instruction=instruction, response=response)
+    assert same(found, instruction_units=heard, response_units=spoken)
 
 
 def test_the_seeds_own_end_marker_is_read() -> None:
     text = chain_row("text_text", "why", "so").text().replace("<eoa>", "<ea>") + "."
-    assert parse_row(text)["response"] == "so"
+    assert parse_row(text)[0].response == "so"
 
 
 def test_a_dropped_full_stop_comes_back() -> None:
-    assert (
-        parse_row(cross_modal_row("asr", "Write it.", "a dog", U).text(".."))["description"]
-        == "Write it."
-    )
-    assert (
-        parse_row(cross_modal_row("asr", "Can you write it?", "a dog", U).text(".."))["description"]
-        == "Can you write it?"
-    )
+    for description in ("Write it.", "Can you write it?"):
+        row = cross_modal_row("asr", description, "a dog", U).text("..")
+        assert parse_row(row)[0].description == description
 
 
 GOOD = cross_modal_row("tts", "Say it.", "a dog", U, "release").text(" ")

@@ -17,23 +17,27 @@ from speechgpt_lib.instructions.templates import (
 U, V = np.array([12, 7]), np.array([3])
 CHAINS = {
     "speech_speech": (
-        "[Human]: This is a speech instruction: <sosp><12><7><eosp>. And your response should be speech. You can do it step by step. "
-        "You can first transcribe the instruction and get the text Instruction. Then you can think about the instruction and get the "
-        "text response. Last, you should speak the response aloud <eoh>. [SpeechGPT]: [tq] why; [ta] so; [ua] <sosp><3><eosp><eoa>."
+        "[Human]: This is a speech instruction: <sosp><12><7><eosp>. And your response should be "
+        "speech. You can do it step by step. You can first transcribe the instruction and get the "
+        "text Instruction. Then you can think about the instruction and get the text response. "
+        "Last, you should speak the response aloud <eoh>. [SpeechGPT]: "
+        "[tq] why; [ta] so; [ua] <sosp><3><eosp><eoa>."
     ),
     "speech_text": (
-        "[Human]: This is a speech instruction: <sosp><12><7><eosp>. And your response should be text. You can do it step by step. "
-        "You can first transcribe the instruction and get the text instruction. Then you can think about the instruction and get the "
-        "text response. <eoh>. [SpeechGPT]: [tq] why; [ta] so<eoa>."
+        "[Human]: This is a speech instruction: <sosp><12><7><eosp>. And your response should be "
+        "text. You can do it step by step. You can first transcribe the instruction and get the "
+        "text instruction. Then you can think about the instruction and get the text response. "
+        "<eoh>. [SpeechGPT]: [tq] why; [ta] so<eoa>."
     ),
     "text_speech": (
-        "[Human]: This is a text instruction: why. And your response should be speech. You can do it step by step. You can think about "
-        "the instruction and get the text response. Then you should speak the response aloud <eoh>. [SpeechGPT]: [ta] so; [ua] "
-        "<sosp><3><eosp><eoa>."
+        "[Human]: This is a text instruction: why. And your response should be speech. You can do "
+        "it step by step. You can think about the instruction and get the text response. Then you "
+        "should speak the response aloud <eoh>. [SpeechGPT]: "
+        "[ta] so; [ua] <sosp><3><eosp><eoa>."
     ),
     "text_text": (
-        "[Human]: This is a text instruction: why. And your response should be text. You can think about the instruction and get the "
-        "text response. [SpeechGPT]: [ta] so<eoa>."
+        "[Human]: This is a text instruction: why. And your response should be text. You can think "
+        "about the instruction and get the text response. [SpeechGPT]: [ta] so<eoa>."
     ),
 }
 
@@ -44,27 +48,22 @@ def test_chains_are_the_seeds_to_the_byte(name: str) -> None:
 
 
 def test_cross_modal_rows_in_both_layouts() -> None:
-    asr = cross_modal_row("asr", "Write it.", "two dogs", U)
-    assert (
-        asr.text(TEXT_TAIL["paper"])
-        == "[Human]:Write it. This is input: <sosp><12><7><eosp><eoh>.[SpeechGPT]: two dogs<eos>.."
+    asr = cross_modal_row("asr", "Write it.", "two dogs", U).text(TEXT_TAIL["paper"])
+    assert asr == (
+        "[Human]:Write it. This is input: <sosp><12><7><eosp><eoh>.[SpeechGPT]: two dogs<eos>.."
     )
-    tts = cross_modal_row("tts", "Can you say it?", "two dogs", U)
-    assert (
-        tts.text("..")
-        == "[Human]:Can you say it?. This is input: two dogs<eoh>.[SpeechGPT]: <sosp><12><7><eosp><eos>.."
+    tts = cross_modal_row("tts", "Can you say it?", "two dogs", U).text("..")
+    assert tts == (
+        "[Human]:Can you say it?. This is input: two dogs<eoh>.[SpeechGPT]: "
+        "<sosp><12><7><eosp><eos>.."
     )
-    released = cross_modal_row("tts", "Say it.", "two dogs", U, "release").text(
-        TEXT_TAIL["release"]
-    )
-    assert (
-        released
-        == "[Human]: Say it. This is input: two dogs<eoh> [SpeechGPT]: <sosp><12><7><eosp><eoa> "
+    released = cross_modal_row("tts", "Say it.", "two dogs", U, "release")
+    assert released.text(TEXT_TAIL["release"]) == (
+        "[Human]: Say it. This is input: two dogs<eoh> [SpeechGPT]: <sosp><12><7><eosp><eoa> "
     )
     chain = chain_row("speech_speech", "why", "so", U, V, "release").text(".")
-    assert (
-        chain
-        == "[Human]: <sosp><12><7><eosp><eoh>. [SpeechGPT]: why; [ta] so; [ua] <sosp><3><eosp><eoa>."
+    assert chain == (
+        "[Human]: <sosp><12><7><eosp><eoh>. [SpeechGPT]: why; [ta] so; [ua] <sosp><3><eosp><eoa>."
     )
 
 

@@ -1,0 +1,140 @@
+"""Rows of the two sets as records: frozen dataclasses whose fields are the table's columns.
+
+A record holds what a row is made of; `sets.record_to_row` applies the templates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from speechgpt_lib.errors import UserError
+
+Kind = Literal["cross_modal", "chain"]
+_TURNS = ("instruction", "response")
+
+
+@dataclass(frozen=True, eq=False)
+class CrossModalRecord:
+    """A pair of text and units (n,), and the description that asks for one of them.
+
+    `verbatim` is the line of an imported set that we would write differently, else None.
+    """
+
+    id: str
+    task: str
+    description: str
+    text: str
+    voice: str
+    units: np.ndarray
+    verbatim: str | None = None
+    measures: ClassVar = ("units", "words")
+
+    @property
+    def group(self) -> str:
+        """What rows are counted by."""
+        return self.task
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All that is written in the row, by name."""
+        return {"description": self.description, "text": self.text}
+
+    @property
+    def shown(self) -> tuple[np.ndarray, ...]:
+        """The units (n,) that the row shows."""
+        return (self.units,)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainRecord:
+    """A quadruplet of instruction and response, as text and as units (n,).
+
+    `format` is one of four, `kind` says what is asked, `verbatim` as in CrossModalRecord.
+    """
+
+    id: str
+    format: str
+    kind: str
+    instruction: str
+    response: str
+    instruction_units: np.ndarray
+    response_units: np.ndarray
+    verbatim: str | None = None
+    measures: ClassVar = tuple(f"{turn}_{of}" for of in ("units", "words") for turn in _TURNS)
+
+    @property
+    def group(self) -> str:
+        """What rows are counted by."""
+        return self.format
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All that is written in the row, by name."""
+        return {"instruction": self.instruction, "response": self.response}
+
+    @property
+    def shown(self) -> tuple[np.ndarray, ...]:
+        """The units (n,) of both turns, empty where the format has text only."""
+        none = np.array([], dtype=np.int64)
+        heard = self.instruction_units if self.format.startswith("speech") else none
+        return heard, self.response_units if self.format.endswith("speech") else none
+
+
+Record = CrossModalRecord | ChainRecord
+RECORDS: dict[Kind, type[Record]] = {"cross_modal": CrossModalRecord, "chain": ChainRecord}
+_TYPES = {"str": pyarrow.string(), "np.ndarray": pyarrow.list_(pyarrow.int16())}
+SCHEMAS = {
+    kind: pyarrow.schema([(f.name, _TYPES[f.type]) for f in fields(record) if f.type in _TYPES])
+    for kind, record in RECORDS.items()
+}
+VERBATIM = pyarrow.field("verbatim", pyarrow.string())
+
+
+def to_table(records: Iterable[Record], schema: pyarrow.Schema) -> pyarrow.Table:
+    """Records as rows of a table."""
+    return pyarrow.Table.from_pylist([vars(record) for record in records], schema)
+
+
+def to_records(batch: pyarrow.RecordBatch) -> Iterator[Record]:
+    """Rows of a set's table as records; units become int64 arrays."""
+    made = RECORDS["cross_modal" if "task" in batch.schema.names else "chain"]
+    columns = [
+        split_lists(c) if pyarrow.types.is_list(c.type) else c.to_pylist() for c in batch.columns
+    ]
+    for values in zip(*columns, strict=True):
+        yield made(*(v.astype(np.int64) if isinstance(v, np.ndarray) else v for v in values))
+
+
+def read_batches(
+    path: Path, size: int, columns: list | None = None
+) -> Iterator[pyarrow.RecordBatch]:
+    """Batches of at most `size` rows of a Parquet file; a UserError where it is damaged."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(size, columns=columns)
+    except pyarrow.ArrowInvalid as error:
+        cause = str(error).splitlines()[0][:120]
+        raise UserError(f"{path} is damaged ({cause}): delete it and make it again") from None
+
+
+def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
+    """A column of lists → an array for each row, without copying."""
+    values = column.values.to_numpy(zero_copy_only=False)
+    bounds = column.offsets.to_numpy()
+    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def row_digest(record: Record) -> int:
+    """SHA-256 of what a row says: its texts and shown units, but not its id, voice or place."""
+    digest = hashlib.sha256("\x1f".join((record.group, *record.texts.values())).encode())
+    for units in record.shown:
+        digest.update(b"\x1f" + units.astype("<i2").tobytes())
+    return int.from_bytes(digest.digest(), "big")
