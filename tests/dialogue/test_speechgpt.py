@@ -35,7 +35,7 @@ def base():
 def speechgpt(tmp_path: Path) -> SpeechGPT:
     adapted = add_lora(base(), LoraSettings(rank=2), seed=0, new_tokens=NEW)
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     save_adapter(adapted, tmp_path)
