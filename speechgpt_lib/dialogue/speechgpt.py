@@ -55,7 +55,7 @@ class SpeechGPT:
 
     @classmethod
     def load(cls, run: Run) -> SpeechGPT:
-        """Everything a finished run made; a missing step is named with the command that makes it."""
+        """What a finished run made; an error names a missing step and the command that makes it."""
         stage2, stage3 = run.require("stage2"), run.require("stage3")
         vocoder = Vocoder.load(run.require("vocoder").path)
         inventory = UnitInventory.load(run.require("inventory").path)
@@ -136,7 +136,7 @@ class SpeechGPT:
         return Reply(question, chain.ta, chain.ua, wave, chain.wellformed)
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
-        """Silence where the model spoke no unit, so that a poor answer can be judged and counted."""
+        """Silence where the model spoke no unit, so that a poor answer can still be judged."""
         return self.vocoder.synthesize(units) if len(units) else np.zeros(1600, np.float32)
 
     def note(self, text: str) -> str | None:
