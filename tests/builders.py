@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from speechgpt_lib.language_model.text import lab_texts
 
+from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.language_model.model import build_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.recipes.loading import load_recipe

@@ -1,21 +1,23 @@
 """A trained run as something to talk to: speech or text in, speech or text out.
 
-Prompts and answers are handled as ids from end to end; the spoken answer passes through the unit vocoder.
+Prompts and answers are ids from end to end; the spoken answer passes through the unit vocoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
-from speechgpt_lib.language_model.adapters import load_adapter
+from speechgpt_lib.language_model.adapters import attach_adapter
 from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary
@@ -27,7 +29,10 @@ from speechgpt_lib.vocoder.synthesis import Vocoder
 
 @dataclass(frozen=True)
 class Reply:
-    """What was understood, what is answered, and the answer as units (n,) and as a wave (samples,) at 16 kHz when it is spoken."""
+    """What was understood and what is answered.
+
+    A spoken answer comes as units (n,) and as a wave (samples,) at 16 kHz, too.
+    """
 
     question_text: str
     answer_text: str
@@ -38,12 +43,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class SpeechGPT:
-    """The cross-modal model (stage 2) transcribes and speaks; the conversational one (stage 3) answers."""
+    """The stage-2 model transcribes and speaks; with the adapter of stage 3 on it, it answers."""
 
     inventory: UnitInventory
     vocabulary: Vocabulary
-    cross_modal: LlamaForCausalLM
-    conversational: LlamaForCausalLM
+    model: PeftModel
     vocoder: Vocoder
     corpora: Corpora
     limits: GenerationSettings
@@ -51,45 +55,58 @@ class SpeechGPT:
 
     @classmethod
     def load(cls, run: Run) -> SpeechGPT:
-        """Load everything a finished run made; a missing step is named with the command that makes it."""
+        """What a finished run made; an error names a missing step and the command that makes it."""
         stage2, stage3 = run.require("stage2"), run.require("stage3")
         vocoder = Vocoder.load(run.require("vocoder").path)
         inventory = UnitInventory.load(run.require("inventory").path)
-        cross_modal, vocabulary = load_model(stage2.path)
+        base, vocabulary = load_model(stage2.path)
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
-        conversational = load_adapter(load_model(stage2.path)[0], stage3.path)
+        model = attach_adapter(base, stage3.path)
         corpus = run.find("corpus")
         corpora = open_corpora(run.recipe, corpus and corpus.path)
         more = (corpora, run.recipe.generation, run.recipe.instructions.templates)
-        return cls(inventory, vocabulary, cross_modal, conversational, vocoder, *more)
+        return cls(inventory, vocabulary, model, vocoder, *more)
+
+    @property
+    def conversational(self) -> LlamaForCausalLM:
+        """The model of stage 3, which answers."""
+        return self.model.get_base_model()
+
+    @contextmanager
+    def cross_modal(self) -> Iterator[LlamaForCausalLM]:
+        """Within the block, the model of stage 2: the same weights, the adapter switched off."""
+        with self.model.disable_adapter():
+            yield self.model.get_base_model()
 
     def units(self, wave: np.ndarray) -> np.ndarray:
         """Speech (samples,) at 16 kHz → merged units (n,)."""
         return self.inventory.encode(wave)[0]
 
     def speak(self, units: np.ndarray, speed: float = 1.0) -> np.ndarray:
-        """Merged units → wave (samples,) at 16 kHz."""
+        """Merged units (n,) → wave (samples,) at 16 kHz."""
         return self.vocoder.synthesize(units, speed=speed)
 
     def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
+        """Speech (samples,) at 16 kHz → its text."""
         units, limit = [self.units(wave) for wave in waves], self.limits.transcript
-        return generation.transcribe(
-            self.cross_modal, self.vocabulary, units, limit, self.templates
-        )
+        with self.cross_modal() as model:
+            return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
 
     def say(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Text → (units, wave)."""
+        """Text → (units (n,), wave (samples,) at 16 kHz)."""
         return self.say_many([text])[0]
 
     def say_many(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `say`, several texts at once.  Raises UserError for a text without words."""
         normal, limit = [self._words(text) for text in texts], self.limits.speech
-        spoken = generation.speak(self.cross_modal, self.vocabulary, normal, limit, self.templates)
+        with self.cross_modal() as model:
+            spoken = generation.speak(model, self.vocabulary, normal, limit, self.templates)
         return [(units, self._wave(units)) for units in spoken]
 
     def ask(
         self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None
     ) -> Reply:
-        """Answer a wave (samples,) at 16 kHz or a text."""
+        """Answer a wave (samples,) at 16 kHz or a text; `reply` is "speech" or "text"."""
         return self.ask_many([instruction], reply, sampling)[0]
 
     def ask_many(
@@ -98,6 +115,7 @@ class SpeechGPT:
         reply: str = "speech",
         sampling: Sampling | None = None,
     ) -> list[Reply]:
+        """As `ask`, several instructions at once."""
         asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
         limits = self.limits
         limit = limits.spoken_answer if reply == "speech" else limits.written_answer
@@ -110,10 +128,7 @@ class SpeechGPT:
             self.templates,
             sampling=sampling,
         )
-        return [
-            self._reply(chain, instruction)
-            for chain, instruction in zip(chains, asked, strict=True)
-        ]
+        return [self._reply(chain, given) for chain, given in zip(chains, asked, strict=True)]
 
     def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
         question = asked if isinstance(asked, str) else chain.tq
@@ -121,7 +136,7 @@ class SpeechGPT:
         return Reply(question, chain.ta, chain.ua, wave, chain.wellformed)
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
-        """Silence where the model spoke no unit at all, so that a poor answer can still be judged and counted."""
+        """Silence where the model spoke no unit, so that a poor answer can still be judged."""
         return self.vocoder.synthesize(units) if len(units) else np.zeros(1600, np.float32)
 
     def note(self, text: str) -> str | None:
@@ -129,8 +144,10 @@ class SpeechGPT:
         unknown = self.corpora.unknown_words(text)
         if not unknown:
             return None
-        shown = ", ".join(unknown[:5])
-        return f"these words were in no sentence that the model was trained on: {shown}. Expect nonsense for them"
+        return (
+            "these words were in no sentence that the model was trained on: "
+            f"{', '.join(unknown[:5])}. Expect nonsense for them"
+        )
 
     def _words(self, text: str) -> str:
         normal = self.corpora.normalise(text)

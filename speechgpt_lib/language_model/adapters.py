@@ -1,8 +1,8 @@
-"""LoRA adapters (Hu et al. 2021): put into a model, saved with the id of the model they belong to, and merged again.
+"""LoRA adapters (Hu et al. 2021): put into a model, saved with its id, attached and merged again.
 
-The release wrapped its model before it added the new tokens, so its adapters were saved without their embeddings and answered in noise
-when they were loaded.  Here the vocabulary is expanded before; what an adapter trains of the embeddings it carries; and an adapter refuses
-any base but its own.
+The release wrapped its model before it added the new tokens, so its adapters were saved without
+their embeddings and answered in noise when they were loaded.  Here the vocabulary is expanded
+before; what an adapter trains of the embeddings it carries; and it refuses any base but its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
 def model_id(model: LlamaForCausalLM) -> str:
-    """16 hex digits that tell models apart: a hash of every tensor's name, shape and first and last numbers (a few seconds for 7B)."""
+    """16 hex digits that tell models apart (a few seconds for 7B).
+
+    A hash of every tensor's name, shape and first and last numbers.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -38,10 +41,10 @@ def model_id(model: LlamaForCausalLM) -> str:
 def add_lora(
     model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
 ) -> PeftModel:
-    """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it (in place); after the vocabulary was expanded,
-    never before.
+    """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
-    new_tokens: ids whose embeddings learn too, and are saved with the adapter.
+    After the vocabulary was expanded, never before.  The embeddings of the ids `new_tokens` learn
+    too, and are saved with the adapter.
 
     Raises:
         UserError: a target that is no layer of the model; int8 or 4 bit without bitsandbytes.
@@ -63,62 +66,60 @@ def add_lora(
         raise UserError(
             f"stage3.lora.targets {settings.targets} are not layers of this model: {error}"
         ) from None
+    return _belonging_to(identity, adapted)
+
+
+def _belonging_to(identity: str, adapted: PeftModel) -> PeftModel:
+    """Has peft write down the base's id as its name, by which nothing is ever fetched."""
     for each in adapted.peft_config.values():
-        each.base_model_name_or_path = (
-            identity  # peft writes it down; nothing is ever fetched by it
-        )
+        each.base_model_name_or_path = identity
     return adapted
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Adapters, and the embeddings they trained, into `folder`; of the base only its id."""
-    adapted.save_pretrained(
-        str(folder), save_embedding_layers=False
-    )  # else peft looks the base up to compare vocabularies
+    # Without the argument peft looks the base up to compare vocabularies.
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:
-    """A saved adapter on the model it was trained on, not merged: its outputs are those it had in memory, bit for bit.
+    """A saved adapter on the model it was trained on, not merged: bit for bit as in memory.
+
+    `trust`: whatever model it says it belongs to.
 
     Raises:
         UserError: no adapter there, damaged, or one of another base.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    path = Path(folder) / CONFIG
+    if not path.is_file():
         raise UserError(
-            f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb first"
+            f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb"
         )
     try:
-        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(
-            "base_model_name_or_path"
-        )
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG} is damaged ({error}): run its step again") from None
+        raise UserError(f"{path} is damaged ({error}): run its step again") from None
     found = model_id(model)
     if base not in (None, "", found) and not trust:
         raise UserError(
-            f"the adapter {folder} belongs to the base model {base}, this is {found}: load the stage-2 model of the same run"
+            f"the adapter {folder} belongs to the base model {base}, this is {found}: "
+            "load the stage-2 model of the same run"
         )
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"the adapter {folder} does not fit this model: {str(error).splitlines()[0][:200]}"
-        ) from None
+        why = str(error).splitlines()[0][:200]
+        raise UserError(f"the adapter {folder} does not fit this model: {why}") from None
 
 
 def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
-    """Make an adapter that others trained on `model` one of this project, in `out`; returns how many parameters it has.
+    """Make an adapter that others trained on `model` one of this project, in `out`.
 
-    Nothing in it says which model it is of, so only its shapes are checked.
-
-    Raises:
-        UserError: no adapter there, damaged, or one whose shapes don't fit.
+    Nothing in it says which model it is of, so only its shapes are checked.  Returns how many
+    parameters it has.  Raises as `attach_adapter`.
     """
     identity = model_id(model)
-    adapted = attach_adapter(model, folder, trust=True)
-    for each in adapted.peft_config.values():
-        each.base_model_name_or_path = identity
+    adapted = _belonging_to(identity, attach_adapter(model, folder, trust=True))
     save_adapter(adapted, out)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 

@@ -1,4 +1,4 @@
-"""Documents of the corpora, as pieces of text with loss weights → token rows, on which the text model is pre-trained."""
+"""Documents of the corpora → token rows with loss weights, for pre-training the text model."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ from collections.abc import Iterable
 
 from speechgpt_lib.corpora.corpus import Document
 from speechgpt_lib.corpora.lab_text import SEPARATOR
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.rows import TokenRow
-from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
 
 
 def document_rows(
-    vocabulary: Vocabulary | LlamaVocabulary, documents: Iterable[Document], weight: float = 1.0
+    vocabulary: UnitVocabulary, documents: Iterable[Document], weight: float = 1.0
 ) -> list[TokenRow]:
     """A row for each document, between begin and end; its tokens count `weight` times."""
     return [_row(vocabulary, document, weight) for document in documents]
 
 
-def question_prompt(vocabulary: Vocabulary | LlamaVocabulary, question: str) -> list[int]:
+def question_prompt(vocabulary: UnitVocabulary, question: str) -> list[int]:
     """The ids after which the pre-trained text model continues with the answer to `question`."""
     separator = vocabulary.encode_text(SEPARATOR)
     return [vocabulary.begin, *vocabulary.encode_text(question), *separator]
 
 
-def _row(vocabulary: Vocabulary | LlamaVocabulary, document: Document, weight: float) -> TokenRow:
+def _row(vocabulary: UnitVocabulary, document: Document, weight: float) -> TokenRow:
     ids, weights = [vocabulary.begin], [0.0]
     for piece in document:
         tokens = vocabulary.encode_text(piece.text)

@@ -1,8 +1,8 @@
-"""A frozen model in fewer bytes, for adapters to learn on: bf16, int8 or 4 bit a weight instead of 32.
+"""A frozen model in fewer bytes, for adapters to learn on: bf16, int8 or 4 bit a weight, not 32.
 
-Only what is frozen may be stored so coarsely: an adapter's own weights stay fp32.  The release trained its last stage on an int8 base.
-int8 and 4 bit are bitsandbytes' (Dettmers et al. 2022, arXiv 2208.07339; 2023, arXiv 2305.14314: NF4); beside them embeddings, norms and
-the output layer are bf16.
+Only what is frozen may be stored so coarsely: an adapter's own weights stay fp32.  The release
+trained its last stage on an int8 base.  int8 and 4 bit are bitsandbytes' (Dettmers et al. 2022,
+arXiv 2208.07339; 2023, arXiv 2305.14314: NF4); embeddings, norms and the output layer are bf16.
 """
 
 from __future__ import annotations
@@ -16,55 +16,39 @@ from transformers import LlamaForCausalLM
 from speechgpt_lib.errors import UserError
 
 Base = Literal["fp32", "bf16", "int8", "4bit"]
-BYTES: dict[str, float] = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "int8": 1.0,
-    "4bit": 0.5,
-}  # a weight of a layer's matrices
+BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "4bit": 0.5}  # a weight of a matrix
 
 
 def store_as(model: LlamaForCausalLM, base: Base) -> LlamaForCausalLM:
-    """Store the weights of `model` as `base` says, in place, before adapters are put on; such a model can't be fine-tuned whole.
+    """Store the weights of `model` as `base` says, in place, before adapters are put on.
 
-    Raises:
-        UserError: int8 or 4 bit without bitsandbytes.
+    Such a model can't be fine-tuned whole.  Raises UserError for int8 or 4 bit without
+    bitsandbytes.
     """
     if base == "fp32":
         return model
     if base == "bf16":
         return model.to(torch.bfloat16)
     try:
-        import bitsandbytes
+        from bitsandbytes import nn as coarse
     except ImportError:
         raise UserError(
-            f'a base of {base} needs bitsandbytes, which is not installed: pip install "speechgpt_lib[quantized]", or set lora.base: bf16'
+            f"a base of {base} needs bitsandbytes, which is not installed: "
+            'pip install "speechgpt_lib[quantized]", or set lora.base: bf16'
         ) from None
     model.to(torch.bfloat16)
     for layer in model.model.layers:
         for name, linear in [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]:
-            shape = {
-                "input_features": linear.in_features,
-                "output_features": linear.out_features,
-                "bias": linear.bias is not None,
-            }
+            shape = (linear.in_features, linear.out_features, linear.bias is not None)
+            weight = linear.weight.data
             if base == "int8":
-                quantized = bitsandbytes.nn.Linear8bitLt(
-                    **shape, has_fp16_weights=False, threshold=6.0
-                )
-                weight = bitsandbytes.nn.Int8Params(
-                    linear.weight.data, requires_grad=False, has_fp16_weights=False
-                )
+                new = coarse.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+                new.weight = coarse.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
             else:
-                quantized = bitsandbytes.nn.Linear4bit(
-                    **shape, compute_dtype=torch.bfloat16, quant_type="nf4"
-                )
-                weight = bitsandbytes.nn.Params4bit(
-                    linear.weight.data, requires_grad=False, quant_type="nf4"
-                )
-            quantized.weight, quantized.bias = weight, linear.bias
+                new = coarse.Linear4bit(*shape, compute_dtype=torch.bfloat16, quant_type="nf4")
+                new.weight = coarse.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            new.bias = linear.bias
             parent, _, own = name.rpartition(".")
-            setattr(
-                layer.get_submodule(parent), own, quantized.to(linear.weight.device)
-            )  # moving it is what quantizes
+            # Moving it is what quantizes.
+            layer.get_submodule(parent).add_module(own, new.to(weight.device))
     return model

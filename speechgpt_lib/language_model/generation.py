@@ -1,7 +1,7 @@
-"""Prompts in, answers out: batched decoding that stops at the end markers, and the parser of the chain of modality.
+"""Prompts in, answers out: batched decoding that stops at end markers, and parsing of chains.
 
-Prompts of different lengths are padded on the left *with* an attention mask (the release had none and corrupted its batches), answers
-are handled as ids and never searched as text.
+Prompts of different lengths are padded on the left *with* an attention mask (the release had none
+and corrupted its batches); answers are handled as ids and never searched as text.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import ChainFormat, chain_row, cross_modal_row
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+from speechgpt_lib.instructions.templates import ChainFormat, Row, chain_row, cross_modal_row
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
+from speechgpt_lib.language_model.vocabulary import PAD
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
 ASR_PROMPT = "Please write down what you hear."
@@ -29,7 +29,10 @@ _SPELLED = re.compile("(" + "|".join(map(re.escape, CHAIN_MARKERS)) + ")")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest.  The release samples with 0.7 / 50 / 0.8."""
+    """How the next token is chosen; temperature 0 takes the likeliest.
+
+    The release samples with 0.7 / 50 / 0.8.
+    """
 
     temperature: float = 0.0
     top_k: int = 50
@@ -38,7 +41,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Chain:
-    """A parsed answer: transcript, text answer, spoken answer (units (n,) or None), and whether it has exactly the parts asked for."""
+    """A parsed answer: transcript, text answer, spoken answer (units (n,) or None).
+
+    It is well-formed when it has exactly the parts asked for.
+    """
 
     tq: str
     ta: str
@@ -49,40 +55,36 @@ class Chain:
 @torch.inference_mode()
 def generate(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """Continue each prompt (ids) until an end marker or `max_new_tokens`; returns the new ids, the end marker included if it came.
+    """Continue each prompt (ids) until an end marker or `max_new_tokens`.
 
-    The answer to a prompt does not depend on the others in its batch (greedy decoding).
+    Returns the new ids, the end marker included if it came.  The answer to a prompt does not depend
+    on the others in its batch (greedy decoding).
     """
-    stops = vocabulary.stops
-    context = model.config.max_position_embeddings
+    stops, context = vocabulary.stops, model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
     if longest + 8 > context:
         raise UserError(
-            f"a prompt has {longest} tokens, the model reads {context} in all: use shorter audio or text"
+            f"a prompt has {longest} tokens, the model reads {context} in all: "
+            "use shorter audio or text"
         )
     choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling and sampling.temperature > 0:
-        choice = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-        }
+        choice = {"do_sample": True} | asdict(sampling)
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         length = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), length), PAD, dtype=torch.long)
+        ids = torch.full((len(chosen), length), PAD, dtype=torch.long)  # (batch, tokens)
         mask = torch.zeros_like(ids)
-        for k, i in enumerate(chosen):
+        for k, i in enumerate(chosen):  # padding on the left, so that all answers begin together
             ids[k, length - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[k, length - len(prompts[i]) :] = 1
         output = model.generate(
@@ -100,56 +102,47 @@ def generate(
 
 def transcribe(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     units: Sequence[np.ndarray],
     limit: int,
     templates: str = "paper",
     **options,
 ) -> list[str]:
-    """Merged units → text, by a cross-modal prompt."""
-    prompts = [
-        vocabulary.encode_row(
-            _without_answer(cross_modal_row("asr", ASR_PROMPT, "", u, templates))
-        )[0]
-        for u in units
-    ]
-    return [
-        vocabulary.decode_text(ids)
-        for ids in generate(model, vocabulary, prompts, limit, **options)
-    ]
+    """Merged units → text, by a cross-modal prompt; at most `limit` tokens each."""
+    rows = [cross_modal_row("asr", ASR_PROMPT, "", u, templates) for u in units]
+    prompts = [_prompt(vocabulary, row) for row in rows]
+    answers = generate(model, vocabulary, prompts, limit, **options)
+    return [vocabulary.decode_text(ids) for ids in answers]
 
 
 def speak(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     texts: Sequence[str],
     limit: int,
     templates: str = "paper",
     **options,
 ) -> list[np.ndarray]:
-    """Text → merged units, by a cross-modal prompt."""
-    empty = np.array([])
-    prompts = [
-        vocabulary.encode_row(
-            _without_answer(cross_modal_row("tts", TTS_PROMPT, text, empty, templates))
-        )[0]
-        for text in texts
-    ]
-    return [
-        vocabulary.units_in(ids) for ids in generate(model, vocabulary, prompts, limit, **options)
-    ]
+    """Text → merged units (n,), by a cross-modal prompt; at most `limit` tokens each."""
+    rows = [cross_modal_row("tts", TTS_PROMPT, text, np.array([]), templates) for text in texts]
+    prompts = [_prompt(vocabulary, row) for row in rows]
+    answers = generate(model, vocabulary, prompts, limit, **options)
+    return [vocabulary.units_in(ids) for ids in answers]
 
 
 def answer(
     model: LlamaForCausalLM,
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     instructions: Sequence[np.ndarray | str],
     limit: int,
     reply: str = "speech",
     templates: str = "paper",
     **options,
 ) -> list[Chain]:
-    """Answer spoken (units) or written instructions through the chain of modality; `reply` is "speech" or "text"."""
+    """Answer spoken (units) or written instructions through the chain of modality.
+
+    `reply` is "speech" or "text"; a whole chain has at most `limit` tokens.
+    """
     if reply not in ("speech", "text"):
         raise UserError(f"unknown reply {reply!r}: choose speech or text")
     prompts, formats = [], []
@@ -164,63 +157,49 @@ def answer(
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 
-def parse_chain(
-    ids: list[int], vocabulary: Vocabulary | LlamaVocabulary, chain_format: ChainFormat
-) -> Chain:
+def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainFormat) -> Chain:
     """Split answer ids at their markers.
 
-    Well-formed means: the markers of the format and nothing before, between or after them but what belongs there, that is text (one
-    piece at least) after `[tq]` and `[ta]`, units in their brackets after `[ua]`, and `<eoa>` at the end.
+    Well-formed means: the markers of the format and nothing before, between or after them but what
+    belongs there, that is text (one piece at least) after `[tq]` and `[ta]`, units in their
+    brackets after `[ua]`, and `<eoa>` at the end.
     """
-    wanted = {
-        "[tq]": chain_format.startswith("speech"),
-        "[ta]": True,
-        "[ua]": chain_format.endswith("speech"),
-    }
-    expected = [marker for marker, is_wanted in wanted.items() if is_wanted]
+    asked, _, reply = chain_format.partition("_")
+    expected = ["[tq]"] * (asked == "speech") + ["[ta]"] + ["[ua]"] * (reply == "speech")
     pieces = _pieces(ids, vocabulary)
     found = [piece for piece in pieces if piece in CHAIN_MARKERS]
     segments: dict[str, list[str | int]] = {}
     current = None
     for piece in pieces:
         if piece in CHAIN_MARKERS:
-            current = str(piece)
-            segments.setdefault(current, [])
-        elif current:
-            segments[current].append(piece)
-    spoken = segments.get("[ua]")
-    brackets = [vocabulary.marker(SOSP), vocabulary.marker(EOSP)]
-    units_whole = spoken is None or (
-        len(spoken) > 2
-        and [spoken[0], spoken[-1]] == brackets
-        and all(isinstance(i, int) and vocabulary.is_unit(i) for i in spoken[1:-1])
-    )
-    text = {}
+            current = segments.setdefault(str(piece), [])
+        elif current is not None:
+            current.append(piece)
+    spoken, units, units_whole = segments.get("[ua]"), None, True
+    if spoken is not None:
+        units = vocabulary.units_in(i for i in spoken if isinstance(i, int))
+        brackets = [vocabulary.marker(SOSP), vocabulary.marker(EOSP)]
+        units_whole = [*spoken[:1], *spoken[-1:]] == brackets and 0 < len(units) == len(spoken) - 2
+    text, words_only = {}, True
     for name in ("[tq]", "[ta]"):
-        text[name] = (
-            " ".join(piece for piece in segments.get(name, []) if isinstance(piece, str))
-            .removesuffix(";")
-            .strip()
-        )
-    words_only = all(isinstance(piece, str) for name in text for piece in segments.get(name, []))
-    parts_whole = (
-        units_whole and words_only and all(text[name] for name in expected if name in text)
-    )
-    nothing_else = (
-        found == [*expected, "<eoa>"] and pieces[0] == expected[0] and not segments["<eoa>"]
-    )
-    units = None if spoken is None else vocabulary.units_in(i for i in spoken if isinstance(i, int))
-    return Chain(text["[tq]"], text["[ta]"], units, nothing_else and parts_whole)
+        own = segments.get(name, [])
+        words = [piece for piece in own if isinstance(piece, str)]
+        text[name] = " ".join(words).removesuffix(";").strip()
+        words_only &= len(words) == len(own)
+    all_there = all(text[name] for name in expected if name in text)
+    in_order = found == [*expected, "<eoa>"] and pieces[0] == expected[0]
+    nothing_after = in_order and not segments["<eoa>"]
+    wellformed = nothing_after and units_whole and words_only and all_there
+    return Chain(text["[tq]"], text["[ta]"], units, wellformed)
 
 
-def _pieces(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary) -> list[str | int]:
-    """Ids → the markers of a chain and the texts between them as strings, everything else as it is.
+def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
+    """Ids → a chain's markers and the texts between them as strings, everything else as it is.
 
-    In the released vocabulary these markers are text, and told from it as the release does, by their spelling.
+    In the released vocabulary these markers are text, and told from it as the release does, by
+    their spelling.
     """
-    markers = {
-        vocabulary.marker(name): name for name in CHAIN_MARKERS if vocabulary.has_marker(name)
-    }
+    markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if vocabulary.has_marker(m)}
     pieces: list[str | int] = []
     for is_text, run in itertools.groupby(ids, vocabulary.is_text):
         if not is_text:
@@ -228,21 +207,20 @@ def _pieces(ids: list[int], vocabulary: Vocabulary | LlamaVocabulary) -> list[st
         elif markers:
             pieces.append(vocabulary.decode_text(run))
         else:
-            pieces += [
-                piece.strip()
-                for piece in _SPELLED.split(vocabulary.decode_text(run))
-                if piece.strip()
-            ]
-    return (
-        pieces if markers else [piece for piece in pieces if piece != vocabulary.marker("<eos>")]
-    )  # which follows the spelled one
+            spelled = _SPELLED.split(vocabulary.decode_text(run))
+            pieces += [piece.strip() for piece in spelled if piece.strip()]
+    if markers:
+        return pieces
+    return [piece for piece in pieces if piece != vocabulary.marker("<eos>")]  # after "<eoa>"
 
 
-def _without_answer(row):
-    return type(row)(row.prompt)
+def _prompt(vocabulary: UnitVocabulary, row: Row) -> list[int]:
+    """The ids of a row's prompt; its answer, which is empty, is not encoded."""
+    return vocabulary.encode_row(Row(row.prompt))[0]
 
 
 def _until(ids: list[int], stops: list[int]) -> list[int]:
+    """`ids` up to their first stop, or without padding where there is none."""
     for k, token in enumerate(ids):
         if token in stops:
             return ids[: k + 1]

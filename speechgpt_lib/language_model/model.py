@@ -1,9 +1,11 @@
-"""The language model: a LLaMA (transformers), small and made here in `lab`, with its vocabulary beside it.
+"""The language model: a LLaMA (transformers), small and made here in `lab`.
 
-**Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said earlier in the same text; it learned them
-from a trillion tokens.  A model of two million parameters that sees two million tokens does not find them by itself: asked "the dog is red
-and the cat is blue what color is the dog" it flips a coin.  So its layers *start* as such a circuit (an induction circuit, Olsson
-et al. 2022, arXiv 2209.11895), with everything trainable from there on; see `seed_induction`.
+**Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said
+earlier in the same text; it learned them from a trillion tokens.  A model of two million parameters
+that sees two million tokens does not find them by itself: asked "the dog is red and the cat is blue
+what color is the dog" it flips a coin.  So its layers *start* as such a circuit (an induction
+circuit, Olsson et al. 2022, arXiv 2209.11895), with everything trainable from there on; see
+`seed_induction`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -29,7 +32,7 @@ LOOK_BACK = 4  # tokens of context that the induction circuit compares
 def build_model(
     settings: LanguageModelSettings, vocabulary_size: int, seed: int
 ) -> LlamaForCausalLM:
-    """A LLaMA with random weights and, if the recipe says so, an induction circuit to start from."""
+    """A LLaMA with random weights and, if the recipe says so, an induction circuit."""
     config = LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=settings.hidden_size,
@@ -56,58 +59,56 @@ def build_model(
 def seed_induction(
     model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03
 ) -> None:
-    """Set attention so that the model starts with a working look-up of "what followed the last time I read these words".
+    """Let the model start with a look-up of "what followed the last time I read these words".
 
-    Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with rotary positions, constant
-    queries and keys make a score that depends on the distance only).  The tokens 1 to 4 back are written into subspace A ("what
-    stands before me"), the tokens 0 to 3 back into subspace B ("what I have just read").
-    Layers above, heads 0 and 1: queries read B, keys read A.  So a position attends to where the same words were read before, and finds
-    there the word that came next; passing that word on is left to training.  One such layer is enough for text.  In speech the word just
-    said is known only once a layer or two have made it out from its units, hence the same start in every layer.
+    Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with
+    rotary positions, constant queries and keys make a score that depends on the distance only).
+    The tokens 1 to 4 back are written into subspace A ("what stands before me"), the tokens 0 to 3
+    back into subspace B ("what I have just read").
+    Layers above, heads 0 and 1: queries read B, keys read A.  So a position attends to where the
+    same words were read before, and finds there the word that came next; passing that word on is
+    left to training.  One such layer is enough for text.  In speech the word just said is known
+    only once a layer or two have made it out from its units, hence the same start in every layer.
 
-    Args:
-        sharpness: size of the positional biases; match: gain of queries and keys; share: gain at which layer 0 writes.
+    `sharpness` is the size of the positional biases, `match` the gain of queries and keys, `share`
+    the gain at which layer 0 writes.
     """
-    config = model.config
-    width = config.hidden_size // config.num_attention_heads
-    if (
-        config.num_attention_heads < LOOK_BACK + 1
-        or 2 * width > config.hidden_size
-        or config.num_hidden_layers < 2
-    ):
+    config, hidden = model.config, model.config.hidden_size
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    width = hidden // heads
+    if heads < LOOK_BACK + 1 or 2 * width > hidden or layers < 2:
         raise UserError(
-            f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {config.num_attention_heads} heads and "
-            f"{config.num_hidden_layers} layers: change language_model in the recipe, or set induction_start: false"
+            f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {heads} "
+            f"heads and {layers} layers: change language_model in the recipe, "
+            "or set induction_start: false"
         )
     frequencies = model.model.rotary_emb.inv_freq
-    fast = (
-        frequencies >= 0.09
-    ).float()  # rotary pairs that tell neighbours apart, used for position …
-    slow = torch.cat([1 - fast, 1 - fast])  # … and those that don't, used for content
-    subspaces = nn.init.orthogonal_(torch.empty(2 * width, config.hidden_size))
+    # Rotary pairs that tell neighbours apart are used for position, those that don't for content.
+    fast = (frequencies >= 0.09).float()
+    slow = torch.cat([1 - fast, 1 - fast])[:, None]
+    subspaces = nn.init.orthogonal_(torch.empty(2 * width, hidden))
     before, just_read = subspaces[:width], subspaces[width:]
-    reader = nn.init.orthogonal_(torch.empty(width, config.hidden_size))
+    reader = nn.init.orthogonal_(torch.empty(width, hidden))
 
     first, *above = [block.self_attn for block in model.model.layers]
     for back in range(LOOK_BACK + 1):
         head = slice(back * width, (back + 1) * width)
-        first.q_proj.bias[head] = sharpness * torch.cat(
-            [torch.cos(frequencies * back) * fast, -torch.sin(frequencies * back) * fast]
-        )
+        angles = frequencies * back
+        turned = torch.cat([torch.cos(angles) * fast, -torch.sin(angles) * fast])
+        first.q_proj.bias[head] = sharpness * turned
         first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
         first.v_proj.weight[head] = reader
-        first.o_proj.weight[:, head] = share * (
-            (back > 0) * before.T + (back < LOOK_BACK) * just_read.T
-        )
+        written = (back > 0) * before.T + (back < LOOK_BACK) * just_read.T
+        first.o_proj.weight[:, head] = share * written
     for number in range(2):
         head = slice(number * width, (number + 1) * width)
         for attention in above:
-            attention.q_proj.weight[head] += match * just_read * slow[:, None]
-            attention.k_proj.weight[head] += match * before * slow[:, None]
+            attention.q_proj.weight[head] += match * just_read * slow
+            attention.k_proj.weight[head] += match * before * slow
 
 
 class CausalLoss(nn.Module):
-    """The next-token loss of a language model over padded rows, computed at the positions that count only."""
+    """The next-token loss over padded rows, computed only where the loss mask is not 0."""
 
     def __init__(self, model: LlamaForCausalLM):
         super().__init__()
@@ -116,47 +117,45 @@ class CausalLoss(nn.Module):
     def forward(
         self, ids: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids (batch, tokens) padded on the right, weights (batch, tokens) of predicting each token → (sum of losses, sum of weights).
+        """ids and weights (batch, tokens), padded on the right → (sum of losses, sum of weights).
 
-        Right padding needs no attention mask: no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
+        A weight is what the prediction of its token counts.  Right padding needs no attention mask:
+        no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
         that, and the missing cache, is what keeps them apart.
         """
-        hidden = (
-            self.model.model(input_ids=ids, position_ids=positions, use_cache=False)
-            .last_hidden_state[:, :-1]
-            .flatten(0, 1)
-        )
+        states = self.model.model(input_ids=ids, position_ids=positions, use_cache=False)
+        hidden = states.last_hidden_state[:, :-1].flatten(0, 1)  # (batch · (tokens − 1), hidden)
         weights, targets = weights[:, 1:].flatten(), ids[:, 1:].flatten()
         counted = torch.nonzero(weights > 0)[:, 0]
-        # Filled up with a position of weight 0: the fewer different shapes, the fewer kernels the CPU must prepare.
+        # Filled up with a position of weight 0: a CPU prepares kernels for every new shape.
         fill = (-len(counted)) % 256
         chosen = torch.cat([counted, counted.new_zeros(fill)])
         kept = torch.cat([weights[counted], weights.new_zeros(fill)])
-        losses = nn.functional.cross_entropy(
-            self.model.lm_head(hidden[chosen]).float(), targets[chosen], reduction="none"
-        )
+        logits = self.model.lm_head(hidden[chosen]).float()  # (chosen, vocabulary)
+        losses = nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
         return (losses * kept).sum(), weights.sum()
 
 
 @torch.no_grad()
 def expand_model(
     model: LlamaForCausalLM,
-    before: Vocabulary | LlamaVocabulary,
-    after: Vocabulary | LlamaVocabulary,
+    before: UnitVocabulary,
+    after: UnitVocabulary,
     seed: int,
     *,
     centroids: np.ndarray | None = None,
     multiple: int = 1,
 ) -> LlamaForCausalLM:
-    """Add embeddings for the new tokens: the mean of the old ones plus noise of their spread, so that no two start equal.
+    """Add embeddings for the tokens of `after`, the vocabulary with units, to those of `before`.
 
-    Logits of old tokens do not change, input and output stay tied if they were, and a model that is expanded already stays as it is.
+    New ones start at the mean of the old ones plus noise of their spread, so that no two are equal.
+    Logits of old tokens do not change, input and output stay tied if they were, and a model that is
+    expanded already stays as it is.
 
-    Args:
-        before, after: the vocabularies without and with units.
-        centroids: (units, width) of the inventory.  Units then start where a random projection puts their centroids, at the same spread, so
-            units that sound alike start alike.
-        multiple: round the number of embeddings up to this, for hardware that likes round shapes; those beyond `after` stand for nothing.
+    - `centroids` (units, width) of the inventory: units then start where a random projection puts
+      their centroids, at the same spread, so units that sound alike start alike.
+    - `multiple`: the number of embeddings is rounded up to it, for hardware that likes round
+      shapes; those beyond `after` stand for nothing.
     """
     old = model.get_input_embeddings().weight
     size = -(-after.size // multiple) * multiple
@@ -164,53 +163,53 @@ def expand_model(
         return model
     if len(old) != before.size:
         raise UserError(
-            f"the model has {len(old)} embeddings but its vocabulary {before.size}: model and vocabulary of two runs?"
+            f"the model has {len(old)} embeddings but its vocabulary {before.size}: "
+            "model and vocabulary of two runs?"
         )
-    tables = (
-        [old] if model.config.tie_word_embeddings else [old, model.get_output_embeddings().weight]
-    )
+    tables = _tables(model)
     moments = [(table.mean(0), table.std(0)) for table in tables]
     model.resize_token_embeddings(size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight][
-        : len(tables)
-    ]
-    for table, (mean, spread) in zip(tables, moments, strict=True):
-        table[before.size :] = mean + spread * torch.randn(
-            size - before.size, table.shape[1], generator=generator
-        )
+    for table, (mean, spread) in zip(_tables(model), moments, strict=True):
+        width, first = table.shape[1], before.size
+        noise = torch.randn(size - first, width, generator=generator)
+        table[first:] = mean + spread * noise
         if centroids is not None:
-            table[before.size : before.size + len(centroids)] = mean + spread * _projected(
-                centroids, table.shape[1], generator
-            )
+            projected = _projected(centroids, width, generator)
+            table[first : first + len(centroids)] = mean + spread * projected
     return model
 
 
+def _tables(model: LlamaForCausalLM) -> list[torch.Tensor]:
+    """Embeddings (tokens, width) of input and output, one table where they are tied."""
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    return tables[:1] if model.config.tie_word_embeddings else tables
+
+
 def _projected(centroids: np.ndarray, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Centroids (units, features) → (units, width) by a random projection, of mean 0 and spread 1 in every place."""
+    """Centroids (units, features) → (units, width), of mean 0 and spread 1 in every place."""
     points = torch.from_numpy(np.asarray(centroids, dtype=np.float32))
     points = (points - points.mean(0)) @ torch.randn(points.shape[1], width, generator=generator)
     return points / points.std(0).clamp(min=1e-6)
 
 
-def save_model(
-    model: LlamaForCausalLM, vocabulary: Vocabulary | LlamaVocabulary, folder: Path
-) -> None:
+def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path) -> None:
+    """Write configuration, weights and vocabulary into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     save_module(model, folder / "model.safetensors")
     vocabulary.save(folder)
 
 
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
     vocabulary = (LlamaVocabulary if (folder / TOKENIZER).is_file() else Vocabulary).load(folder)
-    model = LlamaForCausalLM(
-        LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
-    )
+    config = LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
+    model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
-    if not vocabulary.size <= model.config.vocab_size < vocabulary.size + LARGEST_MULTIPLE:
+    found = config.vocab_size
+    if not vocabulary.size <= found < vocabulary.size + LARGEST_MULTIPLE:
         raise UserError(
-            f"{folder}: the model has {model.config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
+            f"{folder}: the model has {found} embeddings, its vocabulary {vocabulary.size} tokens"
         )
     return model.eval(), vocabulary

@@ -1,10 +1,11 @@
-"""Rows of any length → blocks of one length with hardly any padding, in which no row sees another.
+"""Rows of any length → blocks of one length with hardly any padding, where no row sees another.
 
-Padding a batch of rows to the longest wastes what the others lack; here rows share blocks instead.  Positions start anew with every row,
-and transformers, given such positions and no cache, lets no token look beyond the start of its row: a packed row has the loss it has
-alone.
+Padding a batch of rows to the longest wastes what the others lack; here rows share blocks instead.
+Positions start anew with every row, and transformers, given such positions and no cache, lets no
+token look beyond the start of its row: a packed row has the loss it has alone.
 
-Stage 1 of the release does something simpler, which `concatenate` does too: all rows one after the other, cut wherever a block is full.
+Stage 1 of the release does something simpler, which `concatenate` does too: all rows one after the
+other, cut wherever a block is full.
 """
 
 from __future__ import annotations
@@ -12,26 +13,30 @@ from __future__ import annotations
 import bisect
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.rows import TokenRow
+from speechgpt_lib.language_model.rows import RowsOf, TokenRow, rows_of_epoch
 from speechgpt_lib.language_model.vocabulary import PAD
 from speechgpt_lib.training.epochs import Epochs
 
 
 def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
-    """Which rows share a block: best fit, longest first.  lengths (rows,) in tokens, none above `block`; returns lists of row numbers."""
+    """Which rows share a block (lists of row numbers): best fit, longest first.
+
+    lengths (rows,) in tokens, none above `block`.
+    """
     if lengths and max(lengths) > block:
         raise UserError(
-            f"a row has {max(lengths)} tokens, a block {block}: drop or shorten long rows first (`fit_rows`)"
+            f"a row has {max(lengths)} tokens, a block {block}: "
+            "drop or shorten long rows first (`fit_rows`)"
         )
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # tokens left → blocks
-    rooms = 0  # bit n is set where a block has n tokens left, so the tightest room is found by one shift
+    rooms = 0  # bit n is set where a block has n tokens left: one shift finds the tightest room
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
         roomy = rooms >> lengths[k]
         if roomy:
@@ -49,19 +54,13 @@ def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
     return blocks
 
 
-def utilisation(rows: Sequence[TokenRow], blocks: Sequence[Sequence[int]], block: int) -> float:
-    """Share of the blocks' places that hold a token of a row."""
-    return sum(map(len, rows)) / (len(blocks) * block) if blocks else 0.0
-
-
 def fit_rows(
     rows: Sequence[TokenRow], limit: int, too_long: str = "error", end: frozenset[int] = frozenset()
 ) -> tuple[list[TokenRow], dict]:
     """Rows of at most `limit` tokens, and how many were kept, dropped and truncated.
 
-    Args:
-        too_long: "error" refuses them; "drop" leaves them out; "truncate" cuts them but keeps their last token if it is one of `end`, so
-            that a model which learned from them still knows how to stop.
+    `too_long` "error" refuses longer ones; "drop" leaves them out; "truncate" cuts them but keeps
+    their last token if it is one of `end`, so that a model still learns how to stop.
     """
     if too_long not in ("error", "drop", "truncate"):
         raise UserError(f"unknown way with long rows {too_long!r}: choose error, drop or truncate")
@@ -77,23 +76,24 @@ def fit_rows(
             fitting.append(_truncated(row, limit, end))
         else:
             raise UserError(
-                f"a row has {len(row)} tokens, the model reads {limit}: shorten the data, or set too_long: drop or truncate in the recipe"
+                f"a row has {len(row)} tokens, the model reads {limit}: "
+                "shorten the data, or set too_long: drop or truncate in the recipe"
             )
     return fitting, counts
 
 
 def _truncated(row: TokenRow, limit: int, end: frozenset[int]) -> TokenRow:
-    if row.ids[-1] in end:
-        return TokenRow(
-            [*row.ids[: limit - 1], row.ids[-1]],
-            [*row.weights[: limit - 1], row.weights[-1]],
-            row.name,
-        )
-    return TokenRow(row.ids[:limit], row.weights[:limit], row.name)
+    ids, weights = row.ids, row.weights
+    if ids[-1] in end:
+        ids, weights = [*ids[: limit - 1], ids[-1]], [*weights[: limit - 1], weights[-1]]
+    return TokenRow(ids[:limit], weights[:limit], row.name)
 
 
 def concatenate(rows: Iterable[TokenRow], block: int) -> list[TokenRow]:
-    """One row after the other, cut into blocks; what is left at the end is a shorter row.  A block is called by the row it begins in."""
+    """One row after the other, cut into blocks; what is left at the end is a shorter row.
+
+    A block is called by the row it begins in.
+    """
     ids, weights, starts, names = array("i"), array("f"), [], []
     for row in rows:
         starts.append(len(ids))
@@ -104,28 +104,22 @@ def concatenate(rows: Iterable[TokenRow], block: int) -> list[TokenRow]:
     blocks = []
     for k in range(0, len(ids), block):
         name = names[bisect.bisect_right(starts, k) - 1]
-        blocks.append(
-            TokenRow(
-                all_ids[k : k + block],
-                all_weights[k : k + block],
-                f"the block that begins in {name}" if name else "",
-            )
-        )
+        name = f"the block that begins in {name}" if name else ""
+        blocks.append(TokenRow(all_ids[k : k + block], all_weights[k : k + block], name))
     return blocks
 
 
-def collate_packed(
-    blocks: Sequence[Sequence[TokenRow]], block: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Blocks of rows → ids, weights and positions (blocks, block), filled up on the right with a row of padding that counts nothing.
+PackedBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, weights, positions
 
-    Nothing predicts a row's first token: what stands before it is another row's.
+
+def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> PackedBatch:
+    """Blocks of rows → ids, weights and positions (blocks, block).
+
+    A block is filled up on the right with a row of padding that counts nothing.  Nothing predicts
+    a row's first token: what stands before it is another row's.
     """
     ids = torch.full((len(blocks), block), PAD, dtype=torch.long)
-    weights, positions = (
-        torch.zeros(len(blocks), block),
-        torch.zeros(len(blocks), block, dtype=torch.long),
-    )
+    weights, positions = torch.zeros(ids.shape), torch.zeros_like(ids)
     for k, rows in enumerate(blocks):
         place = 0
         for row in rows:
@@ -139,33 +133,20 @@ def collate_packed(
 
 
 class PackedBatches:
-    """Batches of packed blocks by step number, in a new order in every epoch; the packed brother of `rows.EpochBatches`.
+    """Batches of packed blocks by step number: the packed brother of `rows.EpochBatches`."""
 
-    A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of the blocks.
-    """
-
-    def __init__(
-        self,
-        rows_of: Callable[[int, int], list[TokenRow]],
-        tokens_per_batch: int,
-        seed: int,
-        block: int = 1024,
-    ):
+    def __init__(self, rows_of: RowsOf, tokens_per_batch: int, seed: int, block: int = 1024):
         if tokens_per_batch < block:
             raise UserError(
-                f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: raise it, or choose a smaller block"
+                f"tokens_per_batch is {tokens_per_batch}, less than one block of {block}: "
+                "raise it, or choose a smaller block"
             )
-        self.rows_of, self.blocks_per_batch, self.seed, self.block = (
-            rows_of,
-            tokens_per_batch // block,
-            seed,
-            block,
-        )
+        self.rows_of, self.seed = rows_of, seed
+        self.blocks_per_batch, self.block = tokens_per_batch // block, block
         self.epochs = Epochs(self._plan)
 
-    def __call__(
-        self, step: int, rank: int = 0, world_size: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> PackedBatch:
+        """Ids, weights and positions (blocks, block) of that batch."""
         return collate_packed(self.epochs.at(step)[rank::world_size] or [[]], self.block)
 
     def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
@@ -173,19 +154,10 @@ class PackedBatches:
         return [row for block in self.epochs.at(step)[rank::world_size] for row in block]
 
     def _plan(self, epoch: int, first: int) -> list[list[list[TokenRow]]]:
-        rows = self.rows_of(epoch, first)
-        if not rows:
-            raise UserError(
-                "there are no rows to train on: the data step before this one made none"
-            )
+        rows, size = rows_of_epoch(self.rows_of, epoch, first), self.blocks_per_batch
         rng = random.Random(f"{self.seed} {epoch}")
         shuffled = rng.sample(rows, len(rows))
-        packed = [
-            [shuffled[k] for k in numbers]
-            for numbers in pack([len(row) for row in shuffled], self.block)
-        ]
+        numbers = pack([len(row) for row in shuffled], self.block)
+        packed = [[shuffled[k] for k in block] for block in numbers]
         rng.shuffle(packed)
-        return [
-            packed[k : k + self.blocks_per_batch]
-            for k in range(0, len(packed), self.blocks_per_batch)
-        ]
+        return [packed[k : k + size] for k in range(0, len(packed), size)]

@@ -1,7 +1,8 @@
-"""What a training of the language model will need, before anything is started: parameters, memory, tokens, hours, disk.
+"""What a training will need, before it is started: parameters, memory, tokens, hours, disk.
 
-The estimates are sums of what is known to be kept; `tests/language_model/test_planning.py` holds them against measured runs (15 %).
-Shapes are LLaMA's: attention with as many key as query heads, a gated feed-forward layer, no biases.
+The estimates are sums of what is known to be kept; `tests/language_model/test_planning.py` holds
+them against measured runs (15 %).  Shapes are LLaMA's: attention with as many key as query heads, a
+gated feed-forward layer, no biases.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from speechgpt_lib.language_model.frozen_base import BYTES
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
 from speechgpt_lib.recipes.schema import Recipe, StageSettings
 
-GIB = 2**30
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
-TEXT_PIECES = 32_000
 RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA: `vocabulary` tokens with everything added; `tied` where one table serves input and output."""
+    """A LLaMA: `vocabulary` tokens with everything added.
+
+    `tied` where one table serves input and output.
+    """
 
     vocabulary: int
     hidden_size: int
@@ -43,15 +45,11 @@ class Shape:
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> Shape:
+        """Of a model in memory."""
         c = model.config
-        return cls(
-            c.vocab_size,
-            c.hidden_size,
-            c.num_hidden_layers,
-            c.num_attention_heads,
-            c.intermediate_size,
-            c.tie_word_embeddings,
-        )
+        heads, layers = c.num_attention_heads, c.num_hidden_layers
+        ff, tied = c.intermediate_size, c.tie_word_embeddings
+        return cls(c.vocab_size, c.hidden_size, layers, heads, ff, tied)
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -67,36 +65,38 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
+        """Weights of one decoder layer."""
         d = self.hidden_size
         return 4 * d * d + 3 * d * self.feed_forward + 2 * d
 
     @property
     def table_parameters(self) -> int:
+        """Weights of the embeddings of input and output."""
         return self.vocabulary * self.hidden_size * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
+        """All weights."""
         return self.layers * self.layer_parameters + self.table_parameters + self.hidden_size
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Weights of adapters of `rank` on `targets`, of which a LLaMA must have each."""
         d, ff = self.hidden_size, self.feed_forward
-        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * d) | dict.fromkeys(
-            ("gate_proj", "up_proj", "down_proj"), d + ff
-        )
+        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * d)
+        sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d + ff)
         if strange := [name for name in targets if name not in sizes]:
             raise UserError(f"LoRA on {strange[0]}: a LLaMA has {', '.join(sizes)}")
         return self.layers * rank * sum(sizes[name] for name in targets)
 
     def flops_per_token(self, block: int, trained: float = 1.0) -> float:
-        """Forward and backward: 6 a weight of every matrix product, and the products of attention (causal: half a block on average).
+        """Forward and backward: 6 a weight of every matrix product, and the products of attention.
 
-        `trained`: 1 where all weights learn; with a frozen base their gradients are not computed, 2/3 of the work is left.
+        Attention is causal: half a block on average.  `trained` is 1 where all weights learn; with
+        a frozen base (0) their gradients are not computed, 2/3 of the work is left.
         """
-        matrices = (
-            self.layers * (self.layer_parameters - 2 * self.hidden_size)
-            + self.vocabulary * self.hidden_size
-        )
-        attention = 6 * self.layers * block * self.hidden_size
+        d = self.hidden_size
+        matrices = self.layers * (self.layer_parameters - 2 * d) + self.vocabulary * d
+        attention = 6 * self.layers * block * d
         return (6 * matrices + attention) * (2 + trained) / 3
 
 
@@ -111,20 +111,21 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def block_bytes(shape: Shape, tokens: int, precision: str = "bf16") -> int:
     """What the backward pass of one block needs of its forward pass, with fused attention.
 
-    In fp32 ten numbers of the block's width for each token (the input of both norms and what they make of it, queries, keys, values, the
-    result of attention) and four of its feed-forward width (gate, its activation, up, their product).  Under bf16 the residual stream and
-    the norms stay fp32.
+    In fp32 ten numbers of the block's width for each token (the input of both norms and what they
+    make of it, queries, keys, values, the result of attention) and four of its feed-forward width
+    (gate, its activation, up, their product).  Under bf16 the residual stream and the norms stay
+    fp32.
     """
     d, ff = shape.hidden_size, shape.feed_forward
-    return tokens * (34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff) + tokens * (
-        4 * shape.heads + 8
-    )
+    wide = 34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff
+    return tokens * (wide + 4 * shape.heads + 8)
 
 
 def activation_bytes(
@@ -136,15 +137,13 @@ def activation_bytes(
 ) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
-    With checkpointing each block keeps its input alone.  `counted`: share of the tokens with a loss, and so a row of log-probabilities.
+    With checkpointing each block keeps its input alone.  `counted`: share of the tokens with a
+    loss, and so a row of log-probabilities.
     """
     d = shape.hidden_size
-    blocks = shape.layers * (
-        tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
-    )
-    return blocks + int(tokens * counted) * (
-        4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d
-    )
+    block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
+    row = 4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d
+    return shape.layers * block + int(tokens * counted) * row
 
 
 def working_bytes(
@@ -154,31 +153,35 @@ def working_bytes(
     checkpointing: bool = True,
     counted: float = 1.0,
 ) -> int:
-    """What the backward pass needs at most: the gradient of the log-probabilities or, with checkpointing, one block computed again."""
-    return max(
-        int(tokens * counted) * 4 * shape.vocabulary,
-        block_bytes(shape, tokens, precision) if checkpointing else 0,
-    )
+    """What the backward pass needs at most.
+
+    The gradient of the log-probabilities or, with checkpointing, one block computed again.
+    """
+    again = block_bytes(shape, tokens, precision) if checkpointing else 0
+    return max(int(tokens * counted) * 4 * shape.vocabulary, again)
 
 
 def full_memory(
     shape: Shape, gpus: int, tokens: int, precision: str = "bf16", checkpointing: bool = True
 ) -> Memory:
-    """Full fine-tuning, everything sharded over `gpus` (FSDP2): fp32 weights, gradients and two moments, and what is at work whole.
+    """Full fine-tuning, everything sharded over `gpus` (FSDP2).
 
-    At work are two blocks and the tables, in the precision of the products; on a single GPU in bf16 it is a copy of all weights.
+    That is fp32 weights, gradients and two moments, and what is at work whole: two blocks and the
+    tables, in the precision of the products; on a single GPU in bf16 a copy of all weights.
     """
     size = 2 if precision == "bf16" else 4
     gathered = size * (2 * shape.layer_parameters + shape.table_parameters)
     if gpus == 1:
         gathered = 2 * shape.parameters if precision == "bf16" else 0
     own = -(-shape.parameters // gpus)
-    activations = activation_bytes(shape, tokens, precision, checkpointing) + working_bytes(
-        shape, tokens, precision, checkpointing
-    )
-    return Memory(
-        4 * own + gathered, 4 * own + (gathered // 2 if gpus > 1 else 0), 8 * own, activations
-    )
+    gradients = 4 * own + (gathered // 2 if gpus > 1 else 0)
+    activations = _activations(shape, tokens, precision, checkpointing)
+    return Memory(4 * own + gathered, gradients, 8 * own, activations)
+
+
+def _activations(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
+    kept = activation_bytes(shape, tokens, precision, checkpointing)
+    return kept + working_bytes(shape, tokens, precision, checkpointing)
 
 
 def lora_memory(
@@ -189,21 +192,17 @@ def lora_memory(
     base: str = "bf16",
     checkpointing: bool = True,
 ) -> Memory:
-    """Adapters on a frozen base that every GPU holds whole, its matrices stored as `base` says (see `frozen_base.py`)."""
+    """Adapters on a frozen base that every GPU holds whole, stored as `frozen_base.py` says."""
     adapters = shape.lora_parameters(rank, targets)
-    activations = activation_bytes(shape, tokens, "bf16", checkpointing) + working_bytes(
-        shape, tokens, "bf16", checkpointing
-    )
-    weights = (
-        int(shape.layers * shape.layer_parameters * BYTES[base])
-        + (4 if base == "fp32" else 2) * shape.table_parameters
-    )
+    weights = int(shape.layers * shape.layer_parameters * BYTES[base])
+    weights += (4 if base == "fp32" else 2) * shape.table_parameters
+    activations = _activations(shape, tokens, "bf16", checkpointing)
     return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage on `gpus` GPUs; `tokens` of a GPU and step, which may take `accumulation` turns of `tokens_at_once`."""
+    """One stage: `tokens` of a GPU and step, in `accumulation` turns of `tokens_at_once`."""
 
     name: str
     steps: int
@@ -212,6 +211,15 @@ class StagePlan:
     tokens_at_once: int
     memory: Memory
     hours: float
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """`gpus` GPUs, each with `budget` bytes and `flops` that are reached a second."""
+
+    gpus: int
+    budget: float
+    flops: float
 
 
 def plan(
@@ -225,25 +233,18 @@ def plan(
 ) -> dict:
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
-    Returns {shape, parameters, stages, disk_gb, hours}.
+    Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.
 
     Raises:
-        UserError: a stage can't fit even a block at a time; the message says what is short and what to change.
+        UserError: a stage can't fit even a block at a time; the message says what is short and what
+            to change.
     """
     shape = Shape.of(recipe)
-    budget = gpu_memory * 1e9 * (1 - RESERVE)
-    stages = [
-        _stage(name, settings, shape, recipe, gpus, budget, mfu * peak_tflops * 1e12, block)
-        for name, settings in (
-            ("stage1", recipe.stage1),
-            ("stage2", recipe.stage2),
-            ("stage3", recipe.stage3),
-        )
-    ]
-    checkpoint = (
-        16 * shape.parameters
-    )  # weights and two moments in fp32, and the copy that is being written
-    disk = 2 * checkpoint + 3 * 2 * shape.parameters
+    machine = _Machine(gpus, gpu_memory * 1e9 * (1 - RESERVE), mfu * peak_tflops * 1e12)
+    settings = {"stage1": recipe.stage1, "stage2": recipe.stage2, "stage3": recipe.stage3}
+    stages = [_stage(name, of, shape, recipe, machine, block) for name, of in settings.items()]
+    # Weights and two moments in fp32, and the copy that is being written.
+    checkpoint = 16 * shape.parameters
     return {
         "recipe": recipe.name,
         "gpus": gpus,
@@ -251,7 +252,7 @@ def plan(
         "mfu": mfu,
         "stages": stages,
         "hours": sum(stage.hours for stage in stages),
-        "disk_gb": disk / 1e9,
+        "disk_gb": (2 * checkpoint + 3 * 2 * shape.parameters) / 1e9,
     }
 
 
@@ -260,75 +261,55 @@ def _stage(
     settings: StageSettings,
     shape: Shape,
     recipe: Recipe,
-    gpus: int,
-    budget: float,
-    flops: float,
+    machine: _Machine,
     block: int,
 ) -> StagePlan:
-    lora = recipe.stage3.lora if name == "stage3" else None
+    lora, gpus = recipe.stage3.lora if name == "stage3" else None, machine.gpus
 
     def memory(tokens: int) -> Memory:
-        return (
-            lora_memory(shape, lora.rank, lora.targets, tokens, lora.base)
-            if lora
-            else full_memory(shape, gpus, tokens)
-        )
+        if lora:
+            return lora_memory(shape, lora.rank, lora.targets, tokens, lora.base)
+        return full_memory(shape, gpus, tokens)
 
     needed = memory(block)
-    if needed.total > budget:
-        cure = (
-            "lora.base: int8 or 4bit"
-            if lora
-            else "more GPUs (weights, gradients and moments are shared out)"
-        )
+    if needed.total > machine.budget:
+        cure = "lora.base: int8 or 4bit" if lora else "more GPUs (all of it is shared out)"
         parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
         raise UserError(
-            f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for a single block of {block} tokens "
-            f"({parts}), and there are {budget / 1e9:.0f}: take GPUs with more memory, {cure}, or a smaller model"
+            f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for "
+            f"a single block of {block} tokens ({parts}), and there are "
+            f"{machine.budget / 1e9:.0f}: take GPUs with more memory, {cure}, or a smaller model"
         )
-    share = -(-settings.tokens_per_batch // gpus)
+    steps, tokens = settings.optimization.steps, settings.tokens_per_batch
+    share = -(-tokens // gpus)
     blocks = max(1, share // block)
-    at_once = max(n for n in range(1, blocks + 1) if memory(n * block).total <= budget)
-    accumulation = -(-blocks // at_once)
-    at_once = -(-blocks // accumulation)
+    most = max(n for n in range(1, blocks + 1) if memory(n * block).total <= machine.budget)
+    turns = -(-blocks // most)
+    at_once = -(-blocks // turns) * block
     work = shape.flops_per_token(block, trained=0.0 if lora else 1.0)
-    hours = settings.optimization.steps * settings.tokens_per_batch * work / (gpus * flops) / 3600
-    return StagePlan(
-        name,
-        settings.optimization.steps,
-        share,
-        accumulation,
-        at_once * block,
-        memory(at_once * block),
-        hours,
-    )
+    hours = steps * tokens * work / (gpus * machine.flops) / 3600
+    return StagePlan(name, steps, share, turns, at_once, memory(at_once), hours)
 
 
 def render(found: dict) -> str:
     """A plan as a table for people."""
     lines = [
-        f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, {found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
-        f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} {'grads':>7} {'optim.':>7} {'activ.':>7} "
-        f"{'GB/GPU':>7} {'hours':>8}",
+        f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, "
+        f"{found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
+        f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} "
+        f"{'grads':>7} {'optim.':>7} {'activ.':>7} {'GB/GPU':>7} {'hours':>8}",
     ]
-    for stage in found["stages"]:
-        memory = stage.memory
-        parts = [
-            part / 1e9
-            for part in (
-                memory.weights,
-                memory.gradients,
-                memory.optimizer,
-                memory.activations,
-                memory.total,
-            )
-        ]
-        sizes = f"{parts[0]:8.2f} {parts[1]:7.2f} {parts[2]:7.2f} {parts[3]:7.2f} {parts[4]:7.2f}"
+    for s in found["stages"]:
+        weights, *others = (size / 1e9 for size in (*vars(s.memory).values(), s.memory.total))
+        sizes = " ".join([f"{weights:8.2f}", *(f"{size:7.2f}" for size in others)])
         lines.append(
-            f"{stage.name:8} {stage.steps:7} {stage.tokens * found['gpus']:12} {stage.tokens_at_once:8} {stage.accumulation:6} {sizes} "
-            f"{stage.hours:8.2f}"
+            f"{s.name:8} {s.steps:7} {s.tokens * found['gpus']:12} {s.tokens_at_once:8} "
+            f"{s.accumulation:6} {sizes} {s.hours:8.2f}"
         )
-    lines.append(
-        f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two checkpoints and the three models"
+    return "\n".join(
+        [
+            *lines,
+            f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two "
+            "checkpoints and the three models",
+        ]
     )
-    return "\n".join(lines)

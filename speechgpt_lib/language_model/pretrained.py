@@ -1,8 +1,9 @@
-"""A published LLaMA in a folder on disk → the model and vocabulary with which this pipeline goes on.
+"""A published LLaMA in a folder on disk → the model and vocabulary to go on with.
 
-The folder is what transformers saves: `config.json`; weights as `model.safetensors` or `pytorch_model.bin`, whole or in shards; and a
-tokenizer, `tokenizer.model` (SentencePiece: LLaMA 1 and 2) or `tokenizer.json` (fast BPE: LLaMA 3 and its relatives).  Nothing is
-fetched and no code of the folder runs.
+The folder is what transformers saves: `config.json`; weights as `model.safetensors` or
+`pytorch_model.bin`, whole or in shards; and a tokenizer, `tokenizer.model` (SentencePiece: LLaMA 1
+and 2) or `tokenizer.json` (fast BPE: LLaMA 3 and its relatives).  Nothing is fetched and no code of
+the folder runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 
@@ -31,24 +33,27 @@ SHAPE = {
 
 def load_pretrained(
     folder: Path, settings: LanguageModelSettings
-) -> tuple[LlamaForCausalLM, Vocabulary | LlamaVocabulary]:
+) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model (fp32) and vocabulary of the LLaMA in `folder`.
 
     Raises:
-        UserError: no such folder, another architecture, other sizes than the recipe's, weights or tokenizer missing or damaged.
+        UserError: no such folder, another architecture, other sizes than the recipe's, weights or
+            tokenizer missing or damaged.
     """
     config = read_config(folder)
+    shape, wanted = config.to_dict(), settings.model_dump()
     for ours, theirs in SHAPE.items():
-        wanted, found = getattr(settings, ours), getattr(config, theirs)
-        if wanted != found:
+        if wanted[ours] != shape[theirs]:
             raise UserError(
-                f"language_model.{ours} is {wanted}, the model in {folder} has {found}: set it to that in the recipe, so that plans and "
-                "reports are about this model"
+                f"language_model.{ours} is {wanted[ours]}, the model in {folder} has "
+                f"{shape[theirs]}: set it to that in the recipe, "
+                "so that plans and reports are about this model"
             )
     vocabulary = load_tokenizer(folder, config)
     if vocabulary.size != config.vocab_size:
         raise UserError(
-            f"{folder}: the model has {config.vocab_size} embeddings, its tokenizer {vocabulary.size} pieces: files of two models?"
+            f"{folder}: the model has {config.vocab_size} embeddings, its tokenizer "
+            f"{vocabulary.size} pieces: files of two models?"
         )
     return _read_weights(folder, config), vocabulary
 
@@ -56,21 +61,23 @@ def load_pretrained(
 def load_pretrained_with_units(
     folder: Path, unit_count: int, inventory: str
 ) -> tuple[LlamaForCausalLM, LlamaVocabulary]:
-    """A model whose vocabulary has LLaMA's pieces and behind them the tokens that SpeechGPT adds, as released.
+    """A model whose vocabulary has LLaMA's pieces and the tokens that SpeechGPT adds, as released.
 
-    Its embeddings must be as many as the pieces of `tokenizer.model`, `unit_count` units and the markers.
+    Its embeddings must be as many as the pieces of `tokenizer.model`, `unit_count` units and the
+    markers; else it raises UserError.
     """
     config = read_config(folder)
     vocabulary = LlamaVocabulary.from_file(folder / TOKENIZER).expand(unit_count, inventory)
     if vocabulary.size != config.vocab_size:
         raise UserError(
-            f"{folder}: the model has {config.vocab_size} embeddings; its pieces, {unit_count} units "
-            f"and the markers are {vocabulary.size}: is it a stage-2 model of this inventory?"
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces, {unit_count} "
+            f"units and the markers are {vocabulary.size}: is it a stage-2 model of this inventory?"
         )
     return _read_weights(folder, config), vocabulary
 
 
 def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
+    """Weights in fp32, all there and of the right shape."""
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             folder,
@@ -81,27 +88,28 @@ def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
             attn_implementation="sdpa",
         )
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(
-            f"the weights in {folder} were not read: {str(error).splitlines()[0][:200]}"
-        ) from None
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        why = str(error).splitlines()[0][:200]
+        raise UserError(f"the weights in {folder} were not read: {why}") from None
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise UserError(
-            f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing or of another shape"
+            f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more "
+            "are missing or of another shape"
         )
     return model.eval()
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """`config.json` of a LLaMA."""
-    if not (folder / "config.json").is_file():
+    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
+    path = folder / "config.json"
+    if not path.is_file():
         raise UserError(
             f"no config.json in {folder}: a folder is expected as transformers saves a model"
         )
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):
-        raise UserError(f"{folder / 'config.json'} is damaged: get it again") from None
+        raise UserError(f"{path} is damaged: get it again") from None
     if kind != "llama":
         raise UserError(
             f"{folder} holds a model of type {kind}, expected llama: SpeechGPT builds on LLaMA"
@@ -109,29 +117,30 @@ def read_config(folder: Path) -> LlamaConfig:
     return LlamaConfig.from_pretrained(folder, local_files_only=True)
 
 
-def load_tokenizer(folder: Path, config: LlamaConfig) -> Vocabulary | LlamaVocabulary:
-    """SentencePiece where it is there, else the fast tokenizer."""
+def load_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
+    """SentencePiece where it is there, else the fast tokenizer.
+
+    Raises UserError where there is none, or one that is damaged or of another model.
+    """
     if (folder / TOKENIZER).is_file():
         return LlamaVocabulary.from_file(folder / TOKENIZER)
-    if not (folder / FAST).is_file():
+    path = folder / FAST
+    if not path.is_file():
         raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} (SentencePiece) or {FAST}")
     try:
-        tokenizer = Tokenizer.from_file(str(folder / FAST))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises its bare base class
+        raise UserError(f"{path} is no tokenizer ({str(error)[:100]}): get it again") from None
+    pieces, size = tokenizer.get_vocab_size(), config.vocab_size
+    if pieces > size:
         raise UserError(
-            f"{folder / FAST} is no tokenizer ({str(error)[:100]}): get it again"
-        ) from None
-    pieces = tokenizer.get_vocab_size()
-    if pieces > config.vocab_size:
-        raise UserError(
-            f"{folder}: {FAST} has {pieces} pieces, the model {config.vocab_size} embeddings: of two models?"
+            f"{folder}: {FAST} has {pieces} pieces, the model {size} embeddings: of two models?"
         )
-    begin, end = (
-        ids[0] if isinstance(ids, list) else ids
-        for ids in (config.bos_token_id, config.eos_token_id)
-    )
+    ends = (config.bos_token_id, config.eos_token_id)
+    begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
     if begin is None or end is None:
         raise UserError(
-            f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, which begin and end a document: add them"
+            f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, "
+            "which begin and end a document: add them"
         )
-    return Vocabulary.of_published(tokenizer, begin, end, config.vocab_size)
+    return Vocabulary.of_published(tokenizer, begin, end, size)

@@ -1,4 +1,4 @@
-"""Token rows and the batches made of them: rows of like length together, under a budget of tokens, in a reproducible order."""
+"""Token rows, and batches of rows of like length under a budget of tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
+from speechgpt_lib.language_model.vocabulary import PAD
+from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Ids of one row and, for each, how much its prediction counts (0 = not at all); `name` tells people where it comes from."""
+    """Ids of one row and the loss weight of each (the loss mask: 0 is not learned).
+
+    `name` tells people where it comes from.
+    """
 
     ids: list[int] | np.ndarray
     weights: list[float] | np.ndarray
@@ -28,30 +32,29 @@ class TokenRow:
         return len(self.ids)
 
 
-def row_to_tokens(
-    row: Row,
-    vocabulary: Vocabulary | LlamaVocabulary,
-    loss: str = "answer",
-    text_weight: float = 1.0,
-) -> TokenRow:
-    """Encode a row; `loss` is "answer" (the prompt is not learned) or "all" (of the prompt only the meta prefix is not, as in the release).
+RowsOf = Callable[[int, int], list[TokenRow]]  # (epoch, its first step) → the rows of that epoch
 
-    `text_weight` is what a text token counts beside a unit: a transcript has a tenth of the tokens of the speech it belongs to, and
-    counted alike, listening would be learned ten times slower than speaking.
+
+def row_to_tokens(
+    row: Row, vocabulary: UnitVocabulary, loss: str = "answer", text_weight: float = 1.0
+) -> TokenRow:
+    """Encode a row with its loss mask.
+
+    `loss` is "answer" (the prompt is not learned) or "all" (of the prompt only the meta prefix is
+    not, as in the release).  `text_weight` is what a text token counts beside a unit: a transcript
+    has a tenth of the tokens of the speech it belongs to, and counted alike, listening would be
+    learned ten times slower than speaking.
     """
     prompt, answer = vocabulary.encode_row(row)
-    unlearned = len(vocabulary.encode_prefix()) if loss == "all" else len(prompt)
-    counts = [0.0] * unlearned + [1.0] * (len(prompt) - unlearned + len(answer))
     ids = prompt + answer
-    return TokenRow(
-        ids,
-        [w if vocabulary.is_unit(i) else w * text_weight for i, w in zip(ids, counts, strict=True)],
-        row.name,
-    )
+    unlearned = len(vocabulary.encode_prefix()) if loss == "all" else len(prompt)
+    weights = [0.0] * unlearned
+    weights += [1.0 if vocabulary.is_unit(i) else text_weight for i in ids[unlearned:]]
+    return TokenRow(ids, weights, row.name)
 
 
 def padded_length(tokens: int) -> int:
-    """`tokens` rounded up to a multiple of 16: few different shapes, for each of which the CPU's kernels are prepared anew."""
+    """`tokens` rounded up to a multiple of 16, since a CPU prepares kernels for every shape."""
     return -(-tokens // 16) * 16
 
 
@@ -67,30 +70,21 @@ def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class EpochBatches:
-    """Batches by step number, bucketed by length and shuffled.
+    """Batches by step number, bucketed by length and shuffled; `limit` is the longest row.
 
-    `rows_of(epoch, step)` gives the rows of the epoch that begins at `step`.
-    A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
+    A batch depends on the step alone, so training resumes anywhere; every process of several takes
+    its share of each batch.
     """
 
-    def __init__(
-        self,
-        rows_of: Callable[[int, int], list[TokenRow]],
-        tokens_per_batch: int,
-        seed: int,
-        limit: int = 1024,
-    ):
-        self.rows_of, self.tokens_per_batch, self.seed, self.limit = (
-            rows_of,
-            tokens_per_batch,
-            seed,
-            limit,
-        )
+    def __init__(self, rows_of: RowsOf, tokens_per_batch: int, seed: int, limit: int = 1024):
+        self.rows_of, self.seed = rows_of, seed
+        self.tokens_per_batch, self.limit = tokens_per_batch, limit
         self.epochs = Epochs(self._plan)
 
     def __call__(
         self, step: int, rank: int = 0, world_size: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and weights (rows, tokens) of that batch."""
         return collate(self.rows_at(step, rank, world_size))
 
     def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
@@ -99,25 +93,21 @@ class EpochBatches:
         return batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))]
 
     def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:
-        rows = self.rows_of(epoch, first)
-        if not rows:
+        rows = rows_of_epoch(self.rows_of, epoch, first)
+        lengths, rng = [len(row) for row in rows], random.Random(f"{self.seed} {epoch}")
+        if max(lengths) > self.limit:
             raise UserError(
-                "there are no rows to train on: the data step before this one made none"
+                f"a row has {max(lengths)} tokens, the model reads {self.limit}: "
+                "shorten the data or drop long rows when building it"
             )
-        too_long = max(len(row) for row in rows)
-        if too_long > self.limit:
-            raise UserError(
-                f"a row has {too_long} tokens, the model reads {self.limit}: shorten the data or drop long rows when building it"
-            )
-        rng = random.Random(f"{self.seed} {epoch}")
-        keyed = sorted(((len(row) + 6 * rng.random(), k) for k, row in enumerate(rows)))
-        batches, batch, longest = [], [], 0
-        for _, k in keyed:
-            longest = max(longest, padded_length(len(rows[k])))
-            if batch and longest * (len(batch) + 1) > self.tokens_per_batch:
-                batches.append(batch)
-                batch, longest = [], padded_length(len(rows[k]))
-            batch.append(rows[k])
-        batches.append(batch)
-        rng.shuffle(batches)
-        return batches
+        padded = [padded_length(length) for length in lengths]
+        batches = shuffled_buckets(lengths, self.tokens_per_batch, rng, padded)
+        return [[rows[k] for k in batch] for batch in batches]
+
+
+def rows_of_epoch(rows_of: RowsOf, epoch: int, first: int) -> list[TokenRow]:
+    """The rows of an epoch.  Raises UserError where there are none."""
+    rows = rows_of(epoch, first)
+    if not rows:
+        raise UserError("there are no rows to train on: the data step before this one made none")
+    return rows

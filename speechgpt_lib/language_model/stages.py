@@ -1,21 +1,21 @@
-"""The trainings of the language model: text first (the stand-in for LLaMA), then the paper's three stages.
+"""The trainings of the language model: text first (the stand-in for LLaMA), then three stages.
 
 | stage | rows | trainable | held-out metric |
 |---|---|---|---|
-| text | documents of the lab world | all | share of questions answered rightly in text |
-| 1 modality adaptation | units of unlabelled speech, next token | all | perplexity of held-out units |
-| 2 cross-modal fine-tuning | ASR and TTS instructions | all | word error rate of held-out speech |
-| 3 chain of modality | four formats of spoken and written dialogue | LoRA | share of held-out spoken questions answered rightly |
+| text | documents of the corpora | all | questions answered rightly in text |
+| 1 modality adaptation | units of unlabelled speech, next token | all | perplexity of units |
+| 2 cross-modal fine-tuning | ASR and TTS instructions | all | word error rate of speech |
+| 3 chain of modality | four formats of dialogue | LoRA | spoken questions answered rightly |
 
-**Differs from the paper**: stages 1 and 2 replay rows of what came before (text, units) beside their own; without it a model this small
-forgets its text and then learns the alignment slowly.
+**Differs from the paper**: stages 1 and 2 replay rows of what came before (text, units) beside
+their own; without it a model this small forgets its text and then learns the alignment slowly.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,26 +29,31 @@ from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
-from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
+from speechgpt_lib.language_model.rows import (
+    EpochBatches,
+    RowsOf,
+    TokenRow,
+    collate,
+    row_to_tokens,
+)
 from speechgpt_lib.language_model.token_table import TokenTable, write_table
-from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
+from speechgpt_lib.language_model.vocabulary import PAD
 from speechgpt_lib.recipes.schema import InstructionSettings, Stage2Settings, StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
 TEXT_EPOCH = 2000  # documents between two draws of new ones
-RowsOf = Callable[[int, int], list[TokenRow]]  # (epoch, its first step) → rows
 CURRICULUM = 0.25  # share of the text steps in which look-ups and echoes come alone
 
 
 def fit(
     model: nn.Module,
-    rows_of: Callable[[int, int], list[TokenRow]],
+    rows_of: RowsOf,
     stage: StageSettings,
     work: Path,
     options: TrainingOptions,
@@ -110,10 +115,7 @@ def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most:
 
 
 def batches_of(
-    rows_of: Callable[[int, int], list[TokenRow]],
-    stage: StageSettings,
-    seed: int,
-    ends: frozenset[int],
+    rows_of: RowsOf, stage: StageSettings, seed: int, ends: frozenset[int]
 ) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
     """Batches by step number as `stage` wants them.
 
@@ -134,8 +136,8 @@ def batches_of(
     return kind(fitting, stage.tokens_per_batch, seed, stage.block), counts
 
 
-def text_plan(vocabulary: Vocabulary, corpora: Corpora, steps: int, seed: int) -> RowsOf:
-    """Rows of the text stage: the curriculum for the first quarter of the steps, then every kind of document."""
+def text_plan(vocabulary: UnitVocabulary, corpora: Corpora, steps: int, seed: int) -> RowsOf:
+    """Rows of the text stage: a curriculum for the first quarter of the steps, then all kinds."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"text {seed} {epoch}")
@@ -146,7 +148,7 @@ def text_plan(vocabulary: Vocabulary, corpora: Corpora, steps: int, seed: int) -
 
 
 def stage1_plan(
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     corpora: Corpora,
     own: Sequence[TokenRow],
     replay: dict[str, float],
@@ -164,7 +166,10 @@ def stage1_plan(
 
 @dataclass(frozen=True)
 class Replay:
-    """What stage 2 replays of earlier stages: documents, whose tokens count `text_weight` times, and unit sequences."""
+    """What stage 2 replays of earlier stages: unit sequences (n,), and documents.
+
+    Tokens of documents count `text_weight` times.
+    """
 
     corpora: Corpora
     units: Sequence[np.ndarray] = ()
@@ -172,7 +177,7 @@ class Replay:
 
 
 def stage2_plan(
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     listening: Sequence[TokenRow],
     speaking: Sequence[TokenRow],
     replay: Replay,
@@ -209,31 +214,32 @@ def always(rows: list[TokenRow]) -> RowsOf:
 
 def encoded(
     records: Iterable[Record],
-    vocabulary: Vocabulary | LlamaVocabulary,
+    vocabulary: UnitVocabulary,
     instructions: InstructionSettings,
     folder: Path,
 ) -> TokenTable:
     """Records of a set as rows of tokens, written into `folder`."""
     rows = (sets.record_to_row(record, instructions.templates) for record in records)
-    tokens = (
-        row_to_tokens(row, vocabulary, instructions.loss, instructions.text_weight) for row in rows
-    )
+    loss, weight = instructions.loss, instructions.text_weight
+    tokens = (row_to_tokens(row, vocabulary, loss, weight) for row in rows)
     return write_table(folder, tokens, vocabulary.size)
 
 
-def unit_row(
-    vocabulary: Vocabulary | LlamaVocabulary, units: np.ndarray, name: str = ""
-) -> TokenRow:
+def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> TokenRow:
+    """Units (n,) alone as a row, all of which is learned."""
     ids = [vocabulary.begin, *vocabulary.encode_units(units)]
     return TokenRow(ids, [0.0] + [1.0] * (len(ids) - 1), name)
 
 
-# --- held-out metrics ---------------------------------------------------------------------------------------------------------------
+# --- held-out metrics ----------------------------------------------------------------------------
 @torch.inference_mode()
 def unit_perplexity(
-    model: LlamaForCausalLM, vocabulary: Vocabulary, units: Sequence[np.ndarray]
+    model: LlamaForCausalLM, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
-    """exp(mean negative log-likelihood) per token of held-out unit sequences; uniform guessing gives the vocabulary's size."""
+    """exp(mean negative log-likelihood) per token of held-out unit sequences (n,).
+
+    Uniform guessing gives the vocabulary's size.
+    """
     model.eval()
     scorer, total, count = CausalLoss(model), 0.0, 0.0
     for start in range(0, len(units), 32):
@@ -244,9 +250,9 @@ def unit_perplexity(
 
 
 def text_accuracy(
-    model: LlamaForCausalLM, vocabulary: Vocabulary, questions: Sequence[Question], limit: int
+    model: LlamaForCausalLM, vocabulary: UnitVocabulary, questions: Sequence[Question], limit: int
 ) -> dict[str, float]:
-    """Share of written questions that the text model answers word for word in `limit` tokens, by kind."""
+    """Share of written questions, by kind, answered word for word in at most `limit` tokens."""
     prompts = [question_prompt(vocabulary, question.text) for question in questions]
     right: dict[str, list[bool]] = {}
     for ids, question in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):

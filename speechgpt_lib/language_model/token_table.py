@@ -1,7 +1,8 @@
-"""Token rows on disk, for sets that no memory holds: written one by one, read where they are needed.
+"""Token rows on disk, for sets that no memory holds: written one by one, read where needed.
 
-A row in memory is two lists of Python numbers, some 40 bytes a token; the nine million rows of the released sets would take 100 GB in every
-process.  Here a token takes 3 bytes, mapped from a file, and a row that nobody reads is a number.
+A row in memory is two lists of Python numbers, some 40 bytes a token; the nine million rows of the
+released sets would take 100 GB in every process.  Here a token takes 3 bytes, mapped from a file,
+and a row that nobody reads is a number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from speechgpt_lib.language_model.rows import TokenRow
 
 
 class TableRow:
-    """A row of a `TokenTable`; what it holds is read when it is asked for.  To be used as a `TokenRow`."""
+    """A row of a `TokenTable`, read when it is asked for; to be used as a `TokenRow`."""
 
     __slots__ = ("number", "table")
 
@@ -29,14 +30,17 @@ class TableRow:
 
     @property
     def ids(self) -> list[int]:
+        """Token ids."""
         return self.table.ids[self._place].tolist()
 
     @property
     def weights(self) -> list[float]:
+        """The loss weight of each token."""
         return self.table.values[self.table.codes[self._place]].tolist()
 
     @property
     def name(self) -> str:
+        """Where the row comes from."""
         start, end = self.table.name_starts[self.number : self.number + 2]
         return self.table.names[start:end].tobytes().decode()
 
@@ -46,19 +50,15 @@ class TableRow:
 
 
 class TokenTable(Sequence):
-    """Rows in a folder: ids one after the other, for each the number of its weight, and where rows begin."""
+    """Rows in a folder: ids, for each the number of its weight, and where rows begin."""
 
     def __init__(self, folder: Path):
         facts = json.loads((folder / "facts.json").read_text())
         self.values = np.array(facts["weights"], dtype=np.float64)
-        self.ids, self.codes = (
-            _mapped(folder / "ids", facts["dtype"]),
-            _mapped(folder / "codes", "uint8"),
-        )
-        self.starts, self.name_starts = (
-            _mapped(folder / name, "int64") for name in ("starts", "name_starts")
-        )
-        self.names = _mapped(folder / "names", "uint8")
+        self.ids = _mapped(folder / "ids", facts["dtype"])
+        self.codes, self.names = (_mapped(folder / name, "uint8") for name in ("codes", "names"))
+        self.starts = _mapped(folder / "starts", "int64")
+        self.name_starts = _mapped(folder / "name_starts", "int64")
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -75,11 +75,8 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
     dtype = np.min_scalar_type(max(0, vocabulary_size - 1))
     codes: dict[float, int] = {}
     starts, name_starts = array("q", [0]), array("q", [0])
-    with (
-        open(folder / "ids", "wb") as ids,
-        open(folder / "codes", "wb") as weights,
-        open(folder / "names", "wb") as names,
-    ):
+    ids, weights, names = (open(folder / name, "wb") for name in ("ids", "codes", "names"))
+    with ids, weights, names:
         for row in rows:
             ids.write(np.array(row.ids, dtype=dtype).tobytes())
             weights.write(bytes([codes.setdefault(w, len(codes)) for w in row.weights]))
@@ -93,6 +90,5 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
-    return (
-        np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
-    )
+    """The numbers in a file, which may be empty (then they can't be mapped)."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

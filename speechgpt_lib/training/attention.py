@@ -1,8 +1,9 @@
-"""How a model computes attention while it trains: the same function everywhere, in the way that is fastest on a device.
+"""How a model computes attention while it trains: the same function, as is fastest on a device.
 
-In bf16 on a CPU the backward pass of torch's fused attention takes nearly as long as all the rest of a step.  Written out as matrix
-products, a step of the lab's language model makes 14,700 tokens a second instead of 9,200 (one thread, rows of 128, torch 2.13).  Packed
-rows are computed each by itself (`row_attention.py`).
+In bf16 on a CPU the backward pass of torch's fused attention takes nearly as long as all the rest
+of a step.  Written out as matrix products, a step of the lab's language model makes 14,700 tokens a
+second instead of 9,200 (one thread, rows of 128, torch 2.13).  Packed rows are computed each by
+itself (`row_attention.py`).
 """
 
 from __future__ import annotations
@@ -21,21 +22,17 @@ from speechgpt_lib.training.row_attention import NAME
 def training_attention(
     model: PreTrainedModel, device: str, wanted: str = "auto", packed: bool = False
 ) -> Iterator[None]:
-    """Within the block `model` computes attention as `wanted`, by default as trains fastest on `device`; after it, fused again.
+    """Within the block `model` computes attention as `wanted`; after it, fused again.
 
-    Args:
-        wanted: a name that transformers knows.  "flex_attention" and "flash_attention_2" want a GPU, and skip what packed rows don't see of
-            each other, which "sdpa" and "eager" compute and mask.
-        packed: whether several rows share a block.
+    "auto" is what trains fastest on `device`, else a name that transformers knows.  With `packed`,
+    several rows share a block: "flex_attention" and "flash_attention_2", which want a GPU, skip
+    what rows don't see of each other; "sdpa" and "eager" compute it and mask it.
     """
     if wanted == "auto" and device == "cpu":
         wanted = NAME if packed else "eager"
     elif wanted == "auto":
-        wanted = (
-            "flash_attention_2"
-            if packed and device == "cuda" and find_spec("flash_attn")
-            else "sdpa"
-        )
+        flash = packed and device == "cuda" and find_spec("flash_attn")
+        wanted = "flash_attention_2" if flash else "sdpa"
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Training state on disk: whole or absent, hashed, and safe to read.
 
-    checkpoints/step_00000120/{model.safetensors, optimizer.pt, state.json}
+    checkpoints/step_00000120/{model.safetensors, optimizers.pt, state.json}
 
-`state.json` holds the step, the tokens read and the SHA-256 of the other files, so that a damaged checkpoint is recognised and the one
-before it used.
+`state.json` holds the step, the tokens read and the SHA-256 of the other files, so that a damaged
+checkpoint is recognised and the one before it used.
 """
 
 from __future__ import annotations
@@ -24,20 +24,16 @@ from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, wr
 def save_checkpoint(
     folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2, tokens: int = 0
 ) -> Path:
-    """Write the state after `step` optimizer steps and `tokens` tokens, then drop all but the newest `keep` checkpoints."""
+    """Write the state after `step` steps and `tokens` tokens; keep the newest `keep`."""
     target = folder / f"step_{step:08d}"
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
-        torch.save(
-            {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-            temporary / "optimizers.pt",
-        )
-        write_json(
-            temporary / "state.json",
-            {"step": step, "tokens": tokens, "files": hash_folder(temporary)},
-        )
+        moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+        torch.save(moments, temporary / "optimizers.pt")
+        state = {"step": step, "tokens": tokens, "files": hash_folder(temporary)}
+        write_json(temporary / "state.json", state)
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -67,7 +63,7 @@ class Checkpoint:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None; damaged ones are passed over with a warning."""
+    """The newest whole checkpoint in `folder`, or None; warns of damaged ones and skips them."""
     for path in reversed(_folders(folder)):
         try:
             state = read_json(path / "state.json")
@@ -75,18 +71,17 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
                 raise UserError("its files do not match the hashes in state.json")
             return Checkpoint(path, int(state["step"]), int(state.get("tokens", 0)))
         except (UserError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(
-                f"checkpoint {path} is damaged ({error}); using the one before it", stacklevel=2
-            )
+            warning = f"checkpoint {path} is damaged ({error}); using the one before it"
+            warnings.warn(warning, stacklevel=2)
     return None
 
 
 def save_module(module: torch.nn.Module, path: Path) -> None:
     """The parameters of `module` as safetensors; tied tensors are written once."""
-    tensors, seen = {}, {}
+    tensors, seen = {}, set()
     for name, tensor in module.state_dict().items():
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen[tensor.data_ptr()] = name
+            seen.add(tensor.data_ptr())
             tensors[name] = tensor.detach().contiguous().cpu()
     save_file(tensors, path)
 
@@ -101,27 +96,24 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
         raise UserError(f"weights {path} are missing; run the step that makes them again")
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own error type for damaged headers
+    except Exception as error:  # safetensors raises many kinds for damaged files
         raise UserError(
-            f"{path} is not a readable safetensors file ({error}); delete its folder and run the step again"
+            f"{path} is not a readable safetensors file ({error}): delete its folder, run it again"
         ) from None
-    own, aliases = module.state_dict(), {}
-    for name, tensor in own.items():
-        aliases.setdefault(tensor.data_ptr(), []).append(name)
-    tied = {
-        name for names in aliases.values() if any(n in tensors for n in names) for name in names
-    }
-    missing = [name for name in own if name not in tensors and name not in tied]
+    own = module.state_dict()
+    there = {own[name].data_ptr() for name in tensors if name in own}  # tied tensors share a place
+    missing = [
+        n for n, tensor in own.items() if n not in tensors and tensor.data_ptr() not in there
+    ]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise UserError(
             f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, this model expects {tuple(own[name].shape)}"
-            )
+        found, wanted = tuple(tensor.shape), tuple(own[name].shape)
+        if found != wanted:
+            raise UserError(f"{path}: {name} has shape {found}, this model expects {wanted}")
     module.load_state_dict(tensors, strict=False)
 
 

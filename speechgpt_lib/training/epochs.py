@@ -1,4 +1,4 @@
-"""Batches by step number: epochs are planned one at a time, and which batch a step gets depends on the step alone."""
+"""Batches by step number: epochs are planned one by one, a batch depends on its step alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ Batch = TypeVar("Batch")
 
 
 class Epochs(Generic[Batch]):
-    """`plan(epoch, first step)` gives the batches of an epoch, in order; `at(step)` is the batch of a step.
+    """`plan(epoch, first step)` gives the batches of an epoch, in order; `at(step)` one of them.
 
-    Steps are asked for in order, as a rule; going back plans again from the start, with the same result.
+    Steps are asked for in order, as a rule; going back plans again from the start, with the same
+    result.
     """
 
     def __init__(self, plan: Callable[[int, int], Sequence[Batch]]):
@@ -19,6 +20,7 @@ class Epochs(Generic[Batch]):
         self._epoch, self._first, self.batches = -1, 0, []
 
     def at(self, step: int) -> Batch:
+        """The batch of this step."""
         if step < self._first:
             self._epoch, self._first, self.batches = -1, 0, []
         while step >= self._first + len(self.batches):

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Prefetched:
-    """`batch_at` as `training.loop.train` wants it, with the batches of the next `ahead` steps made beforehand.
+    """`batch_at` of a `Task`, with the batches of the next `ahead` steps made beforehand.
 
-    Since a batch is a function of its step, rank and the number of processes alone, nothing changes but the time it takes.  What goes
-    wrong while a batch is read is raised when that batch is asked for.
+    Since a batch is a function of its step, rank and the number of processes alone, nothing changes
+    but the time it takes.  An error while a batch is read is raised when that batch is asked for.
     """
 
     def __init__(self, batch_at: Callable[[int, int, int], Any], ahead: int = 2):
@@ -20,6 +20,7 @@ class Prefetched:
         self._coming: dict[tuple[int, int, int], Future] = {}
 
     def __call__(self, step: int, rank: int, world_size: int) -> Any:
+        """The batch of this step; the next ones are read from now on."""
         for later in range(step, step + self._ahead + 1):
             key = (later, rank, world_size)
             if key not in self._coming:

@@ -1,7 +1,8 @@
-"""How fast a machine multiplies matrices at best, and what share of that a training reaches (MFU, model FLOP utilisation).
+"""How fast a machine multiplies matrices at best, of which MFU is the share that is reached.
 
-MFU = tokens a second × FLOPs a token of the model / peak.  FLOPs count what the model needs, not what is computed again or for padding
-(Chowdhery et al. 2022, arXiv 2204.02311, appendix B).  The peak is measured, since what is printed on the box is reached by nobody.
+MFU (model FLOP utilisation) = tokens a second × FLOPs a token of the model / peak.  FLOPs count
+what the model needs, not what is computed again or for padding (Chowdhery et al. 2022, arXiv
+2204.02311, appendix B).  The peak is measured, since the one on the box is reached by nobody.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 def matmul_peak(
     device: str = "cpu", precision: str = "no", threads: int | None = None, seconds: float = 0.3
 ) -> float:
-    """FLOP/s of square matrix products in `precision` ("no": fp32), the best of as many as fit into `seconds`; measured once a process.
+    """FLOP/s of square matrix products in `precision` ("no": fp32), measured once a process.
 
-    `threads` only tells apart measurements with different numbers of CPU threads.
+    It is the best of as many as fit into `seconds`; `threads` only tells apart measurements with
+    different numbers of CPU threads.
     """
     size = 1024 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))

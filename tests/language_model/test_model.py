@@ -12,17 +12,11 @@ from speechgpt_lib.language_model.text import question_prompt, text_rows
 from speechgpt_lib.corpora import world
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
+from speechgpt_lib.language_model.adapters import add_lora, load_adapter, save_adapter
 from speechgpt_lib.language_model.generation import answer, generate, speak, transcribe
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
-from speechgpt_lib.language_model.stages import (
-    add_lora,
-    held_out_questions,
-    load_adapter,
-    save_adapter,
-    stage2_plan,
-    unit_perplexity,
-)
+from speechgpt_lib.language_model.stages import held_out_questions, stage2_plan, unit_perplexity
 from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.adapters import add_lora
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.planning import (
     Shape,
@@ -16,7 +17,6 @@ from speechgpt_lib.language_model.planning import (
     plan,
     render,
 )
-from speechgpt_lib.language_model.stages import add_lora
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import LoraSettings
 

@@ -1,4 +1,4 @@
-"""Attention in training: chosen by device, put back afterwards, and the same function either way."""
+"""Attention in training: chosen by device, put back afterwards, the same function either way."""
 
 from __future__ import annotations
 
@@ -33,13 +33,9 @@ def test_what_is_not_installed_is_named() -> None:
     model = tiny_language_model(tiny_vocabulary())
     if find_spec("flash_attn"):
         pytest.skip("flash_attn is installed here")
-    with (
-        pytest.raises(
-            UserError, match="attention: flash_attention_2 can't be had here.*attention: auto"
-        ),
-        training_attention(model, "cpu", "flash_attention_2"),
-    ):
-        pass
+    message = "attention: flash_attention_2 can't be had here.*attention: auto"
+    with pytest.raises(UserError, match=message):
+        training_attention(model, "cpu", "flash_attention_2").__enter__()
     with training_attention(model, "cpu", "sdpa"):
         assert model.config._attn_implementation == "sdpa"
 

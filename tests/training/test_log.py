@@ -1,4 +1,4 @@
-"""What a training says of itself: lines of JSON, the same as TensorBoard's events, tokens that go on after a stop."""
+"""The metrics log: lines of JSON, the same as TensorBoard's events, tokens counted over stops."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def fit(model: nn.Module, settings, work: Path, on_log=None, flops_per_token: fl
 
 
 def events_of(folder: Path) -> list[Event]:
-    """All events, the first attempt's first: a record is a length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    """All events, the first attempt's first.
+
+    A record is a length (8 bytes), its checksum (4), the event, its checksum (4).
+    """
     events = []
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix):
         data = path.read_bytes()

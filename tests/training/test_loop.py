@@ -256,7 +256,7 @@ def test_a_cosine_falls_from_the_full_rate_to_the_floor() -> None:
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_parts_one_after_the_other_are_the_whole_batch(tmp_path: Path, accumulation: int) -> None:
-    """Unequal parts, weighted by what counts in them: the same losses and weights as the batch at once."""
+    """Unequal parts, weighted by what counts in them: the losses and weights of the whole batch."""
 
     def weighted(phase, modules, batch, step):
         x, y = batch

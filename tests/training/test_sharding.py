@@ -1,4 +1,4 @@
-"""FSDP2 for real, in two processes on the CPU: the same losses as in one, and checkpoints that go on in any number of processes."""
+"""FSDP2 for real, in two processes on the CPU: the losses of one, checkpoints for any number."""
 
 from __future__ import annotations
 
@@ -23,29 +23,14 @@ def run(
     folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL
 ) -> list[dict]:
     """Train in so many processes; returns the metrics log of the folder."""
-    worker = [
-        "-m",
-        "tests.training.sharded_worker",
-        str(folder),
-        str(steps),
-        str(processes),
-        str(stop_at),
-        json.dumps(settings),
-    ]
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        if processes > 1
-        else []
-    )
+    arguments = [str(folder), str(steps), str(processes), str(stop_at), json.dumps(settings)]
+    command = [sys.executable, "-m", "tests.training.sharded_worker", *arguments]
+    if processes > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command[2:2] = [*launcher, "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *launcher, *worker],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return read_metrics(folder / "metrics.jsonl")
 
@@ -60,7 +45,8 @@ def same_losses(found: list[dict], wanted: list[dict]) -> None:
 def same_weights(folder: Path, other: Path) -> None:
     a, b = load_file(folder / "trained.safetensors"), load_file(other / "trained.safetensors")
     assert a.keys() == b.keys()
-    # Adam divides by the gradient's size, so rounding moves a weight whose gradient is almost nothing; a step is 3e-3 at most.
+    # Adam divides by the gradient's size, so rounding moves a weight whose gradient is almost
+    # nothing; a step is 3e-3 at most.
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 5e-4
 
 

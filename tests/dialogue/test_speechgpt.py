@@ -1,0 +1,82 @@
+"""The dialogue: one set of weights, its adapter switched off to listen and speak and on to answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speechgpt_lib.dialogue.speechgpt import SpeechGPT
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model import generation
+from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
+from speechgpt_lib.recipes.schema import LoraSettings
+from tests.builders import noise, tiny_inventory, tiny_language_model, tiny_vocabulary
+
+VOCABULARY = tiny_vocabulary()
+NEW = range(VOCABULARY.text_size, VOCABULARY.size)
+IDS = torch.tensor([[1, 5, 9, VOCABULARY.text_size + 3, 40]])
+
+
+class Silence:
+    """A vocoder that needs no training: 320 samples a unit."""
+
+    def synthesize(self, units: np.ndarray, speed: float = 1.0) -> np.ndarray:
+        return np.zeros(320 * len(units), np.float32)
+
+
+def base():
+    return tiny_language_model(VOCABULARY)
+
+
+@pytest.fixture
+def speechgpt(tmp_path: Path) -> SpeechGPT:
+    adapted = add_lora(base(), LoraSettings(rank=2), seed=0, new_tokens=NEW)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    save_adapter(adapted, tmp_path)
+    return SpeechGPT(tiny_inventory(), VOCABULARY, attach_adapter(base(), tmp_path), Silence())
+
+
+@torch.inference_mode()
+def logits(model) -> torch.Tensor:
+    return model(IDS).logits
+
+
+def test_the_adapter_is_off_to_listen_and_on_to_answer(speechgpt) -> None:
+    answering = logits(speechgpt.conversational)
+    with speechgpt.cross_modal() as model:
+        assert torch.equal(logits(model), logits(base())), "bit for bit the stage-2 model"
+        assert model is speechgpt.conversational, "one set of weights"
+    assert torch.equal(logits(speechgpt.conversational), answering)
+    assert not torch.equal(answering, logits(base()))
+
+
+def test_it_is_on_again_after_an_error(speechgpt) -> None:
+    answering = logits(speechgpt.conversational)
+    with pytest.raises(ZeroDivisionError), speechgpt.cross_modal():
+        raise ZeroDivisionError
+    assert torch.equal(logits(speechgpt.conversational), answering)
+
+
+def test_each_task_asks_its_own_model(speechgpt) -> None:
+    waves = [noise(0.5, 0), noise(0.7, 1)]
+    heard = [speechgpt.units(wave) for wave in waves]
+    assert speechgpt.transcribe(waves) == generation.transcribe(base(), VOCABULARY, heard)
+    (units, wave), *_ = speechgpt.say_many(["a dog"])
+    assert units.tolist() == generation.speak(base(), VOCABULARY, ["a dog"])[0].tolist()
+    assert len(wave) == (320 * len(units) or 1600)
+    chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], "text")[0]
+    reply = speechgpt.ask("A dog?", reply="text")
+    assert (reply.question_text, reply.answer_text) == ("a dog", chain.ta) and reply.wave is None
+
+
+def test_a_text_without_words_is_refused(speechgpt) -> None:
+    with pytest.raises(UserError, match="no words in '...'"):
+        speechgpt.say("...")
+    with pytest.raises(UserError, match="no words"):
+        speechgpt.ask("?!")
