@@ -13,6 +13,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.vocabulary import PAD, Vocabulary
+from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 
 
@@ -109,15 +110,7 @@ class EpochBatches:
             raise UserError(
                 f"a row has {too_long} tokens, the model reads {self.limit}: shorten the data or drop long rows when building it"
             )
-        rng = random.Random(f"{self.seed} {epoch}")
-        keyed = sorted(((len(row) + 6 * rng.random(), k) for k, row in enumerate(rows)))
-        batches, batch, longest = [], [], 0
-        for _, k in keyed:
-            longest = max(longest, padded_length(len(rows[k])))
-            if batch and longest * (len(batch) + 1) > self.tokens_per_batch:
-                batches.append(batch)
-                batch, longest = [], padded_length(len(rows[k]))
-            batch.append(rows[k])
-        batches.append(batch)
-        rng.shuffle(batches)
-        return batches
+        lengths, rng = [len(row) for row in rows], random.Random(f"{self.seed} {epoch}")
+        padded = [padded_length(length) for length in lengths]
+        batches = shuffled_buckets(lengths, self.tokens_per_batch, rng, padded)
+        return [[rows[k] for k in batch] for batch in batches]

@@ -25,6 +25,7 @@ from speechgpt_lib.text_to_unit.model import (
 )
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
+from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
@@ -99,19 +100,8 @@ class PairBatches:
 
     def _plan(self, epoch: int, first: int) -> list[list[int]]:
         rng = random.Random(f"text to unit {self.seed} {epoch}")
-        order = sorted(
-            range(len(self.pairs)), key=lambda k: len(self.pairs[k][1]) + 6 * rng.random()
-        )
-        batches: list[list[int]] = [[]]
-        longest = 0
-        for k in order:
-            longest = max(longest, len(self.pairs[k][1]))
-            if batches[-1] and longest * (len(batches[-1]) + 1) > self.tokens_per_batch:
-                batches.append([])
-                longest = len(self.pairs[k][1])
-            batches[-1].append(k)
-        rng.shuffle(batches)
-        return batches
+        lengths = [len(units) for _, units in self.pairs]
+        return shuffled_buckets(lengths, self.tokens_per_batch, rng)
 
 
 def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:

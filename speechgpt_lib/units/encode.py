@@ -15,6 +15,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.training.buckets import fill_batches
 from speechgpt_lib.units.features import PRECISIONS, FeatureEncoder, check_choice
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner
@@ -163,14 +164,8 @@ class ShardEncoder:
 
 
 def plan_batches(seconds: Sequence[float], budget_s: float) -> list[list[int]]:
-    """Indices grouped by length, shortest first, so that the longest of a group times its size stays within `budget_s` (or it is alone)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(seconds)), key=lambda i: (seconds[i], i)):
-        if batches and (len(batches[-1]) + 1) * seconds[i] <= budget_s:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+    """Utterances of like length together, the shortest first (`training.buckets`)."""
+    return fill_batches(sorted(range(len(seconds)), key=seconds.__getitem__), seconds, budget_s)
 
 
 def _ahead(

@@ -9,6 +9,7 @@ batches, or a stream of units as they come; the sound is the same.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
+from speechgpt_lib.training.buckets import fill_batches
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
@@ -323,19 +325,13 @@ class Vocoder:
 
 
 def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
-    """Indices of utterances of `lengths` frames, the longest first, in batches of at most `batch_s` seconds with their padding.
+    """Utterances of `lengths` frames, the longest first, at most `batch_s` seconds with padding.
 
     What is too long for a batch is alone in one, and so is what is spoken piece by piece.
     """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        room = batch_s * SAMPLE_RATE / HOP
-        first = lengths[batches[-1][0]] if batches else 0
-        if batches and first <= PIECE and first * (len(batches[-1]) + 1) <= room:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    costs = [math.inf if length > PIECE else length for length in lengths]
+    return fill_batches(order, costs, batch_s * SAMPLE_RATE / HOP)
 
 
 def pad_units(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
