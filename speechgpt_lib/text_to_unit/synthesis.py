@@ -88,17 +88,8 @@ class TextToUnit:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             sources = pad_rows([encoded[k] for k in chosen], pad).to(self.model.device)
-            first = self.vocabulary.first_unit
-            output = beam_search(
-                self.model,
-                sources,
-                sources != pad,
-                [self._limit(len(encoded[k])) for k in chosen],
-                beams,
-                allowed=slice(first, first + self.vocabulary.unit_count),
-                begin=self.vocabulary.begin,
-                end=self.vocabulary.end,
-            )
+            limits = [self._limit(len(encoded[k])) for k in chosen]
+            output = beam_search(self.model, self.vocabulary, sources, limits, beams)
             for k, ids in zip(chosen, output, strict=True):
                 units = self.vocabulary.units_in(ids)
                 results[k] = merge(units)[0] if self.merges else units

@@ -59,9 +59,9 @@ def test_one_beam_takes_the_likeliest(trained) -> None:
 def test_limits_are_kept_by_each_text(trained, beams) -> None:
     model = trained[0]
     sources = torch.tensor([model.vocabulary.encode_text("the dog is red")] * 3)
-    found = beam_search(model.model, sources, sources >= 0, [1, 2, 50], beams, slice(3, 23), 1, 2)
+    found = beam_search(model.model, model.vocabulary, sources, [1, 2, 50], beams)
     assert [len(ids) for ids in found][:2] == [1, 2] and len(found[2]) > 2
-    alone = beam_search(model.model, sources[:1], sources[:1] >= 0, [50], beams, slice(3, 23), 1, 2)
+    alone = beam_search(model.model, model.vocabulary, sources[:1], [50], beams)
     assert found[2] == alone[0]
 
 
@@ -79,20 +79,10 @@ def test_the_books_of_a_search() -> None:
     assert search.best() == [5, 6]
 
 
-def test_other_models_are_not_searched() -> None:
+def test_other_models_are_not_searched(trained) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(
-        T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    )
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=10, **shape))
     with pytest.raises(TypeError, match="T5"):
-        beam_search(
-            model,
-            torch.zeros(1, 1, dtype=torch.long),
-            torch.ones(1, 1, dtype=torch.bool),
-            [3],
-            2,
-            slice(3, 5),
-            1,
-            2,
-        )
+        beam_search(model, trained[0].vocabulary, torch.ones(1, 1, dtype=torch.long), [3], 2)
