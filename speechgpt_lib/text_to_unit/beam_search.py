@@ -1,8 +1,8 @@
 """Beam search for encoder–decoders, batched: what each text gets is what it would get alone.
 
-Rules as in fairseq: a hypothesis' score is the mean log-probability of its tokens, the end included;
-a text is done when it has as many finished hypotheses as beams; at its length limit a hypothesis has
-to end.  Two things make it fast:
+Rules as in fairseq: a hypothesis' score is the mean log-probability of its tokens, the end
+included; a text is done when it has as many finished hypotheses as beams; at its length limit a
+hypothesis has to end.  Two things make it fast:
 
 - *Keys and values never move.*  When beams are reordered, usual searches copy the whole cache.
   Here every beam of a text looks at the keys of all of them, and a mask says which are its own
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,10 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
+from speechgpt_lib.text_to_unit.model import UnitIds
 from speechgpt_lib.units.features import ONEDNN_LINEAR
 
 GROWTH = 64  # steps by which the cache grows
-
-Candidate = tuple[float, int, int]  # score, slot of the beam, token
-
-
-class UnitVocabulary(Protocol):
-    """Where the markers and the units stand among the ids."""
-
-    pad: int
-    begin: int
-    end: int
-    first_unit: int
-    unit_count: int
 
 
 class Layer:
@@ -57,7 +46,7 @@ class Layer:
         self.heads, self.norm_first, self.activation = heads, norm_first, activation
 
     def remember(self, encoded: Tensor, beams: int) -> Memory:
-        """The keys and values of the encoder's output (texts, pieces, width), and none of our own."""
+        """Keys and values of the encoder's output (texts, pieces, width), none of our own yet."""
         keys, values = self._split(linear(encoded, *self.cross_kv), 2)
         shape = (len(encoded), self.heads, 0, beams, encoded.shape[2] // self.heads)
         own = encoded.new_empty(shape), encoded.new_empty(shape)
@@ -98,8 +87,7 @@ class Layer:
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-@dataclass
-class Memory:
+class Memory(NamedTuple):
     """What one layer remembers between steps.
 
     keys, values: so far, (texts, heads, steps, beams, head width) each, allocated ahead.
@@ -132,8 +120,10 @@ class State:
         """Make room for one more step, at which every beam sees its own slot only."""
         if self.steps == self.ancestors.shape[2]:
             self.ancestors = _longer(self.ancestors, -torch.inf)
-            for memory in self.memories:
-                memory.keys, memory.values = _longer(memory.keys, 0.0), _longer(memory.values, 0.0)
+            self.memories = [
+                memory._replace(keys=_longer(memory.keys, 0.0), values=_longer(memory.values, 0.0))
+                for memory in self.memories
+            ]
         self.ancestors[:, :, self.steps].diagonal(dim1=1, dim2=2).zero_()
         self.steps += 1
         self.mask = self.ancestors[:, None, :, : self.steps].flatten(3)
@@ -146,10 +136,7 @@ class State:
     def keep(self, texts: Tensor) -> None:
         """Go on with some of the texts only."""
         self.blocked, self.ancestors = self.blocked[texts], self.ancestors[texts]
-        self.memories = [
-            Memory(m.keys[texts], m.values[texts], m.cross_keys[texts], m.cross_values[texts])
-            for m in self.memories
-        ]
+        self.memories = [Memory(*(part[texts] for part in memory)) for memory in self.memories]
 
 
 class Decoder:
@@ -168,7 +155,7 @@ class Decoder:
         self.layers = [Layer(block, *shape) for block in body.layers]
 
     def start(self, encoded: Tensor, source_mask: Tensor, beams: int) -> State:
-        """encoded (texts, pieces, width), source_mask (texts, pieces) true where a piece is real."""
+        """encoded (texts, pieces, width), source_mask (texts, pieces) true at real pieces."""
         blocked = encoded.new_zeros(source_mask.shape).masked_fill(~source_mask, -torch.inf)
         ancestors = encoded.new_full((len(encoded), beams, 0, beams), -torch.inf)
         memories = [layer.remember(encoded, beams) for layer in self.layers]
@@ -197,8 +184,8 @@ class Search:
     tokens: list[list[int]] = field(default_factory=list)
     finished: list[tuple[float, list[int]]] = field(default_factory=list)  # score, tokens
 
-    def advance(self, candidates: Iterable[Candidate], beams: int, end: int) -> None:
-        """Take the best of twice as many candidates as beams; the best comes first."""
+    def advance(self, candidates: Iterable[tuple[float, int, int]], beams: int, end: int) -> None:
+        """candidates: (score, slot, token), best first, twice as many as beams."""
         parents, tokens, scores = [], [], []
         for rank, (score, slot, token) in enumerate(candidates):
             if token == end:
@@ -232,11 +219,7 @@ class Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: PreTrainedModel,
-    vocabulary: UnitVocabulary,
-    sources: Tensor,
-    limits: Sequence[int],
-    beams: int,
+    model: PreTrainedModel, vocabulary: UnitIds, sources: Tensor, limits: Sequence[int], beams: int
 ) -> list[list[int]]:
     """The best hypothesis of every text: the ids of its units, at least one, at most `limits[k]`.
 
@@ -265,10 +248,8 @@ def beam_search(
     return [found[k] for k in range(len(limits))]
 
 
-def _candidates(
-    active: list[Search], logits: Tensor, vocabulary: UnitVocabulary, beams: int
-) -> list[list[Candidate]]:
-    """logits (texts, beams, vocabulary) → the 2 · beams best candidates of every text."""
+def _candidates(active: list[Search], logits: Tensor, vocabulary: UnitIds, beams: int) -> list:
+    """logits (texts, beams, vocabulary) → 2 · beams (score, slot, token) of every text."""
     first, end, count = vocabulary.first_unit, vocabulary.end, vocabulary.unit_count
     units, ends = logits[..., first : first + count], logits[..., end : end + 1]
     choices = torch.cat([units, ends], dim=-1)  # (texts, beams, count + 1)
@@ -297,11 +278,8 @@ def _joined(*maps: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, in) → (…, out).
-
-    On a CPU large ones go through oneDNN, which takes half as long on some machines and costs more
-    to call.
-    """
+    """x (…, in) → (…, out)."""
     if x.device.type == "cpu" and ONEDNN_LINEAR is not None and x.numel() > 2048:
+        # Takes half as long on some machines, and costs more to call.
         return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
     return nn.functional.linear(x, weight, bias)
