@@ -1,10 +1,10 @@
-"""Text → units: the joint vocabulary and the Transformer encoder–decoder (Vaswani et al. 2017) over it.
+"""Text → units: the joint vocabulary and the encoder–decoder over it (Vaswani et al. 2017).
 
     0, 1, 2        padding, beginning, end
     3 … K+2        units <0> … <K−1>, by arithmetic
     K+3 …          pieces of the text tokenizer
 
-Specials, then units, then text is also the order of the released text-to-unit model (its first unit is 6).
+The released text-to-unit model has the same order: specials, units (from 6 on), text.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class PairVocabulary(UnitIds):
         known = self.tokenizer.get_vocab()
         if unknown := sorted(set("".join(words)) - known.keys()):
             raise UserError(
-                f"text {text[:40]!r} has characters never seen in training: {' '.join(unknown[:8])}; "
-                "write it as the training texts are (the lab's: lower-case words, no punctuation)"
+                f"text {text[:40]!r} has characters never seen in training: "
+                f"{' '.join(unknown[:8])}; write it as the training texts are"
             )
         offset = self.first_unit + self.unit_count
         return [*(offset + piece for piece in self.tokenizer.encode(" ".join(words)).ids), END]

@@ -143,14 +143,14 @@ def model_from_fairseq(
     """
     loaded = load_torch_checkpoint(checkpoint)
     settings = _settings(loaded, checkpoint) | {"vocabulary": vocabulary_size}
-    tensors = checkpoint_tensors(loaded, "model", checkpoint)
-    tensors = {f"model.{name}": tensors[name] for name in tensors if not UNUSED.search(name)}
-    model = build_fsmt(settings)
-    unused = {name for name in model.state_dict() if UNUSED.search(name.removeprefix("model."))}
-    check_tensors(
-        tensors, {n: t for n, t in model.state_dict().items() if n not in unused}, checkpoint
+    found, model = checkpoint_tensors(loaded, "model", checkpoint), build_fsmt(settings)
+    wanted = {name.removeprefix("model."): part for name, part in model.state_dict().items()}
+    found, wanted = (
+        {name: tensors[name] for name in tensors if not UNUSED.search(name)}
+        for tensors in (found, wanted)
     )
-    model.load_state_dict(tensors, strict=False)
+    check_tensors(found, wanted, checkpoint)
+    model.load_state_dict({f"model.{name}": found[name] for name in found}, strict=False)
     model.tie_weights()
     return model, settings
 

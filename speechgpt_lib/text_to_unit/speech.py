@@ -52,7 +52,7 @@ class SpeechVoicing:
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
     """`synthesiser` is "espeak" (in `voice`) or a command; it gets the text on standard input.
 
-    {wav} stands where the sound file goes: piper --model en_US-lessac-medium.onnx --output_file {wav}
+    {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
     if synthesiser == ESPEAK:
         if voice not in VOICES:

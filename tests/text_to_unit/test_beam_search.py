@@ -30,12 +30,10 @@ def test_hypotheses_are_the_librarys(trained) -> None:
 
 def test_one_beam_takes_the_likeliest(trained) -> None:
     """Step by step, without a cache."""
-    model = trained[0]
-    units = slice(
-        model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count
-    )
+    model, vocabulary = trained[0], trained[0].vocabulary
+    units = slice(vocabulary.first_unit, vocabulary.first_unit + vocabulary.unit_count)
     for text in TEXTS[:3]:
-        source, ids = torch.tensor([model.vocabulary.encode_text(text)]), [model.vocabulary.begin]
+        source, ids = torch.tensor([vocabulary.encode_text(text)]), [vocabulary.begin]
         limit = model._limit(source.shape[1])
         with torch.inference_mode():
             while len(ids) <= limit:
@@ -45,14 +43,12 @@ def test_one_beam_takes_the_likeliest(trained) -> None:
                 allowed = torch.full_like(logits, -torch.inf)
                 allowed[units] = logits[units]
                 if len(ids) > 1:
-                    allowed[model.vocabulary.end] = logits[model.vocabulary.end]
-                if (token := int(allowed.argmax())) == model.vocabulary.end:
+                    allowed[vocabulary.end] = logits[vocabulary.end]
+                if (token := int(allowed.argmax())) == vocabulary.end:
                     break
                 ids.append(token)
-        assert (
-            merge(model.vocabulary.units_in(ids))[0].tolist()
-            == model.generate([text], beams=1)[0].tolist()
-        )
+        expected = merge(vocabulary.units_in(ids))[0]
+        assert model.generate([text], beams=1)[0].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
@@ -69,9 +65,7 @@ def test_the_books_of_a_search() -> None:
     """Two beams over three tokens, by hand: 9 ends a hypothesis."""
     search = Search(0, 10, [0.0, -np.inf])
     search.advance([(-1.0, 0, 4), (-2.0, 0, 5), (-3.0, 0, 9), (-np.inf, 1, 4)], 2, 9)
-    assert search.tokens == [[4, 5]] and not search.finished, (
-        "an end below the beams is no hypothesis"
-    )
+    assert search.tokens == [[4, 5]] and not search.finished  # an end below the beams is none
     search.advance([(-1.5, 1, 6), (-1.6, 0, 9), (-1.7, 0, 7), (-2.0, 1, 4)], 2, 9)
     assert search.finished == [(-0.8, [4])]
     search.advance([(-1.8, 0, 9), (-2.5, 1, 9), (-2.6, 1, 4), (-3.0, 0, 4)], 2, 9)
