@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PegasusConfig, PegasusForConditionalGeneration
 
@@ -35,10 +35,7 @@ BLANK = "▁"  # what the tokenizer writes before each word instead of a space
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
-    """BPE of at most `pieces` pieces over the characters of `texts`.
-
-    With no more pieces than characters it spells.
-    """
+    """BPE of at most `pieces` pieces over `texts`; with no more than their characters it spells."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
@@ -87,10 +84,8 @@ class PairVocabulary(UnitIds):
             raise UserError(f"there is no text to speak: found {text!r}, expected at least a word")
         known = self.tokenizer.get_vocab()
         if unknown := sorted(set("".join(words)) - known.keys()):
-            raise UserError(
-                f"text {text[:40]!r} has characters never seen in training: "
-                f"{' '.join(unknown[:8])}; write it as the training texts are"
-            )
+            found = f"characters never seen in training: {' '.join(unknown[:8])}"
+            raise UserError(f"text {text[:40]!r} has {found}; write it as the training texts are")
         offset = self.first_unit + self.unit_count
         return [*(offset + piece for piece in self.tokenizer.encode(" ".join(words)).ids), END]
 
@@ -104,7 +99,7 @@ class PairVocabulary(UnitIds):
         self.tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """Rows of ids → (rows, longest) int64, padded on the right."""
     tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=pad)
@@ -151,10 +146,9 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
     """Let the decoder start out reading the text from left to right at an even pace.
 
     After Ping et al. 2018 (arXiv 1710.07654, 3.5): text position p gets the sinusoids of unit
-    position p × `units_per_piece`, and the cross-attention starts with equal queries and keys, so
-    that position t first attends to where a speaker of steady pace would be.  From there on
-    everything but the positions is trained.  **Differs from the paper**, whose generator finds the
-    alignment from 960 hours of speech.
+    position p × `units_per_piece`, and queries and keys of the cross-attention start equal, so that
+    position t first attends to where a speaker of steady pace would be.  All but the positions is
+    trained.  **Differs from the paper**, whose generator finds the alignment from 960 hours.
     """
     table = model.model.encoder.embed_positions.weight
     positions, width = table.shape
@@ -174,7 +168,7 @@ class PairLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sources: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, sources: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
 
         Returns (sum of losses, number of targets, number of targets that were the likeliest).

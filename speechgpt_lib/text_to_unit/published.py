@@ -87,13 +87,9 @@ class SentencePieceVocabulary(UnitIds):
 
 
 def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceVocabulary:
-    """The vocabulary of a published `spm.model`.
+    """The vocabulary of a published `spm.model`; a `dictionary` (`dict.unit.txt`) must agree.
 
-    With `dictionary` (`dict.unit.txt`), both must list the same pieces.
-
-    Raises:
-        UserError: files missing or damaged, specials or units not where the release has them, or
-            the two disagree.
+    Raises UserError: files missing or damaged, specials or units not where the release has them.
     """
     check_is_no_text(spm)
     serialized, ask = spm.read_bytes(), "is this the spm.model of text2unit?"
@@ -137,31 +133,28 @@ def model_from_fairseq(
 ) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
     """The Transformer in a fairseq checkpoint, and the settings that `build_fsmt` takes.
 
-    Raises:
-        UserError: damaged or dangerous file, another kind of model, tensors missing or of the
-            wrong shape.
+    Raises UserError: damaged or dangerous file, another kind of model, wrong tensors.
     """
     loaded = load_torch_checkpoint(checkpoint)
     settings = _settings(loaded, checkpoint) | {"vocabulary": vocabulary_size}
     found, model = checkpoint_tensors(loaded, "model", checkpoint), build_fsmt(settings)
     wanted = {name.removeprefix("model."): part for name, part in model.state_dict().items()}
-    found, wanted = (
-        {name: tensors[name] for name in tensors if not UNUSED.search(name)}
-        for tensors in (found, wanted)
-    )
+    wanted, found = _used(wanted), _used(found)
     check_tensors(found, wanted, checkpoint)
     model.load_state_dict({f"model.{name}": found[name] for name in found}, strict=False)
     model.tie_weights()
     return model, settings
 
 
+def _used(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if not UNUSED.search(name)}
+
+
 def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
     """What `build_fsmt` needs, from the checkpoint's `cfg.model`, or `args` in older files."""
     found = plain(loaded.get("cfg") or {}).get("model") or plain(loaded.get("args") or {})
     if not isinstance(found, dict) or not found:
-        raise UserError(
-            f"{checkpoint} has neither cfg.model nor args: expected one that fairseq-train wrote"
-        )
+        raise UserError(f"{checkpoint} has neither cfg.model nor args: did fairseq-train write it?")
     wanted = "expected a post-norm `transformer` of text to units with one embedding"
     if missing := [name for name in GEOMETRY if name not in found]:
         kind = found.get("_name") or found.get("arch") or "?"
@@ -181,10 +174,7 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
 
 
 def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
-    """The model, weights yet to be filled in.
-
-    settings: as `model_from_fairseq` gives them, with the size of the `vocabulary`.
-    """
+    """The model, weights yet to be filled in; `settings` as `model_from_fairseq` gives them."""
     shape = dict(settings)
     size = shape.pop("vocabulary")
     dropouts = "dropout attention_dropout activation_dropout encoder_layerdrop decoder_layerdrop"

@@ -6,6 +6,7 @@ corpus, or any program that reads a text and writes a sound file.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import subprocess
 import tempfile
@@ -60,13 +61,10 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
         name = f"eSpeak NG, voice {voice}"
         return SpeechVoicing(name, lambda texts: _espeak(texts, voice), inventory)
     if "{wav}" not in synthesiser:
-        raise UserError(
-            f"synthesiser {synthesiser!r} has no {{wav}}: put it where the sound file goes"
-        )
-    name = synthesiser.split()[0]
-    return SpeechVoicing(
-        name, lambda texts: [_command(synthesiser, text) for text in texts], inventory
-    )
+        cure = "put it where the sound file goes"
+        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {cure}")
+    name, speak = synthesiser.split()[0], functools.partial(_command, synthesiser)
+    return SpeechVoicing(name, lambda texts: list(map(speak, texts)), inventory)
 
 
 def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:

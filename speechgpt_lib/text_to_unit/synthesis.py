@@ -58,19 +58,16 @@ class TextToUnit:
     ) -> list[np.ndarray]:
         """Texts → merged units (n,) each; the other texts in the batch don't matter.
 
-        An answer has at least one unit and, where the rate is known, at most twice what its text
-        usually takes (a little more for a short one).
-        beams: 1 takes the likeliest unit at each step, more search for the likeliest sequence;
-        None takes the model's own number.
-
+        An answer has at least one unit and, where the rate is known, at most about twice what its
+        text usually takes.  beams: 1 takes the likeliest unit at each step, more search for the
+        likeliest sequence; None takes the model's own number.
         Raises UserError for a text that is empty, too long or has unknown characters.
         """
         if isinstance(texts, str):
             raise UserError("generate takes a list of texts, found one: put it in brackets")
         beams = self.beams if beams is None else beams
         if beams < 1 or batch_size < 1:
-            found = f"found {beams} and {batch_size}"
-            raise UserError(f"beams and batch_size must be 1 or more, {found}")
+            raise UserError(f"beams, batch_size: {beams}, {batch_size}: both must be 1 or more")
         self.model.eval()
         pad = self.vocabulary.pad
         encoded = [self._encode(text) for text in texts]
@@ -97,10 +94,8 @@ class TextToUnit:
     def _encode(self, text: str) -> list[int]:
         ids = self.vocabulary.encode_text(spoken_form(text) if self.spoken_form else text)
         if len(ids) > POSITIONS or self._limit(len(ids)) > self.longest:
-            raise UserError(
-                f"text of {len(text)} characters ({text[:30]!r}…) is too long, its units may need "
-                f"more than this model's {POSITIONS} positions: split it into sentences"
-            )
+            found = f"text of {len(text)} characters ({text[:30]!r}…) is too long for this model"
+            raise UserError(f"{found} of {POSITIONS} positions: split it into sentences")
         return ids
 
     def _limit(self, pieces: int) -> int:
@@ -129,10 +124,8 @@ class TextToUnit:
         """Load what `save` wrote; with `inventory`, refuse a model of another one."""
         path = folder / "text_to_unit.json"
         if not path.is_file():
-            raise UserError(
-                f"no text-to-unit model in {folder}: run notebook "
-                "04_chain_of_modality_instructions.ipynb, or speechgpt text-to-unit train or import"
-            )
+            cure = "run notebook 04_chain_of_modality_instructions.ipynb, or import one"
+            raise UserError(f"no text-to-unit model in {folder}: {cure}")
         facts = read_json(path)
         if inventory is not None:
             check_inventory(inventory, facts["inventory"], f"the text-to-unit model {folder}")

@@ -46,9 +46,8 @@ def train_text_to_unit(
 ) -> tuple[TextToUnit, dict]:
     """Train on (text, merged units (n,)) pairs; returns (model, summary of the loop).
 
-    Raises:
-        UserError: no pairs; a pair that is empty, too long or has a unit the inventory has not;
-            `settings.pretrained`.
+    Raises UserError: no pairs; a pair that is empty, too long or has a unit out of range;
+    `settings.pretrained`.
     """
     if settings.pretrained:
         found = f"text_to_unit.pretrained is {settings.pretrained!r} but this step trains a model"
@@ -103,13 +102,9 @@ class PairBatches:
 
 def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:
     if len(units) == 0:
-        raise UserError(
-            f"the pair of {text[:40]!r} has no units: leave it out, or extract it again"
-        )
+        raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
     source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
     if max(len(source), len(target)) > POSITIONS:
-        raise UserError(
-            f"the pair of {text[:40]!r} has {len(source)} pieces and {len(target)} units, the model "
-            f"reads {POSITIONS} of each: cut long recordings into sentences"
-        )
+        found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
+        raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
     return np.array(source, np.int32), np.array(target, np.int32)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, leaky_relu, pad
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -19,7 +18,7 @@ PERIODS = (2, 3, 5, 7, 11)
 SCALES = 3
 SLOPE = 0.1
 
-Judgement = tuple[torch.Tensor, list[torch.Tensor]]  # scores, features of every layer
+Judgement = tuple[Tensor, list[Tensor]]  # scores, features of every layer
 
 
 class PeriodDiscriminator(nn.Module):
@@ -34,7 +33,7 @@ class PeriodDiscriminator(nn.Module):
             self.convs.append(weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), padding=(2, 0))))
         self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
-    def forward(self, waves: torch.Tensor) -> Judgement:
+    def forward(self, waves: Tensor) -> Judgement:
         """waves (batch, samples) → scores (batch, …) and the features of every layer."""
         missing = -waves.shape[1] % self.period
         waves = pad(waves[:, None], (0, missing), "reflect")
@@ -58,7 +57,7 @@ class ScaleDiscriminator(nn.Module):
             self.convs.append(normalise(conv))
         self.conv_post = normalise(nn.Conv1d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, waves: torch.Tensor) -> Judgement:
+    def forward(self, waves: Tensor) -> Judgement:
         """waves (batch, samples) → scores (batch, …) and the features of every layer."""
         return _judge(waves[:, None], self.convs, self.conv_post)
 
@@ -73,7 +72,7 @@ class Discriminators(nn.Module):
         norms = [spectral_norm] + [weight_norm] * (SCALES - 1)
         self.scales = nn.ModuleList([ScaleDiscriminator(channels, norm) for norm in norms])
 
-    def forward(self, waves: torch.Tensor) -> list[Judgement]:
+    def forward(self, waves: Tensor) -> list[Judgement]:
         """waves (batch, samples) → one (scores, features) a discriminator."""
         judgements = [period(waves) for period in self.periods]
         for scale in self.scales:
@@ -82,7 +81,7 @@ class Discriminators(nn.Module):
         return judgements
 
 
-def _judge(x: torch.Tensor, convs: nn.ModuleList, last: nn.Module) -> Judgement:
+def _judge(x: Tensor, convs: nn.ModuleList, last: nn.Module) -> Judgement:
     features = []
     for conv in convs:
         x = leaky_relu(conv(x), SLOPE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from speechgpt_lib.errors import UserError
 
@@ -37,7 +37,7 @@ class DurationPredictor(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.proj = nn.Linear(width, 1)
 
-    def forward(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (batch, n) is true where a unit is: padding behind a short row changes nothing."""
         keep = 1.0 if mask is None else mask[..., None].to(self.proj.weight.dtype)
         x = self.dict(units) * keep  # (batch, n, width)
@@ -46,7 +46,7 @@ class DurationPredictor(nn.Module):
         return self.proj(x)[..., 0]
 
     @torch.inference_mode()
-    def predict(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
         """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1).
 
         0 where `mask` is false.

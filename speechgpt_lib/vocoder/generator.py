@@ -10,7 +10,7 @@ Source: Kong et al. 2020, arXiv 2010.05646.  Names and order of the layers are t
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, leaky_relu_
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
@@ -32,7 +32,7 @@ class Conv(nn.Conv1d):
         padding = (kernel - 1) * dilation // 2
         super().__init__(inputs, outputs, kernel, dilation=dilation, padding=padding)
 
-    def forward(self, x: torch.Tensor, padding: int | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, padding: int | None = None) -> Tensor:
         """(batch, inputs, 1, time) → (batch, outputs, 1, time); `padding` 0 shortens the time."""
         padding = self.padding[0] if padding is None else padding
         return conv2d(x, self.weight[:, :, None], self.bias, 1, (0, padding), (1, *self.dilation))
@@ -44,7 +44,7 @@ class Upsample(nn.ConvTranspose1d):
     def __init__(self, inputs: int, outputs: int, kernel: int, rate: int):
         super().__init__(inputs, outputs, kernel, rate, padding=(kernel - rate) // 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, 1, time) → (batch, outputs, 1, time · rate)."""
         stride, padding = (1, *self.stride), (0, *self.padding)
         return conv_transpose2d(x, self.weight[:, :, None], self.bias, stride, padding)
@@ -58,12 +58,12 @@ class Ends:
     stretch behind the shortest row is touched.
     """
 
-    def __init__(self, frames: torch.Tensor, width: int):
+    def __init__(self, frames: Tensor, width: int):
         """frames (batch,) of each row, on the device of the batch; width: frames with padding."""
         self.frames, self.shortest, self.width = frames, int(frames.min()), width
-        self._masks: dict[int, torch.Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
 
-    def mask(self, rate: int) -> torch.Tensor:
+    def mask(self, rate: int) -> Tensor:
         """(batch, 1, 1, (width − shortest) · rate), true where a row goes on behind `shortest`."""
         if rate not in self._masks:
             first, last = self.shortest * rate, self.width * rate
@@ -72,7 +72,7 @@ class Ends:
         return self._masks[rate]
 
 
-def cut(x: torch.Tensor, ends: Ends | None) -> torch.Tensor:
+def cut(x: Tensor, ends: Ends | None) -> Tensor:
     """x (batch, channels, 1, time) with zeros, in place, behind the end of each row."""
     if ends is not None and ends.shortest < ends.width:
         rate = x.shape[3] // ends.width
@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
         plain = [weight_norm(Conv(channels, channels, kernel)) for _ in dilations]
         self.convs1, self.convs2 = nn.ModuleList(dilated), nn.ModuleList(plain)
 
-    def forward(self, x: torch.Tensor, ends: Ends | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, ends: Ends | None = None) -> Tensor:
         """(batch, channels, 1, time) → the same shape; what lies behind the `ends` stays 0."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
             inner = cut(dilated(leaky_relu(x, SLOPE)), ends)
@@ -122,7 +122,7 @@ class UnitGenerator(nn.Module):
             self.resblocks.extend(ResidualBlock(width, *block) for block in blocks)
         self.conv_post = weight_norm(Conv(width, 1, 7))
 
-    def embed(self, units: torch.Tensor, speakers: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(self, units: Tensor, speakers: Tensor | None = None) -> Tensor:
         """units (batch, frames), speakers (batch,) or None → (batch, channels, 1, frames)."""
         x = self.dict(units)  # (batch, frames, embedding)
         if self.spkr is not None:
@@ -136,16 +136,12 @@ class UnitGenerator(nn.Module):
         return [(up, blocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups)]
 
     def forward(
-        self,
-        units: torch.Tensor,
-        speakers: torch.Tensor | None = None,
-        frames: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, units: Tensor, speakers: Tensor | None = None, frames: Tensor | None = None
+    ) -> Tensor:
         """units (batch, frames) int64, one id a frame → waves (batch, frames · 320) in (−1, 1).
 
-        speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many of
-        the frames belong to each row; a shorter row then sounds as if it were alone, and what
-        follows its end (padding) means nothing.
+        speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many are
+        each row's own; a shorter row sounds as if alone, and its padding means nothing.
         """
         x = self.embed(units, speakers)  # (batch, embedding, 1, frames)
         ends = None if frames is None else Ends(frames, units.shape[1])
@@ -158,8 +154,8 @@ class UnitGenerator(nn.Module):
     def fold_weight_norm(self) -> UnitGenerator:
         """Replace each g · v/‖v‖ by the plain weight it stands for, in place.
 
-        That is faster, but can't be trained on as it was.  The weights are laid out with their
-        input channels last, as the CPU's convolutions want them.
+        Faster, but can't be trained on as it was.  Weights get their input channels last in
+        memory, as the CPU's convolutions want them.
         """
         for module in list(self.modules()):
             if is_parametrized(module, "weight"):
@@ -173,17 +169,12 @@ def check_geometry(settings: VocoderSettings) -> None:
     """Refuse settings whose layers would not give exactly 320 samples a frame."""
     stages, channels = len(settings.upsample_rates), settings.channels
     if channels % 2**stages:
-        raise UserError(
-            f"vocoder.channels is {channels}, but {stages} stages halve it each: "
-            f"take a multiple of {2**stages}, or fewer upsample_rates"
-        )
+        cure = f"take a multiple of {2**stages}, or fewer upsample_rates"
+        raise UserError(f"vocoder.channels is {channels}, but {stages} stages halve it: {cure}")
     for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
         if kernel < rate or (kernel - rate) % 2:
-            raise UserError(
-                f"vocoder.upsample_kernels: {kernel} cannot upsample by exactly {rate}: "
-                f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
-            )
+            cure = f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
+            what = f"{kernel} cannot upsample by exactly {rate}"
+            raise UserError(f"vocoder.upsample_kernels: {what}: {cure}")
     if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
-        raise UserError(
-            f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd to keep the length"
-        )
+        raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")

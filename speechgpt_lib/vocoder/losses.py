@@ -10,6 +10,7 @@ import functools
 import math
 
 import torch
+from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from speechgpt_lib.vocoder.discriminators import Judgement
@@ -20,7 +21,7 @@ FLOOR = 1e-4  # of mel magnitudes: about what rounding to 16 bits leaves
 CONVERGENCE_WEIGHT = 0.3
 
 
-def reconstruction_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
     """Mean over three resolutions of the L1 distance of log-mel spectra + 0.3 × convergence.
 
     made, real: waves (batch, samples).  HiFi-GAN has the first at one resolution; spectral
@@ -40,28 +41,28 @@ def reconstruction_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return total / len(RESOLUTIONS)
 
 
-def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
+def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
     """Least squares GAN (HiFi-GAN, equation 1): real speech should score 1, made speech 0."""
     pairs = zip(real, made, strict=True)
     return sum((1 - r).square().mean() + m.square().mean() for (r, _), (m, _) in pairs)
 
 
-def generator_loss(made: list[Judgement]) -> torch.Tensor:
+def generator_loss(made: list[Judgement]) -> Tensor:
     """Made speech should score 1 (equation 2)."""
     return sum((1 - scores).square().mean() for scores, _ in made)
 
 
-def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
+def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
     """L1 distance between what the discriminators' layers see in real and made speech (eq. 4)."""
-    layers = [
-        pair
-        for (_, theirs), (_, ours) in zip(real, made, strict=True)
-        for pair in zip(theirs, ours, strict=True)
-    ]
-    return sum(l1_loss(ours, theirs.detach()) for theirs, ours in layers)
+    seen = zip(_features(real), _features(made), strict=True)
+    return sum(l1_loss(ours, theirs.detach()) for theirs, ours in seen)
 
 
-def _magnitudes(waves: torch.Tensor, fft: int, window: torch.Tensor) -> torch.Tensor:
+def _features(judged: list[Judgement]) -> list[Tensor]:
+    return [feature for _, features in judged for feature in features]
+
+
+def _magnitudes(waves: Tensor, fft: int, window: Tensor) -> Tensor:
     """(batch, samples) → (batch, fft / 2 + 1, frames)."""
     spectrum = torch.stft(waves.float(), fft, fft // 4, window=window, return_complex=True)
     squares = torch.view_as_real(spectrum).square().sum(-1)
@@ -69,7 +70,7 @@ def _magnitudes(waves: torch.Tensor, fft: int, window: torch.Tensor) -> torch.Te
 
 
 @functools.cache
-def _constants(fft: int, bands: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _constants(fft: int, bands: int, device: str) -> tuple[Tensor, Tensor]:
     """Hann window (fft,) and triangular mel filters (bands, fft / 2 + 1), HTK scale up to 8 kHz."""
     mels = torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), bands + 2)
     points = 700 * (10 ** (mels / 2595) - 1)  # Hz

@@ -55,10 +55,8 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
     loaded = load_torch_checkpoint(checkpoint)
     tensors = fold(checkpoint_tensors(loaded, "generator", checkpoint), checkpoint)
     if not any(name.startswith(DURATIONS) for name in tensors):
-        raise UserError(
-            f"{checkpoint} has no {DURATIONS}* tensors: get a vocoder that predicts durations "
-            "(published with `_lj`)"
-        )
+        cure = "get a vocoder that predicts durations (published with `_lj`)"
+        raise UserError(f"{checkpoint} has no {DURATIONS}* tensors: {cure}")
     speakers = len(tensors.get("spkr.weight", ()))
     with torch.device("meta"):  # shapes without memory: the checkpoint's tensors take their place
         generator = UnitGenerator(count, settings, speakers).fold_weight_norm()

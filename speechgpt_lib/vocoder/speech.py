@@ -40,11 +40,9 @@ class SpeechInMemory:
     def __init__(self, pairs: list[Pair], unit_count: int, speakers: list[str] | None = None):
         for index, (units, wave) in enumerate(pairs):
             check_range(units, unit_count)
-            if len(wave) < len(units) * HOP:
-                raise UserError(
-                    f"utterance {index} has {len(units)} frames but {len(wave)} samples, fewer "
-                    f"than {len(units) * HOP}: give one unit a frame of 20 ms, not merged"
-                )
+            if len(wave) < (samples := len(units) * HOP):
+                found = f"has {len(units)} frames but {len(wave)} samples, fewer than {samples}"
+                raise UserError(f"utterance {index} {found}: give one unit each 20 ms, not merged")
         self.pairs = pairs
         self.lengths = np.array([len(units) for units, _ in pairs], dtype=np.int64)
         self.names = tuple(dict.fromkeys(speakers or ()))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import conv_transpose2d, leaky_relu
 
 from speechgpt_lib.errors import UserError
@@ -33,7 +34,7 @@ class ConvStream:
     def __init__(self, conv: Conv):
         self.conv, self.reach, self.kept = conv, conv.padding[0], None
 
-    def __call__(self, x: torch.Tensor, last: bool) -> torch.Tensor:
+    def __call__(self, x: Tensor, last: bool) -> Tensor:
         before = silence(x, self.reach) if self.kept is None else self.kept
         after = [silence(x, self.reach)] if last else []
         x = torch.cat([before, x, *after], dim=3)
@@ -49,9 +50,9 @@ class UpStream:
     def __init__(self, up: Upsample):
         self.up, self.rate, self.overlap = up, up.stride[0], up.kernel_size[0] - up.stride[0]
         self.trim = self.to_skip = up.padding[0]  # so much falls away at each end of the whole
-        self.kept: torch.Tensor | float = 0.0
+        self.kept: Tensor | float = 0.0
 
-    def __call__(self, x: torch.Tensor, last: bool) -> torch.Tensor:
+    def __call__(self, x: Tensor, last: bool) -> Tensor:
         count = x.shape[3] * self.rate
         if count:
             sums = conv_transpose2d(x, self.up.weight[:, :, None], stride=(1, self.rate))
@@ -72,7 +73,7 @@ class BlockStream:
         pairs = zip(block.convs1, block.convs2, strict=True)
         self.pairs = [(ConvStream(dilated), ConvStream(plain), Queue()) for dilated, plain in pairs]
 
-    def __call__(self, x: torch.Tensor, last: bool) -> torch.Tensor:
+    def __call__(self, x: Tensor, last: bool) -> Tensor:
         for dilated, plain, shortcut in self.pairs:
             shortcut.put(x)
             made = plain(leaky_relu(dilated(leaky_relu(x, SLOPE), last), SLOPE), last)
@@ -84,13 +85,13 @@ class Queue:
     """Values along time, put in at one end and taken out at the other."""
 
     def __init__(self) -> None:
-        self.kept: torch.Tensor | None = None
+        self.kept: Tensor | None = None
 
-    def put(self, x: torch.Tensor) -> None:
+    def put(self, x: Tensor) -> None:
         """Append values."""
         self.kept = x if self.kept is None else torch.cat([self.kept, x], dim=3)
 
-    def take(self, count: int) -> torch.Tensor:
+    def take(self, count: int) -> Tensor:
         """Remove the `count` oldest values."""
         taken, self.kept = self.kept[..., :count], self.kept[..., count:]
         return taken
@@ -102,7 +103,7 @@ class StageStream:
     def __init__(self, up: Upsample, blocks: list[ResidualBlock]):
         self.up, self.blocks = UpStream(up), [(BlockStream(block), Queue()) for block in blocks]
 
-    def __call__(self, x: torch.Tensor, last: bool) -> torch.Tensor:
+    def __call__(self, x: Tensor, last: bool) -> Tensor:
         x = self.up(leaky_relu(x, SLOPE), last)
         for block, queue in self.blocks:
             queue.put(block(x, last))
@@ -129,7 +130,7 @@ class GeneratorStream:
         return torch.tanh(self.after(leaky_relu(x), last)).flatten().float().cpu().numpy()
 
 
-def silence(x: torch.Tensor, count: int) -> torch.Tensor:
+def silence(x: Tensor, count: int) -> Tensor:
     """(batch, channels, 1, count) zeros, laid out with channels last, as the embedding is."""
     return x.new_zeros(x.shape[0], 1, count, x.shape[1]).permute(0, 3, 1, 2)
 

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.rates import HOP, SAMPLE_RATE
+from speechgpt_lib.rates import FRAME_RATE, HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.training.buckets import fill_batches
@@ -69,8 +69,7 @@ class Vocoder:
         if units != timed:
             raise UserError(f"the generator knows {units} units but the duration predictor {timed}")
         known = self.generator.spkr.num_embeddings if self.generator.spkr else 0
-        if known != len(self.speakers):
-            names = len(self.speakers)
+        if known != (names := len(self.speakers)):
             raise UserError(f"the generator knows {known} speakers but {names} have names")
         if self.precision not in PRECISIONS:
             choice = " or ".join(PRECISIONS)
@@ -112,12 +111,10 @@ class Vocoder:
             speed: 2 speaks in half the time.
             inventory: id of the inventory the units are of, if known; another one's are refused.
             speaker: one of `speakers`, where there are several; the first if None.
-            batch_s: seconds of sound in a padded batch of utterances of similar length; by default
-                what suits the device.
+            batch_s: seconds in a padded batch of utterances of similar length, if not the default.
 
-        Raises:
-            UserError: no units, ids out of range or of another inventory, bad durations or speed,
-                an unknown speaker, over an hour.
+        Raises UserError: no units, ids out of range or of another inventory, bad durations or
+        speed, an unknown speaker, over an hour.
         """
         voice = self._voice(inventory, speaker)
         checked = [self._check_units(units) for units in utterances]
@@ -132,12 +129,10 @@ class Vocoder:
         rows = []
         for units, frames in zip(checked, lengths, strict=True):
             rows.append(expand(units, scale_durations(frames, speed)))
-            seconds = len(rows[-1]) * HOP / SAMPLE_RATE
-            if seconds > LONGEST_S:
-                limit = f"the limit is {LONGEST_S:.0f} s"
-                raise UserError(f"these units make {seconds:.0f} s of speech, {limit}: split them")
-        if batch_s is None:
-            batch_s = BATCH_S.get(self.device[:4], 0.0)
+            if (seconds := len(rows[-1]) / FRAME_RATE) > LONGEST_S:
+                found = f"these units make {seconds:.0f} s of speech"
+                raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
+        batch_s = BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s
         waves: dict[int, np.ndarray] = {}
         for batch in plan_batches([len(row) for row in rows], batch_s):
             made = self._generate([rows[i] for i in batch], voice)
@@ -190,15 +185,13 @@ class Vocoder:
             batch = utterances[start : start + TIMED]
             units, mask = pad_units(batch)
             frames = self.durations.predict(units.to(self.device), mask.to(self.device))
-            pairs = zip(frames.cpu().numpy(), batch, strict=True)
-            found += [row[: len(units)] for row, units in pairs]
+            rows = zip(frames.cpu().numpy(), batch, strict=True)
+            found += [row[: len(units)] for row, units in rows]
         return found
 
     def _check_units(self, units: Units) -> np.ndarray:
         if np.size(units) == 0:
-            raise UserError(
-                "there are no units to speak: give at least one, as in <sosp><12><eosp>"
-            )
+            raise UserError("there are no units to speak: give at least one, such as <12>")
         units = _whole_numbers(units, "units")
         if self.drops_negative:
             units = units[units >= 0]
@@ -283,7 +276,7 @@ def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     costs = [math.inf if length > PIECE else length for length in lengths]
-    return fill_batches(order, costs, batch_s * SAMPLE_RATE / HOP)
+    return fill_batches(order, costs, batch_s * FRAME_RATE)
 
 
 def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:

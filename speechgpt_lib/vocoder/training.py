@@ -109,10 +109,8 @@ class Pieces:
         self.speech, self.settings, self.seed = speech, settings, seed
         self.long_enough = np.flatnonzero(speech.lengths >= settings.segment_frames)
         if not len(self.long_enough):
-            raise UserError(
-                f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames: "
-                "lower vocoder.segment_frames or give more speech"
-            )
+            found = f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames"
+            raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
 
     def __call__(self, step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
         """Units (batch, frames), waves (batch, samples), speakers (batch,) of this process."""
