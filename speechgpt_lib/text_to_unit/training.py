@@ -46,12 +46,8 @@ def train_text_to_unit(
 ) -> tuple[TextToUnit, dict]:
     """Train on (text, merged units (n,)) pairs; returns (model, summary of the loop).
 
-    Raises UserError: no pairs; a pair that is empty, too long or has a unit out of range;
-    `settings.pretrained`.
+    Raises UserError: no pairs; a pair that is empty, too long or has a unit out of range.
     """
-    if settings.pretrained:
-        found = f"text_to_unit.pretrained is {settings.pretrained!r} but this step trains a model"
-        raise UserError(f"{found}: leave the key out of the recipe")
     if not pairs:
         raise UserError("there are no pairs of text and units: run 01_unit_extraction.ipynb first")
     tokenizer = train_tokenizer((text for text, _ in pairs), settings.pieces)

@@ -93,10 +93,3 @@ def test_pairs_that_cannot_be_learned(pairs, message, tmp_path):
     rest = UNIT_COUNT, settings(1), tmp_path, TrainingOptions(seed=0)
     with pytest.raises(UserError, match=message):
         train_text_to_unit(pairs, *rest, inventory_id="feed")
-
-
-def test_published_weights_are_not_trained_over(pairs, tmp_path):
-    published = settings(1, pretrained="text2unit.pt")
-    rest = UNIT_COUNT, published, tmp_path, TrainingOptions(seed=0)
-    with pytest.raises(UserError, match="text2unit.pt"):
-        train_text_to_unit(pairs, *rest, inventory_id="feed")
