@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, scaled_dot_product_attention
+from torch.nn.functional import log_softmax, pad, scaled_dot_product_attention
 from transformers import (
     FSMTForConditionalGeneration,
     PegasusForConditionalGeneration,
@@ -248,10 +248,10 @@ def beam_search(
     return [found[k] for k in range(len(limits))]
 
 
-def _candidates(active: list[Search], logits: Tensor, vocabulary: UnitIds, beams: int) -> list:
-    """logits (texts, beams, vocabulary) → 2 · beams (score, slot, token) of every text."""
+def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: int) -> list:
+    """Log-probabilities (texts, beams, vocabulary) → 2 · beams (score, slot, token) a text."""
     first, end, count = vocabulary.first_unit, vocabulary.end, vocabulary.unit_count
-    units, ends = logits[..., first : first + count], logits[..., end : end + 1]
+    units, ends = logs[..., first : first + count], logs[..., end : end + 1]
     choices = torch.cat([units, ends], dim=-1)  # (texts, beams, count + 1)
     written = len(active[0].tokens)
     if written == 0:
@@ -268,9 +268,7 @@ def _candidates(active: list[Search], logits: Tensor, vocabulary: UnitIds, beams
 
 def _longer(tensor: Tensor, value: float) -> Tensor:
     """`tensor` with `GROWTH` more steps (dimension 2)."""
-    shape = list(tensor.shape)
-    shape[2] = GROWTH
-    return torch.cat([tensor, tensor.new_full(shape, value)], dim=2)
+    return pad(tensor, (0, 0) * (tensor.ndim - 3) + (0, GROWTH), value=value)
 
 
 def _joined(*maps: nn.Linear) -> tuple[Tensor, Tensor]:
