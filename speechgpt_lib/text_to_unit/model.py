@@ -1,10 +1,10 @@
-"""Text → units: the joint vocabulary and the Transformer encoder–decoder (Vaswani et al. 2017) over it.
+"""Text → units: the joint vocabulary and the encoder–decoder over it (Vaswani et al. 2017).
 
     0, 1, 2        padding, beginning, end
     3 … K+2        units <0> … <K−1>, by arithmetic
     K+3 …          pieces of the text tokenizer
 
-Specials, then units, then text is also the order of the released text-to-unit model (its first unit is 6).
+The released text-to-unit model has the same order: specials, units (from 6 on), text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 from speechgpt_lib.errors import UserError
@@ -34,17 +35,31 @@ BLANK = "▁"  # what the tokenizer writes before each word instead of a space
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
-    """BPE of at most `pieces` pieces over the characters of `texts`; with no more pieces than characters it spells."""
+    """BPE of at most `pieces` pieces over `texts`; with no more than their characters it spells."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
+class UnitIds:
+    """Where markers and units stand in a vocabulary: unit u is id `first_unit` + u."""
+
+    pad: ClassVar[int]
+    begin: ClassVar[int]
+    end: ClassVar[int]
+    first_unit: int
+    unit_count: int
+
+    def units_in(self, ids: Sequence[int]) -> np.ndarray:
+        """The units (n,) int64 among ids, everything else left out."""
+        units = np.asarray(ids, dtype=np.int64) - self.first_unit
+        return units[(units >= 0) & (units < self.unit_count)]
+
+
 @dataclass(frozen=True)
-class PairVocabulary:
+class PairVocabulary(UnitIds):
     """Both sides of the pairs in one vocabulary: text through a tokenizer, units by arithmetic."""
 
     tokenizer: Tokenizer
@@ -56,6 +71,7 @@ class PairVocabulary:
 
     @property
     def size(self) -> int:
+        """How many ids there are."""
         return self.first_unit + self.unit_count + self.tokenizer.get_vocab_size()
 
     def encode_text(self, text: str) -> list[int]:
@@ -65,18 +81,11 @@ class PairVocabulary:
         """
         words = text.split()
         if not words:
-            raise UserError(
-                f"there is no text to speak: found {text!r}, expected at least one word"
-            )
+            raise UserError(f"there is no text to speak: found {text!r}, expected at least a word")
         known = self.tokenizer.get_vocab()
-        unknown = sorted(
-            {character for word in words for character in word if character not in known}
-        )
-        if unknown:
-            raise UserError(
-                f"text {text[:40]!r} has characters this model never saw in training: {' '.join(unknown[:8])}; "
-                "write it as the training texts are written (the lab's: lower-case words, no punctuation)"
-            )
+        if unknown := sorted(set("".join(words)) - known.keys()):
+            found = f"characters never seen in training: {' '.join(unknown[:8])}"
+            raise UserError(f"text {text[:40]!r} has {found}; write it as the training texts are")
         offset = self.first_unit + self.unit_count
         return [*(offset + piece for piece in self.tokenizer.encode(" ".join(words)).ids), END]
 
@@ -85,32 +94,25 @@ class PairVocabulary:
         check_range(units, self.unit_count)
         return [*(np.asarray(units, dtype=np.int64) + self.first_unit).tolist(), END]
 
-    def units_in(self, ids: Iterable[int]) -> np.ndarray:
-        """The units (n,) among ids, everything else left out."""
-        return np.array(
-            [i - self.first_unit for i in ids if 0 <= i - self.first_unit < self.unit_count],
-            dtype=np.int64,
-        )
-
     def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """Rows of ids → (rows, longest) int64, padded on the right."""
-    padded = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
-    for k, row in enumerate(rows):
-        padded[k, : len(row)] = torch.as_tensor(row)
-    return padded
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=pad)
 
 
 def build_model(
     settings: TextToUnitSettings, vocabulary: PairVocabulary, units_per_piece: float, seed: int
 ) -> PegasusForConditionalGeneration:
-    """An encoder–decoder with random weights and an aligned start, for texts with about `units_per_piece` units a piece.
+    """An encoder–decoder with random weights and an aligned start (`align_start`).
 
-    Of the architectures in transformers Pegasus is the plain Transformer with layer norms before the blocks and sinusoidal positions,
-    which trains at a high learning rate; one embedding table serves both sides and the output.
+    Of the architectures in transformers Pegasus is the plain Transformer with layer norms before
+    the blocks and sinusoidal positions, which trains at a high learning rate; one embedding table
+    serves both sides and the output.
     """
     config = PegasusConfig(
         vocab_size=vocabulary.size,
@@ -123,10 +125,8 @@ def build_model(
         decoder_ffn_dim=settings.feed_forward,
         max_position_embeddings=POSITIONS,
         dropout=settings.dropout,
-        init_std=INITIAL_GAIN
-        / math.sqrt(
-            settings.hidden_size
-        ),  # the usual 0.02 is for wide models and slows a narrow one down
+        # The usual 0.02 is for wide models and slows a narrow one down.
+        init_std=INITIAL_GAIN / math.sqrt(settings.hidden_size),
         scale_embedding=True,
         pad_token_id=PAD,
         bos_token_id=BEGIN,
@@ -143,19 +143,17 @@ def build_model(
 
 @torch.no_grad()
 def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) -> None:
-    """Let the decoder start out reading the text from left to right at an even pace (after Ping et al. 2018, arXiv 1710.07654, 3.5).
+    """Let the decoder start out reading the text from left to right at an even pace.
 
-    Text position p gets the sinusoids of unit position p × `units_per_piece`, and the cross-attention starts with equal queries and
-    keys, so that position t first attends to where a speaker of steady pace would be.  Everything is trainable from there on but the
-    positions.  **Differs from the paper**, whose generator finds the alignment from 960 hours of speech.
+    After Ping et al. 2018 (arXiv 1710.07654, 3.5): text position p gets the sinusoids of unit
+    position p × `units_per_piece`, and queries and keys of the cross-attention start equal, so that
+    position t first attends to where a speaker of steady pace would be.  All but the positions is
+    trained.  **Differs from the paper**, whose generator finds the alignment from 960 hours.
     """
     table = model.model.encoder.embed_positions.weight
     positions, width = table.shape
-    angles = (
-        torch.arange(positions)[:, None]
-        * units_per_piece
-        * 10000 ** (-torch.arange(0, width, 2) / width)
-    )
+    rates = 10000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * units_per_piece * rates  # (positions, width / 2)
     table.copy_(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
     for block in model.model.decoder.layers:
         attention = block.encoder_attn
@@ -170,21 +168,19 @@ class PairLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, sources: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, sources: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """sources (rows, pieces), targets (rows, units) ending in `END`, both padded on the right.
 
         Returns (sum of losses, number of targets, number of targets that were the likeliest).
         """
-        before = torch.cat([torch.full_like(targets[:, :1], BEGIN), targets[:, :-1]], dim=1)
+        begin = torch.full_like(targets[:, :1], BEGIN)
         hidden = self.model.model(
             input_ids=sources,
             attention_mask=(sources != PAD).long(),
-            decoder_input_ids=before,  # right padding: no real unit looks ahead
+            decoder_input_ids=torch.cat([begin, targets[:, :-1]], dim=1),  # none looks ahead
             use_cache=False,
-        ).last_hidden_state
-        real = targets != PAD
-        logits = self.model.lm_head(hidden[real]).float()
+        ).last_hidden_state  # (rows, units, width)
+        real = targets != PAD  # the loss mask
+        logits = self.model.lm_head(hidden[real]).float()  # (real units, vocabulary)
         loss = nn.functional.cross_entropy(logits, targets[real], reduction="sum")
         return loss, real.sum(), (logits.argmax(-1) == targets[real]).sum()

@@ -1,11 +1,12 @@
-"""The other way from text to units, which the authors of SpeechGPT recommend: a synthesiser speaks, and the unit extractor listens.
+"""Text → speech → units, as SpeechGPT's authors recommend: a synthesiser and the unit extractor.
 
-Same calls as `TextToUnit`, so a recipe can choose.  The synthesiser is eSpeak NG, as in the lab corpus, or any program that reads a text
-and writes a sound file.
+Same calls as `TextToUnit`, so a recipe can choose.  The synthesiser is eSpeak NG, as in the lab
+corpus, or any program that reads a text and writes a sound file.
 """
 
 from __future__ import annotations
 
+import functools
 import shlex
 import subprocess
 import tempfile
@@ -36,84 +37,60 @@ class SpeechVoicing:
 
     @property
     def inventory(self) -> str:
+        """The id of the inventory."""
         return self.units.id
 
     def generate(self, texts: Sequence[str], batch_size: int = 256) -> list[np.ndarray]:
         """Texts → merged units (n,) each."""
-        found: list[np.ndarray] = []
-        for start in range(0, len(texts), batch_size):
-            found += [
-                self.units.encode(wave)[0] for wave in self.speak(texts[start : start + batch_size])
-            ]
-        return found
+        batches = (texts[k : k + batch_size] for k in range(0, len(texts), batch_size))
+        return [self.units.encode(wave)[0] for batch in batches for wave in self.speak(batch)]
 
     def refuses(self, text: str) -> str | None:
-        return (
-            None
-            if any(character.isalnum() for character in text)
-            else "it has no letter or digit to speak"
-        )
+        """Why `text` can't be voiced, or None."""
+        return None if any(map(str.isalnum, text)) else "it has no letter or digit to speak"
 
 
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
-    """`synthesiser` is "espeak" (in `voice`) or a command with {wav} where the sound file goes; it gets the text on standard input.
+    """`synthesiser` is "espeak" (in `voice`) or a command; it gets the text on standard input.
 
-    Such as: piper --model en_US-lessac-medium.onnx --output_file {wav}
+    {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
     if synthesiser == ESPEAK:
         if voice not in VOICES:
             raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
-        return SpeechVoicing(
-            f"eSpeak NG, voice {voice}", lambda texts: _espeak(texts, voice), inventory
-        )
+        name = f"eSpeak NG, voice {voice}"
+        return SpeechVoicing(name, lambda texts: _espeak(texts, voice), inventory)
     if "{wav}" not in synthesiser:
-        raise UserError(
-            f"synthesiser {synthesiser!r} has no {{wav}}: put it where the sound file goes, the text comes on standard input"
-        )
-    return SpeechVoicing(
-        synthesiser.split()[0],
-        lambda texts: [_command(synthesiser, text) for text in texts],
-        inventory,
-    )
+        cure = "put it where the sound file goes"
+        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {cure}")
+    name, speak = synthesiser.split()[0], functools.partial(_command, synthesiser)
+    return SpeechVoicing(name, lambda texts: list(map(speak, texts)), inventory)
 
 
 def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:
-    blank = {
-        "id": "",
-        "answer": "",
-        "kind": "answer",
-        "voice": voice,
-        "rate": RATE,
-        "pitch": 1.0,
-        "split": "train",
-    }
-    return [utterance.wave for utterance in speak_all([blank | {"text": text} for text in texts])]
+    row = {"id": "", "answer": "", "kind": "answer", "split": "train"}
+    row |= {"voice": voice, "rate": RATE, "pitch": 1.0}
+    return [utterance.wave for utterance in speak_all([row | {"text": text} for text in texts])]
 
 
 def _command(command: str, text: str) -> np.ndarray:
+    """What a program says of `text`: float32 samples (n,) at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         arguments = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
+        program = arguments[0]
         try:
             done = subprocess.run(
-                arguments,
-                input=text,
-                text=True,
-                capture_output=True,
-                timeout=TIMEOUT_S,
-                check=False,
+                arguments, input=text, text=True, capture_output=True, timeout=TIMEOUT_S
             )
         except FileNotFoundError:
-            raise UserError(
-                f"no program {arguments[0]!r}: install it, or set instructions.synthesiser to espeak"
-            ) from None
+            cure = "install it, or set instructions.synthesiser to espeak"
+            raise UserError(f"no program {program!r}: {cure}") from None
         except subprocess.TimeoutExpired:
-            raise UserError(
-                f"{arguments[0]} took more than {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
-            ) from None
+            what = f"took more than {TIMEOUT_S} s for {text[:60]!r}"
+            raise UserError(f"{program} {what}: does it wait for something?") from None
         if done.returncode or not wav.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-            raise UserError(
-                f"{arguments[0]} made no sound of {text[:60]!r} (exit code {done.returncode}): {said[-1][:200]}"
-            )
+            what = f"no sound of {text[:60]!r} (exit code {done.returncode})"
+            raise UserError(f"{program} made {what}: {said[-1][:200]}")
         return read_audio(wav)

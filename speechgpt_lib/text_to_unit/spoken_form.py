@@ -1,7 +1,8 @@
-"""Written text → the words that are spoken, as transcripts of speech have them: small letters, no punctuation, numbers in words.
+"""Written text → the words that are spoken, as transcripts have them, numbers in words.
 
-Dialogues are written with digits, signs and capitals; a model that learned from transcripts (LibriSpeech's are bare words) has never seen
-those.  English only: another language needs its own rules.
+Dialogues are written with digits, signs and capitals; a model that learned from transcripts
+(LibriSpeech's are bare words) has never seen those.  English only: another language needs its own
+rules.
 """
 
 from __future__ import annotations
@@ -11,16 +12,8 @@ import unicodedata
 
 import inflect
 
-SIGNS = {
-    "%": " percent ",
-    "&": " and ",
-    "+": " plus ",
-    "=": " equals ",
-    "@": " at ",
-    "$": " dollars ",
-    "€": " euros ",
-    "£": " pounds ",
-}
+_SIGNS = "% percent & and + plus = equals @ at $ dollars € euros £ pounds".split()
+SIGNS = {sign: f" {word} " for sign, word in zip(_SIGNS[::2], _SIGNS[1::2], strict=True)}
 _MONEY = re.compile(r"([$€£])\s?(\d[\d,]*(?:\.\d+)?)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|\d+")
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
@@ -29,7 +22,7 @@ LONGEST_NUMBER = 15  # digits; longer ones are read digit by digit
 
 
 def spoken_form(text: str) -> str:
-    """`In 1969, 2.5% paid $30.` → `in nineteen sixty-nine two point five percent paid thirty dollars`, with blanks for hyphens."""
+    """`In 1969, 2.5% paid.` → `in nineteen sixty nine two point five percent paid`."""
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
     text = _MONEY.sub(lambda found: f"{found[2]}{SIGNS[found[1]]}", text)
     text = _NUMBER.sub(lambda found: f" {_number(found[0])} ", text)
@@ -46,8 +39,10 @@ def _number(written: str) -> str:
     if digits[-2:] in ("st", "nd", "rd", "th"):
         return _ENGINE.ordinal(_words(digits[:-2]))
     if re.fullmatch(r"1[1-9]\d\d|20[1-9]\d", written):  # a year, most likely
-        century, years = written[:2], written[2:]
-        return f"{_words(century)} {'hundred' if years == '00' else f'oh {_words(years[1])}' if years[0] == '0' else _words(years)}"
+        century, years = _words(written[:2]), written[2:]
+        if years == "00":
+            return f"{century} hundred"
+        return f"{century} {'oh ' if years[0] == '0' else ''}{_words(years.lstrip('0'))}"
     return _words(digits)
 
 

@@ -1,7 +1,8 @@
-"""Pairs of text and merged units → a trained text-to-unit model (the paper's generator of spoken dialogue), through the shared loop.
+"""Pairs of text and merged units → a trained text-to-unit model, through the shared loop.
 
-**Differs from the paper** in `lab`: one synthetic voice and a closed world instead of LibriSpeech; text spelled in characters, since a few
-thousand sentences are too few for word pieces (held-out unit error rate .67 against .33 at equal cost); an aligned start (`align_start`).
+**Differs from the paper** in `lab`: one synthetic voice and a closed world instead of LibriSpeech;
+text spelled in characters, since a few thousand sentences are too few for word pieces (held-out
+unit error rate .67 against .33 at equal cost); an aligned start (`align_start`).
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
-Pair = tuple[
-    np.ndarray, np.ndarray
-]  # ids of a text and of its units: half a gigabyte for LibriSpeech, where lists would take ten times that
+# Ids of a text and of its units: half a gigabyte for LibriSpeech; lists would take ten times that.
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def train_text_to_unit(
@@ -46,57 +46,49 @@ def train_text_to_unit(
 ) -> tuple[TextToUnit, dict]:
     """Train on (text, merged units (n,)) pairs; returns (model, summary of the loop).
 
-    Raises:
-        UserError: no pairs; a pair that is empty, too long or has a unit the inventory has not.
+    Raises UserError: no pairs; a pair that is empty, too long or has a unit out of range.
     """
     if not pairs:
-        raise UserError(
-            "there are no pairs of text and units to learn from: run notebook 01_unit_extraction.ipynb first"
-        )
-    vocabulary = PairVocabulary(
-        train_tokenizer((text for text, _ in pairs), settings.pieces), unit_count
-    )
+        raise UserError("there are no pairs of text and units: run 01_unit_extraction.ipynb first")
+    tokenizer = train_tokenizer((text for text, _ in pairs), settings.pieces)
+    vocabulary = PairVocabulary(tokenizer, unit_count)
     encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
     model = build_model(settings, vocabulary, rate, options.seed)
     batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        place = next(
-            modules["text_to_unit"].parameters()
-        ).device  # "auto" is for the loop to settle
-        sources, targets = (tensor.to(place) for tensor in batch)
-        loss, count, right = modules["text_to_unit"](sources, targets)
+        module = modules["text_to_unit"]
+        place = next(module.parameters()).device  # "auto" is for the loop to settle
+        sources, targets = (tensor.to(place) for tensor in batch)  # (rows, pieces), (rows, units)
+        loss, count, right = module(sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
     with training_attention(model, options.device):
         task = Task({"text_to_unit": PairLoss(model)}, step_function, batches)
         summary = train(task, settings.optimization, work, options)
-    return TextToUnit(
-        model.cpu().eval(), vocabulary, inventory_id, settings, rate, beams=settings.beams
-    ), summary
+    model, beams = model.cpu().eval(), settings.beams
+    return TextToUnit(model, vocabulary, inventory_id, settings, rate, beams=beams), summary
 
 
 class PairBatches:
-    """Batches by step number: pairs of like length together under a budget of target tokens, in a new order in every epoch.
+    """Batches by step number: pairs of like length together, newly drawn in every epoch.
 
-    A batch depends on the step alone, so training resumes anywhere; every process of several takes its share of each batch.
+    `tokens_per_batch` counts target tokens with their padding.  A batch depends on the step alone,
+    so training resumes anywhere; every process of several takes its share of each batch.
     """
 
     def __init__(self, pairs: list[Pair], tokens_per_batch: int, seed: int):
         self.pairs, self.tokens_per_batch, self.seed = pairs, tokens_per_batch, seed
         self.epochs = Epochs(self._plan)
 
-    def __call__(
-        self, step: int, rank: int = 0, world_size: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        whole = [self.pairs[k] for k in self.epochs.at(step)]
-        mine = whole[rank::world_size]
-        if not mine:  # more processes than rows: take part with a row that counts nothing
-            return pad_rows([whole[0][0]], PAD), pad_rows([[PAD]], PAD)
-        return pad_rows([text for text, _ in mine], PAD), pad_rows(
-            [units for _, units in mine], PAD
-        )
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, ...]:
+        """Texts (rows, pieces) and units (rows, units) of this process, padded on the right."""
+        batch = [self.pairs[k] for k in self.epochs.at(step)]
+        # With more processes than rows, take part with a row that counts nothing.
+        mine = batch[rank::world_size] or [(batch[0][0], [PAD])]
+        texts, units = zip(*mine, strict=True)
+        return pad_rows(texts, PAD), pad_rows(units, PAD)
 
     def _plan(self, epoch: int, first: int) -> list[list[int]]:
         rng = random.Random(f"text to unit {self.seed} {epoch}")
@@ -106,13 +98,9 @@ class PairBatches:
 
 def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:
     if len(units) == 0:
-        raise UserError(
-            f"the pair of {text[:40]!r} has no units: leave it out or extract its units again"
-        )
+        raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
     source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
     if max(len(source), len(target)) > POSITIONS:
-        raise UserError(
-            f"the pair of {text[:40]!r} has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS} of each: "
-            "cut long recordings into sentences"
-        )
+        found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
+        raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
     return np.array(source, np.int32), np.array(target, np.int32)

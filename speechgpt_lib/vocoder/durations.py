@@ -1,14 +1,15 @@
-"""Merged units → how many frames each lasts: the duration predictor, and how durations follow the wanted speed.
+"""Merged units → how many frames each lasts: the duration predictor, and the wanted speed.
 
-The predictor works on log(d + 1), as fairseq's: two convolutions over unit embeddings, each with ReLU, layer norm and
-dropout (Ren et al. 2021, FastSpeech 2, arXiv 2006.04558, section 2.3), then one number a unit.
+The predictor works on log(d + 1), as fairseq's: two convolutions over unit embeddings, each with
+ReLU, layer norm and dropout (FastSpeech 2: Ren et al. 2021, arXiv 2006.04558, section 2.3), then
+one number a unit.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from speechgpt_lib.errors import UserError
 
@@ -18,16 +19,14 @@ SLOWEST, FASTEST = 0.25, 4.0
 class DurationPredictor(nn.Module):
     """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
 
-    Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that it can be
-    trained beside the generator (a published checkpoint shares one, which then is copied here).  `embedding` and `width`, that of the
-    convolutions, are 128 as published.
+    Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its
+    own, so that it trains beside the generator (a published checkpoint's is copied into it).
+    `embedding` and `width`, that of the convolutions, are 128 as published.
     """
 
     reach = 2  # units before and after, on which a duration depends
 
-    def __init__(
-        self, unit_count: int, embedding: int = 128, width: int | None = None, dropout: float = 0.5
-    ):
+    def __init__(self, unit_count: int, embedding: int = 128, width: int | None = None):
         super().__init__()
         self.width = width = width or embedding
         self.dict = nn.Embedding(unit_count, embedding)
@@ -35,20 +34,23 @@ class DurationPredictor(nn.Module):
         self.ln1 = nn.LayerNorm(width)
         self.conv2 = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.ReLU())
         self.ln2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.5)
         self.proj = nn.Linear(width, 1)
 
-    def forward(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`mask` (batch, n), true where a unit is: what a shorter row is padded with then changes nothing."""
+    def forward(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` (batch, n) is true where a unit is: padding behind a short row changes nothing."""
         keep = 1.0 if mask is None else mask[..., None].to(self.proj.weight.dtype)
-        x = self.dict(units) * keep
+        x = self.dict(units) * keep  # (batch, n, width)
         for conv, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
             x = self.dropout(norm(conv(x.transpose(1, 2)).transpose(1, 2))) * keep
         return self.proj(x)[..., 0]
 
     @torch.inference_mode()
-    def predict(self, units: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1), and 0 where `mask` is false."""
+    def predict(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
+        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1).
+
+        0 where `mask` is false.
+        """
         was_training = self.training
         durations = torch.round(torch.exp(self.eval()(units, mask)) - 1).clamp(min=1).long()
         self.train(was_training)
@@ -58,11 +60,9 @@ class DurationPredictor(nn.Module):
 def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     """Durations (n,) in frames for speech `speed` times as fast.
 
-    The borders between units are scaled and rounded, not the durations, since most last one or two frames: so the whole
-    becomes as long as asked to within half a frame (at least 1).  Faster speech may leave a short unit no frame at all.
-
-    Raises:
-        UserError: `speed` outside 0.25 … 4.
+    The borders between units are scaled and rounded, not the durations, since most last one or two
+    frames: the whole becomes as long as asked to within half a frame (at least 1).  Faster speech
+    may leave a short unit no frame at all.  Raises UserError for a `speed` outside 0.25 … 4.
     """
     check_speed(speed)
     durations = np.asarray(durations, dtype=np.int64)
@@ -74,12 +74,11 @@ def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
 
 
 def scaled_borders(borders: np.ndarray, speed: float) -> np.ndarray:
-    """Where units end, in frames from the start (n,), when speech is `speed` times as fast."""
+    """Where units end, in frames from the start (n,), in speech `speed` times as fast."""
     return np.floor(borders / speed + 0.5).astype(np.int64)
 
 
 def check_speed(speed: float) -> None:
+    """Refuse a speed outside 0.25 (slow) … 4 (fast); 1 is as learned."""
     if not SLOWEST <= speed <= FASTEST:
-        raise UserError(
-            f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast), 1 being as learned"
-        )
+        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast)")

@@ -1,15 +1,16 @@
-"""Units at 50 Hz → waveform at 16 kHz: the HiFi-GAN generator (Kong et al. 2020, arXiv 2010.05646) on unit embeddings.
+"""Units at 50 Hz → waveform at 16 kHz: the HiFi-GAN generator on unit embeddings.
 
-    units (batch, frames) → embedding → conv → 5 × [transposed conv, residual blocks] → conv → (batch, frames · 320)
+    units (batch, frames) → embedding → conv → 5 × [transposed conv, residual blocks] → conv
+          → waves (batch, frames · 320)
 
-Names and order of the layers are those of fairseq's `CodeGenerator` (`dict`, `spkr`, `conv_pre`, `ups`, `resblocks`,
-`conv_post`), hence after folding the weight norm a published checkpoint and this module have the same keys.
+Source: Kong et al. 2020, arXiv 2010.05646.  Names and order of the layers are those of fairseq's
+`CodeGenerator`, so a published checkpoint with its weight norm folded has the same keys.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, leaky_relu_
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
@@ -21,57 +22,57 @@ SLOPE = 0.1  # of every leaky ReLU but the last, which fairseq leaves at torch's
 
 
 class Conv(nn.Conv1d):
-    """A convolution over the time of (batch, channels, 1, time); odd kernel, the output is as long as the input.
+    """A convolution over the time of (batch, channels, 1, time), odd kernel, length unchanged.
 
-    Speech as an image of one row: images can lie in memory with their channels last, and so a CPU convolves them in two thirds of the
-    time that `Conv1d` takes (benchmarks/vocoder.py).
+    Speech is treated as an image of one row: images can lie in memory with their channels last,
+    and so a CPU convolves them in two thirds of `Conv1d`'s time (benchmarks/vocoder.py).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
-        super().__init__(
-            inputs, outputs, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2
-        )
+        padding = (kernel - 1) * dilation // 2
+        super().__init__(inputs, outputs, kernel, dilation=dilation, padding=padding)
 
-    def forward(self, x: torch.Tensor, padding: int | None = None) -> torch.Tensor:
-        reach = self.padding[0] if padding is None else padding
-        return conv2d(x, self.weight[:, :, None], self.bias, 1, (0, reach), (1, self.dilation[0]))
+    def forward(self, x: Tensor, padding: int | None = None) -> Tensor:
+        """(batch, inputs, 1, time) → (batch, outputs, 1, time); `padding` 0 shortens the time."""
+        padding = self.padding[0] if padding is None else padding
+        return conv2d(x, self.weight[:, :, None], self.bias, 1, (0, padding), (1, *self.dilation))
 
 
 class Upsample(nn.ConvTranspose1d):
-    """A transposed convolution over the time of (batch, channels, 1, time): makes it `rate` times as long."""
+    """A transposed convolution: (batch, channels, 1, time) gets `rate` times as long."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, rate: int):
         super().__init__(inputs, outputs, kernel, rate, padding=(kernel - rate) // 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return conv_transpose2d(
-            x, self.weight[:, :, None], self.bias, (1, self.stride[0]), (0, self.padding[0])
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, 1, time) → (batch, outputs, 1, time · rate)."""
+        stride, padding = (1, *self.stride), (0, *self.padding)
+        return conv_transpose2d(x, self.weight[:, :, None], self.bias, stride, padding)
 
 
 class Ends:
     """Where each row of a padded batch ends, at any rate of the generator.
 
-    A convolution at the end of an utterance sees zeros behind it.  In a padded batch it would see what the layers before made of the
-    padding, so that is set to 0 after every layer; only the stretch behind the shortest row is touched.
+    A convolution at the end of an utterance sees zeros behind it.  In a padded batch it would see
+    what earlier layers made of the padding, so that is set to 0 after every layer; only the
+    stretch behind the shortest row is touched.
     """
 
-    def __init__(self, frames: torch.Tensor, width: int):
-        """frames: (batch,) frames of each row, on the device of the batch; width: frames of the batch with its padding."""
+    def __init__(self, frames: Tensor, width: int):
+        """frames (batch,) of each row, on the device of the batch; width: frames with padding."""
         self.frames, self.shortest, self.width = frames, int(frames.min()), width
-        self._masks: dict[int, torch.Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
 
-    def mask(self, rate: int) -> torch.Tensor:
-        """(batch, 1, 1, (width − shortest) · rate), true where a row still goes on, `rate` values a frame."""
+    def mask(self, rate: int) -> Tensor:
+        """(batch, 1, 1, (width − shortest) · rate), true where a row goes on behind `shortest`."""
         if rate not in self._masks:
-            positions = torch.arange(
-                self.shortest * rate, self.width * rate, device=self.frames.device
-            )
+            first, last = self.shortest * rate, self.width * rate
+            positions = torch.arange(first, last, device=self.frames.device)
             self._masks[rate] = (positions < self.frames[:, None] * rate)[:, None, None]
         return self._masks[rate]
 
 
-def cut(x: torch.Tensor, ends: Ends | None) -> torch.Tensor:
+def cut(x: Tensor, ends: Ends | None) -> Tensor:
     """x (batch, channels, 1, time) with zeros, in place, behind the end of each row."""
     if ends is not None and ends.shortest < ends.width:
         rate = x.shape[3] // ends.width
@@ -80,18 +81,15 @@ def cut(x: torch.Tensor, ends: Ends | None) -> torch.Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """HiFi-GAN's residual block 1: per dilation a dilated and a plain convolution, with a shortcut around each pair."""
+    """HiFi-GAN's residual block 1: a shortcut around each pair of a dilated and a plain conv."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
         super().__init__()
-        self.convs1 = nn.ModuleList(
-            [weight_norm(Conv(channels, channels, kernel, dilation)) for dilation in dilations]
-        )
-        self.convs2 = nn.ModuleList(
-            [weight_norm(Conv(channels, channels, kernel)) for _ in dilations]
-        )
+        dilated = [weight_norm(Conv(channels, channels, kernel, d)) for d in dilations]
+        plain = [weight_norm(Conv(channels, channels, kernel)) for _ in dilations]
+        self.convs1, self.convs2 = nn.ModuleList(dilated), nn.ModuleList(plain)
 
-    def forward(self, x: torch.Tensor, ends: Ends | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, ends: Ends | None = None) -> Tensor:
         """(batch, channels, 1, time) → the same shape; what lies behind the `ends` stays 0."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
             inner = cut(dilated(leaky_relu(x, SLOPE)), ends)
@@ -100,74 +98,64 @@ class ResidualBlock(nn.Module):
 
 
 class UnitGenerator(nn.Module):
-    """The generator; geometry as published (512 channels, rates 5·4·4·2·2) when `settings` are left at their defaults.
+    """The generator; `settings` at their defaults are the published geometry.
 
-    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside the vector of every frame, as in the paper's
-    multi-speaker vocoder (the released one knows a single voice).  Each stage halves the channels; convolutions carry weight norm until
-    it is folded.  Raises UserError for a geometry that cannot be built.
+    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside the
+    vector of every frame, as in the paper's multi-speaker vocoder (the released one has a single
+    voice).  Each stage halves the channels; convolutions carry weight norm until it is folded.
+    Raises UserError for a geometry that cannot be built.
     """
 
     def __init__(self, unit_count: int, settings: VocoderSettings, speakers: int = 0):
         super().__init__()
         check_geometry(settings)
-        width, rates, kernels = (
-            settings.channels,
-            settings.upsample_rates,
-            settings.upsample_kernels,
-        )
+        width, embedding = settings.channels, settings.embedding
+        blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))
         self.unit_count = unit_count
-        self.dict = nn.Embedding(unit_count, settings.embedding)
-        self.spkr = nn.Embedding(speakers, settings.embedding) if speakers else None
-        self.conv_pre = weight_norm(Conv(settings.embedding * (2 if speakers else 1), width, 7))
+        self.dict = nn.Embedding(unit_count, embedding)
+        self.spkr = nn.Embedding(speakers, embedding) if speakers else None
+        self.conv_pre = weight_norm(Conv(embedding * (2 if speakers else 1), width, 7))
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        for rate, kernel in zip(rates, kernels, strict=True):
+        for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
             self.ups.append(weight_norm(Upsample(width, width // 2, kernel, rate)))
             width //= 2
-            for size, dilations in zip(
-                settings.resblock_kernels, settings.resblock_dilations, strict=True
-            ):
-                self.resblocks.append(ResidualBlock(width, size, dilations))
+            self.resblocks.extend(ResidualBlock(width, *block) for block in blocks)
         self.conv_post = weight_norm(Conv(width, 1, 7))
 
-    def embed(self, units: torch.Tensor, speakers: torch.Tensor | None = None) -> torch.Tensor:
-        """units (batch, frames), speakers (batch,) where there are several → (batch, channels, 1, frames)."""
-        x = self.dict(units)
+    def embed(self, units: Tensor, speakers: Tensor | None = None) -> Tensor:
+        """units (batch, frames), speakers (batch,) or None → (batch, channels, 1, frames)."""
+        x = self.dict(units)  # (batch, frames, embedding)
         if self.spkr is not None:
             x = torch.cat([x, self.spkr(speakers)[:, None].expand(-1, x.shape[1], -1)], dim=2)
         x = x[:, None].permute(0, 3, 1, 2)  # channels last, as it lies
         return x if x.device.type == "cpu" else x.contiguous()
 
-    def stages(self) -> list[tuple[nn.Module, list[ResidualBlock]]]:
+    def stages(self) -> list[tuple[Upsample, list[ResidualBlock]]]:
         """Each upsampling layer with the residual blocks that follow it side by side."""
-        parallel = len(self.resblocks) // len(self.ups)
-        return [
-            (up, list(self.resblocks[i * parallel : (i + 1) * parallel]))
-            for i, up in enumerate(self.ups)
-        ]
+        n, blocks = len(self.resblocks) // len(self.ups), list(self.resblocks)
+        return [(up, blocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups)]
 
     def forward(
-        self,
-        units: torch.Tensor,
-        speakers: torch.Tensor | None = None,
-        frames: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, units: Tensor, speakers: Tensor | None = None, frames: Tensor | None = None
+    ) -> Tensor:
         """units (batch, frames) int64, one id a frame → waves (batch, frames · 320) in (−1, 1).
 
-        speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many of the frames belong to each row; a shorter
-        row then sounds as if it were alone, and what follows its end means nothing.
+        speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many are
+        each row's own; a shorter row sounds as if alone, and its padding means nothing.
         """
-        x = self.embed(units, speakers)
+        x = self.embed(units, speakers)  # (batch, embedding, 1, frames)
         ends = None if frames is None else Ends(frames, units.shape[1])
-        x = cut(self.conv_pre(cut(x, ends)), ends)
+        x = cut(self.conv_pre(cut(x, ends)), ends)  # (batch, channels, 1, frames)
         for up, blocks in self.stages():
-            x = cut(up(leaky_relu_(x, SLOPE)), ends)
+            x = cut(up(leaky_relu_(x, SLOPE)), ends)  # half the channels, `rate` × the time
             x = sum(block(x, ends) for block in blocks) / len(blocks)
         return torch.tanh(self.conv_post(leaky_relu_(x))).flatten(1)
 
     def fold_weight_norm(self) -> UnitGenerator:
-        """Replace each g · v/‖v‖ by the plain weight it stands for, in place: faster, but can't be trained on as it was.
+        """Replace each g · v/‖v‖ by the plain weight it stands for, in place.
 
-        The weights are laid out with their input channels last, as the CPU's convolutions want them.
+        Faster, but can't be trained on as it was.  Weights get their input channels last in
+        memory, as the CPU's convolutions want them.
         """
         for module in list(self.modules()):
             if is_parametrized(module, "weight"):
@@ -179,19 +167,14 @@ class UnitGenerator(nn.Module):
 
 def check_geometry(settings: VocoderSettings) -> None:
     """Refuse settings whose layers would not give exactly 320 samples a frame."""
-    halvings = 2 ** len(settings.upsample_rates)
-    if settings.channels % halvings:
-        raise UserError(
-            f"vocoder.channels is {settings.channels}, but {len(settings.upsample_rates)} stages halve it each: "
-            f"take a multiple of {halvings}, or fewer upsample_rates"
-        )
+    stages, channels = len(settings.upsample_rates), settings.channels
+    if channels % 2**stages:
+        cure = f"take a multiple of {2**stages}, or fewer upsample_rates"
+        raise UserError(f"vocoder.channels is {channels}, but {stages} stages halve it: {cure}")
     for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
         if kernel < rate or (kernel - rate) % 2:
-            raise UserError(
-                f"vocoder.upsample_kernels: a kernel of {kernel} cannot upsample by exactly {rate}: "
-                f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
-            )
+            cure = f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
+            what = f"{kernel} cannot upsample by exactly {rate}"
+            raise UserError(f"vocoder.upsample_kernels: {what}: {cure}")
     if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
-        raise UserError(
-            f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd, so that the length stays as it is"
-        )
+        raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")

@@ -1,6 +1,7 @@
-"""Waves and judgements → the losses of the vocoder: how far the sound is off, and what the discriminators make of it.
+"""Waves and judgements → the losses of the vocoder: how far the sound is off, how real it seems.
 
-Every loss is a mean in which each wave of the batch counts the same, hence a batch may be split among processes.
+Every loss is a mean in which each wave of the batch counts the same, hence a batch may be split
+among processes.
 """
 
 from __future__ import annotations
@@ -9,77 +10,72 @@ import functools
 import math
 
 import torch
+from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from speechgpt_lib.vocoder.discriminators import Judgement
 
-RESOLUTIONS = (
-    (1024, 80),
-    (512, 60),
-    (256, 30),
-)  # samples of the transform, mel bands; the hop is a quarter
+# Samples of the transform (its hop is a quarter), mel bands.
+RESOLUTIONS = ((1024, 80), (512, 60), (256, 30))
 FLOOR = 1e-4  # of mel magnitudes: about what rounding to 16 bits leaves
 CONVERGENCE_WEIGHT = 0.3
 
 
-def reconstruction_loss(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Mean over three resolutions of the L1 distance of log-mel spectra + 0.3 × spectral convergence.
+def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
+    """Mean over three resolutions of the L1 distance of log-mel spectra + 0.3 × convergence.
 
-    made, real: waves (batch, samples).  HiFi-GAN has the first at one resolution; spectral convergence,
-    ‖|S| − |Ŝ|‖ / ‖|S|‖ over linear frequency, is from Parallel WaveGAN (Yamamoto et al. 2020, arXiv 1910.11480,
-    equation 4), here per wave.
+    made, real: waves (batch, samples).  HiFi-GAN has the first at one resolution; spectral
+    convergence, ‖|S| − |Ŝ|‖ / ‖|S|‖ over linear frequency, is from Parallel WaveGAN (Yamamoto et
+    al. 2020, arXiv 1910.11480, equation 4), here per wave.
     """
     total = made.new_zeros(())
     for fft, bands in RESOLUTIONS:
         window, mel = _constants(fft, bands, str(made.device))
-        ours = _magnitudes(made, fft, window)
+        ours = _magnitudes(made, fft, window)  # (batch, fft / 2 + 1, frames)
         with torch.no_grad():
             theirs = _magnitudes(real, fft, window)
-            target = torch.log(mel @ theirs + FLOOR)
+            target = torch.log(mel @ theirs + FLOOR)  # (batch, bands, frames)
             size = theirs.flatten(1).norm(dim=1) + FLOOR
         total = total + l1_loss(torch.log(mel @ ours + FLOOR), target)
         total = total + CONVERGENCE_WEIGHT * ((ours - theirs).flatten(1).norm(dim=1) / size).mean()
     return total / len(RESOLUTIONS)
 
 
-def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
-    """Least squares GAN (HiFi-GAN, equation 1): real speech should score 1, made speech 0; all summed."""
-    return sum(
-        (1 - r).square().mean() + m.square().mean()
-        for (r, _), (m, _) in zip(real, made, strict=True)
-    )
+def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
+    """Least squares GAN (HiFi-GAN, equation 1): real speech should score 1, made speech 0."""
+    pairs = zip(real, made, strict=True)
+    return sum((1 - r).square().mean() + m.square().mean() for (r, _), (m, _) in pairs)
 
 
-def generator_loss(made: list[Judgement]) -> torch.Tensor:
+def generator_loss(made: list[Judgement]) -> Tensor:
     """Made speech should score 1 (equation 2)."""
     return sum((1 - scores).square().mean() for scores, _ in made)
 
 
-def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
-    """L1 distance between what the discriminators' layers see in real and in made speech (equation 4)."""
-    pairs = zip(real, made, strict=True)
-    return sum(
-        l1_loss(m, r.detach()) for (_, rs), (_, ms) in pairs for r, m in zip(rs, ms, strict=True)
-    )
+def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
+    """L1 distance between what the discriminators' layers see in real and made speech (eq. 4)."""
+    seen = zip(_features(real), _features(made), strict=True)
+    return sum(l1_loss(ours, theirs.detach()) for theirs, ours in seen)
 
 
-def _magnitudes(waves: torch.Tensor, fft: int, window: torch.Tensor) -> torch.Tensor:
-    """(batch, samples) → (batch, fft / 2 + 1, frames); the constant keeps the gradient of a root finite at silence."""
-    spectrum = torch.view_as_real(
-        torch.stft(waves.float(), fft, fft // 4, window=window, return_complex=True)
-    )
-    return (spectrum.square().sum(-1) + 1e-10).sqrt()
+def _features(judged: list[Judgement]) -> list[Tensor]:
+    return [feature for _, features in judged for feature in features]
+
+
+def _magnitudes(waves: Tensor, fft: int, window: Tensor) -> Tensor:
+    """(batch, samples) → (batch, fft / 2 + 1, frames)."""
+    spectrum = torch.stft(waves.float(), fft, fft // 4, window=window, return_complex=True)
+    squares = torch.view_as_real(spectrum).square().sum(-1)
+    return (squares + 1e-10).sqrt()  # the constant keeps the root's gradient finite at silence
 
 
 @functools.cache
-def _constants(fft: int, bands: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hann window (fft,) and triangular mel filters (bands, fft / 2 + 1) on the HTK scale up to 8 kHz."""
-    points = 700 * (
-        10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), bands + 2) / 2595) - 1
-    )
+def _constants(fft: int, bands: int, device: str) -> tuple[Tensor, Tensor]:
+    """Hann window (fft,) and triangular mel filters (bands, fft / 2 + 1), HTK scale up to 8 kHz."""
+    mels = torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), bands + 2)
+    points = 700 * (10 ** (mels / 2595) - 1)  # Hz
     hertz = torch.linspace(0, 8000, fft // 2 + 1)
     lower, centre, upper = (points[i : i + bands, None] for i in range(3))
-    filters = torch.minimum(
-        (hertz - lower) / (centre - lower), (upper - hertz) / (upper - centre)
-    ).clamp(min=0)
+    rising, falling = (hertz - lower) / (centre - lower), (upper - hertz) / (upper - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0)
     return torch.hann_window(fft, device=device), filters.to(device)

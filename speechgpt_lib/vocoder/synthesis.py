@@ -1,9 +1,9 @@
-"""Merged units → speech: generator and duration predictor together, as one object on disk and in memory.
+"""Merged units → speech: generator and duration predictor together, on disk and in memory.
 
     vocoder/{vocoder.json, generator.safetensors, durations.safetensors}
 
-It knows the inventory whose units it was trained on and refuses those of another.  It speaks one utterance, many at a time in padded
-batches, or a stream of units as they come; the sound is the same.
+A vocoder knows the inventory whose units it was trained on and refuses those of another.  It speaks
+one utterance, many at a time in padded batches, or a stream of units; the sound is the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import HOP, SAMPLE_RATE
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.rates import FRAME_RATE, HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.training.buckets import fill_batches
 from speechgpt_lib.training.checkpoints import load_module, save_module
+from speechgpt_lib.units.features import PRECISIONS
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
 from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
@@ -31,16 +33,14 @@ from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
 LONGEST_S = 3600.0  # of one utterance: more is a mistake
-# Batches are padded to a multiple of so many frames.  For every length that is new to it a CPU writes its convolutions anew, which takes
-# as long as a second of speech; so few lengths should occur.
+# Batches are padded to a multiple of so many frames.  A CPU writes its convolutions anew for every
+# length that is new to it, which takes as long as a second of speech; so few lengths should occur.
 GRID = 32
-PIECE = 500  # frames; whatever is longer than that is spoken piece by piece, so memory doesn't grow with the length
+PIECE = 500  # frames; longer speech is spoken piece by piece, so memory doesn't grow with it
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
-BATCH_S = {
-    "cpu": 0.0,
-    "cuda": 240.0,
-}  # seconds in a padded batch; on a CPU one utterance at a time is fastest
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Seconds in a padded batch; on a CPU one utterance at a time is fastest.
+BATCH_S = {"cpu": 0.0, "cuda": 240.0}
+TIMED = 64  # utterances whose durations are predicted at once
 
 Units = np.ndarray | list[int]
 
@@ -49,9 +49,10 @@ Units = np.ndarray | list[int]
 class Vocoder:
     """Turns units of the inventory `inventory` (its id) into speech.
 
-    speakers: their names, if it knows several.  drops_negative: whether negative units are left out, as fairseq does, instead of refused.
-    precision: fp32, or bf16 (faster; how far it sounds off is measured by benchmarks/vocoder.py).  Both trained parts are made ready for
-    inference in place: weight norm folded, dropout off, on `device`.
+    speakers: their names, if it knows several.  drops_negative: whether negative units are left
+    out, as fairseq does, instead of refused.  precision: fp32, or bf16 (faster; how far it sounds
+    off is measured by benchmarks/vocoder.py).  Both trained parts are made ready for inference in
+    place: weight norm folded, dropout off, on `device`.
     """
 
     generator: UnitGenerator
@@ -64,55 +65,35 @@ class Vocoder:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        generator, durations = self.generator.unit_count, self.durations.dict.num_embeddings
-        if generator != durations:
-            raise UserError(
-                f"the generator knows {generator} units but the duration predictor {durations}: they belong apart"
-            )
-        known = 0 if self.generator.spkr is None else self.generator.spkr.num_embeddings
-        if known != len(self.speakers):
-            raise UserError(
-                f"the generator knows {known} speakers but {len(self.speakers)} have names: they belong apart"
-            )
+        units, timed = self.unit_count, self.durations.dict.num_embeddings
+        if units != timed:
+            raise UserError(f"the generator knows {units} units but the duration predictor {timed}")
+        known = self.generator.spkr.num_embeddings if self.generator.spkr else 0
+        if known != (names := len(self.speakers)):
+            raise UserError(f"the generator knows {known} speakers but {names} have names")
         if self.precision not in PRECISIONS:
-            raise UserError(
-                f"unknown precision {self.precision!r}: choose {' or '.join(PRECISIONS)}"
-            )
-        self.generator.fold_weight_norm().to(
-            self.device, PRECISIONS[self.precision]
-        ).eval().requires_grad_(False)
-        # In double precision, so that no rounding to whole frames depends on what else is in the batch.
+            choice = " or ".join(PRECISIONS)
+            raise UserError(f"unknown precision {self.precision!r}: choose {choice}")
+        generator = self.generator.fold_weight_norm().eval().requires_grad_(False)
+        generator.to(self.device, PRECISIONS[self.precision])
+        # In double precision, so that no rounding to frames depends on what else is in the batch.
         self.durations.to(self.device, torch.float64).eval().requires_grad_(False)
 
     @property
     def unit_count(self) -> int:
+        """K: units are 0 … K − 1."""
         return self.generator.unit_count
 
     def synthesize(
-        self,
-        units: Units,
-        durations: Units | None = None,
-        speed: float = 1.0,
-        inventory: str | None = None,
-        speaker: str | None = None,
+        self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
     ) -> np.ndarray:
-        """Speak merged units (n,).
+        """Speak merged units (n,): one utterance, with the options of `synthesize_many`.
 
-        Args:
-            durations: frames (n,) of 20 ms each; predicted when None.
-            speed: 2 speaks in half the time.
-            inventory: id of the inventory the units are of, if it is known; another than this vocoder's is refused.
-            speaker: one of `speakers`, where there are several; the first if None.
-
-        Returns:
-            float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz; with `speed` 1 exactly that many.
-
-        Raises:
-            UserError: no units, ids out of range or of another inventory, bad durations or speed, an unknown speaker, over an hour.
+        durations: frames (n,) of 20 ms each; predicted when None.
+        Returns float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
         """
-        return self.synthesize_many(
-            [units], None if durations is None else [durations], speed, inventory, speaker
-        )[0]
+        given = None if durations is None else [durations]
+        return self.synthesize_many([units], given, speed, **options)[0]
 
     @torch.inference_mode()
     def synthesize_many(
@@ -124,38 +105,39 @@ class Vocoder:
         speaker: str | None = None,
         batch_s: float | None = None,
     ) -> list[np.ndarray]:
-        """Speak many utterances, each as `synthesize` would: the same length, and samples that differ by less than 1e-4.
+        """Speak many utterances, each as if alone: samples differ by less than 1e-4.
 
-        Those of similar length share a padded batch of `batch_s` seconds of sound, by default what suits the device.
+        Args:
+            speed: 2 speaks in half the time.
+            inventory: id of the inventory the units are of, if known; another one's are refused.
+            speaker: one of `speakers`, where there are several; the first if None.
+            batch_s: seconds in a padded batch of utterances of similar length, if not the default.
+
+        Raises UserError: no units, ids out of range or of another inventory, bad durations or
+        speed, an unknown speaker, over an hour.
         """
-        if inventory is not None:
-            check_inventory(inventory, self.inventory, "this vocoder")
-        chosen = self._speaker(speaker)
+        voice = self._voice(inventory, speaker)
         checked = [self._check_units(units) for units in utterances]
-        if durations is not None and len(durations) != len(utterances):
-            raise UserError(
-                f"{len(utterances)} utterances but durations for {len(durations)}: give one row each, or none at all"
-            )
         if durations is None:
             lengths = self._predict(checked)
+        elif len(durations) == len(utterances):
+            given = zip(durations, utterances, strict=True)
+            lengths = [self._check_durations(*pair) for pair in given]
         else:
-            lengths = [
-                self._check_durations(d, u) for d, u in zip(durations, utterances, strict=True)
-            ]
-        pairs = zip(checked, lengths, strict=True)
-        rows = [
-            _refuse_long(expand(units, scale_durations(length, speed))) for units, length in pairs
-        ]
-        waves: list[np.ndarray] = [np.empty(0)] * len(rows)
-        for batch in plan_batches(
-            [len(row) for row in rows],
-            BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s,
-        ):
-            for index, wave in zip(
-                batch, self._generate([rows[i] for i in batch], chosen), strict=True
-            ):
-                waves[index] = wave
-        return waves
+            found = f"{len(utterances)} utterances but durations for {len(durations)}"
+            raise UserError(f"{found}: give one row each, or none at all")
+        rows = []
+        for units, frames in zip(checked, lengths, strict=True):
+            rows.append(expand(units, scale_durations(frames, speed)))
+            if (seconds := len(rows[-1]) / FRAME_RATE) > LONGEST_S:
+                found = f"these units make {seconds:.0f} s of speech"
+                raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
+        batch_s = BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s
+        waves: dict[int, np.ndarray] = {}
+        for batch in plan_batches([len(row) for row in rows], batch_s):
+            made = self._generate([rows[i] for i in batch], voice)
+            waves.update(zip(batch, made, strict=True))
+        return [waves[i] for i in range(len(rows))]
 
     def predict_durations(self, units: Units) -> np.ndarray:
         """Merged units (n,) → frames (n,) int64, each at least 1."""
@@ -168,68 +150,49 @@ class Vocoder:
         speaker: str | None = None,
         piece: int = STREAM_PIECE,
     ) -> SpeechStream:
-        """A stream: push units as they come, get sound as soon as it is final; all pieces together are what `synthesize` gives.
+        """Speak while units come: push them, get sound as soon as it is final.
 
-        piece: frames that are spoken at a time.  Fewer come out sooner, more are faster on the whole.
+        All pieces together are what `synthesize` gives.
+        piece: frames that are spoken at a time.  Fewer come out sooner, more are faster in all.
         """
-        if inventory is not None:
-            check_inventory(inventory, self.inventory, "this vocoder")
+        voice = self._voice(inventory, speaker)
         check_speed(speed)
         if piece < 1:
             raise UserError(f"a piece of {piece} frames was asked for: give at least 1 (20 ms)")
-        generator = GeneratorStream(self.generator, self._speaker(speaker))
+        generator = GeneratorStream(self.generator, voice)
         return SpeechStream(generator, self.durations, self._check_units, speed, piece)
 
-    def _generate(self, rows: list[np.ndarray], speaker: int | None) -> list[np.ndarray]:
+    def _generate(self, rows: list[np.ndarray], voice: int | None) -> list[np.ndarray]:
         """Frames of one batch → its waves."""
         if len(rows) == 1 and len(rows[0]) > PIECE:
-            stream, frames = GeneratorStream(self.generator, speaker), rows[0]
+            stream, frames = GeneratorStream(self.generator, voice), rows[0]
             starts = range(0, len(frames), PIECE)
-            return [
-                np.concatenate(
-                    [stream(frames[s : s + PIECE], last=s + PIECE >= len(frames)) for s in starts]
-                )
-            ]
+            pieces = [stream(frames[s : s + PIECE], s + PIECE >= len(frames)) for s in starts]
+            return [np.concatenate(pieces)]
+        units, _ = pad_units(rows)
+        units = pad(units, (0, -units.shape[1] % GRID)).to(self.device)  # (batch, frames)
         lengths = [len(row) for row in rows]
-        units = np.zeros((len(rows), -(-max(lengths) // GRID) * GRID), dtype=np.int64)
-        for index, row in enumerate(rows):
-            units[index, : len(row)] = row
-        speakers = (
-            None if speaker is None else torch.full((len(rows),), speaker, device=self.device)
-        )
         frames = torch.tensor(lengths, device=self.device)
-        waves = (
-            self.generator(torch.from_numpy(units).to(self.device), speakers, frames)
-            .float()
-            .cpu()
-            .numpy()
-        )
+        speakers = None if voice is None else torch.full_like(frames, voice)
+        waves = self.generator(units, speakers, frames).float().cpu().numpy()
         return [wave[: length * HOP].copy() for wave, length in zip(waves, lengths, strict=True)]
 
     @torch.inference_mode()
     def _predict(self, utterances: list[np.ndarray]) -> list[np.ndarray]:
+        """Merged units (n,) of each utterance → frames (n,) of each."""
         found = []
-        for start in range(0, len(utterances), 64):
-            units, mask = pad_units(utterances[start : start + 64])
-            durations = (
-                self.durations.predict(units.to(self.device), mask.to(self.device)).cpu().numpy()
-            )
-            found += [
-                row[: len(units)]
-                for row, units in zip(durations, utterances[start : start + 64], strict=True)
-            ]
+        for start in range(0, len(utterances), TIMED):
+            batch = utterances[start : start + TIMED]
+            units, mask = pad_units(batch)
+            frames = self.durations.predict(units.to(self.device), mask.to(self.device))
+            rows = zip(frames.cpu().numpy(), batch, strict=True)
+            found += [row[: len(units)] for row, units in rows]
         return found
 
     def _check_units(self, units: Units) -> np.ndarray:
-        units = np.asarray(units)
-        if units.size == 0:
-            raise UserError(
-                "there are no units to speak: give at least one, as in <sosp><12><7><eosp>"
-            )
-        if units.ndim != 1 or not np.issubdtype(units.dtype, np.integer):
-            raise UserError(
-                f"units must be one row of whole numbers, found shape {units.shape} of {units.dtype}"
-            )
+        if np.size(units) == 0:
+            raise UserError("there are no units to speak: give at least one, such as <12>")
+        units = _whole_numbers(units, "units")
         if self.drops_negative:
             units = units[units >= 0]
             if units.size == 0:
@@ -238,48 +201,41 @@ class Vocoder:
         return units.astype(np.int64)
 
     def _check_durations(self, durations: Units, units: Units) -> np.ndarray:
-        durations, units = np.asarray(durations), np.asarray(units)
-        if (
-            durations.ndim != 1
-            or not np.issubdtype(durations.dtype, np.integer)
-            or (durations < 0).any()
-        ):
-            raise UserError("durations must be one row of whole numbers of frames, 0 or more")
+        durations, units = _whole_numbers(durations, "durations"), np.asarray(units)
+        if (durations < 0).any():
+            raise UserError("a duration is negative: durations are frames, 0 or more")
         if self.drops_negative and durations.shape == units.shape:
             durations = durations[units >= 0]
         if durations.sum() == 0:
-            raise UserError(
-                "all durations are 0, so there is nothing to speak: give at least one frame"
-            )
+            raise UserError("all durations are 0, so there is nothing to speak")
         return durations
 
-    def _speaker(self, name: str | None) -> int | None:
-        if not self.speakers:
-            if name is not None:
-                raise UserError(
-                    f"speaker {name!r} was asked for, but this vocoder has a single voice: leave the speaker out"
-                )
-            return None
-        if name is not None and name not in self.speakers:
-            raise UserError(
-                f"unknown speaker {name!r}: this vocoder knows {', '.join(self.speakers[:20])}"
-            )
-        return 0 if name is None else self.speakers.index(name)
+    def _voice(self, inventory: str | None, speaker: str | None) -> int | None:
+        """Refuse units of another inventory; the number of the speaker, None for a single voice."""
+        if inventory is not None:
+            check_inventory(inventory, self.inventory, "this vocoder")
+        if speaker is None:
+            return 0 if self.speakers else None
+        if speaker not in self.speakers:
+            known = ", ".join(self.speakers[:20]) or "a single voice: leave the speaker out"
+            raise UserError(f"unknown speaker {speaker!r}: this vocoder knows {known}")
+        return self.speakers.index(speaker)
 
     def save(self, folder: Path) -> None:
-        """Write into `folder`, beside whatever else lies there; `vocoder.json` last, so that half a vocoder has none."""
+        """Write into `folder`, beside whatever else lies there.
+
+        `vocoder.json` comes last, so that half a vocoder has none.
+        """
         facts = {
             "inventory": self.inventory,
             "unit_count": self.unit_count,
             "sample_rate_hz": SAMPLE_RATE,
             "hop": HOP,
-        }
-        facts |= {
             "speakers": list(self.speakers),
             "drops_negative": self.drops_negative,
             "duration_width": self.durations.width,
+            "settings": self.settings.model_dump(mode="json"),
         }
-        facts["settings"] = self.settings.model_dump(mode="json")
         folder = Path(folder)
         (folder / "vocoder.json").unlink(missing_ok=True)
         for name, module in (("generator", self.generator), ("durations", self.durations)):
@@ -288,40 +244,29 @@ class Vocoder:
         write_json(folder / "vocoder.json", facts)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        inventory: str | None = None,
-        device: str = "cpu",
-        precision: str = "fp32",
-    ) -> Vocoder:
-        """Read what `save` wrote; `inventory` is the id that its units must be of, when given.
+    def load(cls, folder: Path, inventory: str | None = None, **options: str) -> Vocoder:
+        """Read what `save` wrote.
 
+        inventory: the id that its units must be of, when given.  options: `device`, `precision`.
         Raises UserError: files missing or damaged, or made for another inventory.
         """
-        folder = Path(folder)
-        facts = read_json(folder / "vocoder.json")
+        path = Path(folder) / "vocoder.json"
+        facts = read_json(path)
         try:
             found, count = str(facts["inventory"]), int(facts["unit_count"])
+            width, drops = int(facts["duration_width"]), bool(facts["drops_negative"])
             settings = VocoderSettings.model_validate(facts["settings"])
-            speakers = tuple(str(name) for name in facts.get("speakers", ()))
-            width, drops = (
-                int(facts.get("duration_width", settings.embedding)),
-                bool(facts.get("drops_negative", False)),
-            )
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
-            reason = " ".join(str(error).split())[:200]
-            where = folder / "vocoder.json"
-            raise UserError(
-                f"{where} does not describe a vocoder ({reason}): run its step again"
-            ) from None
+            speakers = tuple(map(str, facts["speakers"]))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"does not describe a vocoder ({one_line(error)})"
+            raise UserError(f"{path} {what}: run its step again") from None
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
         generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
         durations = DurationPredictor(count, settings.embedding, width)
-        load_module(generator, folder / "generator.safetensors")
-        load_module(durations, folder / "durations.safetensors")
-        return cls(generator, durations, found, settings, speakers, drops, device, precision)
+        load_module(generator, path.with_name("generator.safetensors"))
+        load_module(durations, path.with_name("durations.safetensors"))
+        return cls(generator, durations, found, settings, speakers, drops, **options)
 
 
 def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
@@ -331,22 +276,22 @@ def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     costs = [math.inf if length > PIECE else length for length in lengths]
-    return fill_batches(order, costs, batch_s * SAMPLE_RATE / HOP)
+    return fill_batches(order, costs, batch_s * FRAME_RATE)
 
 
-def pad_units(rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths → (values (batch, n) int64 padded with 0, mask (batch, n) true where a value is)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    values = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        values[index, : len(row)] = torch.as_tensor(np.asarray(row))
+def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of different lengths → values (batch, n) int64 padded with 0, and a mask (batch, n).
+
+    The mask is true where a value is.
+    """
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    values, lengths = pad_sequence(tensors, batch_first=True), torch.tensor(list(map(len, rows)))
     return values, torch.arange(values.shape[1]) < lengths[:, None]
 
 
-def _refuse_long(frames: np.ndarray) -> np.ndarray:
-    seconds = len(frames) * HOP / SAMPLE_RATE
-    if seconds > LONGEST_S:
-        raise UserError(
-            f"these units make {seconds:.0f} s of speech, the limit is {LONGEST_S:.0f} s: split them"
-        )
-    return frames
+def _whole_numbers(values: Units, what: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        found = f"shape {values.shape} of {values.dtype}"
+        raise UserError(f"{what} must be one row of whole numbers, found {found}")
+    return values

@@ -1,10 +1,11 @@
-"""Units and waves → a trained generator; merged units and durations → a trained duration predictor.
+"""Units and waves → a trained generator; merged units and durations → a duration predictor.
 
-**Differs from the paper** in `lab`: the generator first learns from the reconstruction loss alone (a warm-up), at three
-resolutions of the spectrum, and the discriminators join for the last fifth of the steps only.  HiFi-GAN starts with
-both and trains for days; speech that can be understood within minutes comes from the spectrum, what the discriminators
-add is texture; and they learn at a quarter of the generator's rate, which is many times the published one.  With
-`adversarial_from: 0` and `discriminator_rate: 1` it is as published.  An exponential average of the generator's weights
+**Differs from the paper** in `lab`: the generator first learns from the reconstruction loss alone
+(a warm-up), at three resolutions of the spectrum, and the discriminators join for the last fifth of
+the steps only.  HiFi-GAN starts with both and trains for days; speech that can be understood within
+minutes comes from the spectrum, what the discriminators add is texture; and they learn at a quarter
+of the generator's rate, which is many times the published one.  With `adversarial_from: 0` and
+`discriminator_rate: 1` it is as published.  An exponential average of the generator's weights
 (decay 0.98, 0.99) was tried and left out: words were understood no better or worse.
 """
 
@@ -39,7 +40,7 @@ from speechgpt_lib.vocoder.losses import (
 from speechgpt_lib.vocoder.speech import Pair, Speech
 from speechgpt_lib.vocoder.synthesis import pad_units
 
-# HiFi-GAN's weights 1 : 2 : 45, divided by 45 so that the loss stays on one scale when the discriminators join.
+# HiFi-GAN's weights 1 : 2 : 45, divided by 45: the loss keeps its scale when discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
 QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a spectrogram shows as black and as brightest
@@ -108,10 +109,8 @@ class Pieces:
         self.speech, self.settings, self.seed = speech, settings, seed
         self.long_enough = np.flatnonzero(speech.lengths >= settings.segment_frames)
         if not len(self.long_enough):
-            raise UserError(
-                f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames: "
-                "lower vocoder.segment_frames or give more speech"
-            )
+            found = f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames"
+            raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
 
     def __call__(self, step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
         """Units (batch, frames), waves (batch, samples), speakers (batch,) of this process."""
@@ -121,10 +120,8 @@ class Pieces:
         starts = [int(rng.integers(0, speech.lengths[i] - count + 1)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
         units, waves = zip(*(speech.piece(i, start, count) for i, start in mine), strict=True)
-        speakers = speech.speakers[[i for i, _ in mine]]
-        return tuple(
-            torch.from_numpy(part) for part in (np.stack(units), np.stack(waves), speakers)
-        )
+        parts = np.stack(units), np.stack(waves), speech.speakers[[i for i, _ in mine]]
+        return tuple(map(torch.from_numpy, parts))
 
 
 class AdversarialLoss:
@@ -161,7 +158,7 @@ class AdversarialLoss:
 
 
 def sample_steps(settings: VocoderSettings) -> list[int]:
-    """When the sample is spoken: often early, when much changes; where the discriminators join; at the end."""
+    """When the sample is spoken: often early, where the discriminators join, and at the end."""
     steps = settings.optimization.steps
     joined = round(settings.adversarial_from * steps)
     return sorted({max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps})
@@ -169,7 +166,7 @@ def sample_steps(settings: VocoderSettings) -> list[int]:
 
 @torch.inference_mode()
 def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step: int) -> None:
-    """Write `samples/step_000300.wav` and `.png`, the log-mel spectrogram with time from left to right."""
+    """Write `samples/step_000300.wav` and `.png`, its log-mel spectrogram, time left to right."""
     from matplotlib.image import imsave
 
     weights = generator.dict.weight
@@ -191,7 +188,7 @@ def _halves(judged: list, count: int) -> tuple[list, list]:
 
 
 def _judged_loss(discriminators: Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:
-    """(adversarial, feature matching) losses of the generator; the discriminators get no gradient of them."""
+    """(adversarial, feature matching) losses, with gradients for the generator alone."""
     discriminators.requires_grad_(False)
     try:
         judged_real, judged_made = discriminators(real), discriminators(made)
@@ -218,10 +215,7 @@ def train_durations(
             found = f"{len(units)} units and {len(durations)} durations"
             raise UserError(f"sequence {index} has {found}: expected one each, at least one")
     if not sequences:
-        raise UserError(
-            "there are no unit sequences to learn durations from: "
-            "run 01_unit_extraction.ipynb first"
-        )
+        raise UserError("there are no unit sequences: run 01_unit_extraction.ipynb first")
     torch.manual_seed(options.seed)
     predictor = DurationPredictor(unit_count, settings.embedding)
 

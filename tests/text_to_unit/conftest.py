@@ -12,22 +12,18 @@ UNIT_COUNT = 20
 
 
 def units_of(text: str) -> np.ndarray:
-    """Two units a letter, as far as merging leaves them: a language of its own for each alphabet."""
+    """Two units a letter, as far as merging leaves them."""
     letters = np.array([ord(c) - ord("a") for c in text if c != " "])
     units = np.stack([letters % UNIT_COUNT, (3 * letters + 7) % UNIT_COUNT], axis=1).ravel()
     return units[np.concatenate(([True], units[1:] != units[:-1]))]
 
 
 def settings(steps: int, **changes) -> TextToUnitSettings:
-    optimization = {
-        "steps": steps,
-        "learning_rate": 3e-3,
-        "warmup": 10,
-        "precision": "no",
-        "save_every_s": 1e9,
-    }
+    optimization = Optimization(
+        steps=steps, learning_rate=3e-3, warmup=10, precision="no", save_every_s=1e9
+    )
     shape = {"hidden_size": 32, "layers": 1, "heads": 2, "feed_forward": 64, "tokens_per_batch": 60}
-    return TextToUnitSettings(**(shape | changes), optimization=Optimization(**optimization))
+    return TextToUnitSettings(**(shape | changes), optimization=optimization)
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,8 @@ def test_units_are_ids_by_arithmetic(vocabulary):
 
 
 def test_text_is_spelled_when_no_pieces_are_asked_for(vocabulary):
-    assert (
-        len(vocabulary.encode_text("the cat")) == len("the cat") + 2
-    )  # a blank before the first word, the end marker
+    # Besides: a blank before the first word, the end marker.
+    assert len(vocabulary.encode_text("the cat")) == len("the cat") + 2
     assert vocabulary.encode_text(" the\n cat ") == vocabulary.encode_text("the cat")
     assert max(vocabulary.encode_text("the dog a cat")) < vocabulary.size
 
@@ -46,7 +45,7 @@ def test_more_pieces_make_shorter_texts(vocabulary):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no text"), (" \n", "no text"), ("the Dog!", "never saw in training: ! D")],
+    [("", "no text"), (" \n", "no text"), ("the Dog!", "never seen in training: ! D")],
 )
 def test_texts_that_cannot_be_spoken(vocabulary, text, message):
     with pytest.raises(UserError, match=message):
@@ -60,7 +59,7 @@ def test_units_out_of_range(vocabulary, unit):
 
 
 def test_the_first_guess_is_an_even_pace(vocabulary):
-    """Unit position t scores highest with text position t / units_per_piece, before any training."""
+    """Before training unit position t scores highest with text position t / units_per_piece."""
     model = build_model(settings(1, hidden_size=64), vocabulary, 2.0, seed=0)
     attention = model.model.decoder.layers[0].encoder_attn
     assert torch.equal(attention.q_proj.weight, attention.k_proj.weight)
@@ -73,13 +72,12 @@ def test_the_first_guess_is_an_even_pace(vocabulary):
 
 def test_padding_changes_no_loss(vocabulary):
     model = PairLoss(build_model(settings(1), vocabulary, 2.0, seed=0)).eval()
-    rows = [
-        (vocabulary.encode_text(t), vocabulary.encode_units(np.array(u)))
-        for t, u in [("a", [1]), ("the dog", [2, 3, 4, 5])]
-    ]
+    sources = [vocabulary.encode_text(text) for text in ("a", "the dog")]
+    targets = [vocabulary.encode_units(np.array(units)) for units in ([1], [2, 3, 4, 5])]
     with torch.no_grad():
-        together = model(pad_rows([s for s, _ in rows], PAD), pad_rows([t for _, t in rows], PAD))
-        alone = [model(torch.tensor([s]), torch.tensor([t])) for s, t in rows]
+        together = model(pad_rows(sources, PAD), pad_rows(targets, PAD))
+        pairs = zip(sources, targets, strict=True)
+        alone = [model(torch.tensor([s]), torch.tensor([t])) for s, t in pairs]
     assert together[0].item() == pytest.approx(sum(loss.item() for loss, _, _ in alone), rel=1e-5)
     assert together[1] == 7
     assert together[2] == sum(right for _, _, right in alone)

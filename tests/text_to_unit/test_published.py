@@ -52,23 +52,17 @@ def test_best_beams_are_fairseqs(model: TextToUnit, sentences: list[dict], batch
 
 
 def test_its_own_number_of_beams_is_the_releases(model: TextToUnit, sentences: list[dict]) -> None:
-    assert list(map(written, model.generate([s["text"] for s in sentences]))) == [
-        s["translate"] for s in sentences
-    ]
+    made = model.generate([s["text"] for s in sentences])
+    assert list(map(written, made)) == [s["translate"] for s in sentences]
 
 
 def test_save_and_load(model: TextToUnit, sentences: list[dict], tmp_path: Path) -> None:
     model.save(tmp_path / "m")
     loaded = TextToUnit.load(tmp_path / "m", "feed")
     texts = [s["text"] for s in sentences]
-    assert [u.tolist() for u in loaded.generate(texts)] == [
-        u.tolist() for u in model.generate(texts)
-    ]
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "model.safetensors",
-        "spm.model",
-        "text_to_unit.json",
-    ]
+    assert list(map(written, loaded.generate(texts))) == list(map(written, model.generate(texts)))
+    files = ["model.safetensors", "spm.model", "text_to_unit.json"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == files
     with pytest.raises(UserError, match="inventory"):
         TextToUnit.load(tmp_path / "m", "other")
 
@@ -82,8 +76,9 @@ def test_texts_that_are_refused(model: TextToUnit) -> None:
 
 
 def changed(files: Path, tmp_path: Path, change) -> Path:
+    """The checkpoint with `change(its model, its configuration, all of it)` done to it."""
     checkpoint = _load(files / "text2unit.pt")
-    change(checkpoint)
+    change(checkpoint["model"], checkpoint["cfg"]["model"], checkpoint)
     torch.save(checkpoint, tmp_path / "changed.pt")
     return tmp_path / "changed.pt"
 
@@ -100,25 +95,19 @@ def _load(path: Path) -> dict:
     ("change", "message"),
     [
         (
-            lambda c: c["model"].pop("decoder.layers.1.fc2.weight"),
+            lambda m, _, __: m.pop("decoder.layers.1.fc2.weight"),
             "lacks decoder.layers.1.fc2.weight",
         ),
-        (lambda c: c["model"].update({"decoder.extra": torch.zeros(1)}), "holds decoder.extra"),
+        (lambda m, _, __: m.update({"decoder.extra": torch.zeros(1)}), "holds decoder.extra"),
         (
-            lambda c: c["model"].update({"decoder.layers.0.fc1.bias": torch.zeros(3)}),
+            lambda m, _, __: m.update({"decoder.layers.0.fc1.bias": torch.zeros(3)}),
             r"shape \(3,\), expected \(64,\)",
         ),
-        (
-            lambda c: c["cfg"]["model"].update(encoder_normalize_before=True),
-            "encoder_normalize_before=True",
-        ),
-        (
-            lambda c: c["cfg"]["model"].update(share_all_embeddings=False),
-            "share_all_embeddings=False",
-        ),
-        (lambda c: c["cfg"]["model"].pop("encoder_embed_dim"), "without encoder_embed_dim"),
-        (lambda c: c.pop("cfg"), "neither cfg.model nor args"),
-        (lambda c: c.pop("model"), "expected a `model`"),
+        (lambda _, c, __: c.update(encoder_normalize_before=True), "encoder_normalize_before=True"),
+        (lambda _, c, __: c.update(share_all_embeddings=False), "share_all_embeddings=False"),
+        (lambda _, c, __: c.pop("encoder_embed_dim"), "without encoder_embed_dim"),
+        (lambda _, __, whole: whole.pop("cfg"), "neither cfg.model nor args"),
+        (lambda _, __, whole: whole.pop("model"), "expected a `model`"),
     ],
 )
 def test_other_models_are_refused(files: Path, tmp_path: Path, change, message: str) -> None:
@@ -129,11 +118,9 @@ def test_other_models_are_refused(files: Path, tmp_path: Path, change, message: 
 def test_older_files_keep_their_configuration_in_args(
     files: Path, tmp_path: Path, sentences: list[dict]
 ) -> None:
-    path = changed(files, tmp_path, lambda c: c.update(args=c.pop("cfg")["model"]))
-    assert (
-        written(from_fairseq(path, files / "spm.model", "feed").generate([sentences[2]["text"]])[0])
-        == sentences[2]["translate"]
-    )
+    path = changed(files, tmp_path, lambda _, c, whole: whole.update(args=c) or whole.pop("cfg"))
+    made = from_fairseq(path, files / "spm.model", "feed").generate([sentences[2]["text"]])
+    assert written(made[0]) == sentences[2]["translate"]
 
 
 def test_files_of_two_models_are_refused(files: Path, tmp_path: Path) -> None:
@@ -159,15 +146,10 @@ def test_a_pickle_that_would_run_code_is_refused(files: Path, tmp_path: Path) ->
 
 
 def test_no_sentencepiece_models(tmp_path: Path) -> None:
-    for name, content in {
-        "empty": b"",
-        "text": b"hello",
-        "page": b"<html>",
-        "pointer": b"version https://git-lfs",
-    }.items():
-        (tmp_path / name).write_bytes(content)
+    for content in (b"", b"hello", b"<html>", b"version https://git-lfs"):
+        (tmp_path / "spm.model").write_bytes(content)
         with pytest.raises(UserError):
-            load_vocabulary(tmp_path / name)
+            load_vocabulary(tmp_path / "spm.model")
     with pytest.raises(UserError, match="no file"):
         load_vocabulary(tmp_path / "none")
 

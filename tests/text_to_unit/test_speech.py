@@ -18,7 +18,8 @@ text = sys.stdin.read()
 if "fail" in text:
     sys.exit("no such voice")
 if "silent" not in text:
-    soundfile.write(sys.argv[1], numpy.random.default_rng(len(text)).normal(scale=0.1, size=(22050, 2)), 22050)
+    noise = numpy.random.default_rng(len(text)).normal(scale=0.1, size=(22050, 2))
+    soundfile.write(sys.argv[1], noise, 22050)
 """
 
 

@@ -42,17 +42,14 @@ def test_batched_is_one_by_one(trained, beams):
 def test_batched_is_one_by_one_where_answers_are_cut_off(short_limits, beams):
     alone = [short_limits.generate([text], beams)[0].tolist() for text in TEXTS]
     assert [units.tolist() for units in short_limits.generate(TEXTS, beams)] == alone
-    assert all(
-        len(units) <= 16 + 0.2 * (len(text) + 2) for units, text in zip(alone, TEXTS, strict=True)
-    )
+    for units, text in zip(alone, TEXTS, strict=True):
+        assert len(units) <= 16 + 0.2 * (len(text) + 2)
 
 
 def test_answers_are_merged_units_and_never_empty(trained):
     for units in trained[0].generate(TEXTS):
-        assert units.dtype == np.int64
-        assert len(units) > 0
-        assert units.min() >= 0
-        assert units.max() < UNIT_COUNT
+        assert units.dtype == np.int64 and len(units) > 0
+        assert units.min() >= 0 and units.max() < UNIT_COUNT
         assert (units[1:] != units[:-1]).all()
 
 
@@ -68,9 +65,8 @@ def test_save_and_load(trained, tmp_path):
     model.save(tmp_path / "model")
     loaded = TextToUnit.load(tmp_path / "model", "feed")
     assert (loaded.inventory, loaded.rate) == ("feed", model.rate)
-    assert [u.tolist() for u in loaded.generate(TEXTS)] == [
-        u.tolist() for u in model.generate(TEXTS)
-    ]
+    for ours, theirs in zip(model.generate(TEXTS), loaded.generate(TEXTS), strict=True):
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_units_of_another_inventory_are_refused(trained, tmp_path):
@@ -87,12 +83,10 @@ def test_a_folder_without_a_model(tmp_path):
 def test_settings_of_another_version_are_refused(trained, tmp_path):
     trained[0].save(tmp_path)
     facts = read_json(tmp_path / "text_to_unit.json")
-    write_json(
-        tmp_path / "text_to_unit.json", facts | {"settings": facts["settings"] | {"wings": 2}}
-    )
-    with pytest.raises(
-        UserError, match="does not describe a text-to-unit model .*wings.*: run its step again"
-    ):
+    facts["settings"]["wings"] = 2
+    write_json(tmp_path / "text_to_unit.json", facts)
+    message = "does not describe a text-to-unit model .*wings.*: run its step again"
+    with pytest.raises(UserError, match=message):
         TextToUnit.load(tmp_path)
 
 
@@ -107,7 +101,7 @@ def test_missing_weights(trained, tmp_path):
     ("texts", "message"),
     [
         (["a dog", " "], "no text to speak"),
-        (["a dog?"], r"never saw in training: \?"),
+        (["a dog?"], r"never seen in training: \?"),
         (["a dog " * 200], "too long.*split it into sentences"),
         ("a dog", "list of texts"),
     ],

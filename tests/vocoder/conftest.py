@@ -17,15 +17,8 @@ UNITS = 6
 
 @pytest.fixture
 def tiny() -> VocoderSettings:
-    fast = {
-        "betas": (0.8, 0.99),
-        "warmup": 1,
-        "clip": 5.0,
-        "precision": "no",
-        "log_every": 1,
-        "save_every_s": 1e-9,
-    }
-    optimization = Optimization(steps=4, learning_rate=3e-3, **fast)
+    fast = {"warmup": 1, "precision": "no", "log_every": 1, "save_every_s": 1e-9}
+    optimization = Optimization(steps=4, learning_rate=3e-3, betas=(0.8, 0.99), clip=5.0, **fast)
     return VocoderSettings(
         embedding=8,
         channels=8,
@@ -44,7 +37,10 @@ def tiny() -> VocoderSettings:
 
 @pytest.fixture
 def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Unit u sounds as a tone of 200 · (u + 1) Hz; the wave goes on a little after the last frame, as HuBERT's does."""
+    """Unit u sounds as a tone of 200 · (u + 1) Hz.
+
+    The wave goes on a little after the last frame, as HuBERT's does.
+    """
     rng = np.random.default_rng(0)
     made = []
     for _ in range(5):
@@ -58,6 +54,5 @@ def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture
 def vocoder(tiny: VocoderSettings) -> Vocoder:
     torch.manual_seed(0)
-    return Vocoder(
-        UnitGenerator(UNITS, tiny), DurationPredictor(UNITS, tiny.embedding), "inventory-a", tiny
-    )
+    generator = UnitGenerator(UNITS, tiny)
+    return Vocoder(generator, DurationPredictor(UNITS, tiny.embedding), "inventory-a", tiny)

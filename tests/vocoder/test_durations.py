@@ -14,13 +14,8 @@ def test_a_duration_is_rounded_and_at_least_one_frame():
     predictor = DurationPredictor(4, 8)
     units = torch.tensor([[0, 1, 2, 3]])
     torch.nn.init.zeros_(predictor.proj.weight)
-    for log_duration, frames in (
-        (-3.0, 1),
-        (0.0, 1),
-        (np.log(3.4), 2),
-        (np.log(3.6), 3),
-        (np.log(21.0), 20),
-    ):
+    cases = ((-3.0, 1), (0.0, 1), (np.log(3.4), 2), (np.log(3.6), 3), (np.log(21.0), 20))
+    for log_duration, frames in cases:
         torch.nn.init.constant_(predictor.proj.bias, float(log_duration))
         assert predictor.predict(units).tolist() == [[frames] * 4]
 

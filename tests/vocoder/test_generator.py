@@ -8,9 +8,8 @@ from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder.generator import UnitGenerator
 
 OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
-SMALL = VocoderSettings(
-    channels=32, embedding=16, optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION
-)
+PUBLISHED = VocoderSettings(optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
+SMALL = PUBLISHED.model_copy(update={"channels": 32, "embedding": 16})
 
 
 def test_every_frame_becomes_exactly_320_samples():
@@ -22,9 +21,8 @@ def test_every_frame_becomes_exactly_320_samples():
 
 
 def test_the_default_geometry_is_the_published_one():
-    defaults = VocoderSettings(optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
     with torch.device("meta"):
-        generator = UnitGenerator(1000, defaults).fold_weight_norm()
+        generator = UnitGenerator(1000, PUBLISHED).fold_weight_norm()
     shapes = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     assert shapes["dict.weight"] == (1000, 128)
     assert shapes["conv_pre.weight"] == (512, 128, 7)
@@ -93,10 +91,8 @@ def test_each_row_of_a_padded_batch_sounds_as_if_alone(tiny, lengths):
             alone = generator(units[i : i + 1, :length], speakers[i : i + 1])[0]
             assert alone.std() > 1e-3
             assert (together[i, : length * 320] - alone).abs().max() <= 1e-5
-            if length < max(lengths):
-                assert (careless[i, : length * 320] - alone).abs().max() > 1e-3, (
-                    "this test would not notice careless padding"
-                )
+            if length < max(lengths):  # else this test would not notice careless padding
+                assert (careless[i, : length * 320] - alone).abs().max() > 1e-3
 
 
 def test_speakers_differ(tiny):

@@ -19,9 +19,8 @@ def waves() -> torch.Tensor:
 
 def test_the_reconstruction_loss_is_zero_for_the_same_wave_only(waves):
     assert reconstruction_loss(waves, waves) == pytest.approx(0, abs=1e-5)
-    assert reconstruction_loss(-waves, waves) == pytest.approx(
-        0, abs=1e-5
-    )  # the spectrum has no sign
+    without_sign = reconstruction_loss(-waves, waves)  # as a spectrum is
+    assert without_sign == pytest.approx(0, abs=1e-5)
     little, much = reconstruction_loss(0.9 * waves, waves), reconstruction_loss(0.3 * waves, waves)
     assert 0 < little < much
 
@@ -34,19 +33,16 @@ def test_the_gradient_is_finite_at_digital_silence(waves):
 
 
 def test_losses_of_a_split_batch_add_up(waves):
-    """What lets several processes share a batch: the mean over all is the weighted mean over the parts."""
+    """Several processes may share a batch: the mean is the weighted mean over the parts."""
     real, made = waves, waves.flip(0) * 0.5
     torch.manual_seed(0)
     judge = Discriminators(1).eval()
 
     def losses(part: slice) -> torch.Tensor:
         r, m = judge(real[part]), judge(made[part])
-        parts = [
-            reconstruction_loss(made[part], real[part]),
-            discriminator_loss(r, m),
-            generator_loss(m),
-        ]
-        return torch.stack([*parts, feature_matching_loss(r, m)]).detach()
+        sound = reconstruction_loss(made[part], real[part])
+        judged = discriminator_loss(r, m), generator_loss(m), feature_matching_loss(r, m)
+        return torch.stack([sound, *judged]).detach()
 
     whole = losses(slice(None))
     parts = (2 * losses(slice(0, 2)) + losses(slice(2, 3))) / 3
@@ -59,15 +55,8 @@ def test_discriminators_are_five_periods_and_three_scales_as_published():
     assert [period.period for period in judge.periods] == [2, 3, 5, 7, 11]
     assert [conv.out_channels for conv in judge.periods[0].convs] == [32, 128, 512, 1024, 1024]
     assert len(judge.scales) == 3
-    assert [conv.out_channels for conv in judge.scales[0].convs] == [
-        128,
-        128,
-        256,
-        512,
-        1024,
-        1024,
-        1024,
-    ]
+    widths = [conv.out_channels for conv in judge.scales[0].convs]
+    assert widths == [128, 128, 256, 512, 1024, 1024, 1024]
     assert [conv.groups for conv in judge.scales[0].convs] == [1, 4, 16, 16, 16, 16, 1]
 
 

@@ -16,17 +16,12 @@ from speechgpt_lib.vocoder.synthesis import Vocoder
 
 UNITS = 9
 _O = Optimization(steps=1, learning_rate=1e-3)
+PUBLISHED = VocoderSettings(optimization=_O, duration_optimization=_O)
+NARROW = PUBLISHED.model_copy(update={"channels": 32, "embedding": 16})
 GEOMETRIES = {
-    "published, narrow": VocoderSettings(
-        channels=32, embedding=16, optimization=_O, duration_optimization=_O
-    ),
-    "lab, narrow": VocoderSettings(
-        channels=32,
-        embedding=16,
-        resblock_kernels=(3, 7),
-        resblock_dilations=((1,), (3,)),
-        optimization=_O,
-        duration_optimization=_O,
+    "published, narrow": NARROW,
+    "lab, narrow": NARROW.model_copy(
+        update={"resblock_kernels": (3, 7), "resblock_dilations": ((1,), (3,))}
     ),
     "kernels far longer than rates": VocoderSettings(
         channels=8,
@@ -74,16 +69,15 @@ def test_pieces_together_are_the_whole(speaking, piece):
         last = start + piece >= 61
         made.append(stream(frames[start : start + piece], last))
         expected = 61 * HOP if last else max(0, min(61, start + piece) * HOP - withheld)
-        assert abs(sum(map(len, made)) - expected) < (1 if last else HOP), (
-            "sound is withheld longer than needed, or given too early"
-        )
+        # Else sound is withheld longer than needed, or given too early.
+        assert abs(sum(map(len, made)) - expected) < (1 if last else HOP)
     assert whole.std() > 1e-3
     assert np.abs(np.concatenate(made) - whole).max() <= 1e-5
 
 
 def test_the_published_geometry_looks_ahead_by_two_fifths_of_a_second():
     with torch.device("meta"):
-        generator = UnitGenerator(4, VocoderSettings(optimization=_O, duration_optimization=_O))
+        generator = UnitGenerator(4, PUBLISHED)
     assert lookahead(generator) == 6418
 
 
@@ -93,10 +87,9 @@ def test_nothing_after_what_it_looks_ahead_changes_what_was_said(speaking):
     first = rng.integers(0, UNITS, 40)
     for seed in range(3):
         rest = np.random.default_rng(seed).integers(0, UNITS, 30)
+        units = torch.from_numpy(np.concatenate([first, rest]))[None]
         with torch.inference_mode():
-            whole = speaking.generator(torch.from_numpy(np.concatenate([first, rest]))[None])[
-                0
-            ].numpy()
+            whole = speaking.generator(units)[0].numpy()
         early = GeneratorStream(speaking.generator)(first)
         assert len(early) >= 40 * HOP - withheld
         assert np.abs(early - whole[: len(early)]).max() <= 1e-5
@@ -114,9 +107,8 @@ def test_units_pushed_in_any_portions_sound_as_if_spoken_at_once(portions, speed
         return
     torch.manual_seed(0)
     geometry = GEOMETRIES["lab, narrow"]
-    vocoder = Vocoder(
-        loud(UnitGenerator(UNITS, geometry)), DurationPredictor(UNITS, 16), "inventory-a", geometry
-    )
+    generator = loud(UnitGenerator(UNITS, geometry))
+    vocoder = Vocoder(generator, DurationPredictor(UNITS, 16), "inventory-a", geometry)
     stream = vocoder.stream(speed=speed, piece=piece)
     pieces = [stream.push(portion) for portion in portions] + [stream.finish()]
     whole = vocoder.synthesize(units, speed=speed)
@@ -133,9 +125,8 @@ def test_the_first_sound_comes_before_the_last_unit(speaking):
     for unit in units:
         heard = np.concatenate([heard, stream.push(unit)])
     assert 0 < len(heard) < len(whole)
-    assert len(whole) - len(heard) <= lookahead(speaking.generator) + HOP * int(
-        speaking.predict_durations(units)[-2:].sum()
-    )
+    untimed = HOP * int(speaking.predict_durations(units)[-2:].sum())
+    assert len(whole) - len(heard) <= lookahead(speaking.generator) + untimed
     assert np.abs(np.concatenate([heard, stream.finish()]) - whole).max() <= 1e-4
 
 

@@ -1,0 +1,39 @@
+"""The tensors of a foreign checkpoint: found, and compared with those that a model expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from speechgpt_lib.errors import UserError
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.Tensor]:
+    """The float32 tensors that a checkpoint keeps under `key`, or nothing but which it holds.
+
+    Raises UserError where there is anything else, or nothing.
+    """
+    found = loaded.get(key, loaded)
+    values = list(found.values()) if isinstance(found, Mapping) else []
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        holds = ", ".join(map(str, list(loaded)[:5]))
+        raise UserError(f"{where} holds {holds}: expected a `{key}` with tensors only")
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+def check_tensors(found: Tensors, expected: Tensors, where: Path) -> None:
+    """Refuse tensors that differ in name or shape from the `expected` ones."""
+    ask = "are all files of the same model?"
+    if missing := sorted(expected.keys() - found.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{where} lacks {missing[0]}{more}: is the file whole, and {ask}")
+    if strange := sorted(found.keys() - expected.keys()):
+        raise UserError(f"{where} holds {strange[0]}, for which there is no place: {ask}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+            raise UserError(f"{where}: {name} has shape {shapes}: {ask}")
