@@ -39,6 +39,16 @@ class Reply:
     answer_units: np.ndarray | None
     wave: np.ndarray | None
     wellformed: bool
+    cut: bool  # it met its longest length before it came to an end
+
+
+@dataclass(frozen=True)
+class Said:
+    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz, and whether its end is cut off."""
+
+    units: np.ndarray
+    wave: np.ndarray
+    cut: bool
 
 
 @dataclass(frozen=True)
@@ -88,20 +98,24 @@ class SpeechGPT:
 
     def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
         """Speech (samples,) at 16 kHz → its text."""
+        return [written.text for written in self.transcribe_many(waves)]
+
+    def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[generation.Written]:
+        """As `transcribe`, with what is known of each text."""
         units, limit = [self.units(wave) for wave in waves], self.limits.transcript
         with self.cross_modal() as model:
             return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
 
-    def say(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Text → (units (n,), wave (samples,) at 16 kHz)."""
+    def say(self, text: str) -> Said:
+        """Speak a text."""
         return self.say_many([text])[0]
 
-    def say_many(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def say_many(self, texts: Sequence[str]) -> list[Said]:
         """As `say`, several texts at once.  Raises UserError for a text without words."""
         normal, limit = [self._words(text) for text in texts], self.limits.speech
         with self.cross_modal() as model:
             spoken = generation.speak(model, self.vocabulary, normal, limit, self.templates)
-        return [(units, self._wave(units)) for units in spoken]
+        return [Said(s.units, self._wave(s.units), s.cut) for s in spoken]
 
     def ask(
         self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None
@@ -133,7 +147,7 @@ class SpeechGPT:
     def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
         question = asked if isinstance(asked, str) else chain.tq
         wave = None if chain.ua is None else self._wave(chain.ua)
-        return Reply(question, chain.ta, chain.ua, wave, chain.wellformed)
+        return Reply(question, chain.ta, chain.ua, wave, chain.wellformed, chain.cut)
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
         """Silence where the model spoke no unit, so that a poor answer can still be judged."""

@@ -72,12 +72,15 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     judges = judges_if_installed(speechgpt.corpora, say)
     known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
     figures: dict[str, Estimate] = {}
+    cut: dict[str, int] = {}  # answers that met their longest length
 
     say("listening: held-out sentences in known voices and in a voice never heard")
     for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
         if chosen := items[: settings.asr_utterances]:
-            heard = speechgpt.transcribe([i.wave for i in chosen])
-            figures[name] = word_error_rate([i.text for i in chosen], heard, draws)
+            heard = speechgpt.transcribe_many([i.wave for i in chosen])
+            texts = [written.text for written in heard]
+            figures[name] = word_error_rate([i.text for i in chosen], texts, draws)
+            cut[name] = sum(written.cut for written in heard)
 
     if judges:
         say("speaking: held-out sentences, heard by judges beside recordings of the same sentences")
@@ -96,13 +99,14 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
         for k, (question, wave) in enumerate(shown):
             write_audio(folder / f"example_{k:02d}_question.wav", question.wave)
             write_audio(folder / f"example_{k:02d}_answer.wav", wave)
+        cut["qa"] = answers.cut
         result["qa_by_kind"] = answers.by_kind(draws)
         result["qa_baseline"] = asdict(bootstrap_mean([float(b) for b in baseline], draws=draws))
         result["examples"] = [asdict(example) for example in answers.examples]
     if quality := run.require("inventory").metrics.get("hubert"):
         count = len({item.voice for item in known + unknown_voice})
         figures["pnmi"] = Estimate(quality["pnmi"], count, quality["pnmi"], quality["pnmi"])
-    return {"figures": {name: asdict(e) for name, e in figures.items()}} | result
+    return {"figures": {name: asdict(e) for name, e in figures.items()}, "cut": cut} | result
 
 
 def _spoken_figures(
@@ -113,7 +117,7 @@ def _spoken_figures(
 ) -> dict[str, Estimate]:
     """What judges hear of spoken sentences and of resynthesised ones, each beside the recordings (its ceiling)."""
     sentences = own[: settings.tts_sentences]
-    spoken = [wave for _, wave in speechgpt.say_many([i.text for i in sentences])]
+    spoken = [said.wave for said in speechgpt.say_many([i.text for i in sentences])]
     resynthesis = own[: settings.resynthesis_utterances]
     again = [speechgpt.speak(speechgpt.units(i.wave)) for i in resynthesis]
     figures = {}
@@ -159,6 +163,7 @@ class Answers:
     examples: list[Example]
     waves: list[np.ndarray]
     wellformed: list[bool]
+    cut: int = 0
 
     def figures(self, draws: int) -> dict[str, Estimate]:
         return {
@@ -205,7 +210,9 @@ def answer_questions(speechgpt: SpeechGPT, questions: Sequence[Item], judge: Jud
         )
         for q, w, j in zip(questions, written, judged, strict=True)
     ]
-    return Answers(examples, said, [reply.wellformed for reply in (*written, *spoken)])
+    replies = (*written, *spoken)
+    whole, cut = [r.wellformed for r in replies], sum(r.cut for r in replies)
+    return Answers(examples, said, whole, cut)
 
 
 def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:

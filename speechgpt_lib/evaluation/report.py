@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import platform
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import psutil
 from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
+COSTS = ("wall_seconds", "cpu_seconds")  # of the steps; cpu: user and system, of the process tree
 GOALS = {  # key → (what it is, must, aim, better is higher)
     "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03, False),
     "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10, False),
@@ -24,44 +24,30 @@ GOALS = {  # key → (what it is, must, aim, better is higher)
 
 
 def write_report(run: Run) -> dict:
-    """Put together `report.json` and `report.html` from the facts of all steps; cheap, so it is redone at the end of every run."""
+    """Put together `report.json` and `report.html` from the facts of all steps; cheap, so every run ends with it."""
     evaluation, steps = run.require("evaluation"), run.steps()
-    notebooks = {
-        path.stem: read_json(path)
-        for path in sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
-    }
+    found = sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
+    notebooks = {path.stem: read_json(path) for path in found}
     notebooks = {
         name: n for name, n in notebooks.items() if "wall_seconds" in n
-    }  # the one that is running has none yet
-    wall = round(sum(step.facts["wall_seconds"] for step in steps), 1)
-    peaks = [step.facts["peak_memory_mb"] for step in steps] + [
-        n["peak_memory_mb"] for n in notebooks.values()
-    ]
+    }  # not the running one
+    peaks = [step.facts["peak_memory_mb"] for step in steps]
+    peaks += [n["peak_memory_mb"] for n in notebooks.values()]
+    costs = {name: [step.facts.get(name, 0.0) for step in steps] for name in COSTS}
     report = dict(evaluation.metrics["figures"])
-    report["wall_seconds"] = {"value": wall, "n": len(steps), "low": wall, "high": wall}
-    report["peak_memory_mb"] = {
-        "value": max(peaks),
-        "n": len(peaks),
-        "low": max(peaks),
-        "high": max(peaks),
-    }
-    report["qa_by_kind"] = evaluation.metrics["qa_by_kind"]
-    report["qa_baseline"] = evaluation.metrics["qa_baseline"]
+    report |= {name: _exact(round(sum(values), 1), len(steps)) for name, values in costs.items()}
+    report["peak_memory_mb"] = _exact(max(peaks), len(peaks))
+    for name in ("cut", "qa_by_kind", "qa_baseline"):  # cut: answers that met their longest length
+        report[name] = evaluation.metrics[name]
+    kept = (*COSTS, "peak_memory_mb", "finished")
     report["steps"] = {
-        step.name: {
-            "wall_seconds": step.facts["wall_seconds"],
-            "peak_memory_mb": step.facts["peak_memory_mb"],
-            "finished": step.facts["finished"],
-            "metrics": step.metrics if step.name != evaluation.name else {},
-        }
+        step.name: {name: step.facts.get(name) for name in kept}
+        | {"metrics": step.metrics if step.name != evaluation.name else {}}
         for step in steps
     }
-    report["notebooks"] = {
-        name: {"wall_seconds": n["wall_seconds"]} for name, n in notebooks.items()
-    }
+    report["notebooks"] = {n: {"wall_seconds": s["wall_seconds"]} for n, s in notebooks.items()}
     report["recipe"] = {"name": run.recipe.name, "seed": run.recipe.seed}
     report["machine"] = evaluation.facts["machine"] | {
-        "cpu": platform.processor() or platform.machine(),
         "cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "date": evaluation.facts["finished"],
@@ -69,6 +55,11 @@ def write_report(run: Run) -> dict:
     write_json(run.path / "report.json", report)
     write_text(run.path / "report.html", render_html(run, report, evaluation))
     return report
+
+
+def _exact(value: float, n: int) -> dict:
+    """A figure that was counted, not sampled."""
+    return {"value": value, "n": n, "low": value, "high": value}
 
 
 def render_html(run: Run, report: dict, evaluation: Step) -> str:
@@ -109,7 +100,7 @@ def render_html(run: Run, report: dict, evaluation: Step) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, {machine['cores']} cores, {machine['date']}. "
-        f"A nearest-training-question baseline answers {report['qa_baseline']['value']:.2f} of the questions.</p>"
+        f"{_baseline(report)}</p>"
         + _table(
             "Figures on held-out sentences (95 % bootstrap interval)",
             ("key", "what", "value", "must", "aim"),
@@ -158,6 +149,13 @@ def _table(
 
 def _player(path: Path) -> str:
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}"></audio>'
+
+
+def _baseline(report: dict) -> str:
+    if report["qa_baseline"] is None:
+        return "The corpora have no questions with answers."
+    share = f"{report['qa_baseline']['value']:.2f}"
+    return f"A nearest-training-question baseline answers {share} of the questions."
 
 
 def _is_figure(value: object) -> bool:

@@ -40,6 +40,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Written:
+    """An answer in words; `cut` where it met its longest length before it came to an end."""
+
+    text: str
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer as merged units (n,); `cut` as in `Written`."""
+
+    units: np.ndarray
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Chain:
     """A parsed answer: transcript, text answer, spoken answer (units (n,) or None).
 
@@ -50,6 +66,7 @@ class Chain:
     ta: str
     ua: np.ndarray | None
     wellformed: bool
+    cut: bool = False
 
 
 @torch.inference_mode()
@@ -107,12 +124,12 @@ def transcribe(
     limit: int,
     templates: str = "paper",
     **options,
-) -> list[str]:
+) -> list[Written]:
     """Merged units → text, by a cross-modal prompt; at most `limit` tokens each."""
     rows = [cross_modal_row("asr", ASR_PROMPT, "", u, templates) for u in units]
     prompts = [_prompt(vocabulary, row) for row in rows]
     answers = generate(model, vocabulary, prompts, limit, **options)
-    return [vocabulary.decode_text(ids) for ids in answers]
+    return [Written(vocabulary.decode_text(ids), _cut(ids, vocabulary)) for ids in answers]
 
 
 def speak(
@@ -122,12 +139,12 @@ def speak(
     limit: int,
     templates: str = "paper",
     **options,
-) -> list[np.ndarray]:
+) -> list[Spoken]:
     """Text → merged units (n,), by a cross-modal prompt; at most `limit` tokens each."""
     rows = [cross_modal_row("tts", TTS_PROMPT, text, np.array([]), templates) for text in texts]
     prompts = [_prompt(vocabulary, row) for row in rows]
     answers = generate(model, vocabulary, prompts, limit, **options)
-    return [vocabulary.units_in(ids) for ids in answers]
+    return [Spoken(vocabulary.units_in(ids), _cut(ids, vocabulary)) for ids in answers]
 
 
 def answer(
@@ -190,7 +207,7 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
     in_order = found == [*expected, "<eoa>"] and pieces[0] == expected[0]
     nothing_after = in_order and not segments["<eoa>"]
     wellformed = nothing_after and units_whole and words_only and all_there
-    return Chain(text["[tq]"], text["[ta]"], units, wellformed)
+    return Chain(text["[tq]"], text["[ta]"], units, wellformed, _cut(ids, vocabulary))
 
 
 def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
@@ -217,6 +234,11 @@ def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
 def _prompt(vocabulary: UnitVocabulary, row: Row) -> list[int]:
     """The ids of a row's prompt; its answer, which is empty, is not encoded."""
     return vocabulary.encode_row(Row(row.prompt))[0]
+
+
+def _cut(ids: list[int], vocabulary: UnitVocabulary) -> bool:
+    """Whether an answer met its longest length: its last id is no end marker."""
+    return not ids or ids[-1] not in vocabulary.stops
 
 
 def _until(ids: list[int], stops: list[int]) -> list[int]:

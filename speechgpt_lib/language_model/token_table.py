@@ -75,7 +75,7 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
     dtype = np.min_scalar_type(max(0, vocabulary_size - 1))
     codes: dict[float, int] = {}
     starts, name_starts = array("q", [0]), array("q", [0])
-    ids, weights, names = (open(folder / name, "wb") for name in ("ids", "codes", "names"))
+    ids, weights, names = (open(folder / name, "wb") for name in ("ids", "codes", "names"))  # noqa: SIM115
     with ids, weights, names:
         for row in rows:
             ids.write(np.array(row.ids, dtype=dtype).tobytes())

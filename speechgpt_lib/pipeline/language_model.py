@@ -169,7 +169,7 @@ def _transcription_wer(job: Job, model, vocabulary: Vocabulary, rows: list[UnitR
     units, limit = [row.units for row in rows], job.recipe.generation.transcript
     templates = job.recipe.instructions.templates
     heard = generation.transcribe(model, vocabulary, units, limit, templates)
-    return wer([row.text for row in rows], heard)
+    return wer([row.text for row in rows], [written.text for written in heard])
 
 
 def _chain_accuracy(job: Job, model, vocabulary: Vocabulary, rows: list[UnitRow]) -> float | None:

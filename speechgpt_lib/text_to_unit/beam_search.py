@@ -27,8 +27,9 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from speechgpt_lib.text_to_unit.model import UnitIds
-from speechgpt_lib.units.features import ONEDNN_LINEAR
+from speechgpt_lib.units.features import fast_linear
 
+ONEDNN_LINEAR = fast_linear(torch.float32)
 GROWTH = 64  # steps by which the cache grows
 
 
