@@ -9,8 +9,9 @@ from pathlib import Path
 
 from speechgpt_lib.notebook.figure import figure_bundle
 from speechgpt_lib.notebook.progress import clock
+from speechgpt_lib.pipeline.launch import train_step
+from speechgpt_lib.runs.processes import interrupts_later
 from speechgpt_lib.runs.run import Run, Step
-from speechgpt_lib.training.launch import interrupts_later, train_step
 
 SHARE = 0.05  # of the time that drawing may take
 
