@@ -1,4 +1,5 @@
-"""From this machine to a list of checks: what is there, what the course expects, what each missing part costs."""
+"""From this machine to a list of checks: what is there, what the course expects, what each missing
+part costs."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _SPARED = {
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the set-up; `cost`: what is lost while it is missing; `required`: whether the lab recipe needs it."""
+    """One part of the set-up; `cost`: what is lost while it is missing; `required`: whether the lab
+    recipe needs it."""
 
     name: str
     ok: bool
@@ -53,8 +55,9 @@ class Check:
 def diagnose(run_dir: Path | None = None, jobs: int = 1) -> list[Check]:
     """Look at this machine and installation; never raises for what is missing.
 
-    run_dir: where results would go; need not exist yet.  Its disk is the one measured; default: the current folder's.
-    Takes about 3 seconds, most of them to import torch.  `dataclasses.asdict` makes a check ready for JSON.
+    run_dir: where results would go; need not exist yet.  Its disk is the one measured; default: the
+        current folder's. Takes about 3 seconds, most of them to import torch.  `dataclasses.asdict`
+        makes a check ready for JSON.
     """
     return [
         python_check(platform.python_version()),
@@ -84,7 +87,8 @@ def render(checks: Iterable[Check]) -> Table:
             else "[yellow]without[/]"
         )
         meaning = "" if check.ok else f"{check.cost} (expected: {check.expected})"
-        # Names and messages from outside may hold square brackets, which rich would take for markup.
+        # Names and messages from outside may hold square brackets, which rich would take for
+        # markup.
         table.add_row(mark, *map(escape, (check.name, check.found, meaning)))
     return table
 
@@ -97,12 +101,14 @@ def python_check(version: str) -> Check:
 
 
 def declared_requirements() -> list[str]:
-    """The core requirements of the installed package, e.g. `torch<=2.13.0,>=2.11`; empty if it is not installed."""
+    """The core requirements of the installed package, e.g. `torch<=2.13.0,>=2.11`; empty if it is
+    not installed."""
     try:
         declared = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    # With no extra asked for, this drops those of the extras, and those of other systems and Python versions.
+    # With no extra asked for, this drops those of the extras, and those of other systems and Python
+    # versions.
     return [
         text
         for text in declared
@@ -177,7 +183,7 @@ def disk_check(run_dir: Path) -> Check:
         cost = "no results can be kept there: give another folder, speechgpt run --run-dir DIR"
         return Check("disk", False, f"no right to write in {folder}", expected, cost, required=True)
     free = shutil.disk_usage(folder).free / 1e9
-    cost = "a run may stop half-way (what it has finished is kept): free some space, or give --run-dir DIR"
+    cost = "a run may stop half-way (what is finished is kept): free space, or give --run-dir DIR"
     return Check(
         "disk", free >= DISK_GB, f"{free:.1f} GB free in {folder}", expected, cost, required=True
     )
@@ -213,7 +219,8 @@ def cores_check(cores: int) -> Check:
 
 
 def bf16_check(flags: set[str] | None) -> Check:
-    """Whether the CPU computes in bfloat16 itself; `flags` are its features as Linux names them, None where unknown."""
+    """Whether the CPU computes in bfloat16 itself; `flags` are its features as Linux names them,
+    None where unknown."""
     expected = "avx512_bf16, amx_bf16 or bf16"
     cost = (
         "smoke and lab lose nothing, they compute in 32 bits; a bf16 run on this CPU would be slow"
@@ -255,7 +262,8 @@ def accelerator_checks() -> list[Check]:
 
 
 def optional_checks() -> list[Check]:
-    """Parts one can do without: Python modules by `find_spec`, programs by PATH; nothing is imported or started."""
+    """Parts one can do without: Python modules by `find_spec`, programs by PATH; nothing is
+    imported or started."""
     judge = "`speechgpt evaluate` can't judge spoken answers; pip install -e '.[judge]'"
     course = "no graded course labs (a later version); pip install -e '.[course]'"
     fairseq = (
@@ -296,7 +304,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _memory_gb() -> float:
-    """This machine's memory in GB, or less where a container or batch job is granted less (Linux control groups v2)."""
+    """This machine's memory in GB, or less where a container or batch job is granted less (Linux
+    control groups v2)."""
     limits = [psutil.virtual_memory().total]
     try:
         own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()

@@ -1,4 +1,5 @@
-"""`speechgpt corpora list | prepare | download`: recorded speech from the archive to the utterance table."""
+"""`speechgpt corpora list | prepare | download`: recorded speech from the archive to the utterance
+table."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def prepare(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a corpus into an utterance table; what can't be used goes to quarantine. Interrupted, it goes on when called again."""
+    """Read a corpus into an utterance table; what can't be used goes to quarantine. Interrupted, it
+    goes on when called again."""
     from speechgpt_lib.corpora.prepare import prepare as prepare_corpus
 
     given = {"language": language, "lower": lower, "whole_files": whole_files}
@@ -140,21 +142,24 @@ def download(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a public archive, check and unpack it; for a corpus that needs an agreement, print the steps. Interrupted, it resumes."""
+    """Fetch a public archive, check and unpack it; for a corpus that needs an agreement, print the
+    steps. Interrupted, it resumes."""
     from speechgpt_lib.corpora.catalogue import CORPORA
     from speechgpt_lib.corpora.download import download as fetch
     from speechgpt_lib.corpora.download import find_archive
 
     corpus = CORPORA.get(archive)
     if corpus is not None and corpus.manual:
-        text = f"{corpus.title} asks for an agreement first, so it can't be fetched from here. By hand:\n{corpus.manual}"
+        why = f"{corpus.title} asks for an agreement first, so it can't be fetched from here."
+        text = f"{why} By hand:\n{corpus.manual}"
         emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
         return
     found = find_archive(archive)
     with _progress_bar(found.file) as progress:
         folder = fetch(found, out, keep_archive, say=say, progress=progress)
     root = folder.parent
-    text = f"{found.hours:g} h in {folder}\nnext: speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
+    command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
+    text = f"{found.hours:g} h in {folder}\nnext: {command}"
     emit({"folder": str(folder), "corpus": found.corpus, "root": str(root)}, text, as_json)
 
 

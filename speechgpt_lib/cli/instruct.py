@@ -1,4 +1,5 @@
-"""`speechgpt instruct …`: build, check, count, export and import SpeechInstruct sets; have task descriptions written."""
+"""`speechgpt instruct …`: build, check, count, export and import SpeechInstruct sets; have task
+descriptions written."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def build(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the sets of a recipe and what they need; the same as `speechgpt make cross_modal_set chain_set`."""
+    """Build the sets of a recipe and what they need; the same as `speechgpt make cross_modal_set
+    chain_set`."""
     if only not in (None, "cross_modal", "chain"):
         raise UserError(f"unknown --only {only!r}: choose cross_modal or chain")
     sets = [f"{only}_set"] if only else ["cross_modal_set", "chain_set"]
@@ -63,7 +65,8 @@ def check(
     ] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Report every row that is not well-formed, with line number and reason; exit code 1 if there is one."""
+    """Report every row that is not well-formed, with line number and reason; exit code 1 if there
+    is one."""
     from speechgpt_lib.instructions.check import check_set
     from speechgpt_lib.instructions.interchange import check_jsonl
     from speechgpt_lib.units.foreign import inventory_count, inventory_id
@@ -107,9 +110,8 @@ def check(
         )
         print(f"{found.lines} lines, {found.good} well-formed ({tasks or 'none'}), {found.bad} not")
         if found.prefixes.get("another"):
-            print(
-                f"note: {found.prefixes['another']} rows have another prefix than the release's: it is part of what the model learns"
-            )
+            other = f"{found.prefixes['another']} rows have another prefix than the release's"
+            print(f"note: {other}: it is part of what the model learns")
     raise typer.Exit(bool(found.bad))
 
 
@@ -119,7 +121,8 @@ def stats(
     unit_count: UnitCount = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rows a task or format, lengths in units and words with histograms, sources, licences: the data card of a set."""
+    """Rows a task or format, lengths in units and words with histograms, sources, licences: the
+    data card of a set."""
     from speechgpt_lib.instructions.card import render
     from speechgpt_lib.instructions.interchange import summarise_jsonl
     from speechgpt_lib.instructions.sets import read_summary
@@ -165,7 +168,8 @@ def import_set(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read JSON lines into a set, from which the same bytes can be exported; bad lines go to quarantine."""
+    """Read JSON lines into a set, from which the same bytes can be exported; bad lines go to
+    quarantine."""
     from speechgpt_lib.instructions.interchange import import_jsonl
     from speechgpt_lib.units.foreign import inventory_count, inventory_id
 
@@ -208,7 +212,8 @@ def describe(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a language model write task descriptions, as the paper had GPT-4 do; stopped and started again, it goes on."""
+    """Have a language model write task descriptions, as the paper had GPT-4 do; stopped and started
+    again, it goes on."""
     from speechgpt_lib.instructions.chat_server import ChatServer
     from speechgpt_lib.instructions.description_writer import write_descriptions
 
@@ -228,7 +233,8 @@ def _overview(summary: dict, out: Path) -> str:
     statistics = summary["statistics"]
     tasks = ", ".join(f"{name} {count}" for name, count in statistics["counts"].items())
     lines = [
-        f"{out}: shards {summary['shards']}, {statistics['rows']} rows ({tasks}), {summary['held_out']} held out"
+        f"{out}: shards {summary['shards']}, {statistics['rows']} rows ({tasks}), "
+        f"{summary['held_out']} held out"
     ]
     lines += [f"quarantined: {reason} {count}" for reason, count in summary["quarantined"].items()]
     return "\n".join([*lines, f"table hash {summary['table_hash']}"])

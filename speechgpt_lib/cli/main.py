@@ -1,4 +1,5 @@
-"""The command line: a thin layer that parses arguments, calls one function and prints a result or one line of error."""
+"""The command line: a thin layer that parses arguments, calls one function and prints a result or
+one line of error."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit code 130."""
+    """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
+    code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = app(

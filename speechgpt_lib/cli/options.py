@@ -1,4 +1,5 @@
-"""What the commands share: options of one meaning, opening a run, and the one place where results are printed."""
+"""What the commands share: options of one meaning, opening a run, and the one place where results
+are printed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a key of the recipe, such as stage2.optimization.steps=100; may be given again.",
+        help="Change a key of the recipe, such as stage2.optimization.steps=100; repeatable.",
     ),
 ]
 ShardsOption = Annotated[

@@ -1,4 +1,5 @@
-"""`speechgpt run | make | train | evaluate | ablate | plan | doctor`: making a run, part of it, and scoring it."""
+"""`speechgpt run | make | train | evaluate | ablate | plan | doctor`: making a run, part of it, and
+scoring it."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def make(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make steps of a recipe and whatever they need; stopped at any point and started again, it goes on."""
+    """Make steps of a recipe and whatever they need; stopped at any point and started again, it
+    goes on."""
     make_steps(steps, recipe, run_dir, changes, seed, processes, shards, force, as_json)
 
 
@@ -173,7 +175,8 @@ def evaluate(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run on its held-out speech, or on any set; writes report.json (and report.html) there."""
+    """Score a run on its held-out speech, or on any set; writes report.json (and report.html)
+    there."""
     opened = open_run(run, quiet=as_json)
     if set_folder is not None:
         from speechgpt_lib.evaluation.measure import evaluate_set
@@ -203,7 +206,8 @@ def plan(
     ] = 989.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what the three stages need on so many GPUs: memory, tokens, hours, disk; refuse what can't fit."""
+    """Say what the three stages need on so many GPUs: memory, tokens, hours, disk; refuse what
+    can't fit."""
     from speechgpt_lib.language_model import planning
 
     settings = load(recipe, changes)
@@ -229,7 +233,8 @@ def doctor(
     jobs: Annotated[int, typer.Option(min=1, help="As for `speechgpt run --jobs`.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Check versions, memory, disk, devices and optional parts; exit code 1 without a required one."""
+    """Check versions, memory, disk, devices and optional parts; exit code 1 without a required
+    one."""
     from rich.console import Console
 
     from speechgpt_lib.doctor import diagnose, render

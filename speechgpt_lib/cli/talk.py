@@ -107,6 +107,4 @@ def _with(note: str | None) -> str:
 
 def _warn(cut: bool, limit: str) -> None:
     if cut:
-        say(
-            f"note: the answer met its longest length and was cut there: see generation.{limit} in the recipe"
-        )
+        say(f"note: the answer met its longest length and was cut: see generation.{limit}")

@@ -1,4 +1,5 @@
-"""`speechgpt text-to-unit …`: fairseq's text-to-unit model made ours, one trained on a corpus, and texts to units."""
+"""`speechgpt text-to-unit …`: fairseq's text-to-unit model made ours, one trained on a corpus, and
+texts to units."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def import_published(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the published text-to-unit model one of this project; nothing in the file is run, fairseq isn't needed."""
+    """Make the published text-to-unit model one of this project; nothing in the file is run,
+    fairseq isn't needed."""
     from speechgpt_lib.text_to_unit.synthesis import from_fairseq
     from speechgpt_lib.units.foreign import inventory_id
 
@@ -56,7 +58,8 @@ def import_published(
         "pieces": made.vocabulary.size,
         "inventory": made.inventory,
     }
-    text = f"{out}: {facts['units']} units of inventory {made.inventory}; use it with --text-to-unit {out}"
+    what = f"{facts['units']} units of inventory {made.inventory}"
+    text = f"{out}: {what}; use it with --text-to-unit {out}"
     emit(facts, text, as_json)
 
 
@@ -70,7 +73,8 @@ def train(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on the transcripts and units of a recipe's corpora; the same as `speechgpt make text_to_unit`."""
+    """Train on the transcripts and units of a recipe's corpora; the same as `speechgpt make
+    text_to_unit`."""
     make_steps(["text_to_unit"], recipe, run_dir, changes, seed, processes, None, force, as_json)
 
 
@@ -85,7 +89,8 @@ def generate(
     run: RunOption = DEFAULT_RUN,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn texts into units, a line each: `speechgpt text-to-unit generate "two dogs" | speechgpt speak - -o dogs.wav`."""
+    """Turn texts into units, a line each: `speechgpt text-to-unit generate "two dogs" | speechgpt
+    speak - -o dogs.wav`."""
     from speechgpt_lib.text_to_unit.synthesis import TextToUnit
     from speechgpt_lib.units.sequence import format_units
 

@@ -1,4 +1,5 @@
-"""`speechgpt units encode | extract | train`: a sound file to units, a corpus to unit tables, an inventory of one's own."""
+"""`speechgpt units encode | extract | train`: a sound file to units, a corpus to unit tables, an
+inventory of one's own."""
 
 from __future__ import annotations
 
@@ -118,5 +119,6 @@ def train_inventory(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a unit inventory from speech alone: HuBERT, then k-means; the same as `speechgpt make inventory`."""
+    """Make a unit inventory from speech alone: HuBERT, then k-means; the same as `speechgpt make
+    inventory`."""
     make_steps(["inventory"], recipe, run_dir, changes, seed, processes, None, force, as_json)

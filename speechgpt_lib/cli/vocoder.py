@@ -1,4 +1,5 @@
-"""`speechgpt speak` and `speechgpt vocoder …`: units to sound, fairseq's vocoder made ours, and vocoders trained on a corpus."""
+"""`speechgpt speak` and `speechgpt vocoder …`: units to sound, fairseq's vocoder made ours, and
+vocoders trained on a corpus."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def import_published(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the vocoder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a published unit HiFi-GAN of fairseq a vocoder of this project; nothing in the file is run, fairseq isn't needed."""
+    """Make a published unit HiFi-GAN of fairseq a vocoder of this project; nothing in the file is
+    run, fairseq isn't needed."""
     from speechgpt_lib.units.foreign import inventory_id
     from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 
@@ -132,7 +134,8 @@ def train(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a vocoder on the units and sound of a recipe's corpora; the same as `speechgpt make vocoder`."""
+    """Train a vocoder on the units and sound of a recipe's corpora; the same as `speechgpt make
+    vocoder`."""
     make_steps(["vocoder"], recipe, run_dir, changes, seed, processes, None, force, as_json)
 
 
@@ -165,7 +168,8 @@ def _stream(vocoder, out: Path, speed: float, identity: str | None, speaker: str
 
 
 def _speak_tables(vocoder, tables: Path, out: Path, speed: float, speaker: str | None) -> dict:
-    """Every utterance of unit tables → a sound file of its name; finished ones are kept, so it can be stopped and started again."""
+    """Every utterance of unit tables → a sound file of its name; finished ones are kept, so it can
+    be stopped and started again."""
     from itertools import islice
 
     from speechgpt_lib.corpora.audio import write_audio

@@ -9,7 +9,8 @@ from speechgpt_lib.errors import UserError
 
 
 def judges_if_installed(corpora: Corpora, say: Callable[[str], None]) -> dict[str, Judge]:
-    """Judges by the suffix of their figures ("" and "_bigram" in the lab); {} with a reason where there are none."""
+    """Judges by the suffix of their figures ("" and "_bigram" in the lab); {} with a reason where
+    there are none."""
     try:
         judges = corpora.judges()
     except UserError as error:

@@ -1,6 +1,8 @@
-"""A finished run → its figures: word error rates, right answers, well-formed chains, each with n and a bootstrap interval.
+"""A finished run → its figures: word error rates, right answers, well-formed chains, each with n
+and a bootstrap interval.
 
-Sets are lists of `Item`: held-out utterances of the run's own corpus, or a folder written by `speechgpt corpora sample`.
+Sets are lists of `Item`: held-out utterances of the run's own corpus, or a folder written by
+`speechgpt corpora sample`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from speechgpt_lib.units.extract import read_units
 
 @dataclass(frozen=True)
 class Item:
-    """One utterance to be scored: wave (samples,) at 16 kHz, what is said, and the right answer if it is a question."""
+    """One utterance to be scored: wave (samples,) at 16 kHz, what is said, and the right answer if
+    it is a question."""
 
     wave: np.ndarray
     text: str
@@ -63,8 +66,8 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], draws:
 def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict:
     """Score a run on its own held-out speech; waves of the examples are written into `folder`.
 
-    Returns {"figures": name → Estimate as dict, "qa_by_kind", "qa_baseline", "examples"}.  What the corpora don't
-    allow is left out: figures by a judge, or by questions.
+    Returns {"figures": name → Estimate as dict, "qa_by_kind", "qa_baseline", "examples"}.  What the
+    corpora don't allow is left out: figures by a judge, or by questions.
     """
     settings, corpus = run.recipe.evaluation, run.require("corpus")
     draws = settings.bootstrap_draws
@@ -115,7 +118,8 @@ def _spoken_figures(
     judges: dict[str, Judge],
     settings: EvaluationSettings,
 ) -> dict[str, Estimate]:
-    """What judges hear of spoken sentences and of resynthesised ones, each beside the recordings (its ceiling)."""
+    """What judges hear of spoken sentences and of resynthesised ones, each beside the recordings
+    (its ceiling)."""
     sentences = own[: settings.tts_sentences]
     spoken = [said.wave for said in speechgpt.say_many([i.text for i in sentences])]
     resynthesis = own[: settings.resynthesis_utterances]
@@ -158,7 +162,8 @@ def evaluate_set(run: Run, folder: Path) -> dict:
 
 @dataclass(frozen=True)
 class Answers:
-    """Questions with their answers as scored: `replies` are spoken ones, `examples` one a question, `waves` what was said."""
+    """Questions with their answers as scored: `replies` are spoken ones, `examples` one a question,
+    `waves` what was said."""
 
     examples: list[Example]
     waves: list[np.ndarray]
@@ -188,7 +193,8 @@ class Answers:
 
 
 def answer_questions(speechgpt: SpeechGPT, questions: Sequence[Item], judge: Judge) -> Answers:
-    """Ask every question twice, for a written and for a spoken answer; the judge listens to the spoken ones."""
+    """Ask every question twice, for a written and for a spoken answer; the judge listens to the
+    spoken ones."""
     waves = [q.wave for q in questions]
     written: list[Reply] = speechgpt.ask_many(waves, reply="text")
     spoken: list[Reply] = speechgpt.ask_many(waves, reply="speech")
@@ -224,7 +230,8 @@ def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:
 
 
 def nearest_question_baseline(run: Run, questions: Sequence[Item]) -> list[bool]:
-    """Would the answer to the most similar training question do?  Similarity is word edit distance of transcripts."""
+    """Would the answer to the most similar training question do?  Similarity is word edit distance
+    of transcripts."""
     rows = read_units(run.require("units").path, None, {"split": "train"})
     train = {row.text: row.answer for row in rows if row.answer}
     texts = [(text.split(), answer) for text, answer in train.items()]
@@ -240,7 +247,7 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
     path = Path(folder) / "items.jsonl"
     if not path.is_file():
         raise UserError(
-            f"no items.jsonl in {folder}: make a set with `speechgpt corpora sample -n 50 -o {folder}`"
+            f"no items.jsonl in {folder}: make a set by `speechgpt corpora sample -o {folder}`"
         )
     items, records = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -270,7 +277,8 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
 
 
 def held_out(run: Run, split: str) -> list[Item]:
-    """The held-out utterances of a split ("test", "test_voice") with their sound, in a seeded order."""
+    """The held-out utterances of a split ("test", "test_voice") with their sound, in a seeded
+    order."""
     rows = read_utterances(run.require("corpus").path, audio=True, where={"split": split})
     ranks: dict[str, int] = {}
     items = []

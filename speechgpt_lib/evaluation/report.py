@@ -1,4 +1,5 @@
-"""The figures of a run → `report.json` for programs and `report.html` for people, in the run directory."""
+"""The figures of a run → `report.json` for programs and `report.html` for people, in the run
+directory."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ GOALS = {  # key → (what it is, must, aim, better is higher)
 
 
 def write_report(run: Run) -> dict:
-    """Put together `report.json` and `report.html` from the facts of all steps; cheap, so every run ends with it."""
+    """Put together `report.json` and `report.html` from the facts of all steps; cheap, so every run
+    ends with it."""
     evaluation, steps = run.require("evaluation"), run.steps()
     found = sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
     notebooks = {path.stem: read_json(path) for path in found}
@@ -63,7 +65,8 @@ def _exact(value: float, n: int) -> dict:
 
 
 def render_html(run: Run, report: dict, evaluation: Step) -> str:
-    """One page without scripts or outside files: figures, kinds of questions, answers to listen to, what each step cost."""
+    """One page without scripts or outside files: figures, kinds of questions, answers to listen to,
+    what each step cost."""
     figures = [
         (key, text, _interval(report[key]), _goal(must), _goal(aim))
         for key, (text, must, aim, _) in GOALS.items()
@@ -98,8 +101,9 @@ def render_html(run: Run, report: dict, evaluation: Step) -> str:
     title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
     machine = report["machine"]
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, {machine['cores']} cores, {machine['date']}. "
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, "
+        f"{html.escape(machine['cpu']['name'])}, {machine['cores']} cores, {machine['date']}. "
         f"{_baseline(report)}</p>"
         + _table(
             "Figures on held-out sentences (95 % bootstrap interval)",
@@ -126,9 +130,10 @@ def render_html(run: Run, report: dict, evaluation: Step) -> str:
 
 
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ddd}"
-    "caption{text-align:left;font-weight:600;padding:.5rem 0}audio{width:14rem;height:2rem}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;margin:1rem 0}audio{width:14rem;height:2rem}"
+    "th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ddd}"
+    "caption{text-align:left;font-weight:600;padding:.5rem 0}"
 )
 
 
@@ -148,7 +153,8 @@ def _table(
 
 
 def _player(path: Path) -> str:
-    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}"></audio>'
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
 
 def _baseline(report: dict) -> str:

@@ -1,15 +1,13 @@
-"""How good a vocoder is: held-out speech → units → speech, beside the original, measured in sound, in units and in words.
+"""How good a vocoder is: held-out speech → units → speech, beside the original.
 
-| figure               | what                                                                             | durations      |
-|----------------------|----------------------------------------------------------------------------------|----------------|
-| `mcd_db`             | mel-cepstral distance, frames paired by time warping                             | both           |
-| `lsd_db`             | log-spectral distance, frame by frame                                            | gold only      |
-| `f0_rmse_hz`         | pitch where both are voiced                                                      | gold only      |
-| `voicing_error`      | share of frames voiced in one and not in the other                               | gold only      |
-| `unit_round_trip`    | unit error rate of units → speech → units                                        | both           |
-| `wer`, `wer_bigram`  | words, by the independent judge with the lab's grammar, and with word pairs only | both           |
-| `duration_error`     | mean distance in frames of predicted from gold durations                         | predicted only |
-| `length_ratio`       | predicted over gold length of the whole                                          | predicted only |
+- `mcd_db`: mel-cepstral distance, frames paired by time warping
+- `lsd_db`: log-spectral distance, frame by frame (gold durations only)
+- `f0_rmse_hz`: pitch where both are voiced (gold only)
+- `voicing_error`: share of frames voiced in one and not in the other (gold only)
+- `unit_round_trip`: unit error rate of units → speech → units
+- `wer`, `wer_bigram`: words, by the corpora's judges: in the lab with its grammar, and with word pairs
+- `duration_error`: mean distance in frames of predicted from gold durations (predicted only)
+- `length_ratio`: predicted over gold length of the whole (predicted only)
 """
 
 from __future__ import annotations
@@ -37,7 +35,8 @@ Judges = Mapping[str, Judge]  # by the suffix of their figures
 
 @dataclass(frozen=True)
 class Original:
-    """A held-out utterance: wave (samples,) at 16 kHz, its words, its merged units and their durations in frames."""
+    """A held-out utterance: wave (samples,) at 16 kHz, its words, its merged units and their
+    durations in frames."""
 
     wave: np.ndarray
     text: str
@@ -51,7 +50,8 @@ def evaluate_vocoder(
     inventory: UnitInventory,
     judges: Judges | None = None,
 ) -> dict:
-    """{"gold": figures, "predicted": figures} of the table above; without `judges` there are no words."""
+    """{"gold": figures, "predicted": figures} of the table above; without `judges` there are no
+    words."""
     units = [o.units for o in originals]
     gold = vocoder.synthesize_many(units, [o.durations for o in originals], inventory=inventory.id)
     predicted = vocoder.synthesize_many(units, inventory=inventory.id)
@@ -87,7 +87,8 @@ def evaluate_vocoder(
 
 
 def judge_originals(originals: Sequence[Original], judges: Judges) -> dict:
-    """What the judges make of the recordings themselves: no vocoder can be expected to be understood better."""
+    """What the judges make of the recordings themselves: no vocoder can be expected to be
+    understood better."""
     return _words([o.wave for o in originals], originals, judges)
 
 

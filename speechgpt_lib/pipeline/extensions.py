@@ -20,7 +20,8 @@ STAGES = ("stage1", "stage2", "stage3")
 
 
 def ablate(run: Run, without: str) -> dict:
-    """Train and evaluate `run` without one stage ("stage1", "stage2" or "stage3"); returns the report."""
+    """Train and evaluate `run` without one stage ("stage1", "stage2" or "stage3"); returns the
+    report."""
     if without not in STAGES:
         raise UserError(f"unknown stage {without!r}: choose {', '.join(STAGES)}")
     made = [

@@ -1,7 +1,7 @@
 """The one graph of steps: a dictionary from names to definitions, and what one may do with it.
 
-A notebook cell, `speechgpt run`, `speechgpt train` and a worker of torchrun all call `make`.  `plan` says beforehand
-what would be reused, resumed, made or imported, and why.
+A notebook cell, `speechgpt run`, `speechgpt train` and a worker of torchrun all call `make`.
+`plan` says beforehand what would be reused, resumed, made or imported, and why.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def find_step(name: str | Definition) -> Definition:
 
 
 def order(recipe: Recipe, names: Iterable[str] | None = None) -> list[str]:
-    """Those steps (default: what the notebooks make) and all that they need, each after what it needs.
+    """Those steps (default: what the notebooks make) and all that they need, each after what it
+    needs.
 
     Raises UserError for a cycle, or a step that is needed and not defined.
     """
@@ -66,7 +67,8 @@ def order(recipe: Recipe, names: Iterable[str] | None = None) -> list[str]:
 
 
 def default_steps(recipe: Recipe) -> list[str]:
-    """What the notebooks make under a recipe: not those steps that an import leaves without a purpose."""
+    """What the notebooks make under a recipe: not those steps that an import leaves without a
+    purpose."""
     ends = [name for name in STEPS if STEPS[name].imported(recipe) is None]
     if recipe.imports.inventory is not None:  # no encoder of our own to look into
         ends = [name for name in ends if name not in ("hubert", "unit_grid")]
@@ -97,11 +99,12 @@ def make(
     on_log: OnLog = None,
     shards: slice | None = None,
 ) -> Step:
-    """The finished step `name`, made or imported unless results with the same key are there already.
+    """The finished step `name`, made or imported unless results with the same key are there
+    already.
 
-    What it needs must be finished.  `on_log` hears of progress: each row of a training's metrics log, for example.
-    `shards` makes that part of a splittable step only and leaves it unfinished, for the jobs of an array; a call
-    without it joins them.
+    What it needs must be finished.  `on_log` hears of progress: each row of a training's metrics
+    log, for example. `shards` makes that part of a splittable step only and leaves it unfinished,
+    for the jobs of an array; a call without it joins them.
     """
     step = find_step(name)
     inputs = {need: run.require(need) for need in step.inputs(run.recipe)}
@@ -119,7 +122,8 @@ def make(
 def make_all(
     run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None
 ) -> list[Step]:
-    """The steps `names` and, before them, what they need; with `force` these steps alone are made anew."""
+    """The steps `names` and, before them, what they need; with `force` these steps alone are made
+    anew."""
     names = [find_step(name).name for name in names]
     wanted = order(run.recipe, names)
     made = {name: make(run, name, force and name in names, on_log) for name in wanted}
@@ -128,7 +132,8 @@ def make_all(
 
 @contextlib.contextmanager
 def threads(step: Definition) -> Iterator[None]:
-    """The threads that a step takes on a CPU, whatever else runs: rounding, and so a hash, may depend on them."""
+    """The threads that a step takes on a CPU, whatever else runs: rounding, and so a hash, may
+    depend on them."""
     before = torch.get_num_threads()
     if step.cost.threads == "half":
         torch.set_num_threads(max(1, usable_cores() // 2))

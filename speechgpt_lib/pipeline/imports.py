@@ -1,7 +1,9 @@
-"""Steps that are not made here: what others published or another run made becomes a step's results, in the same files.
+"""Steps that are not made here: what others published or another run made becomes a step's results,
+in the same files.
 
-Nothing is fetched and no code of a foreign file runs.  What these functions leave in `job.work` can't be told from
-what training leaves there, so every later step goes on as if it had been made here.
+Nothing is fetched and no code of a foreign file runs.  What these functions leave in `job.work`
+can't be told from what training leaves there, so every later step goes on as if it had been made
+here.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def import_inventory(job: Job) -> dict:
     expected = job.recipe.units.clusters
     if found.count != expected:
         raise UserError(
-            f"the imported inventory has {found.count} units, the recipe expects units.clusters: {expected}"
+            f"the imported inventory has {found.count} units, the recipe's units.clusters is {expected}"
         )
     found.save(job.work)
     return {"id": found.id, "clusters": found.count}
@@ -98,7 +100,8 @@ def import_text_model(job: Job) -> dict:
 
 
 def import_stage2(job: Job) -> dict:
-    """A model with units in its vocabulary: a run's, or one in transformers' format with the released vocabulary."""
+    """A model with units in its vocabulary: a run's, or one in transformers' format with the
+    released vocabulary."""
     folder, inventory = _there(job, job.recipe.imports.stage2), job.inventory()
     if (folder / "vocabulary.json").is_file():
         model, vocabulary = load_model(folder)

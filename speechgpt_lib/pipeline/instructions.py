@@ -1,4 +1,5 @@
-"""The steps of notebooks 03 and 04: the cross-modal set, the text-to-unit model and its worth, and the chain-of-modality set."""
+"""The steps of notebooks 03 and 04: the cross-modal set, the text-to-unit model and its worth, and
+the chain-of-modality set."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def make_voicing_evaluation(job: Job) -> dict:
 
 
 def make_chain_set(job: Job) -> dict:
-    """Quadruplets of the corpora's spoken questions and of written ones, which are voiced; so is every answer."""
+    """Quadruplets of the corpora's spoken questions and of written ones, which are voiced; so is
+    every answer."""
     settings, inventory = job.recipe.instructions, job.inventory()
     rows = read_units(job.path("units"), inventory.id, {"split": "train"})
     spoken = [
@@ -154,7 +156,8 @@ def held_out_sentences(job: Job) -> list[UnitRow]:
 
 
 def voicing(job: Job, way: str) -> Voicing:
-    """A way from text to units: "text_to_unit", the model, or "tts", a synthesiser and the unit extractor."""
+    """A way from text to units: "text_to_unit", the model, or "tts", a synthesiser and the unit
+    extractor."""
     if way == "text_to_unit":
         return TextToUnit.load(job.path("text_to_unit"))
     settings = job.recipe.instructions

@@ -1,4 +1,5 @@
-"""The steps of notebooks 05 to 08: the text model, its expanded vocabulary, and the three stages."""
+"""The steps of notebooks 05 to 08: the text model, its expanded vocabulary, and the three
+stages."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from speechgpt_lib.units.extract import UnitRow, read_units
 HEARD = ["train", "unlabelled"]  # the splits whose units stages 1 and 2 learn
 
 
-# --- 05 text LLM and vocabulary --------------------------------------------------------------------
+# --- 05 text LLM and vocabulary -------------------------------------------------------------------
 def make_text_model(job: Job) -> dict:
     """The stand-in for LLaMA, trained on the text of the corpora."""
     settings, corpora, seed = job.recipe.language_model, job.corpora(), job.recipe.seed
@@ -80,7 +81,7 @@ def make_expanded_model(job: Job) -> dict:
     return sizes | {"largest_change_of_old_logits": change}
 
 
-# --- 06, 07, 08 the three stages -------------------------------------------------------------------
+# --- 06, 07, 08 the three stages ------------------------------------------------------------------
 def make_stage1(job: Job) -> dict:
     """Modality adaptation: the next unit of unlabelled speech."""
     settings, count = job.recipe.stage1, job.recipe.evaluation.stage1_utterances

@@ -1,8 +1,8 @@
 """Training one step of a run in this process, or in several on this machine through torchrun.
 
-`accelerate launch --cpu` starts processes that each train alone; torchrun makes them one group, and every
-training is told the number of processes it must have.  The workers die with their launcher, and the launcher
-with us: no orphan keeps memory.
+`accelerate launch --cpu` starts processes that each train alone; torchrun makes them one group, and
+every training is told the number of processes it must have.  The workers die with their launcher,
+and the launcher with us: no orphan keeps memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def launch_steps(
     on_log: OnLog = None,
     shards: slice | None = None,
 ) -> list[Step]:
-    """The steps `names` and, before them, what they need; trainings and extractions in `processes` processes.
+    """The steps `names` and, before them, what they need; trainings and extractions in `processes`
+    processes.
 
     `shards` makes that part of the last step only, as a job of an array does.
     """
@@ -58,10 +59,11 @@ def launch_steps(
 def train_step(
     run: Run, name: str, processes: int = 1, force: bool = False, on_log: OnLog = None
 ) -> Step:
-    """Make the step `name` ("stage1") of `run` in `processes` processes; `on_log` hears every row of its metrics log.
+    """Make the step `name` ("stage1") of `run` in `processes` processes; `on_log` hears every row
+    of its metrics log.
 
-    Raises UserError for a step that only one process can make, or when a process fails (with its reason; all that it
-    wrote is in `launch.log` in the run directory).
+    Raises UserError for a step that only one process can make, or when a process fails (with its
+    reason; all that it wrote is in `launch.log` in the run directory).
     """
     step = find_step(name)
     if not (step.cost.processes or step.cost.splittable):
@@ -91,9 +93,11 @@ def train_step(
 
 
 class Follower:
-    """Tells the rows of the metrics log that others write in `work`, each once and in order; a line half written waits until it is whole.
+    """Tells the rows of the metrics log that others write in `work`, each once and in order; a line
+    half written waits until it is whole.
 
-    What an earlier attempt has left there counts once this attempt has taken it up, which it says by writing the file `key` anew.
+    What an earlier attempt has left there counts once this attempt has taken it up, which it says
+    by writing the file `key` anew.
     """
 
     def __init__(self, tell: Callable[[dict], None], work: Path):
@@ -118,7 +122,8 @@ class Follower:
 
 
 def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
-    """The command that starts `processes` workers as one group; each is told how many there must be."""
+    """The command that starts `processes` workers as one group; each is told how many there must
+    be."""
     launcher = [
         sys.executable,
         "-m",

@@ -1,7 +1,8 @@
-"""A process that makes steps one after the other as it is told, and the handle by which another process tells it.
+"""A process that makes steps one after the other as it is told, and the handle by which another
+process tells it.
 
-Orders come in on standard input and answers go out on standard output, a JSON object a line.  Such a process is
-started once and kept: importing the libraries takes longer than many a step.
+Orders come in on standard input and answers go out on standard output, a JSON object a line.  Such
+a process is started once and kept: importing the libraries takes longer than many a step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class StepServer:
         self.log = log
 
     def make(self, step: str, force: bool, say: Callable[[str], None]) -> None:
-        """Make a step; `say` is told what happens.  Raises UserError with the reason when it fails."""
+        """Make a step; `say` is told what happens.  Raises UserError with the reason when it
+        fails."""
         try:
             self.process.stdin.write(json.dumps({"step": step, "force": force}) + "\n")
             self.process.stdin.flush()
@@ -80,7 +82,7 @@ class StepServer:
 
     def _lost(self, step: str) -> UserError:
         code = self.process.wait()
-        why = f"exit code {code}; -9 is what an exhausted memory leads to; its last words are in {self.log}"
+        why = f"exit code {code}; -9: memory ran out; its last words are in {self.log}"
         return UserError(f"the process that made {step} was lost ({why}); the same command resumes")
 
 

@@ -1,4 +1,5 @@
-"""What a step of the graph is: its name, what it needs, what makes its key, what it costs, and the function that makes it."""
+"""What a step of the graph is: its name, what it needs, what makes its key, what it costs, and the
+function that makes it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ OnLog = Callable[[dict], None] | None
 
 @dataclass(frozen=True)
 class Job:
-    """A step under way: its run, the folder `work` for its results, and the finished steps that it needs.
+    """A step under way: its run, the folder `work` for its results, and the finished steps that it
+    needs.
 
     `shards`: of a step that may be split, the part that is made here.
     """
@@ -61,9 +63,11 @@ Needs = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: whether several processes can train it, gain by a GPU, or share its shards.
+    """What a step takes: whether several processes can train it, gain by a GPU, or share its
+    shards.
 
-    `threads` are those on a CPU: "all", or "half", where a second half gains little and another step can use it.
+    `threads` are those on a CPU: "all", or "half", where a second half gains little and another
+    step can use it.
     """
 
     processes: bool = False
@@ -79,7 +83,8 @@ class Definition:
     needs: names of the steps whose results it reads, perhaps by what the recipe says.
     settings: the part of the recipe that makes its key, as JSON values.
     make: writes the results into `job.work` and returns metrics.
-    bring: the same from a file or folder that somebody else made, where the recipe's `imports` name one.
+    bring: the same from a file or folder that somebody else made, where the recipe's `imports` name
+        one.
     bring_needs: what an import is checked against.
     """
 

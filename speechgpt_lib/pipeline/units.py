@@ -1,4 +1,5 @@
-"""The steps of notebook 01: the corpus, HuBERT, the unit inventory and how good it is, and the units of every utterance."""
+"""The steps of notebook 01: the corpus, HuBERT, the unit inventory and how good it is, and the
+units of every utterance."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
 def training_speech(corpus: Path, count: int, seed: int) -> list[Utterance]:
-    """A seeded sample of training utterances over all voices, with their sound; unreadable ones are left out."""
+    """A seeded sample of training utterances over all voices, with their sound; unreadable ones are
+    left out."""
     identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
     if len(identities) > MOST_SHUFFLED:
         chosen = set(heapq.nsmallest(count, identities, key=lambda i: _rank(f"{seed} {i}")))
@@ -98,7 +100,8 @@ def load_encoder(job: Job):
 def compare_units(
     corpus: Path, inventory: UnitInventory, mfcc_units: KMeansUnits, per_voice: int = 40
 ) -> dict:
-    """Quality of HuBERT units and of MFCC units on held-out utterances, against the phones that were spoken.
+    """Quality of HuBERT units and of MFCC units on held-out utterances, against the phones that
+    were spoken.
 
     {} where the corpus has no phones.
     """
@@ -115,7 +118,8 @@ def compare_units(
 def aligned(
     corpus: Path, per_voice: int
 ) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
-    """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end s, label)], voice)."""
+    """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end
+    s, label)], voice)."""
     chosen, taken = [], {}
     for u in read_utterances(corpus, audio="bytes", phones=True, where={"split": list(HELD_OUT)}):
         taken[u.voice] = taken.get(u.voice, 0) + 1
@@ -125,7 +129,8 @@ def aligned(
 
 
 def make_unit_grid(job: Job) -> dict:
-    """Quality of units by layer and number of clusters, beside those that the recipe chose; no rows without phones."""
+    """Quality of units by layer and number of clusters, beside those that the recipe chose; no rows
+    without phones."""
     corpus, seed, chosen = job.path("corpus"), job.recipe.seed, job.recipe.units.clusters
     if not (held_out := aligned(corpus, 20)):
         return {"rows": [], "why": "the corpus has no phones to compare units with"}

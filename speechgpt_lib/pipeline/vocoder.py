@@ -1,4 +1,5 @@
-"""The steps of notebook 02: train the vocoder, measure it, and train another for other numbers of units."""
+"""The steps of notebook 02: train the vocoder, measure it, and train another for other numbers of
+units."""
 
 from __future__ import annotations
 
@@ -58,9 +59,11 @@ def make_vocoder_evaluation(job: Job) -> dict:
 
 
 def with_clusters(clusters: int) -> Definition:
-    """The step of the same vocoder for another number of units, to hear what fewer or more of them keep.
+    """The step of the same vocoder for another number of units, to hear what fewer or more of them
+    keep.
 
-    No other step needs it.  Its folder holds the inventory, the vocoder, and the figures of its evaluation.
+    No other step needs it.  Its folder holds the inventory, the vocoder, and the figures of its
+    evaluation.
     """
 
     def make(job: Job) -> dict:
@@ -100,7 +103,8 @@ def learned_speech(job: Job) -> dict:
 
 
 def held_out_speech(job: Job, inventory_id: str | None, count: int) -> list[UnitRow]:
-    """Held-out sentences of the voices that answer, in a seeded order; of all voices, where those have none."""
+    """Held-out sentences of the voices that answer, in a seeded order; of all voices, where those
+    have none."""
     rows = list(read_units(job.path("units"), inventory_id, {"split": "test"}))
     voices = set(speaking_voices(job))
     own = [row for row in shuffled(rows, job.recipe.seed) if row.voice in voices]
@@ -139,13 +143,15 @@ def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech
 
 
 def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) -> dict:
-    """Utterance → frames of units, and the speech in the corpus → generator and duration predictor."""
+    """Utterance → frames of units, and the speech in the corpus → generator and duration
+    predictor."""
     settings, options, checkpoints = job.recipe.vocoder, job.training, job.work / "checkpoints"
     speech, first = _speech(job, frames, inventory.count)
     more = {"sample": frames[first.id], "ahead": AHEAD if isinstance(speech, SpeechOnDisk) else 0}
     where = (speech, inventory.count, settings)
     generator, summary = train_vocoder(*where, checkpoints / "generator", options, **more)
-    # In several processes only the first has the checkpoint to start from; comparing is a lesson for one.
+    # In several processes only the first has the checkpoint to start from; comparing is a lesson
+    # for one.
     joined = 0 < summary["adversarial_steps"] < summary["steps"]
     compared = settings.compare and options.world_size == 1 and joined
     if compared:

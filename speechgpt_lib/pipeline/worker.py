@@ -2,10 +2,12 @@
 
 `pipeline.launch` starts such processes on this machine, through torchrun:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.pipeline.worker stage1 runs/lab 2
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m speechgpt_lib.pipeline.worker
+    stage1 runs/lab 2
 
-Any other launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do, on one machine or on several that see the
-same run directory: `accelerate launch` with a configuration from `recipes/accelerate`, torchrun on every node, or srun.
+Any other launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do, on
+one machine or on several that see the same run directory: `accelerate launch` with a configuration
+from `recipes/accelerate`, torchrun on every node, or srun.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     signal.signal(
         signal.SIGTERM, _interrupt
     )  # the training loop answers it by itself, with a checkpoint
-    end_with_parent()  # torchrun gives each worker a session of its own: without this a killed launcher leaves them running
+    # torchrun gives each worker a session of its own: without this a killed launcher leaves them
+    # running
+    end_with_parent()
     rank = int(os.environ.get("RANK", 0))
-    # What the run is told is how many there must be, not how many there are: the training loop refuses when the two differ.
+    # What the run is told is how many there must be, not how many there are: the training loop
+    # refuses when the two differ.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     if torch.cuda.is_available():

@@ -1,4 +1,5 @@
-"""YAML files and overrides → validated recipes, or one line that says which key is wrong and what is allowed there."""
+"""YAML files and overrides → validated recipes, or one line that says which key is wrong and what
+is allowed there."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ BUILT_IN = ("smoke", "lab", "release", "paper")
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """A built-in recipe by name or any YAML file by path, with `overrides` put in, validated.
 
-    overrides: dotted key → value, such as {"stage2.optimization.steps": 100, "corpora.0.root": "speech"}.
+    overrides: dotted key → value, such as {"stage2.optimization.steps": 100, "corpora.0.root":
+        "speech"}.
 
     Raises:
-        UserError: unknown name, unreadable YAML, or a key that the schema refuses (key, value and what is allowed).
+        UserError: unknown name, unreadable YAML, or a key that the schema refuses (key, value and
+            what is allowed).
     """
     path = Path(name_or_path)
     if str(name_or_path) in BUILT_IN:
@@ -130,7 +133,8 @@ def _sections(annotation: object) -> list[type[BaseModel]]:
 
 
 def _tags(kind: type[BaseModel]) -> set[str]:
-    """By which names error locations tell a kind of section: its own, or the readers that it is for."""
+    """By which names error locations tell a kind of section: its own, or the readers that it is
+    for."""
     reader = kind.model_fields.get("reader")
     return {kind.__name__, *(get_args(reader.annotation) if reader else ())}
 

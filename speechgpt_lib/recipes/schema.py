@@ -1,6 +1,7 @@
 """Recipes: one YAML file fixes everything a run depends on; this schema says what may stand in it.
 
-An unknown key, a wrong type or an impossible combination is an error that names the key and what is allowed there.
+An unknown key, a wrong type or an impossible combination is an error that names the key and what is
+allowed there.
 """
 
 from __future__ import annotations
@@ -10,77 +11,59 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from speechgpt_lib.rates import HOP
-from speechgpt_lib.recipes.section import Count, Fraction, Section, Share
+from speechgpt_lib.recipes.section import (
+    Count,
+    Fraction,
+    Natural,
+    Part,
+    Positive,
+    Section,
+    Share,
+)
 from speechgpt_lib.recipes.sources import Corpus, Imports
 
-POSITION_GROUPS, CONV_LAYERS = (
-    8,
-    7,
-)  # groups of the position convolution and convolutions of every HuBERT here, see units/hubert.py
-INDUCTION_HEADS, INDUCTION_LAYERS = (
-    5,
-    2,
-)  # what an induction start needs, see language_model/model.py
+# Groups of the position convolution and convolutions of every HuBERT here: units/hubert.py.
+POSITION_GROUPS, CONV_LAYERS = 8, 7
+# What an induction start needs: language_model/model.py.
+INDUCTION_HEADS, INDUCTION_LAYERS = 5, 2
 
 
 class Optimization(Section):
     """How one training is driven.  `steps` are optimizer steps, fractions are of `steps`."""
 
-    steps: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    matrix_learning_rate: float | None = Field(
-        None, gt=0, description="if set, Muon drives the weight matrices, at this rate"
-    )
-    matrix_weight_decay: float = Field(
-        0.5,
-        ge=0,
-        description="Muon's; with little of it the matrices grow until LoRA can't move them",
-    )
+    steps: Count
+    learning_rate: Positive
+    # if set, Muon drives the weight matrices, at this rate
+    matrix_learning_rate: float | None = Field(None, gt=0)
+    # Muon's; with little of it the matrices grow until LoRA can't move them
+    matrix_weight_decay: Share = 0.5
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    weight_decay: float = Field(0.01, ge=0)
-    accumulation: int = Field(
-        1,
-        gt=0,
-        description="parts of a batch that each process computes one after the other, for want of memory",
-    )
-    warmup: int = Field(40, ge=0, description="steps from 0 to the full learning rate")
-    schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="how the learning rate falls after `hold`"
-    )
-    hold: float = Field(
-        0.4, ge=0, lt=1, description="share of the steps before the linear decay sets in"
-    )
-    floor: float = Field(
-        0.03, ge=0, le=1, description="share of the learning rate at the last step"
-    )
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    weight_decay: Share = 0.01
+    # parts of a batch that each process computes one after the other, for want of memory
+    accumulation: Count = 1
+    warmup: Natural = 40  # steps from 0 to the full learning rate
+    schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls after `hold`
+    hold: Fraction = 0.4  # share of the steps before the linear decay sets in
+    floor: Part = 0.03  # share of the learning rate at the last step
+    clip: Positive = 1.0  # largest gradient norm
     precision: Literal["no", "bf16"] = "bf16"
-    sharding: Literal["none", "full"] = Field(
-        "none", description="full: weights, gradients and moments shared out over processes (FSDP2)"
-    )
-    save_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
-    compile: bool = Field(
-        False,
-        description="compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler",
-    )
-    keep: Count = Field(2, description="checkpoints kept, the newest ones")
-    most_tokens: int | None = Field(
-        None,
-        gt=0,
-        description="if set, end after so many tokens (padding not counted), however many steps are left",
-    )
-    most_hours: float | None = Field(
-        None,
-        gt=0,
-        description="if set, stop (and save) after so many hours; started again it goes on",
-    )
-    log_every: int = Field(10, gt=0)
+    # full: weights, gradients and moments shared out over processes (FSDP2)
+    sharding: Literal["none", "full"] = "none"
+    save_every_s: Positive = 60.0  # seconds between checkpoints
+    # compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler
+    compile: bool = False
+    keep: Count = 2  # checkpoints kept, the newest ones
+    # if set, end after so many tokens (padding not counted), however many steps are left
+    most_tokens: int | None = Field(None, gt=0)
+    # if set, stop (and save) after so many hours; started again it goes on
+    most_hours: float | None = Field(None, gt=0)
+    log_every: Count = 10
 
     @model_validator(mode="after")
     def muon_is_whole(self) -> Optimization:
         if self.sharding == "full" and self.matrix_learning_rate:
             raise ValueError(
-                "sharding: full and matrix_learning_rate exclude each other: Muon needs whole matrices"
+                "sharding: full excludes matrix_learning_rate: Muon needs whole matrices"
             )
         return self
 
@@ -93,20 +76,16 @@ class HubertSettings(Section):
     layers: Count = 4
     heads: Count = 4
     feed_forward: Count = 640
-    mask_probability: float = Field(
-        0.065, gt=0, lt=1, description="share of frames at which a masked span starts"
-    )
+    # share of frames at which a masked span starts
+    mask_probability: float = Field(0.065, gt=0, lt=1)
     mask_length: Count = 10
-    unmasked_weight: float = Field(
-        0.5, ge=0, le=1, description="weight of the loss on frames that are not masked"
-    )
+    unmasked_weight: Part = 0.5  # weight of the loss on frames that are not masked
     target_clusters: Count = 100
-    iterations: Literal[1, 2] = Field(
-        1, description="2: a second encoder learns clusters of the first one's layer `units.layer`"
-    )
-    crop_seconds: float = Field(1.5, gt=0)
+    # 2: a second encoder learns clusters of the first one's layer `units.layer`
+    iterations: Literal[1, 2] = 1
+    crop_seconds: Positive = 1.5
     batch_size: Count = 16
-    utterances: int = Field(4000, gt=0, description="how many utterances the crops are taken from")
+    utterances: Count = 4000  # how many utterances the crops are taken from
     optimization: Optimization
 
     @model_validator(mode="after")
@@ -117,28 +96,25 @@ class HubertSettings(Section):
                 f"hidden_size is {self.hidden_size}, it must be a multiple of {POSITION_GROUPS}"
             )
         if len(self.conv_widths) != CONV_LAYERS:
-            raise ValueError(
-                f"conv_widths has {len(self.conv_widths)} widths, it must have {CONV_LAYERS}, one a convolution"
-            )
+            found = len(self.conv_widths)
+            raise ValueError(f"conv_widths has {found} widths, it must have {CONV_LAYERS}")
         return self
 
 
 class ExtractionSettings(Section):
     """How a corpus becomes units."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: misses are counted")
-    batch_seconds: float = Field(0.0, ge=0, description="padded audio in a batch; 0: by device")
-    long_audio: Literal["exact", "release"] = Field(
-        "exact", description="release: chunks of 100 s, as published"
-    )
-    max_bad_share: float = Field(0.05, ge=0, le=1, description="more unreadable ones are an error")
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: misses are counted
+    batch_seconds: Share = 0.0  # padded audio in a batch; 0: by device
+    long_audio: Literal["exact", "release"] = "exact"  # release: chunks of 100 s, as published
+    max_bad_share: Part = 0.05  # more unreadable ones are an error
 
 
 class UnitSettings(Section):
     hubert: HubertSettings
-    layer: int = Field(ge=1)
-    clusters: int = Field(gt=1, description="K, the size of the unit inventory")
-    kmeans_frames: int = Field(60_000, gt=0)
+    layer: Count
+    clusters: int = Field(gt=1)  # K, the size of the unit inventory
+    kmeans_frames: Count = 60_000
     extraction: ExtractionSettings = ExtractionSettings()
 
 
@@ -151,25 +127,16 @@ class VocoderSettings(Section):
     upsample_kernels: tuple[Count, ...] = (11, 8, 8, 4, 4)
     resblock_kernels: tuple[Count, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    discriminator_channels: int = Field(
-        32, gt=0, description="width of the first discriminator layer"
-    )
-    discriminator_rate: float = Field(
-        1.0, gt=0, description="the discriminators' learning rate as a share of the generator's"
-    )
-    segment_frames: int = Field(32, gt=0)
-    batch_size: int = Field(16, gt=0)
-    adversarial_from: float = Field(
-        0.8, ge=0, le=1, description="share of the steps before the discriminators join"
-    )
-    utterances: int = Field(2500, gt=0)
-    all_voices: bool = Field(
-        False,
-        description="train on every training voice with a speaker embedding, not on the target voice alone",
-    )
-    compare: bool = Field(
-        False, description="train the last steps a second time without discriminators, to compare"
-    )
+    discriminator_channels: Count = 32  # width of the first discriminator layer
+    # the discriminators' learning rate as a share of the generator's
+    discriminator_rate: Positive = 1.0
+    segment_frames: Count = 32
+    batch_size: Count = 16
+    adversarial_from: Part = 0.8  # share of the steps before the discriminators join
+    utterances: Count = 2500
+    # train on every training voice with a speaker embedding, not on the target voice alone
+    all_voices: bool = False
+    compare: bool = False  # train the last steps a second time without discriminators, to compare
     optimization: Optimization
     duration_optimization: Optimization
 
@@ -192,18 +159,14 @@ class VocoderSettings(Section):
 class TextToUnitSettings(Section):
     """Encoder–decoder that turns text into units."""
 
-    pieces: int = Field(
-        0,
-        ge=0,
-        description="size of the text tokenizer; with no more pieces than characters it spells",
-    )
+    pieces: Natural = 0  # size of the text tokenizer; with no more pieces than characters it spells
     hidden_size: Count = 96
     layers: Count = 2
     heads: Count = 4
     feed_forward: Count = 256
-    dropout: float = Field(0.0, ge=0, lt=1)
-    beams: int = Field(1, ge=1)
-    tokens_per_batch: int = Field(1000, gt=0, description="units, padding included")
+    dropout: Fraction = 0.0
+    beams: Count = 1
+    tokens_per_batch: Count = 1000  # units, padding included
     optimization: Optimization
 
     @model_validator(mode="after")
@@ -225,48 +188,28 @@ class InstructionSettings(Section):
         }
     )
     maximum_response_words: Count = 35
-    pairing: Literal["one", "both"] = Field(
-        "both",
-        description="rows of each pair of text and units: a transcript or speech is asked for, by chance (paper), or both are",
-    )
-    held_out_share: float = Field(
-        0.002, ge=0, lt=1, description="share of a corpus' sentences that are kept out of training"
-    )
-    questions_from: Literal["text_to_unit", "tts"] = Field(
-        "text_to_unit",
-        description="what voices written questions: the text-to-unit model (paper), or a synthesiser and the unit extractor",
-    )
-    answers_from: Literal["text_to_unit", "tts"] = Field(
-        "text_to_unit", description="the same for the answers"
-    )
-    synthesiser: str = Field(
-        "espeak", description="for tts: espeak, or a command that writes {wav}"
-    )
-    synthesiser_voice: str | None = Field(
-        None, description="eSpeak's; null: the voice that answers in the lab"
-    )
-    speaking: Literal["target", "all"] = Field(
-        "target", description="which voices' pairs are asked for speech: those that answer, or all"
-    )
-    descriptions: str | None = Field(
-        None, description="folder with asr.txt and tts.txt instead of the shipped descriptions"
-    )
-    dialogues: str | None = Field(
-        None,
-        description="moss-002-sft-data (file or folder): written dialogues beside the corpora's",
-    )
-    classroom: bool = Field(False, description="leave out dialogues that are unsafe for classrooms")
-    written_dialogues: int = Field(
-        800,
-        ge=0,
-        description="dialogues without speech of their own, voiced as questions_from says",
-    )
+    # rows of each pair of text and units: a transcript or speech is asked for, by chance (paper),
+    # or both are
+    pairing: Literal["one", "both"] = "both"
+    held_out_share: Fraction = 0.002  # share of a corpus' sentences that are kept out of training
+    # what voices written questions: the text-to-unit model (paper), or a synthesiser and the unit
+    # extractor
+    questions_from: Literal["text_to_unit", "tts"] = "text_to_unit"
+    answers_from: Literal["text_to_unit", "tts"] = "text_to_unit"  # the same for the answers
+    synthesiser: str = "espeak"  # for tts: espeak, or a command that writes {wav}
+    synthesiser_voice: str | None = None  # eSpeak's; null: the voice that answers in the lab
+    # which voices' pairs are asked for speech: those that answer, or all
+    speaking: Literal["target", "all"] = "target"
+    # folder with asr.txt and tts.txt instead of the shipped descriptions
+    descriptions: str | None = None
+    # moss-002-sft-data (file or folder): written dialogues beside the corpora's
+    dialogues: str | None = None
+    classroom: bool = False  # leave out dialogues that are unsafe for classrooms
+    # dialogues without speech of their own, voiced as questions_from says
+    written_dialogues: Natural = 800
     loss: Literal["all", "answer"] = "answer"
-    text_weight: float = Field(
-        1.0,
-        gt=0,
-        description="how much a text token counts in the loss beside a unit, of which there are far more",
-    )
+    # how much a text token counts in the loss beside a unit, of which there are far more
+    text_weight: Positive = 1.0
 
     @model_validator(mode="after")
     def shares_add_up(self) -> InstructionSettings:
@@ -277,78 +220,62 @@ class InstructionSettings(Section):
             name for name, share in self.chain_shares.items() if share and name != "speech_speech"
         ]
         if self.templates == "release" and others:
-            raise ValueError(
-                f"chain_shares has {', '.join(others)} but templates: release knows speech_speech only"
-            )
+            found = ", ".join(others)
+            raise ValueError(f"chain_shares has {found}; templates: release has speech_speech only")
         return self
 
 
 class LanguageModelSettings(Section):
     """The text LLM: a small LLaMA trained here, or the shape of the one that is imported."""
 
-    vocabulary: int = Field(1600, gt=300, description="size of the text tokenizer's vocabulary")
+    vocabulary: int = Field(1600, gt=300)  # size of the text tokenizer's vocabulary
     hidden_size: Count = 192
     layers: Count = 4
     heads: Count = 6
     feed_forward: Count = 512
-    rope_theta: float = Field(10_000.0, gt=0)
-    new_embeddings: Literal["mean", "centroids"] = Field(
-        "mean",
-        description="where new tokens start: at the mean of the old ones plus noise, or units at their projected k-means centroids",
-    )
-    multiple: Count = Field(
-        1,
-        le=256,
-        description="to which the number of embeddings is rounded up, for hardware that likes round shapes",
-    )
-    induction_start: bool = Field(
-        True, description="start attention as an induction circuit (see language_model/model.py)"
-    )
+    rope_theta: Positive = 10_000.0
+    # where new tokens start: at the mean of the old ones plus noise, or units at their projected
+    # k-means centroids
+    new_embeddings: Literal["mean", "centroids"] = "mean"
+    # to which the number of embeddings is rounded up, for hardware that likes round shapes
+    multiple: Count = Field(1, le=256)
+    # start attention as an induction circuit (see language_model/model.py)
+    induction_start: bool = True
     tokens_per_batch: Count = 2000
     optimization: Optimization
 
     @model_validator(mode="after")
     def heads_fit(self) -> LanguageModelSettings:
         _check_heads(self.hidden_size, self.heads, even=True)
-        if self.induction_start and (
-            self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS
-        ):
+        too_small = self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS
+        if self.induction_start and too_small:
             raise ValueError(
-                f"induction_start needs at least {INDUCTION_HEADS} heads and {INDUCTION_LAYERS} layers, found {self.heads} and "
-                f"{self.layers}: raise them or set induction_start: false"
+                f"induction_start needs at least {INDUCTION_HEADS} heads and {INDUCTION_LAYERS} "
+                f"layers, found {self.heads} and {self.layers}: raise them or set it to false"
             )
         return self
 
 
 class StageSettings(Section):
     tokens_per_batch: Count = 2000
-    packing: Literal["none", "isolated", "concatenated"] = Field(
-        "none",
-        description="none: rows of like length side by side; isolated: several in a block, none sees another; concatenated: cut wherever a "
-        "block is full (the release's stage 1)",
-    )
-    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = Field(
-        "auto",
-        description="auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's fused one on a GPU",
-    )
-    block: Count = Field(1024, description="tokens of a block, and of the longest row")
-    checkpointing: bool = Field(
-        False,
-        description="keep only each layer's input and compute the rest again: less memory, more time",
-    )
-    too_long: Literal["error", "drop", "truncate"] = Field(
-        "error",
-        description="longer rows: refused, left out, or cut with their end marker kept; both are counted",
-    )
-    replay: dict[Literal["text", "units"], Share] = Field(
-        default_factory=dict,
-        description="rows of earlier stages mixed in, as a share of the stage's own rows",
-    )
+    # none: rows of like length side by side; isolated: several in a block, none sees another;
+    # concatenated: cut wherever a block is full (the release's stage 1)
+    packing: Literal["none", "isolated", "concatenated"] = "none"
+    # auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's
+    # fused one on a GPU
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    block: Count = 1024  # tokens of a block, and of the longest row
+    # keep only each layer's input and compute the rest again: less memory, more time
+    checkpointing: bool = False
+    # longer rows: refused, left out, or cut with their end marker kept; both are counted
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    # rows of earlier stages mixed in, as a share of the stage's own rows
+    replay: dict[Literal["text", "units"], Share] = Field(default_factory=dict)
     optimization: Optimization
 
 
 class Stage2Settings(StageSettings):
-    speaking: float = Field(1.0, gt=0, description="speaking rows for every listening row")
+    speaking: Positive = 1.0  # speaking rows for every listening row
 
 
 class LoraSettings(Section):
@@ -356,14 +283,10 @@ class LoraSettings(Section):
     alpha: Count = 16
     dropout: Fraction = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    base: Literal["fp32", "bf16", "int8", "4bit"] = Field(
-        "fp32",
-        description="how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes",
-    )
-    new_tokens: bool = Field(
-        False,
-        description="train the embeddings of units and markers as well; they are saved with the adapter",
-    )
+    # how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes
+    base: Literal["fp32", "bf16", "int8", "4bit"] = "fp32"
+    # train the embeddings of units and markers as well; they are saved with the adapter
+    new_tokens: bool = False
 
 
 class Stage3Settings(StageSettings):
@@ -374,10 +297,10 @@ class GenerationSettings(Section):
     """Most tokens of each kind of answer; one that meets its limit is counted as cut."""
 
     transcript: Count = 48
-    speech: Count = Field(320, description="units of a spoken sentence")
-    spoken_answer: Count = Field(384, description="a whole chain that ends in speech")
-    written_answer: Count = Field(80, description="a whole chain that ends in text")
-    text: Count = Field(16, description="the text model's answer to a written question")
+    speech: Count = 320  # units of a spoken sentence
+    spoken_answer: Count = 384  # a whole chain that ends in speech
+    written_answer: Count = 80  # a whole chain that ends in text
+    text: Count = 16  # the text model's answer to a written question
 
 
 class EvaluationSettings(Section):
@@ -386,11 +309,11 @@ class EvaluationSettings(Section):
     questions_per_kind: Count = 40
     resynthesis_utterances: Count = 60
     vocoder_utterances: Count = 40
-    voicing_sentences: Count = Field(48, description="by which ways of voicing are compared")
-    stage1_utterances: Count = Field(200, description="whose perplexity stage 1 reports")
-    stage_utterances: Count = Field(64, description="that stages 2 and 3 transcribe and answer")
-    text_questions: Count = Field(20, description="written ones of every kind")
-    examples: Count = Field(14, description="answers whose sound is kept beside the report")
+    voicing_sentences: Count = 48  # by which ways of voicing are compared
+    stage1_utterances: Count = 200  # whose perplexity stage 1 reports
+    stage_utterances: Count = 64  # that stages 2 and 3 transcribe and answer
+    text_questions: Count = 20  # written ones of every kind
+    examples: Count = 14  # answers whose sound is kept beside the report
     bootstrap_draws: Count = 1000
 
 
@@ -399,13 +322,12 @@ class Recipe(Section):
 
     name: str
     summary: str
-    seed: int = Field(0, ge=0)
+    seed: Natural = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    needs: tuple[str, ...] = Field(
-        (), description="what must be had beforehand, in words; empty when everything is made here"
-    )
-    processes: int = Field(1, ge=1, description="processes every training runs in")
-    data: str = Field(".", description="where relative paths of corpora and imports start")
+    # what must be had beforehand, in words; empty when everything is made here
+    needs: tuple[str, ...] = ()
+    processes: Count = 1  # processes every training runs in
+    data: str = "."  # where relative paths of corpora and imports start
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
     imports: Imports = Imports()
     units: UnitSettings
@@ -422,14 +344,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def layer_exists(self) -> Recipe:
         if self.imports.inventory is None and self.units.layer > self.units.hubert.layers:
-            raise ValueError(
-                f"units.layer is {self.units.layer} but the encoder has {self.units.hubert.layers} layers"
-            )
+            layer, depth = self.units.layer, self.units.hubert.layers
+            raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
         return self
 
 
 def _check_heads(hidden_size: int, heads: int, even: bool = False) -> None:
-    """Attention splits the width evenly over its heads; rotary positions want an even width in each."""
+    """Attention splits the width evenly over its heads; rotary positions want an even width in
+    each."""
     step = 2 * heads if even else heads
     if hidden_size % step:
         raise ValueError(

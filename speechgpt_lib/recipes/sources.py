@@ -1,4 +1,5 @@
-"""The sections of a recipe that say what comes from outside: speech to learn from, and results that are imported."""
+"""The sections of a recipe that say what comes from outside: speech to learn from, and results that
+are imported."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from speechgpt_lib.recipes.section import Count, Section
+from speechgpt_lib.recipes.section import Count, Fraction, Natural, Part, Positive, Section
 
 Role = Literal["aligned", "unlabelled", "voice", "test"]
 
@@ -15,16 +16,16 @@ class LabCorpus(Section):
     """Sentences of the lab world, spoken here by eSpeak NG: every role in one corpus."""
 
     reader: Literal["lab"] = "lab"
-    target_voice: str = Field("Female1", description="the voice that answers")
+    target_voice: str = "Female1"  # the voice that answers
     aligned_voices: tuple[str, ...] = ()
     unlabelled_voices: tuple[str, ...] = ()
     held_out_voice: str = "Male2"
-    target_statements: int = Field(0, ge=0)
-    target_questions: int = Field(0, ge=0)
-    aligned_statements: int = Field(0, ge=0, description="per aligned voice")
-    aligned_questions: int = Field(0, ge=0, description="per aligned voice")
-    unlabelled_sentences: int = Field(0, ge=0, description="per unlabelled voice")
-    test_sentences: int = Field(0, ge=0, description="held-out sentences a voice, half questions")
+    target_statements: Natural = 0
+    target_questions: Natural = 0
+    aligned_statements: Natural = 0  # per aligned voice
+    aligned_questions: Natural = 0  # per aligned voice
+    unlabelled_sentences: Natural = 0  # per unlabelled voice
+    test_sentences: Natural = 0  # held-out sentences a voice, half questions
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:
@@ -39,21 +40,18 @@ class DiskCorpus(Section):
     """Recorded speech below the folder `root`, in the layout that it is published in."""
 
     reader: Literal["librispeech", "common_voice", "gigaspeech", "libri_light", "lj_speech", "vctk"]
-    root: str = Field(description="the corpus' folder; a relative one lies below `data`")
-    splits: tuple[str, ...] | None = Field(None, description="as the corpus names them; null: all")
-    role: tuple[Role, ...] = Field(
-        ("aligned",),
-        description="aligned: speech with text; unlabelled: units only; voice: what the vocoder "
-        "learns to speak like; test: held out. One or several",
-    )
-    held_out: float = Field(0.0, ge=0, lt=1, description="share of the sentences that are test")
-    utterances: Count | None = Field(None, description="at most so many, chosen by their ids")
-    longest_s: float = Field(7200.0, gt=0, description="longer utterances (s) are left out")
-    decode: bool = Field(False, description="look at every sample beforehand, not at headers only")
-    max_bad_share: float = Field(0.05, ge=0, le=1, description="more unreadable ones are an error")
-    options: dict[str, bool | float | str | list[str]] = Field(
-        default_factory=dict, description="the reader's own, such as whole_files for libri_light"
-    )
+    root: str  # the corpus' folder; a relative one lies below `data`
+    splits: tuple[str, ...] | None = None  # as the corpus names them; null: all
+    # aligned: speech with text; unlabelled: units only; voice: what the vocoder learns to speak
+    # like; test: held out. One or several
+    role: tuple[Role, ...] = ("aligned",)
+    held_out: Fraction = 0.0  # share of the sentences that are test
+    utterances: Count | None = None  # at most so many, chosen by their ids
+    longest_s: Positive = 7200.0  # longer utterances (s) are left out
+    decode: bool = False  # look at every sample beforehand, not at headers only
+    max_bad_share: Part = 0.05  # more unreadable ones are an error
+    # the reader's own, such as whole_files for libri_light
+    options: dict[str, bool | float | str | list[str]] = Field(default_factory=dict)
 
     @field_validator("role", mode="before")
     @classmethod
@@ -75,9 +73,9 @@ Corpus = Annotated[LabCorpus | DiskCorpus, Field(discriminator="reader")]
 class InventoryImport(Section):
     """A unit encoder and its centroids, as others published them."""
 
-    encoder: str = Field(description="fairseq's .pt, or a folder or hub name of transformers")
+    encoder: str  # fairseq's .pt, or a folder or hub name of transformers
     layer: Count
-    centroids: str = Field(description="scikit-learn's .bin, .npy or .safetensors")
+    centroids: str  # scikit-learn's .bin, .npy or .safetensors
 
 
 class VocoderImport(Section):
@@ -91,8 +89,8 @@ class TextToUnitImport(Section):
     """A text-to-unit transformer of fairseq."""
 
     checkpoint: str
-    tokenizer: str = Field(description="spm.model")
-    dictionary: str | None = Field(None, description="dict.unit.txt, compared with the checkpoint")
+    tokenizer: str  # spm.model
+    dictionary: str | None = None  # dict.unit.txt, compared with the checkpoint
 
 
 class Imports(Section):
@@ -104,8 +102,8 @@ class Imports(Section):
     inventory: str | InventoryImport | None = None
     vocoder: str | VocoderImport | None = None
     text_to_unit: str | TextToUnitImport | None = None
-    cross_modal_set: str | None = Field(None, description="the released JSONL, or a set's folder")
-    chain_set: str | None = Field(None, description="the released JSONL, or a set's folder")
-    text_model: str | None = Field(None, description="folder of a LLaMA in transformers' format")
-    stage2: str | None = Field(None, description="folder of a model with units in its vocabulary")
-    stage3: str | None = Field(None, description="folder of a LoRA adapter of that stage-2 model")
+    cross_modal_set: str | None = None  # the released JSONL, or a set's folder
+    chain_set: str | None = None  # the released JSONL, or a set's folder
+    text_model: str | None = None  # folder of a LLaMA in transformers' format
+    stage2: str | None = None  # folder of a model with units in its vocabulary
+    stage3: str | None = None  # folder of a LoRA adapter of that stage-2 model

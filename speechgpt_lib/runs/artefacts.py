@@ -1,4 +1,5 @@
-"""Files that are either whole or absent: atomic writes, and the hashes by which steps know their inputs and outputs."""
+"""Files that are either whole or absent: atomic writes, and the hashes by which steps know their
+inputs and outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes the place of `path`, on any error it is removed.
+    """Give a temporary path beside `path`; on success it takes the place of `path`, on any error it
+    is removed.
 
     Works for a file or a folder: the caller creates whichever it needs at the path given.
     """
@@ -42,7 +44,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_failure(error: Exception) -> str | None:
-    """Why a write failed (a full disk above all), or None when `error` is something else: not every library raises OSError for it."""
+    """Why a write failed (a full disk above all), or None when `error` is something else: not every
+    library raises OSError for it."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if found := re.search(
@@ -57,7 +60,8 @@ def write_failure(error: Exception) -> str | None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Move `source` over `target`.  A folder or link that is in the way is moved aside first, since rename can't put a folder there."""
+    """Move `source` over `target`.  A folder or link that is in the way is moved aside first, since
+    rename can't put a folder there."""
     if target.is_dir():
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         os.rename(target, aside / target.name)
@@ -91,7 +95,8 @@ def read_json(path: Path | str) -> dict:
 
 
 def hash_json(value: object) -> str:
-    """SHA-256 over the canonical JSON text of `value`: the same for equal settings whatever the order of their keys."""
+    """SHA-256 over the canonical JSON text of `value`: the same for equal settings whatever the
+    order of their keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -102,7 +107,8 @@ def hash_file(path: Path | str) -> str:
 
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Relative path → {sha256, bytes} for every file below `folder`, sorted, without names in `skip`."""
+    """Relative path → {sha256, bytes} for every file below `folder`, sorted, without names in
+    `skip`."""
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skip
     )
@@ -113,9 +119,11 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
 
 
 def fingerprint(root: Path | str, source: Any) -> dict:
-    """What tells an imported result from another: its settings, and for each file its size and a hash of both its ends.
+    """What tells an imported result from another: its settings, and for each file its size and a
+    hash of both its ends.
 
-    source: a path, or settings (a pydantic model) some of whose values are paths; relative ones start at `root`.
+    source: a path, or settings (a pydantic model) some of whose values are paths; relative ones
+        start at `root`.
     """
     settings = source if isinstance(source, str) else source.model_dump(mode="json")
     values = (

@@ -19,9 +19,11 @@ VECTOR_EXTENSIONS = (
 
 
 def cpu_facts() -> dict:
-    """{name, family, model, extensions} of the processor; family and model are numbers on x86, None elsewhere.
+    """{name, family, model, extensions} of the processor; family and model are numbers on x86, None
+    elsewhere.
 
-    `extensions` are the vector instructions that deep-learning kernels choose by, as Linux names them.
+    `extensions` are the vector instructions that deep-learning kernels choose by, as Linux names
+    them.
     """
     fields = _cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
@@ -38,7 +40,8 @@ def cpu_facts() -> dict:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: fewer than the machine has in a batch job or under `taskset`."""
+    """Cores that this process may use: fewer than the machine has in a batch job or under
+    `taskset`."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,5 @@
-"""How long a step ran, what processor time and how much memory its process tree took: sampled by a thread, kept on disk."""
+"""How long a step ran, what processor time and how much memory its process tree took: sampled by a
+thread, kept on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import psutil
 
 
 def tree_memory_mb(process: psutil.Process | None = None) -> float:
-    """Memory of a process and all its descendants in MiB: PSS where the system tells it (shared pages counted once), else RSS."""
+    """Memory of a process and all its descendants in MiB: PSS where the system tells it (shared
+    pages counted once), else RSS."""
     process = process or psutil.Process()
     total = 0
     with contextlib.suppress(psutil.Error):
@@ -37,7 +39,8 @@ def _pss(pid: int) -> int:
 
 
 def tree_cpu_seconds(process: psutil.Process | None = None) -> dict[int, float]:
-    """Process id → user and system seconds of each living process of a tree, with those of its children that ended."""
+    """Process id → user and system seconds of each living process of a tree, with those of its
+    children that ended."""
     process, found = process or psutil.Process(), {}
     with contextlib.suppress(psutil.Error):
         for member in [process, *process.children(recursive=True)]:
@@ -49,16 +52,19 @@ def tree_cpu_seconds(process: psutil.Process | None = None) -> dict[int, float]:
 
 
 def return_free_memory() -> None:
-    """Gives memory that is free inside this process back to the system (glibc), which else keeps what a training took."""
+    """Gives memory that is free inside this process back to the system (glibc), which else keeps
+    what a training took."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Monitor:
-    """Measures the block it wraps; with a `path`, what it knows survives a kill and is continued by the next attempt.
+    """Measures the block it wraps; with a `path`, what it knows survives a kill and is continued by
+    the next attempt.
 
-    `cpu_seconds` are user and system seconds of the whole process tree, of which the last second of a killed one may lack.
+    `cpu_seconds` are user and system seconds of the whole process tree, of which the last second of
+    a killed one may lack.
     """
 
     def __init__(self, path: Path | None = None, interval_s: float = 1.0):

@@ -40,7 +40,8 @@ FOLDERS = {
 
 
 def folder_of(name: str) -> str:
-    """The folder of a step, below the run directory; a name that is a folder already stays as it is."""
+    """The folder of a step, below the run directory; a name that is a folder already stays as it
+    is."""
     return FOLDERS.get(name, name)
 
 

@@ -24,10 +24,11 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) -> Iterator:
-    """`map(function, jobs)` in other processes (they don't inherit torch's threads), results in order.
+    """`map(function, jobs)` in other processes (they don't inherit torch's threads), results in
+    order.
 
-    With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries state from sentence to sentence, so
-    only what a new process says is repeatable.
+    With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries
+    state from sentence to sentence, so only what a new process says is repeatable.
     """
     if not fresh and (processes <= 1 or len(jobs) <= 1):
         yield from map(function, jobs)
@@ -52,7 +53,8 @@ def supervise(
     log: Path,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a command in a session of its own that ends when we do; say what it prints, and return its exit code.
+    """Run a command in a session of its own that ends when we do; say what it prints, and return
+    its exit code.
 
     `meanwhile` is called again and again while it runs, twice a second or so.
     """
@@ -91,8 +93,9 @@ def supervise(
 
 @contextlib.contextmanager
 def interrupts_later() -> Iterator[Callable[[], None]]:
-    """Hold an interrupt (SIGINT) back until the block ends, or until the function that it gives is called: half a start or half an import
-    is worse than a moment's wait.  Python tells interrupts to the main thread alone; elsewhere this does nothing.
+    """Hold an interrupt (SIGINT) back until the block ends, or until the function that it gives is
+    called: half a start or half an import is worse than a moment's wait.  Python tells interrupts
+    to the main thread alone; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -127,7 +130,8 @@ def _next(lines: queue.SimpleQueue) -> str | None:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ask the launcher to stop, which lets its workers save; kill it when that takes too long or a second interrupt comes."""
+    """Ask the launcher to stop, which lets its workers save; kill it when that takes too long or a
+    second interrupt comes."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=PATIENCE_S)

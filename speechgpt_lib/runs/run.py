@@ -1,13 +1,14 @@
-"""The run directory: every step's results in a folder of its own, remade only when what it depends on has changed.
+"""The run directory: every step's results in a folder of its own, remade only when what it depends
+on has changed.
 
     runs/lab/recipe.yaml                      the recipe as validated, and the seed
     runs/lab/01_unit_extraction/hubert/       one step's results …
     runs/lab/01_unit_extraction/hubert/facts.json   … and how they came about (written last)
     runs/lab/01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
 
-A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An unchanged key
-means that the results are reused; a changed one means that the step is made anew; a `.partial` folder with the
-right key is resumed.
+A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An
+unchanged key means that the results are reused; a changed one means that the step is made anew; a
+`.partial` folder with the right key is resumed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "praat-pars
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: its folder's name ("01_unit_extraction/hubert"), its path, and what is known of it."""
+    """A finished step: its folder's name ("01_unit_extraction/hubert"), its path, and what is known
+    of it."""
 
     name: str
     path: Path
@@ -71,10 +73,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A step to be made: where, under which key, by which function, and what its facts shall say of it.
+    """A step to be made: where, under which key, by which function, and what its facts shall say of
+    it.
 
-    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may leave
-    checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished one drops.
+    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may
+    leave checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished
+    one drops.
     """
 
     folder: str
@@ -96,7 +100,8 @@ class Run:
 
     @classmethod
     def create(cls, path: Path | str, recipe: Recipe, say: Callable[[str], None] = print) -> Run:
-        """Open `path` for `recipe`, which becomes the folder's recipe; results of another are remade as needed."""
+        """Open `path` for `recipe`, which becomes the folder's recipe; results of another are
+        remade as needed."""
         path = Path(path).expanduser()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +132,8 @@ class Run:
         return replace_fields(self, recipe=recipe, rank=rank)
 
     def fork(self, path: Path | str, recipe: Recipe, steps: dict[str, str]) -> Run:
-        """A run directory for experiments; each step of `steps` (name there → name here) is a link to one of this run."""
+        """A run directory for experiments; each step of `steps` (name there → name here) is a link
+        to one of this run."""
         forked = Run.create(path, recipe, self.say)
         for there, here in steps.items():
             target = forked.path / folder_of(there)
@@ -137,7 +143,8 @@ class Run:
         return forked
 
     def find(self, name: str) -> Step | None:
-        """The finished step `name` ("hubert"), or None if it is not there or a file of it is gone or cut short."""
+        """The finished step `name` ("hubert"), or None if it is not there or a file of it is gone
+        or cut short."""
         folder = folder_of(name)
         path = self.path / folder
         if not (path / "facts.json").is_file():
@@ -150,18 +157,18 @@ class Run:
             return None
         for file, known in outputs:
             if not (path / file).is_file() or (path / file).stat().st_size != known["bytes"]:
-                self.say(
-                    f"damaged  {folder}: {file} is missing or has another size than when it was made"
-                )
+                self.say(f"damaged  {folder}: {file} is missing or has another size than when made")
                 return None
         return Step(folder, path, facts, reused=True)
 
     def require(self, name: str) -> Step:
-        """The finished step `name`, or an error that names the notebook and the command that make it."""
+        """The finished step `name`, or an error that names the notebook and the command that make
+        it."""
         step = self.find(name)
         if step is None:
             notebook = notebook_of(name)
-            command = f"speechgpt run --recipe {self.recipe.name} --run-dir {self.path} --only {notebook[:2]}"
+            where = f"--recipe {self.recipe.name} --run-dir {self.path}"
+            command = f"speechgpt run {where} --only {notebook[:2]}"
             missing = self.path / folder_of(name)
             raise UserError(
                 f"{missing} is missing: run notebook {notebook}.ipynb first, or `{command}`"
@@ -184,9 +191,11 @@ class Run:
         force: bool = False,
         part: bool = False,
     ) -> Step:
-        """Return step `name`, made by `make` (see `Task`) unless results with the same key are there already.
+        """Return step `name`, made by `make` (see `Task`) unless results with the same key are
+        there already.
 
-        With `part`, `make` does one of several parts, perhaps beside others that do theirs, and the step stays
+        With `part`, `make` does one of several parts, perhaps beside others that do theirs, and the
+        step stays
         unfinished: a call without it finds all parts there, does what is missing and finishes.
         """
         inputs = inputs or {}
@@ -197,7 +206,8 @@ class Run:
             return self._follow(task)
         if part:
             return self._part(task)
-        busy = f"{task.folder} is being made in {self.path} by another process; wait for it or use another --run-dir"
+        busy = f"{task.folder} is being made in {self.path} by another process"
+        busy += "; wait for it or use another --run-dir"
         with locked(self.path / f"{task.folder}.lock", busy):
             found = self.find(name)
             if found and found.key == key and not force:
@@ -235,7 +245,8 @@ class Run:
         return Step(task.folder, target, facts)
 
     def _begin(self, task: Task) -> bool:
-        """Make the folder for a step under way ready; returns whether it holds what an earlier attempt has done."""
+        """Make the folder for a step under way ready; returns whether it holds what an earlier
+        attempt has done."""
         work = self.path / f"{task.folder}.partial"
         resumed = _has_text(work / "key", task.key) and not task.force
         if not resumed:
@@ -281,7 +292,8 @@ class Run:
         }
 
     def _follow(self, task: Task) -> Step:
-        """Takes part in what rank 0 makes: the same work from the same checkpoints, its results thrown away."""
+        """Takes part in what rank 0 makes: the same work from the same checkpoints, its results
+        thrown away."""
         target, partial = self.path / task.folder, self.path / f"{task.folder}.partial"
         while not _has_text(partial / "key", task.key):
             found = None if task.force else self.find(task.folder)
@@ -292,7 +304,8 @@ class Run:
         shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         try:
             scratch.mkdir()
-            # Own names for the same files: rank 0 moves its own.  It has not begun, the first update waits for all.
+            # Own names for the same files: rank 0 moves its own.  It has not begun, the first
+            # update waits for all.
             if (partial / "checkpoints").is_dir():
                 checkpoints = scratch / "checkpoints"
                 shutil.copytree(partial / "checkpoints", checkpoints, copy_function=_link)
@@ -302,7 +315,8 @@ class Run:
         return Step(task.folder, target, {"key": task.key, "metrics": metrics})
 
     def steps(self) -> list[Step]:
-        """Every finished step, in the order of the pipeline's folders and, within one, of finishing."""
+        """Every finished step, in the order of the pipeline's folders and, within one, of
+        finishing."""
         paths = self.path.glob("[0-9][0-9]_*/*/facts.json")
         folders = [p.parent for p in paths if not p.parent.name.endswith(".partial")]
         found = [self.find(folder.relative_to(self.path).as_posix()) for folder in folders]
@@ -311,16 +325,13 @@ class Run:
 
 
 def _refuse_older_layout(saved: Path) -> None:
-    """Refuses a run whose recipe has `corpus` instead of `corpora`: its steps were laid out before version 0.2."""
-    with contextlib.suppress(
-        OSError, yaml.YAMLError, UnicodeDecodeError
-    ):  # load_recipe says what is wrong with it
+    """Refuses a run whose recipe has `corpus`, not `corpora`: it was made before version 0.2."""
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # load_recipe says more
         values = yaml.safe_load(saved.read_text(encoding="utf-8"))
         if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
-            kept = "its results are kept and can be listened to"
-            cure = "use another --run-dir to go on with this version"
             raise UserError(
-                f"{saved.parent} was made by an earlier version of speechgpt (its recipe has `corpus`); {kept}; {cure}"
+                f"{saved.parent} was made by an earlier version of speechgpt (its recipe has "
+                "`corpus`); its results are kept; use another --run-dir to go on with this version"
             )
 
 
