@@ -5,7 +5,7 @@
 - `f0_rmse_hz`: pitch where both are voiced (gold only)
 - `voicing_error`: share of frames voiced in one and not in the other (gold only)
 - `unit_round_trip`: unit error rate of units → speech → units
-- `wer`, `wer_bigram`: words, by the corpora's judges: in the lab with its grammar, and with word pairs
+- `wer`, `wer_bigram`: words, by the judges: in the lab with its grammar, and with word pairs
 - `duration_error`: mean distance in frames of predicted from gold durations (predicted only)
 - `length_ratio`: predicted over gold length of the whole (predicted only)
 """

@@ -47,7 +47,7 @@ def import_inventory(job: Job) -> dict:
     expected = job.recipe.units.clusters
     if found.count != expected:
         raise UserError(
-            f"the imported inventory has {found.count} units, the recipe's units.clusters is {expected}"
+            f"the imported inventory has {found.count} units, units.clusters is {expected}"
         )
     found.save(job.work)
     return {"id": found.id, "clusters": found.count}
