@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.foreign.stubs import stub_class
 
 KNOWN_PACKAGES = set(
@@ -49,7 +49,7 @@ def load_torch_checkpoint(path: Path | str) -> dict:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to run {asked[1]}" if asked else first_line(error)
+        reason = f"it asks to run {asked[1]}" if asked else one_line(error)
         raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise _damaged(path, error) from None
@@ -88,10 +88,5 @@ def check_is_no_text(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = first_line(error)
+    reason = one_line(error)
     return UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its class, at most 160 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.foreign.checkpoints import check_is_no_text, first_line
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.foreign.checkpoints import check_is_no_text
 from speechgpt_lib.foreign.stubs import Stub, stub_class
 
 KNOWN_PACKAGES = set("numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split())
@@ -42,7 +42,7 @@ def load_joblib(path: Path | str) -> Any:
     except UserError as error:  # it says what is wrong, not where
         raise UserError(f"{path} {error}") from None
     except Exception as error:  # whatever a damaged stream makes the unpickler raise
-        reason = first_line(error)
+        reason = one_line(error)
         raise UserError(f"{path} is no whole joblib file ({reason}): get it again") from None
 
 

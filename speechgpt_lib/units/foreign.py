@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import HubertConfig, HubertModel
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.foreign.checkpoints import check_is_no_text, first_line, load_torch_checkpoint
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
 from speechgpt_lib.foreign.joblib_files import load_joblib
 from speechgpt_lib.foreign.stubs import Stub, plain
+from speechgpt_lib.foreign.tensors import check_tensors
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -150,13 +151,7 @@ def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
         # fairseq leaves the projection out where the widths are equal
         renamed[f"{projection}.weight"] = torch.eye(width)
         renamed[f"{projection}.bias"] = torch.zeros(width)
-    what = [f"without {name}" for name in sorted(wanted.keys() - renamed.keys())]
-    what += [f"with {name}, which has no place" for name in sorted(renamed.keys() - wanted.keys())]
-    for name, tensor in wanted.items():
-        if name in renamed and renamed[name].shape != tensor.shape:
-            what.append(f"with {name} of another shape than {tuple(tensor.shape)}")
-    if what:
-        raise UserError(f"{path} comes {what[0]}: no HuBERT of the settings that it states")
+    check_tensors(renamed, wanted, path)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()})
     return model, bool(task.get("normalize", False))
 
@@ -249,7 +244,7 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
         options = {"config": config, "local_files_only": local, "output_loading_info": True}
         model, info = HubertModel.from_pretrained(name, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = first_line(error)
+        reason = one_line(error)
         if folder.exists():
             raise UserError(f"{folder} is no whole HuBERT of transformers: {reason}") from None
         missing = f"no encoder {str(source)!r} here, and it could not be fetched ({reason})"
@@ -287,7 +282,7 @@ def kmeans_from(source: Path | str) -> KMeansUnits:
             model = load_joblib(path)
             found = vars(model).get("cluster_centers_") if isinstance(model, Stub) else None
     except (ValueError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} holds no readable centroids: {first_line(error)}") from None
+        raise UserError(f"{path} holds no readable centroids: {one_line(error)}") from None
     is_array = isinstance(found, np.ndarray)
     if not (is_array and found.ndim == 2 and found.dtype.kind == "f" and np.isfinite(found).all()):
         what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"

@@ -25,7 +25,7 @@ from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.training.buckets import fill_batches
 from speechgpt_lib.training.checkpoints import load_module, save_module
-from speechgpt_lib.units.features import PRECISIONS
+from speechgpt_lib.units.features import PRECISIONS, check_choice
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
 from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
@@ -71,9 +71,7 @@ class Vocoder:
         known = self.generator.spkr.num_embeddings if self.generator.spkr else 0
         if known != (names := len(self.speakers)):
             raise UserError(f"the generator knows {known} speakers but {names} have names")
-        if self.precision not in PRECISIONS:
-            choice = " or ".join(PRECISIONS)
-            raise UserError(f"unknown precision {self.precision!r}: choose {choice}")
+        check_choice("precision", self.precision, PRECISIONS)
         generator = self.generator.fold_weight_norm().eval().requires_grad_(False)
         generator.to(self.device, PRECISIONS[self.precision])
         # In double precision, so that no rounding to frames depends on what else is in the batch.

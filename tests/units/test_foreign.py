@@ -123,7 +123,7 @@ def kmeans_of(count: int):
         ({"layer_norm_first": True, "extractor_mode": "group"}, "extractor_mode"),
         ({"activation_fn": "relu"}, "activation_fn = 'relu'"),
         ({"layer_type": "conformer"}, "conformer"),
-        ({"encoder_layers": 5}, "without encoder.layers.4"),
+        ({"encoder_layers": 5}, "lacks encoder.layers.4"),
         ({"encoder_layers": 3}, "no place"),
         ({"encoder_ffn_embed_dim": 65}, "shape"),
         ({"encoder_attention_heads": "many"}, "make no HuBERT"),
