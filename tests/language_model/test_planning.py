@@ -33,15 +33,16 @@ def small_model(shape: Shape, checkpointing: bool = False) -> LlamaForCausalLM:
 
 
 def kept_by_autograd(run, parameters) -> int:
-    """Bytes of all tensors that the forward pass saves for the backward pass, each storage once, without the weights."""
+    """Bytes of all tensors that the forward pass saves for the backward pass.
+
+    Each storage counts once, weights not at all.
+    """
     weights, storages = {p.untyped_storage().data_ptr() for p in parameters}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            storages[tensor.untyped_storage().data_ptr()] = (
-                tensor.untyped_storage().nbytes(),
-                tensor,
-            )
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -62,9 +63,7 @@ def test_published_sizes() -> None:
     assert Shape.of(release).parameters == pytest.approx(6.746e9, rel=1e-3)
     assert Shape.of(paper).parameters == pytest.approx(13.03e9, rel=2e-3)
     assert Shape.of(release).vocabulary == 33_006
-    assert (
-        Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
-    )
+    assert Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
