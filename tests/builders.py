@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.language_model.model import build_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
@@ -23,13 +25,14 @@ def smoke_recipe(**changes) -> Recipe:
     return load_recipe("smoke").model_copy(update=changes)
 
 
+def lab_corpora() -> Corpora:
+    """The lab world as the only corpus."""
+    return open_corpora(smoke_recipe())
+
+
 def few_steps(steps: int, **changes) -> Optimization:
-    return Optimization(
-        **(
-            {"steps": steps, "learning_rate": 1e-3, "warmup": 1, "precision": "no", "log_every": 1}
-            | changes
-        )
-    )
+    values = {"learning_rate": 1e-3, "warmup": 1, "precision": "no", "log_every": 1} | changes
+    return Optimization(steps=steps, **values)
 
 
 def tiny_vocabulary(units: int = 20, inventory: str = "test") -> Vocabulary:
@@ -38,24 +41,16 @@ def tiny_vocabulary(units: int = 20, inventory: str = "test") -> Vocabulary:
 
 
 def tiny_language_model(vocabulary: Vocabulary, seed: int = 0, **changes):
-    settings = {
-        "hidden_size": 80,
-        "layers": 2,
-        "heads": 5,
-        "feed_forward": 96,
-        "optimization": few_steps(1),
-    } | changes
+    shape = {"hidden_size": 80, "layers": 2, "heads": 5, "feed_forward": 96}
+    settings = shape | {"optimization": few_steps(1)} | changes
     return build_model(LanguageModelSettings(**settings), vocabulary.size, seed).eval()
 
 
 def tiny_inventory(layer: int = 1, clusters: int = 20, seed: int = 0) -> UnitInventory:
     torch.manual_seed(seed)
     encoder = build_encoder(load_recipe("smoke").units.hubert).eval()
-    centroids = (
-        np.random.default_rng(seed)
-        .normal(size=(clusters, encoder.config.hidden_size))
-        .astype(np.float32)
-    )
+    rng = np.random.default_rng(seed)
+    centroids = rng.normal(size=(clusters, encoder.config.hidden_size)).astype(np.float32)
     return UnitInventory.create(encoder, layer, KMeansUnits(centroids))
 
 

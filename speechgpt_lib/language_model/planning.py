@@ -14,10 +14,12 @@ from transformers import LlamaConfig, PreTrainedModel
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.frozen_base import BYTES
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
-from speechgpt_lib.recipes.schema import Recipe, StageSettings
+from speechgpt_lib.recipes.schema import Recipe
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
+STAGES = ("stage1", "stage2", "stage3")
+BLOCK = 1024  # tokens
 RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
 
 
@@ -129,36 +131,27 @@ def block_bytes(shape: Shape, tokens: int, precision: str = "bf16") -> int:
 
 
 def activation_bytes(
-    shape: Shape,
-    tokens: int,
-    precision: str = "bf16",
-    checkpointing: bool = True,
-    counted: float = 1.0,
+    shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True
 ) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
-    With checkpointing each block keeps its input alone.  `counted`: share of the tokens with a
-    loss, and so a row of log-probabilities.
+    With checkpointing each block keeps its input alone.  Every token counts in the loss, and so has
+    a row of log-probabilities.
     """
     d = shape.hidden_size
     block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
     row = 4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d
-    return shape.layers * block + int(tokens * counted) * row
+    return shape.layers * block + tokens * row
 
 
-def working_bytes(
-    shape: Shape,
-    tokens: int,
-    precision: str = "bf16",
-    checkpointing: bool = True,
-    counted: float = 1.0,
-) -> int:
-    """What the backward pass needs at most.
+def _most_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
+    """Activations, and what the backward pass works on.
 
-    The gradient of the log-probabilities or, with checkpointing, one block computed again.
+    That is the gradient of the log-probabilities or, with checkpointing, one block computed again.
     """
     again = block_bytes(shape, tokens, precision) if checkpointing else 0
-    return max(int(tokens * counted) * 4 * shape.vocabulary, again)
+    kept = activation_bytes(shape, tokens, precision, checkpointing)
+    return kept + max(4 * tokens * shape.vocabulary, again)
 
 
 def full_memory(
@@ -175,28 +168,18 @@ def full_memory(
         gathered = 2 * shape.parameters if precision == "bf16" else 0
     own = -(-shape.parameters // gpus)
     gradients = 4 * own + (gathered // 2 if gpus > 1 else 0)
-    activations = _activations(shape, tokens, precision, checkpointing)
+    activations = _most_bytes(shape, tokens, precision, checkpointing)
     return Memory(4 * own + gathered, gradients, 8 * own, activations)
 
 
-def _activations(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
-    kept = activation_bytes(shape, tokens, precision, checkpointing)
-    return kept + working_bytes(shape, tokens, precision, checkpointing)
-
-
 def lora_memory(
-    shape: Shape,
-    rank: int,
-    targets: tuple[str, ...],
-    tokens: int,
-    base: str = "bf16",
-    checkpointing: bool = True,
+    shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base: str = "bf16"
 ) -> Memory:
     """Adapters on a frozen base that every GPU holds whole, stored as `frozen_base.py` says."""
     adapters = shape.lora_parameters(rank, targets)
     weights = int(shape.layers * shape.layer_parameters * BYTES[base])
     weights += (4 if base == "fp32" else 2) * shape.table_parameters
-    activations = _activations(shape, tokens, "bf16", checkpointing)
+    activations = _most_bytes(shape, tokens, "bf16", checkpointing=True)
     return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
 
@@ -213,15 +196,6 @@ class StagePlan:
     hours: float
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """`gpus` GPUs, each with `budget` bytes and `flops` that are reached a second."""
-
-    gpus: int
-    budget: float
-    flops: float
-
-
 def plan(
     recipe: Recipe,
     gpus: int,
@@ -229,20 +203,14 @@ def plan(
     *,
     mfu: float = MFU,
     peak_tflops: float = PEAK_TFLOPS,
-    block: int = 1024,
 ) -> dict:
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
-    Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.
-
-    Raises:
-        UserError: a stage can't fit even a block at a time; the message says what is short and what
-            to change.
+    Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.  Raises UserError where a stage
+    can't fit even a block at a time; the message says what is short and what to change.
     """
-    shape = Shape.of(recipe)
-    machine = _Machine(gpus, gpu_memory * 1e9 * (1 - RESERVE), mfu * peak_tflops * 1e12)
-    settings = {"stage1": recipe.stage1, "stage2": recipe.stage2, "stage3": recipe.stage3}
-    stages = [_stage(name, of, shape, recipe, machine, block) for name, of in settings.items()]
+    shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
+    stages = [_stage(name, recipe, shape, gpus, gpu_memory, flops) for name in STAGES]
     # Weights and two moments in fp32, and the copy that is being written.
     checkpoint = 16 * shape.parameters
     return {
@@ -257,37 +225,34 @@ def plan(
 
 
 def _stage(
-    name: str,
-    settings: StageSettings,
-    shape: Shape,
-    recipe: Recipe,
-    machine: _Machine,
-    block: int,
+    name: str, recipe: Recipe, shape: Shape, gpus: int, gpu_memory: float, flops: float
 ) -> StagePlan:
-    lora, gpus = recipe.stage3.lora if name == "stage3" else None, machine.gpus
+    settings = {"stage1": recipe.stage1, "stage2": recipe.stage2, "stage3": recipe.stage3}[name]
+    lora = recipe.stage3.lora if name == "stage3" else None
+    budget = gpu_memory * 1e9 * (1 - RESERVE)
 
     def memory(tokens: int) -> Memory:
         if lora:
             return lora_memory(shape, lora.rank, lora.targets, tokens, lora.base)
         return full_memory(shape, gpus, tokens)
 
-    needed = memory(block)
-    if needed.total > machine.budget:
+    needed = memory(BLOCK)
+    if needed.total > budget:
         cure = "lora.base: int8 or 4bit" if lora else "more GPUs (all of it is shared out)"
         parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
         raise UserError(
             f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for "
-            f"a single block of {block} tokens ({parts}), and there are "
-            f"{machine.budget / 1e9:.0f}: take GPUs with more memory, {cure}, or a smaller model"
+            f"a single block of {BLOCK} tokens ({parts}), and there are {budget / 1e9:.0f}: "
+            f"take GPUs with more memory, {cure}, or a smaller model"
         )
     steps, tokens = settings.optimization.steps, settings.tokens_per_batch
     share = -(-tokens // gpus)
-    blocks = max(1, share // block)
-    most = max(n for n in range(1, blocks + 1) if memory(n * block).total <= machine.budget)
+    blocks = max(1, share // BLOCK)
+    most = max(n for n in range(1, blocks + 1) if memory(n * BLOCK).total <= budget)
     turns = -(-blocks // most)
-    at_once = -(-blocks // turns) * block
-    work = shape.flops_per_token(block, trained=0.0 if lora else 1.0)
-    hours = steps * tokens * work / (gpus * machine.flops) / 3600
+    at_once = -(-blocks // turns) * BLOCK
+    work = shape.flops_per_token(BLOCK, trained=0.0 if lora else 1.0)
+    hours = steps * tokens * work / flops / 3600
     return StagePlan(name, steps, share, turns, at_once, memory(at_once), hours)
 
 

@@ -1,4 +1,4 @@
-"""The dialogue: one set of weights, its adapter switched off to listen and speak and on to answer."""
+"""The dialogue: one set of weights, its adapter off to listen and speak, on to answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
-from speechgpt_lib.recipes.schema import LoraSettings
-from tests.builders import noise, tiny_inventory, tiny_language_model, tiny_vocabulary
+from speechgpt_lib.recipes.schema import GenerationSettings, LoraSettings
+from tests.builders import (
+    lab_corpora,
+    noise,
+    tiny_inventory,
+    tiny_language_model,
+    tiny_vocabulary,
+)
 
 VOCABULARY = tiny_vocabulary()
+LIMITS = GenerationSettings(transcript=20, speech=40, written_answer=30)
 NEW = range(VOCABULARY.text_size, VOCABULARY.size)
 IDS = torch.tensor([[1, 5, 9, VOCABULARY.text_size + 3, 40]])
 
@@ -39,7 +46,8 @@ def speechgpt(tmp_path: Path) -> SpeechGPT:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     save_adapter(adapted, tmp_path)
-    return SpeechGPT(tiny_inventory(), VOCABULARY, attach_adapter(base(), tmp_path), Silence())
+    model = attach_adapter(base(), tmp_path)
+    return SpeechGPT(tiny_inventory(), VOCABULARY, model, Silence(), lab_corpora(), LIMITS)
 
 
 @torch.inference_mode()
@@ -66,11 +74,11 @@ def test_it_is_on_again_after_an_error(speechgpt) -> None:
 def test_each_task_asks_its_own_model(speechgpt) -> None:
     waves = [noise(0.5, 0), noise(0.7, 1)]
     heard = [speechgpt.units(wave) for wave in waves]
-    assert speechgpt.transcribe(waves) == generation.transcribe(base(), VOCABULARY, heard)
+    assert speechgpt.transcribe(waves) == generation.transcribe(base(), VOCABULARY, heard, 20)
     (units, wave), *_ = speechgpt.say_many(["a dog"])
-    assert units.tolist() == generation.speak(base(), VOCABULARY, ["a dog"])[0].tolist()
+    assert units.tolist() == generation.speak(base(), VOCABULARY, ["a dog"], 40)[0].tolist()
     assert len(wave) == (320 * len(units) or 1600)
-    chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], "text")[0]
+    chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], 30, "text")[0]
     reply = speechgpt.ask("A dog?", reply="text")
     assert (reply.question_text, reply.answer_text) == ("a dog", chain.ta) and reply.wave is None
 

@@ -1,4 +1,4 @@
-"""Adapters: saved and loaded bit for bit, with the embeddings they trained, on their own base only."""
+"""Adapters: saved and loaded bit for bit, embeddings included, on their own base only."""
 
 from __future__ import annotations
 

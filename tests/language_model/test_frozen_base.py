@@ -1,4 +1,4 @@
-"""A frozen base in fewer bytes: nearly the same model, adapters that learn on it, and none of it saved with them."""
+"""A frozen base in fewer bytes: nearly the same model, on which adapters learn."""
 
 from __future__ import annotations
 

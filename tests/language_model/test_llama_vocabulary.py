@@ -1,4 +1,4 @@
-"""The released vocabulary: ids as the release's tokenizer gives them, against SentencePiece itself and against ids written down."""
+"""The released vocabulary: its ids against SentencePiece itself and against ids written down."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_refusals(tmp_path: Path, vocabulary: LlamaVocabulary) -> None:
 
 
 def test_expansion_keeps_the_old_and_is_made_once(model_file: Path, tmp_path: Path) -> None:
-    """A tiny LLaMA with LLaMA's own vocabulary: untied tables, units and markers at the released places, saved and loaded."""
+    """A tiny LLaMA with LLaMA's own vocabulary, units and markers at the released places."""
     before = LlamaVocabulary.from_file(model_file)
     after = before.expand(UNITS, "feed")
     assert (before.size, after.size) == (32_000, 33_006) and after.expand(

@@ -19,7 +19,6 @@ from speechgpt_lib.language_model.packing import (
     concatenate,
     fit_rows,
     pack,
-    utilisation,
 )
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.training.row_attention import NAME
@@ -47,6 +46,11 @@ def rows_of_lengths(lengths, seed: int = 0) -> list[TokenRow]:
     ]
 
 
+def utilisation(lengths: list[int], block: int) -> float:
+    """Share of the blocks' places that hold a token of a row."""
+    return sum(lengths) / (len(pack(lengths, block)) * block)
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_language_model(tiny_vocabulary())
@@ -63,18 +67,17 @@ def test_every_row_is_packed_once_and_fits(lengths) -> None:
 def test_blocks_of_real_lengths_are_full() -> None:
     rng = random.Random(1)
     lengths = [min(512, max(20, round(rng.lognormvariate(4.9, 0.5)))) for _ in range(3000)]
-    assert utilisation(rows_of_lengths(lengths), pack(lengths, 1024), 1024) > 0.97
+    assert utilisation(lengths, 1024) > 0.97
 
 
 @pytest.mark.parametrize("block", [512, 1024])
 def test_blocks_of_the_labs_rows_are_full(block: int) -> None:
-    rows = lab_rows(2000)
-    assert utilisation(rows, pack([len(row) for row in rows], block), block) > 0.97
+    assert utilisation([len(row) for row in lab_rows(2000)], block) > 0.97
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_no_row_sees_its_neighbours(model, back_end) -> None:
-    """Through the call that training makes: change the other rows of a block, and a row's states stay as they are."""
+    """Through the call of training: change the other rows of a block, a row's states stay."""
     model.set_attn_implementation(back_end)
     first, second, third = rows_of_lengths([10, 17, 12])
     other = rows_of_lengths([10, 17, 12], seed=9)

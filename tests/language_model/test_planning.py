@@ -33,15 +33,16 @@ def small_model(shape: Shape, checkpointing: bool = False) -> LlamaForCausalLM:
 
 
 def kept_by_autograd(run, parameters) -> int:
-    """Bytes of all tensors that the forward pass saves for the backward pass, each storage once, without the weights."""
+    """Bytes of all tensors that the forward pass saves for the backward pass.
+
+    Each storage counts once, weights not at all.
+    """
     weights, storages = {p.untyped_storage().data_ptr() for p in parameters}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            storages[tensor.untyped_storage().data_ptr()] = (
-                tensor.untyped_storage().nbytes(),
-                tensor,
-            )
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -62,9 +63,7 @@ def test_published_sizes() -> None:
     assert Shape.of(release).parameters == pytest.approx(6.746e9, rel=1e-3)
     assert Shape.of(paper).parameters == pytest.approx(13.03e9, rel=2e-3)
     assert Shape.of(release).vocabulary == 33_006
-    assert (
-        Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
-    )
+    assert Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -81,42 +80,33 @@ def test_activations_are_what_autograd_keeps(precision: str, checkpointing: bool
     kept = kept_by_autograd(run, model.parameters())
     copies = 0  # autocast's bf16 copies of the weights, which the plan counts among the weights
     if precision == "bf16":
-        copies = 2 * shape.vocabulary * shape.hidden_size + (
-            0 if checkpointing else 2 * shape.layers * shape.layer_parameters
-        )
-    assert activation_bytes(shape, 2048, precision, checkpointing) == pytest.approx(
-        kept - copies, rel=0.05
-    )
+        layers = 0 if checkpointing else shape.layers
+        copies = 2 * shape.vocabulary * shape.hidden_size + 2 * layers * shape.layer_parameters
+    planned = activation_bytes(shape, 2048, precision, checkpointing)
+    assert planned == pytest.approx(kept - copies, rel=0.05)
 
 
 def test_the_plan_is_the_tensor_bytes_of_a_training() -> None:
     """Weights, gradients and moments to the byte; together with what autograd keeps within 15 %."""
     model, ids = small_model(SMALL), torch.randint(3, SMALL.vocabulary, (4, 256))
-    kept = kept_by_autograd(
-        lambda: CausalLoss(model)(ids, torch.ones(4, 256))[0], model.parameters()
-    )
+    score = CausalLoss(model)
+    kept = kept_by_autograd(lambda: score(ids, torch.ones(4, 256))[0], model.parameters())
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.step()
     estimate = full_memory(SMALL, 1, 1024, "no", checkpointing=False)
-    weights, gradients = (
-        sum(t.nbytes for t in tensors)
-        for tensors in (model.parameters(), [p.grad for p in model.parameters()])
-    )
+    weights = sum(p.nbytes for p in model.parameters())
+    gradients = sum(p.grad.nbytes for p in model.parameters())
     moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
-    assert (estimate.weights, estimate.gradients, estimate.optimizer) == (
-        weights,
-        gradients,
-        moments,
-    )
+    assert (estimate.weights, estimate.gradients) == (weights, gradients)
+    assert estimate.optimizer == moments
     assert estimate.total == pytest.approx(weights + gradients + moments + kept, rel=0.15)
 
 
 def test_lora_parameters_are_pefts() -> None:
-    model = add_lora(
-        small_model(SMALL), LoraSettings(rank=8, targets=("q_proj", "v_proj", "down_proj")), seed=0
-    )
+    targets = ("q_proj", "v_proj", "down_proj")
+    model = add_lora(small_model(SMALL), LoraSettings(rank=8, targets=targets), seed=0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert SMALL.lora_parameters(8, ("q_proj", "v_proj", "down_proj")) == trainable
+    assert SMALL.lora_parameters(8, targets) == trainable
     assert lora_memory(SMALL, 8, ("q_proj",), 1024).weights < full_memory(SMALL, 1, 1024).weights
     with pytest.raises(UserError, match="LoRA on key"):
         SMALL.lora_parameters(8, ("key",))
@@ -142,15 +132,13 @@ def test_a_plan_for_the_release() -> None:
         assert stage.accumulation * stage.tokens_at_once >= stage.tokens
         assert stage.name in text
     stage1 = found["stages"][0]
-    assert stage1.hours * 8 == pytest.approx(
-        6 * 6.746e9 * 900 * 196_608 / (0.4 * 989e12) / 3600, rel=0.12
-    )
+    expected = 6 * 6.746e9 * 900 * 196_608 / (0.4 * 989e12) / 3600
+    assert stage1.hours * 8 == pytest.approx(expected, rel=0.12)
 
 
 def test_what_cannot_fit_is_refused_with_a_cure() -> None:
-    with pytest.raises(
-        UserError, match="stage1 of release needs .* GB on each of 1 GPUs.*more GPUs"
-    ):
+    message = "stage1 of release needs .* GB on each of 1 GPUs.*more GPUs"
+    with pytest.raises(UserError, match=message):
         plan(load_recipe("release"), 1, 80)
     with pytest.raises(UserError, match="stage1 of paper"):
         plan(load_recipe("paper"), 2, 80)
