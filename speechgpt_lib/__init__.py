@@ -2,7 +2,7 @@
 
 import logging
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # peft imports bitsandbytes wherever it is installed, which then warns, on some CPUs, that a kernel of a hub can't be had: not on our lines.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -54,12 +54,14 @@ def run_recipe(
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
     from speechgpt_lib.doctor import check_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
+    from speechgpt_lib.recipes.loading import check_sources
 
     settings = load(recipe, changes, seed)
     folder = run_dir or Path("runs") / settings.name
     if dry_run:
         _dry_run(settings, folder, force, as_json)
         return
+    check_sources(settings)
     check_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
     given = {"overrides": overrides(changes, seed), "jobs": jobs}

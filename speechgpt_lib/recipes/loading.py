@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import DiskCorpus, Imports
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
 
@@ -47,6 +48,26 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raises UserError naming all files and folders of the recipe that are not there."""
+    paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
+    for source in (getattr(recipe.imports, name) for name in Imports.model_fields):
+        if isinstance(source, str):
+            paths.append(source)
+        elif source is not None:
+            values = source.model_dump().items()
+            paths += [
+                v for k, v in values if isinstance(v, str) and k != "encoder"
+            ]  # may be a name
+    found = [(path, Path(recipe.data).expanduser() / Path(path).expanduser()) for path in paths]
+    if missing := list(dict.fromkeys(str(place) for _, place in found if not place.exists())):
+        needs = f" It needs: {'; '.join(recipe.needs)}." if recipe.needs else ""
+        raise UserError(
+            f"recipe {recipe.name} reads what is not there: {', '.join(missing)}.{needs} Give the "
+            "folder that holds it by --set data=DIR, or --set imports.NAME=null to make a step here"
+        )
 
 
 def put(values: dict, key: str, value: object) -> None:

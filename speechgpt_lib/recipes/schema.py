@@ -46,7 +46,8 @@ class Optimization(Section):
     hold: Fraction = 0.4  # share of the steps before the linear decay sets in
     floor: Part = 0.03  # share of the learning rate at the last step
     clip: Positive = 1.0  # largest gradient norm
-    precision: Literal["no", "bf16"] = "bf16"
+    # auto: bf16 where the device computes in it itself, else no (fp32)
+    precision: Literal["auto", "no", "bf16"] = "auto"
     # full: weights, gradients and moments shared out over processes (FSDP2)
     sharding: Literal["none", "full"] = "none"
     save_every_s: Positive = 60.0  # seconds between checkpoints

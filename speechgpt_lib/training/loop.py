@@ -26,6 +26,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.compilation import compile_layers
+from speechgpt_lib.training.devices import resolve_precision
 from speechgpt_lib.training.failures import memory_explained, not_finite
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
@@ -100,7 +101,9 @@ class Training:
     """A training on its way; `train` calls its parts in the order in which they stand here."""
 
     def __init__(self, task: Task, settings: Optimization, work: Path, options: TrainingOptions):
-        self.task, self.settings, self.work, self.options = task, settings, work, options
+        precision = resolve_precision(settings.precision, options.device)
+        self.settings = settings.model_copy(update={"precision": precision})
+        self.task, self.work, self.options = task, work, options
         self.modules = dict(task.modules)
         self.phases = task.phases or {"model": list(task.modules)}
         self.world = options.world_size
@@ -331,4 +334,5 @@ class Training:
         left_out = ("step", "seconds_left")
         kept = {name: value for name, value in self.summary.items() if name not in left_out}
         steps = self.summary.get("step", self.first)
-        return {"steps": steps, "resumed_from": self.first, **kept}
+        facts = {"steps": steps, "resumed_from": self.first}
+        return facts | {"precision": self.settings.precision} | kept
