@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from speechgpt_lib.runs.machine import cpu_facts
+from speechgpt_lib.training.throughput import matmul_peak
+
 
 def measure(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each arm.  Every arm runs once unmeasured; then all take turns, so that a noisy minute meets them all alike."""
@@ -27,31 +30,42 @@ def measure(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 
 def device_name(device: str = "cpu") -> str:
+    """The GPU's name; or the CPU's, its family, model and vector extensions, and the threads used."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    found = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{found[0] if found else platform.processor()}, {torch.get_num_threads()} threads"
+    cpu = cpu_facts()
+    kind = f"family {cpu['family']} model {cpu['model']}, {' '.join(cpu['extensions'])}"
+    return f"{cpu['name']} ({kind}), {torch.get_num_threads()} threads"
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def peaks(device: str = "cpu") -> dict[str, float]:
+    """GFLOP/s of matrix products in fp32 and bf16, measured here: what any ratio is to be seen beside."""
+    found = {"fp32": matmul_peak(device, "no"), "bf16": matmul_peak(device, "bf16")}
+    return {name: round(value / 1e9, 1) for name, value in found.items()}
 
 
 def finish(
-    name: str, ratios: dict[str, float], parity: dict, device: str, out: Path | None = None
+    name: str,
+    ratios: dict[str, float],
+    parity: dict,
+    device: str = "cpu",
+    out: Path | None = None,
+    **facts: object,
 ) -> None:
-    """Print the result as one JSON line, and write it to `out` as well."""
-    versions = {
-        package: importlib.metadata.version(package)
-        for package in ("torch", "transformers", "numpy")
-    }
+    """Print the result as one JSON line, and write it to `out` as well.
+
+    device: "cpu" or "cuda"; facts: what else there is to say, such as the share of the peak reached.
+    """
+    packages = ("torch", "transformers", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
     result = {
         "name": name,
         "ratios": {key: round(value, 3) for key, value in ratios.items()},
         "parity": parity,
-        "device": device,
+        "device": device_name(device),
         "versions": versions | {"python": platform.python_version()},
+        "matmul_peak_gflops": peaks(device),
+        **facts,
     }
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

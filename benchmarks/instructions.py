@@ -23,7 +23,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.common import device_name, finish, measure
+from benchmarks.common import finish, measure
 from benchmarks.llama_reference import release_tokenizer, sentences, train_tokenizer
 from speechgpt_lib.instructions.descriptions import choose_description
 from speechgpt_lib.instructions.records import CrossModalRecord
@@ -65,7 +65,7 @@ def main() -> None:
         memory = memory_of_building(Path(folder), arguments.memory_rows)
     ratios |= voiced["ratios"] | {"memory_many_rows": memory["ratio"]}
     parity |= {"text_to_unit_equal": voiced["equal"], "memory_mb": memory["mb"]}
-    finish("instructions", ratios, parity, device_name(), arguments.out)
+    finish("instructions", ratios, parity, "cpu", arguments.out)
 
 
 # --- 1 rows to ids ------------------------------------------------------------------------------------------------------------------

@@ -24,11 +24,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig, HubertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.common import device_name, finish, measure
+from benchmarks.common import finish, measure
 from speechgpt_lib.corpora.audio import read_audio
+from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.training.throughput import matmul_peak
 from speechgpt_lib.units.encode import Extraction, Item, ShardEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -141,7 +144,10 @@ def run(
         "misses": parity,
         "peak_memory_mb": {"40 files": small, "400 files": large},
     }
-    finish("units", headline | ratios, parity, device_name(device), arguments.out)
+    share = flops_per_second(model) * audio / seconds[best] / matmul_peak(device)
+    print(f"{best}: {100 * share:.0f} % of the fp32 matmul peak measured here")
+    facts = {"share_of_fp32_peak": round(share, 3)}
+    finish("units", headline | ratios, parity, device, arguments.out, **facts)
 
 
 # --- the two baselines --------------------------------------------------------------------------------------------------------------
@@ -295,6 +301,14 @@ def write_speech(folder: Path, seconds: float) -> list[Path]:
         soundfile.write(files[-1], np.clip(wave, -1, 1), 16_000)
         total += length
     return files
+
+
+def flops_per_second(model: HubertModel, seconds: int = 10) -> float:
+    """FLOPs that the encoder needs for a second of audio."""
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        hidden_state(model, torch.zeros(1, seconds * SAMPLE_RATE, device=device))
+    return counter.get_total_flops() / seconds
 
 
 def make_inventory(files: list[Path], device: str) -> tuple[HubertModel, UnitInventory]:

@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
         "real-time factor": {name: round(value, 4) for name, value in medians.items()},
         "streaming": streams,
     }
-    finish("vocoder", headline | ratios, parity, device_name(device), arguments.out)
+    finish("vocoder", headline | ratios, parity, device, arguments.out)
 
 
 def serve(name: str, device: str, threads: int, pipe) -> None:
