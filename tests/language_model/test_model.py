@@ -7,20 +7,24 @@ import random
 import numpy as np
 import pytest
 import torch
-from speechgpt_lib.language_model.text import question_prompt, text_rows
 
-from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora import lab_text, world
+from speechgpt_lib.corpora.corpus import Corpora
+from speechgpt_lib.corpora.lab_corpus import LabReader
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 from speechgpt_lib.language_model.adapters import add_lora, load_adapter, save_adapter
+from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import answer, generate, speak, transcribe
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
-from speechgpt_lib.language_model.stages import held_out_questions, stage2_plan, unit_perplexity
+from speechgpt_lib.language_model.stages import Replay, stage2_plan, unit_perplexity
 from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
+from speechgpt_lib.recipes.sources import LabCorpus
 from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
+LAB = Corpora((LabReader(LabCorpus()),))
 
 
 def test_it_starts_with_heads_that_look_back_a_fixed_distance() -> None:
@@ -129,10 +133,12 @@ def test_rows_that_are_too_long_or_missing_are_refused() -> None:
 
 
 def test_documents_never_hold_a_held_out_question() -> None:
-    rows = text_rows(VOCABULARY, random.Random(0), 600)
+    rows = document_rows(VOCABULARY, LAB.documents(random.Random(0), 600))
     texts = [VOCABULARY.decode_text(row.ids).split(" ;")[0] for row in rows]
     held_out = {
-        q.text for kind in world.KINDS for q in held_out_questions(random.Random(1), kind, 400)
+        q.text
+        for kind in world.KINDS
+        for q in lab_text.held_out_questions(random.Random(1), kind, 400)
     }
     assert held_out and not held_out & set(texts)
     assert all(len(row.ids) == len(row.weights) for row in rows)
@@ -159,12 +165,36 @@ def test_decoding_in_batches_equals_one_by_one_and_stops() -> None:
 def test_an_untrained_model_still_answers_in_shape() -> None:
     model = tiny_language_model(VOCABULARY)
     units = np.array([1, 2, 3])
-    assert isinstance(transcribe(model, VOCABULARY, [units])[0], str)
-    assert speak(model, VOCABULARY, ["the dog"])[0].ndim == 1
-    chains = answer(model, VOCABULARY, [units, "where is anna"], reply="text")
+    assert isinstance(transcribe(model, VOCABULARY, [units], 48)[0].text, str)
+    assert speak(model, VOCABULARY, ["the dog"], 60)[0].units.ndim == 1
+    chains = answer(model, VOCABULARY, [units, "where is anna"], 80, reply="text")
     assert len(chains) == 2 and not chains[0].wellformed
     with pytest.raises(UserError, match="speech or text"):
-        answer(model, VOCABULARY, [units], reply="song")
+        answer(model, VOCABULARY, [units], 80, reply="song")
+
+
+def test_an_answer_that_meets_its_limit_is_reported_as_cut() -> None:
+    model, units = tiny_language_model(VOCABULARY), np.array([1, 2, 3])
+    says(model, VOCABULARY.encode_text("dog")[0])  # always, so it never comes to its end
+    assert transcribe(model, VOCABULARY, [units], 5)[0].cut
+    assert speak(model, VOCABULARY, ["the dog"], 5)[0].cut
+    assert answer(model, VOCABULARY, [units], 5, reply="text")[0].cut
+    says(model, VOCABULARY.marker("<eoa>"))
+    assert not transcribe(model, VOCABULARY, [units], 5)[0].cut
+    assert not speak(model, VOCABULARY, ["the dog"], 5)[0].cut
+    assert not answer(model, VOCABULARY, [units], 5, reply="text")[0].cut
+
+
+def says(model, token: int) -> None:
+    """Makes the model say `token` whatever it reads: the last state is the same everywhere."""
+    with torch.no_grad():
+        width = model.config.hidden_size
+        model.model.norm.weight.zero_()
+        head = torch.nn.Linear(width, model.config.vocab_size)
+        head.weight.zero_()
+        head.bias.zero_()
+        head.bias[token] = 1.0
+        model.lm_head = head
 
 
 def test_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary() -> None:
@@ -186,7 +216,7 @@ def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own:
         speaking=speaking_share, replay={"text": 0.5, "units": 0.25}, optimization=few_steps(1)
     )
     encoded = [[row_to_tokens(row, VOCABULARY) for row in rows] for rows in (listening, speaking)]
-    plan = stage2_plan(VOCABULARY, *encoded, [np.array([1])], settings, 1.0, 0)
+    plan = stage2_plan(VOCABULARY, *encoded, Replay(LAB, [np.array([1])]), settings, 0)
     assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 

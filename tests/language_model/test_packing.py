@@ -19,7 +19,6 @@ from speechgpt_lib.language_model.packing import (
     concatenate,
     fit_rows,
     pack,
-    utilisation,
 )
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.training.row_attention import NAME
@@ -38,6 +37,11 @@ BACK_ENDS = (
         ],
     ),
 )
+
+
+def utilisation(rows: list[TokenRow], bins: list[list[int]], block: int) -> float:
+    """The share of the blocks' tokens that are no padding."""
+    return sum(len(rows[k]) for chosen in bins for k in chosen) / (len(bins) * block)
 
 
 def rows_of_lengths(lengths, seed: int = 0) -> list[TokenRow]:

@@ -62,9 +62,7 @@ def test_published_sizes() -> None:
     assert Shape.of(release).parameters == pytest.approx(6.746e9, rel=1e-3)
     assert Shape.of(paper).parameters == pytest.approx(13.03e9, rel=2e-3)
     assert Shape.of(release).vocabulary == 33_006
-    assert (
-        Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
-    )
+    assert Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from speechgpt_lib.language_model.text import lab_texts
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama_reference import train_tokenizer
+from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
-from speechgpt_lib.language_model.pretrained import fingerprint, load_pretrained
+from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
 from speechgpt_lib.language_model.rows import row_to_tokens
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
@@ -42,9 +42,8 @@ def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> L
     return model
 
 
-def settings(folder: Path, vocabulary: int, **changes) -> LanguageModelSettings:
+def settings(vocabulary: int, **changes) -> LanguageModelSettings:
     values = SHAPE | {
-        "pretrained": str(folder),
         "vocabulary": vocabulary,
         "induction_start": False,
         "optimization": few_steps(1),
@@ -94,7 +93,7 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_come_whole_in_full_precision(sentencepiece_folder: Path) -> None:
     assert len(list(sentencepiece_folder.glob("model-*.safetensors"))) > 1, "in shards"
-    model, vocabulary = load_pretrained(settings(sentencepiece_folder, 1500))
+    model, vocabulary = load_pretrained(sentencepiece_folder, settings(1500))
     original = LlamaForCausalLM.from_pretrained(
         sentencepiece_folder, dtype=torch.float32, local_files_only=True
     )
@@ -105,7 +104,7 @@ def test_weights_come_whole_in_full_precision(sentencepiece_folder: Path) -> Non
 
 def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> None:
     tokenizer = fast_tokenizer()
-    model, before = load_pretrained(settings(fast_folder, tokenizer.get_vocab_size() + 5))
+    model, before = load_pretrained(fast_folder, settings(tokenizer.get_vocab_size() + 5))
     assert isinstance(before, Vocabulary) and before.size == model.config.vocab_size
     after = before.expand(20, "feed")
     assert after.text_size == before.size and after.marker("<sosp>") == before.size + 20
@@ -170,11 +169,21 @@ def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     assert not parse_chain([], vocabulary, "speech_speech").wellformed
 
 
-def test_another_model_in_its_place_is_noticed(sentencepiece_folder: Path, tmp_path: Path) -> None:
-    assert (
-        fingerprint(sentencepiece_folder)["tokenizer.model"] > 1000
-        and fingerprint(tmp_path / "none") == {}
+def test_a_stage2_model_of_the_released_layout_is_read(
+    sentencepiece_folder: Path, tmp_path: Path
+) -> None:
+    """Pieces, units and six markers; another number of units is no such model."""
+    (tmp_path / "tokenizer.model").write_bytes(
+        (sentencepiece_folder / "tokenizer.model").read_bytes()
     )
+    original = published(tmp_path, 1500 + 20 + 6)
+    model, vocabulary = load_pretrained_with_units(tmp_path, 20, "feed")
+    assert vocabulary.inventory == "feed" and vocabulary.size == 1526
+    assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
+    with pytest.raises(
+        UserError, match="has 1526 embeddings; .* 21 units and the markers are 1527"
+    ):
+        load_pretrained_with_units(tmp_path, 21, "feed")
 
 
 def broken(folder: Path, damage: str) -> None:
@@ -218,7 +227,7 @@ def test_what_is_wrong_is_said(
         (folder / path.name).write_bytes(path.read_bytes())
     broken(folder, damage)
     with pytest.raises(UserError, match=message):
-        load_pretrained(settings(folder, 1500))
+        load_pretrained(folder, settings(1500))
 
 
 class Hostile:
@@ -236,21 +245,21 @@ def test_hostile_weights_run_nothing(tmp_path: Path, sentencepiece_folder: Path)
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
     torch.save({"lm_head.weight": Hostile(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="weights in .* were not read"):
-        load_pretrained(settings(tmp_path, 1500))
+        load_pretrained(tmp_path, settings(1500))
     assert not (tmp_path / "trace").exists()
 
 
 def test_older_weights_in_one_pickle_are_read_too(
     tmp_path: Path, sentencepiece_folder: Path
 ) -> None:
-    original, _ = load_pretrained(settings(sentencepiece_folder, 1500))
+    original, _ = load_pretrained(sentencepiece_folder, settings(1500))
     for name in ("config.json", "tokenizer.model"):
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
     torch.save(
         {name: tensor.half() for name, tensor in original.state_dict().items()},
         tmp_path / "pytorch_model.bin",
     )
-    model, _ = load_pretrained(settings(tmp_path, 1500))
+    model, _ = load_pretrained(tmp_path, settings(1500))
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True)
@@ -259,6 +268,6 @@ def test_older_weights_in_one_pickle_are_read_too(
 
 def test_the_recipe_must_be_about_this_model(sentencepiece_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="language_model.layers is 3, the model in .* has 2"):
-        load_pretrained(settings(sentencepiece_folder, 1500, layers=3))
+        load_pretrained(sentencepiece_folder, settings(1500, layers=3))
     with pytest.raises(UserError, match="no config.json in .*none"):
-        load_pretrained(settings(tmp_path / "none", 1500))
+        load_pretrained(tmp_path / "none", settings(1500))
