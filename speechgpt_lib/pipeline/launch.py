@@ -38,6 +38,8 @@ def launch_steps(
     `shards` makes that part of the last step only, as a job of an array does.
     """
     names = [find_step(name).name for name in names]
+    if shards is not None and force:
+        raise UserError("--force and --shards exclude each other: remove the step's folder instead")
     if shards is not None and not find_step(names[-1]).cost.splittable:
         split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
         raise UserError(
@@ -83,6 +85,8 @@ def train_step(
         reason = f"{_reason(run.path / LOG)} (more in {run.path / LOG})"
         raise UserError(f"{name} in {processes} processes ended with exit code {status}: {reason}")
     if step.cost.splittable:
+        if force:  # all parts are there anew: what they replace would only be found and reused
+            shutil.rmtree(run.path / target, ignore_errors=True)
         return make(run, name, on_log=on_log)
     made = run.require(name)
     if earlier is None or earlier.facts != made.facts:  # it was made just now
