@@ -37,14 +37,7 @@ def launch_steps(
 
     `shards` makes that part of the last step only, as a job of an array does.
     """
-    names = [find_step(name).name for name in names]
-    if shards is not None and force:
-        raise UserError("--force and --shards exclude each other: remove the step's folder instead")
-    if shards is not None and not find_step(names[-1]).cost.splittable:
-        split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
-        raise UserError(
-            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
-        )
+    names = check_steps(names, shards, force)
     made = {}
     for name in order(run.recipe, names):
         cost, again = STEPS[name].cost, force and name in names
@@ -55,6 +48,19 @@ def launch_steps(
         else:
             made[name] = make(run, name, again, on_log)
     return [made[name] for name in names]
+
+
+def check_steps(names: Iterable[str], shards: slice | None, force: bool) -> list[str]:
+    """The names of these steps; UserError for one that there is not, or that can't be made so."""
+    names = [find_step(name).name for name in names]
+    if shards is not None and force:
+        raise UserError("--force and --shards exclude each other: remove the step's folder instead")
+    if shards is not None and not find_step(names[-1]).cost.splittable:
+        split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
+        raise UserError(
+            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
+        )
+    return names
 
 
 def train_step(
