@@ -82,8 +82,9 @@ def run_recipe(
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
     from speechgpt_lib.pipeline.graph import plan as plan_steps
     from speechgpt_lib.pipeline.graph import render_plan
-    from speechgpt_lib.runs.run import Run
+    from speechgpt_lib.runs.run import Run, refuse_older_layout
 
+    refuse_older_layout(folder)
     planned = plan_steps(Run(folder, settings, say), force=force)
     emit({"steps": [asdict(step) for step in planned]}, render_plan(planned), as_json)
 
