@@ -106,7 +106,7 @@ def test_a_list_of_corpora_replaces_the_recipes() -> None:
         ("corpora=lab", "corpora: .*found 'lab'"),
         ("corpora=[{reader: switchboard, root: x}]", "corpora.0: .*librispeech"),
         ("corpora=[{reader: vctk}]", "corpora.0.root: Field required"),
-        ("corpora.0.reader=vctk", "corpora.0.root: Field required"),
+        ("corpora.0.reader=vctk", "unknown key 'corpora.0.aligned_questions'; allowed here: .*root"),
         ("corpora=[{reader: vctk, root: x, role: [test, voice]}]", "role test stands alone"),
         ("corpora=[{reader: vctk, root: x, role: singing}]", "corpora.0.role.0: .*'aligned'"),
         ("corpora=[{reader: vctk, root: x, held_out: 1.5}]", "corpora.0.held_out: .*less than 1"),
@@ -115,7 +115,7 @@ def test_a_list_of_corpora_replaces_the_recipes() -> None:
         ("generation.speech=0", "generation.speech: .*greater than 0"),
         ("corpora.1.root=x", "can't set corpora.1.root: '1' is no place in a list of 1"),
         ("corpora.x.root=x", "can't set corpora.x.root: 'x' is no place"),
-        ("seed.a=1", "can't set seed.a: seed is '0', which has no keys"),
+        ("units.layer.a=1", "can't set units.layer.a: units.layer is '1', which has no keys"),
         ("seed=-1", "seed: .*greater than or equal to 0.*found '-1'"),
     ],
 )
