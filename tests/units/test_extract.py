@@ -81,7 +81,9 @@ def test_a_broken_file_is_in_quarantine_with_its_reason(corpus, tmp_path: Path) 
     assert extract(corpus, tmp_path)["bad"] == 1 == shard_counts(tmp_path).bad
     bad = pyarrow.parquet.read_table(tmp_path / "quarantine-00001.parquet").to_pylist()
     assert [(row["id"], row["reason"]) for row in bad] == [("84-121550-0004", "truncated")]
-    assert [row.id for row in read_quarantine(tmp_path)] == ["84-121550-0004"]
+    assert [row.id for row in read_quarantine(tmp_path / "quarantine-00001.parquet")] == [
+        "84-121550-0004"
+    ]
 
 
 def test_too_many_bad_files_are_an_error_after_the_work_is_saved(corpus, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_jobs_of_an_array_give_the_same_files(corpus, tmp_path: Path) -> None:
     told: list[dict] = []
     extract(corpus, tmp_path / "one", on_log=told.append)
     assert [(row["shards"], row["of"]) for row in told] == [(k, 4) for k in (1, 2, 3, 4)]
-    seconds = sum((6000 + 1500 * ((3 * k) % 10)) / 16_000 for k in range(10))
+    seconds = sum((6000 + 1500 * ((3 * k) % 10)) / 16_000 for k in range(10) if k != 4)
     assert sum(row["seconds"] for row in told) == pytest.approx(seconds)
     first = extract(corpus, tmp_path / "jobs", shards=slice(1, None, 2))
     assert len(list((tmp_path / "jobs").glob("units-*.parquet"))) == 2
