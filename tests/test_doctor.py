@@ -11,6 +11,7 @@ from rich.console import Console
 
 from speechgpt_lib import doctor
 from speechgpt_lib.doctor import Check
+from speechgpt_lib.errors import UserError
 
 
 def test_diagnosis_covers_every_part_and_turns_into_json(tmp_path):
@@ -147,3 +148,16 @@ def test_table_shows_costs_of_what_is_missing_only():
     assert "never shown" not in text
     assert "missing" in text and "expected: the module x" in text
     assert ".[judge]" in text, "square brackets were taken for markup"
+
+
+def test_jobs_beyond_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(doctor, "_memory_gb", lambda: 3.0)
+    doctor.check_jobs(1)
+    doctor.check_jobs(2)
+    with pytest.raises(UserError, match=r"--jobs 3: .* at most --jobs 2 here \(3.9 GB") as error:
+        doctor.check_jobs(3)
+    assert "\n" not in str(error.value)
+    assert doctor.jobs_check(3, 3.0).required and not doctor.jobs_check(3, 3.0).ok
+    assert doctor.jobs_check(1, 0.5).ok, "one at a time is what the memory check is about"
+    found = {check.name: check for check in doctor.diagnose(jobs=3)}
+    assert not found["jobs at once"].ok

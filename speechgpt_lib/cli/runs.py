@@ -85,8 +85,9 @@ def run_recipe(
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
     from speechgpt_lib.pipeline.graph import plan as plan_steps
     from speechgpt_lib.pipeline.graph import render_plan
-    from speechgpt_lib.runs.run import Run
+    from speechgpt_lib.runs.run import Run, refuse_older_layout
 
+    refuse_older_layout(folder)
     planned = plan_steps(Run(folder, settings, say), force=force)
     emit({"steps": [asdict(step) for step in planned]}, render_plan(planned), as_json)
 
@@ -123,13 +124,14 @@ def make_steps(
     """What `make` does, also for commands that name their steps otherwise."""
     import transformers
 
-    from speechgpt_lib.pipeline.launch import launch_steps
+    from speechgpt_lib.pipeline.launch import check_steps, launch_steps
     from speechgpt_lib.runs.run import Run
 
     transformers.logging.set_verbosity_error()
-    settings = load(recipe, changes, seed)
+    settings, part = load(recipe, changes, seed), shard_slice(shards)
+    check_steps(steps, part, force)  # before anything is written
     run = Run.create(run_dir or Path("runs") / settings.name, settings, say)
-    made = launch_steps(run, steps, processes, force, _progress(), shard_slice(shards))
+    made = launch_steps(run, steps, processes, force, _progress(), part)
     facts = {step.name: {"folder": str(step.path), **step.metrics} for step in made}
     emit(facts, "\n".join(str(step.path) for step in made), as_json)
 

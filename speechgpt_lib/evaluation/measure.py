@@ -140,19 +140,22 @@ def _spoken_figures(
 def evaluate_set(run: Run, folder: Path) -> dict:
     """Score a run on a folder with `items.jsonl` as `speechgpt corpora sample` writes it.
 
-    A line has path and text; answer, kind, voice and seen where they are known.
+    A line has path and text; answer, kind, voice and seen where they are known.  Answers are left
+    out where nothing judges them; `cut` counts what met its longest length.
     """
     draws = run.recipe.evaluation.bootstrap_draws
     items, records = read_items(folder)
     speechgpt = SpeechGPT.load(run)
-    heard = speechgpt.transcribe([i.wave for i in items])
+    written = speechgpt.transcribe_many([i.wave for i in items])
+    heard, cut = [w.text for w in written], {"asr_wer": sum(w.cut for w in written)}
     figures = {"asr_wer": word_error_rate([i.text for i in items], heard, draws)}
     seen = sum(bool(r.get("seen")) for r in records)
-    result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen}
-    if questions := [i for i in items if i.answer]:
-        judge = speechgpt.corpora.judges()[""]
-        answers = answer_questions(speechgpt, questions, judge)
+    result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen, "cut": cut}
+    questions = [i for i in items if i.answer]
+    if questions and (judges := judges_if_installed(speechgpt.corpora, run.say)):
+        answers = answer_questions(speechgpt, questions, judges[""])
         figures |= answers.figures(draws)
+        cut["qa"] = answers.cut
         examples = [asdict(e) for e in answers.examples]
         result |= {"qa_by_kind": answers.by_kind(draws), "examples": examples}
     pairs = zip(records, items, heard, strict=True)

@@ -104,7 +104,7 @@ def render_html(run: Run, report: dict, evaluation: Step) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, "
         f"{html.escape(machine['cpu']['name'])}, {machine['cores']} cores, {machine['date']}. "
-        f"{_baseline(report)}</p>"
+        f"{_baseline(report)} {_cut(report)}</p>"
         + _table(
             "Figures on held-out sentences (95 % bootstrap interval)",
             ("key", "what", "value", "must", "aim"),
@@ -162,6 +162,12 @@ def _baseline(report: dict) -> str:
         return "The corpora have no questions with answers."
     share = f"{report['qa_baseline']['value']:.2f}"
     return f"A nearest-training-question baseline answers {share} of the questions."
+
+
+def _cut(report: dict) -> str:
+    """Which answers met their longest length, which the recipe's `generation` sets."""
+    found = [f"{count} of {name}" for name, count in report["cut"].items() if count]
+    return f"Answers cut at their longest length: {', '.join(found) or 'none'}."
 
 
 def _is_figure(value: object) -> bool:

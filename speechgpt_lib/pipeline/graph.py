@@ -7,7 +7,7 @@ A notebook cell, `speechgpt run`, `speechgpt train` and a worker of torchrun all
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -181,10 +181,8 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     if not force and partial.is_file() and partial.read_text() == key:
         return "resumed", "it was interrupted"
     if imported is not None:
-        return (
-            "imported",
-            f"from {imported if isinstance(imported, str) else list(vars(imported).values())[0]}",
-        )
+        source = imported if isinstance(imported, str) else next(iter(vars(imported).values()))
+        return "imported", f"from {source}"
     if not there:
         return "made", "it is not there yet"
     if force:
@@ -197,7 +195,7 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"
 
 
-def render_plan(planned: Iterable[Planned]) -> str:
+def render_plan(planned: Sequence[Planned]) -> str:
     """The graph as text: a line for each step, with what becomes of it, why, and what it needs."""
     lines = []
     for notebook in NOTEBOOKS:

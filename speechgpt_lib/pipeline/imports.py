@@ -37,13 +37,11 @@ def import_inventory(job: Job) -> dict:
     if isinstance(source, str):
         found = open_inventory(_there(job, source))
     else:
-        encoder = data_path(job.recipe, source.encoder)
-        # What is no file is a name on the hub.
-        where = (
-            str(encoder) if encoder.exists() or source.encoder.endswith(".pt") else source.encoder
-        )
+        encoder = source.encoder  # where there is no such file or folder, a name on the hub
+        if encoder.endswith(".pt") or data_path(job.recipe, encoder).exists():
+            encoder = str(_there(job, encoder))
         centroids = str(_there(job, source.centroids))
-        found = open_inventory(None, where, source.layer, centroids)
+        found = open_inventory(None, encoder, source.layer, centroids)
     expected = job.recipe.units.clusters
     if found.count != expected:
         raise UserError(
@@ -143,7 +141,8 @@ def _import_set(job: Job, source: str, kind: str) -> dict:
     if path.is_dir():
         summary = read_summary(path)
         check_inventory(summary["inventory"], inventory.id, f"the set step of {job.run.path}")
-        shutil.copytree(path, job.work, dirs_exist_ok=True)
+        own = shutil.ignore_patterns("facts.json")  # of the step that made it
+        shutil.copytree(path, job.work, ignore=own, dirs_exist_ok=True)
     else:
         summary = import_jsonl(path, job.work, inventory.id, inventory.count)
     if summary["kind"] != kind:

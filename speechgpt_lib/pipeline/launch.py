@@ -38,12 +38,7 @@ def launch_steps(
 
     `shards` makes that part of the last step only, as a job of an array does.
     """
-    names = [find_step(name).name for name in names]
-    if shards is not None and not find_step(names[-1]).cost.splittable:
-        split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
-        raise UserError(
-            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
-        )
+    names = check_steps(names, shards, force)
     made = {}
     for name in order(run.recipe, names):
         cost, again = STEPS[name].cost, force and name in names
@@ -54,6 +49,19 @@ def launch_steps(
         else:
             made[name] = make(run, name, again, on_log)
     return [made[name] for name in names]
+
+
+def check_steps(names: Iterable[str], shards: slice | None, force: bool) -> list[str]:
+    """The names of these steps; UserError for one that there is not, or that can't be made so."""
+    names = [find_step(name).name for name in names]
+    if shards is not None and force:
+        raise UserError("--force and --shards exclude each other: remove the step's folder instead")
+    if shards is not None and not find_step(names[-1]).cost.splittable:
+        split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
+        raise UserError(
+            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
+        )
+    return names
 
 
 def train_step(
@@ -85,6 +93,8 @@ def train_step(
         reason = f"{_reason(run.path / LOG)} (more in {run.path / LOG})"
         raise UserError(f"{name} in {processes} processes ended with exit code {status}: {reason}")
     if step.cost.splittable:
+        if force:  # all parts are there anew: what they replace would only be found and reused
+            shutil.rmtree(run.path / target, ignore_errors=True)
         return make(run, name, on_log=on_log)
     made = run.require(name)
     if earlier is None or earlier.facts != made.facts:  # it was made just now

@@ -110,7 +110,7 @@ class Run:
             raise UserError(f"{what}; choose another --run-dir") from error
         text, saved = dump_recipe(recipe), path / "recipe.yaml"
         if saved.exists():
-            _refuse_older_layout(saved)
+            refuse_older_layout(path)
         if not saved.exists() or saved.read_text(encoding="utf-8") != text:
             write_text(saved, text)
         return cls(path, recipe, say)
@@ -123,7 +123,7 @@ class Run:
             found = "a folder without recipe.yaml" if path.is_dir() else "no such folder"
             how = "make one with `make tutorial` or `speechgpt run`, or name it with --run"
             raise UserError(f"no run at {path} ({found}): {how}")
-        _refuse_older_layout(path / "recipe.yaml")
+        refuse_older_layout(path)
         return cls(path, load_recipe(path / "recipe.yaml"), say)
 
     def as_worker(self, rank: int, world_size: int) -> Run:
@@ -324,15 +324,20 @@ class Run:
         return sorted(order, key=lambda s: (s.name.split("/")[0], s.facts["finished"], s.name))
 
 
-def _refuse_older_layout(saved: Path) -> None:
-    """Refuses a run whose recipe has `corpus`, not `corpora`: it was made before version 0.2."""
-    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # load_recipe says more
-        values = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
-            raise UserError(
-                f"{saved.parent} was made by an earlier version of speechgpt (its recipe has "
-                "`corpus`); its results are kept; use another --run-dir to go on with this version"
-            )
+def refuse_older_layout(path: Path) -> None:
+    """Raises UserError for a run directory whose steps were laid out before version 0.2.
+
+    Its recipe has `corpus` instead of `corpora`.
+    """
+    values = None
+    # What else may be wrong with the file, load_recipe says.
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+        values = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+    if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
+        raise UserError(
+            f"{path} was made by an earlier version of speechgpt (its recipe has `corpus`); its "
+            "results are kept and can be listened to; use another --run-dir to go on"
+        )
 
 
 def _has_text(path: Path, text: str) -> bool:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import soundfile
 
-from speechgpt_lib import cli, doctor
+from speechgpt_lib import doctor
+from speechgpt_lib.cli import main as cli
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.units.sequence import parse_units
 
@@ -52,7 +53,8 @@ def test_transcribe_prints_one_object_a_file(speechgpt, smoke_run: Path, clip: P
     done = speechgpt("transcribe", clip, clip, "--run", smoke_run, "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["path"] for row in rows] == [str(clip)] * 2
-    assert rows[0]["text"] == rows[1]["text"]
+    assert rows[0]["text"] == rows[1]["text"] and isinstance(rows[0]["cut"], bool)
+    assert done.stderr.count("generation.transcript") == sum(row["cut"] for row in rows)
 
 
 def test_ask_answers_speech_and_text(
@@ -62,7 +64,8 @@ def test_ask_answers_speech_and_text(
     spoken = speechgpt("ask", clip, "-o", out, "--run", smoke_run, "--json")
     assert spoken.returncode == 0, spoken.stderr
     reply = json.loads(spoken.stdout)
-    assert {"question_text", "answer_text", "answer_units", "audio"} <= reply.keys()
+    assert {"question_text", "answer_text", "answer_units", "audio", "cut"} <= reply.keys()
+    assert ("longest length" in spoken.stderr) == reply["cut"]
     assert (reply["audio"] is None) == (not out.exists())
     written = json.loads(
         speechgpt(
@@ -96,6 +99,7 @@ def test_a_fresh_set_is_sampled_and_scored(speechgpt, smoke_run: Path, tmp_path:
         report["items"] == 4
         and report["qa_text_accuracy"]["n"] == 4
         and report["qa_by_kind"].keys() == {"place"}
+        and report["cut"].keys() == {"asr_wer", "qa"}
     )
     assert (tmp_path / "set" / "report.json").exists()
 
@@ -141,8 +145,13 @@ def test_missing_run_and_unknown_recipe_name_the_cure(speechgpt, tmp_path: Path)
     assert missing.returncode == 1 and "make tutorial" in missing.stderr
     unknown = speechgpt("run", "--recipe", "labb")
     assert unknown.returncode == 1 and "smoke, lab, release, paper" in unknown.stderr
-    release = speechgpt("run", "--recipe", "release")
-    assert release.returncode == 1 and "LLaMA-7B" in release.stderr and "GPUs" in release.stderr
+    made = ("make", "inventory", "--recipe", "release", "--set", f"data={tmp_path / 'data'}")
+    release = speechgpt(*made, "--run-dir", tmp_path / "release")
+    last = release.stderr.strip().splitlines()[-1]
+    assert release.returncode == 1 and "LLaMA-7B" in last and "GPUs" in last, release.stderr
+    assert (
+        "mhubert_base_vp_en_es_fr_it3.pt, which is not there" in last and "--set data=DIR" in last
+    )
     (tmp_path / "bad.yaml").write_text("name: bad\nsumary: x\n")
     wrong_key = speechgpt("run", "--recipe", tmp_path / "bad.yaml")
     assert wrong_key.returncode == 1 and "sumary" in wrong_key.stderr
@@ -211,7 +220,7 @@ def test_doctor_fails_where_a_required_part_is_missing(
 ) -> None:
     check = doctor.Check("a part", ok, "something", "more", "everything", required=True)
     optional = doctor.Check("an extra", False, "nothing", "something", "little")
-    monkeypatch.setattr(doctor, "diagnose", lambda run_dir: [check, optional])
+    monkeypatch.setattr(doctor, "diagnose", lambda run_dir, jobs: [check, optional])
     monkeypatch.setattr(sys, "argv", ["speechgpt", "doctor", "--json"])
     before = signal.getsignal(signal.SIGTERM)
     try:

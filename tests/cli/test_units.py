@@ -1,163 +1,136 @@
-"""`speechgpt units …` as a user types it: foreign files, real corpora, several processes, mistakes."""
+"""`speechgpt units …` as a user types it: foreign files, recorded corpora, several processes, mistakes."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from speechgpt_lib.runs.artefacts import hash_file
 from speechgpt_lib.units.extract import read_units
-from tests.units.test_features import make_encoder, noise
-from tests.units.test_foreign import kmeans_of, write
 
-pytestmark = pytest.mark.slow
+UNITS = "01_unit_extraction/units"
 
 
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    """A folder with LibriSpeech's layout, a fairseq checkpoint and centroids; options that name all three."""
-    base = tmp_path_factory.mktemp("speech")
-    chapter = base / "LibriSpeech" / "dev-clean" / "3" / "4"
-    chapter.mkdir(parents=True)
-    for k in range(7):
-        soundfile.write(chapter / f"3-4-{k:04d}.flac", 0.3 * noise(8000 + 1000 * k, k), 16_000)
-    (chapter / "3-4.trans.txt").write_text("".join(f"3-4-{k:04d} GOOD DAY\n" for k in range(7)))
-    np.save(base / "km.npy", kmeans_of(9).centroids)
-    write(base / "hubert.pt", make_encoder())
-    corpus = ["--corpus", "librispeech", "--root", base / "LibriSpeech"]
-    units = ["--encoder", base / "hubert.pt", "--layer", 2, "--kmeans", base / "km.npy"]
-    return base, corpus, units
+def shards(run: Path) -> dict[str, str]:
+    return {path.name: hash_file(path) for path in sorted((run / UNITS).glob("units-*.parquet"))}
 
 
-def shards(folder) -> dict[str, str]:
-    return {path.name: hash_file(path) for path in sorted((folder / "units").glob("*.parquet"))}
-
-
-def test_one_file_and_a_corpus_by_the_same_foreign_inventory(speechgpt, speech, tmp_path):
-    base, corpus, units = speech
-    done = speechgpt(
-        "units", "extract", *corpus, *units, "-o", tmp_path, "--json", "--processes", 1
-    )
+def test_one_file_and_a_corpus_by_the_same_foreign_inventory(command, speech, tmp_path: Path):
+    run = tmp_path / "run"
+    done = command("units", "extract", *speech.recipe, "--run-dir", run, "--json")
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["utterances"] == 7 and summary["shards"] == "1 of 1" and summary["bad"] == 0
-    rows = {row.id: row for row in read_units(tmp_path / "units", summary["inventory"])}
-    path = base / "LibriSpeech" / "dev-clean" / "3" / "4" / "3-4-0003.flac"
-    one = json.loads(speechgpt("units", path, *units, "--json").stdout)
+    made = json.loads(done.stdout)[UNITS]
+    assert made["utterances"] == 15 and made["folder"] == str(run / UNITS)
+    one = json.loads(command("units", speech.file(3), *speech.encoder, "--json").stdout)
+    rows = {row.id: row for row in read_units(run / UNITS, one["inventory"])}
+    assert one["units"] == rows["3-4-0003"].units.tolist()
+    assert {row.split for row in rows.values()} == {"train", "test", "unlabelled"}
+    # A run's inventory is found by the run's folder.
+    again = json.loads(command("units", speech.file(3), "--run", run, "--json").stdout)
+    assert again["units"] == one["units"] and again["inventory"] == one["inventory"]
+
+    same = command("make", "units", *speech.recipe, "--run-dir", run)
+    assert same.stdout.strip() == str(run / UNITS) and f"reused   {UNITS}" in same.stderr
+    other = command(
+        *("make", "units", *speech.recipe, "--run-dir", run),
+        *("--set", "imports.inventory.layer=3"),
+    )
+    assert f"remade   {UNITS}" in other.stderr, "units of two inventories are never mixed"
+
+
+def test_jobs_of_an_array_and_the_call_that_joins_them(command, speech, tmp_path: Path):
+    extract = ("units", "extract", *speech.recipe)
+    assert command(*extract, "--run-dir", tmp_path / "one").returncode == 0
+    for part in ("0:1", "1::2"):
+        done = command(*extract, "--run-dir", tmp_path / "jobs", "--shards", part, "--json")
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "jobs" / UNITS).exists(), "a part is no finished step"
+    joined = command(*extract, "--run-dir", tmp_path / "jobs", "--json")
+    assert json.loads(joined.stdout)[UNITS]["utterances"] == 15
     assert (
-        one["inventory"] == summary["inventory"] and one["units"] == rows["3-4-0003"].units.tolist()
+        shards(tmp_path / "one") == shards(tmp_path / "jobs") and len(shards(tmp_path / "one")) == 2
     )
-    # what was extracted carries its inventory along
-    again = json.loads(speechgpt("units", path, "--run", tmp_path / "inventory", "--json").stdout)
-    assert again["units"] == one["units"]
-
-
-def test_processes_launched_together_make_what_one_makes(speechgpt, speech, tmp_path):
-    base, corpus, units = speech
-    arguments = ["units", "extract", *corpus, *units, "--shard-size", 2]
-    assert speechgpt(*arguments, "-o", tmp_path / "one", "--processes", 1).returncode == 0
-    launched = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "speechgpt_lib.cli",
-    ]
-    command = [*launched, *map(str, [*arguments, "-o", tmp_path / "two", "--launched", 2])]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )
-    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "jobs" / UNITS / "facts.json").read_text())
     assert (
-        shards(tmp_path / "one") == shards(tmp_path / "two") and len(shards(tmp_path / "one")) == 8
+        facts["resumed"]
+        and facts["key"] == json.loads((tmp_path / "one" / UNITS / "facts.json").read_text())["key"]
     )
-    lonely = speechgpt(*arguments, "-o", tmp_path / "three", "--launched", 2)
-    assert lonely.returncode == 1 and "--launched says 2, but 1 processes" in lonely.stderr
 
 
-def test_an_inventory_is_trained_and_used(speechgpt, speech, tmp_path):
-    base, corpus, _ = speech
-    done = speechgpt(
-        "units",
-        "train",
-        *corpus,
-        "--encoder",
-        base / "hubert.pt",
-        "--layer",
-        2,
-        "--clusters",
-        5,
-        "-o",
-        tmp_path,
-        "--json",
-    )
+@pytest.mark.slow
+def test_processes_make_what_one_makes(command, speech, tmp_path: Path):
+    extract = ("units", "extract", *speech.recipe)
+    assert command(*extract, "--run-dir", tmp_path / "one").returncode == 0
+    two = (*extract, "--run-dir", tmp_path / "two", "--processes", 2)
+    done = command(*two)
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert made["clusters"] == 5 and made["layer"] == 2
-    used = speechgpt(
-        "units",
-        "extract",
-        *corpus,
-        "--run",
-        tmp_path / "inventory",
-        "-o",
-        tmp_path / "units",
-        "--json",
-        "--precision",
-        "bf16",
-    )
-    summary = json.loads(used.stdout)
-    assert summary["inventory"] == made["inventory"] and 0 <= summary["miss_rate"] < 0.5
+    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+    facts = tmp_path / "two" / UNITS / "facts.json"
+    before = json.loads(facts.read_text())
+    forced = command(*two, "--force")
+    after = json.loads(facts.read_text())
+    assert forced.returncode == 0 and "$ python -m torch.distributed.run" in forced.stderr
+    assert after["finished"] > before["finished"], "the new parts were joined, not the old reused"
+    assert after["outputs"] == before["outputs"]
+
+
+@pytest.mark.slow
+def test_an_inventory_is_trained_and_used(command, speech, tmp_path: Path):
+    own = ("--set", "imports.inventory=null", "--set", "units.clusters=5")
+    train = (*speech.recipe, *own, "--run-dir", tmp_path / "run", "--json")
+    done = command("units", "train", *train)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)["01_unit_extraction/inventory"]
+    assert made["id"] and (tmp_path / "run" / "01_unit_extraction" / "hubert").is_dir()
+    bf16 = ("--set", "units.extraction.precision=bf16")
+    used = json.loads(command("units", "extract", *train, *bf16).stdout)[UNITS]
+    rows = list(read_units(tmp_path / "run" / UNITS, made["id"]))
+    assert used["utterances"] == len(rows) == 15 and max(row.units.max() for row in rows) < 5
+    assert 0 <= used.get("miss_rate", 0) < 0.5
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--layer", 9], "layers 1 to 4, layer 9"),
-        (["--kmeans", "absent.npy"], "no file at absent.npy"),
-        (["--corpus", "gigaspeech"], "librispeech"),
-        (["--corpus", "switchboard"], "librispeech, common_voice"),
-        (["--root", "absent"], "absent"),
-        (["--shards", "a:b"], "is no range"),
-        (["--precision", "int8"], "fp32, bf16"),
-        (["--long-audio", "fast"], "exact, release"),
-        (["--split", "train-clean-999"], "dev-clean"),
+        ("imports.inventory.layer=9", "layers 1 to 4, layer 9"),
+        ("imports.inventory.centroids=absent.npy", "absent.npy, which is not there"),
+        ("corpora.0.reader=gigaspeech", "GigaSpeech.json"),
+        ("corpora.0.reader=switchboard", "'librispeech', 'common_voice'"),
+        ("corpora.0.root=absent", "absent"),
+        ("units.extraction.precision=int8", "'fp32' or 'bf16'"),
+        ("units.extraction.long_audio=fast", "'exact' or 'release'"),
+        ("corpora.0.splits=[train-clean-999]", "dev-clean"),
+        ("corpora.0.held_out=0", "no corpus of the recipe has held-out speech"),
+        ("corpora.1.root=A", "3-4-0000"),
+        ("units.clusters=8", "has 9 units, the recipe expects units.clusters: 8"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_no_units(speechgpt, speech, tmp_path, change, words):
-    _, corpus, units = speech
-    done = speechgpt("units", "extract", *corpus, *units, "-o", tmp_path / "out", *change)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), (
-        done.stderr
-    )
-    assert words in done.stderr and not list((tmp_path / "out").rglob("units-*.parquet"))
+def test_mistakes_are_one_line_and_leave_no_units(command, speech, tmp_path: Path, change, words):
+    where = ("--run-dir", tmp_path / "run", "--set", change)
+    done = command("units", "extract", *speech.recipe, *where)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and words in last, done.stderr
+    assert not list(tmp_path.rglob("units-*.parquet"))
 
 
-def test_units_of_another_inventory_are_not_mixed_in(speechgpt, speech, tmp_path):
-    base, corpus, units = speech
-    assert speechgpt("units", "extract", *corpus, *units, "-o", tmp_path).returncode == 0
-    other = [*units[:2], "--layer", 3, *units[4:]]
-    done = speechgpt("units", "extract", *corpus, *other, "-o", tmp_path)
-    assert done.returncode == 1 and "was made for unit inventory" in done.stderr
+@pytest.mark.parametrize("text", ["a:b", "1", "0::0", "0:1:2:3"])
+def test_shards_that_are_no_range_are_refused(command, speech, tmp_path: Path, text: str):
+    where = ("--run-dir", tmp_path / "run", "--shards", text)
+    done = command("units", "extract", *speech.recipe, *where)
+    assert done.returncode == 1 and "is no range: expected A:B" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
-def test_fairseq_itself_needs_its_three_files(speechgpt, speech):
-    base, _, _ = speech
-    path = base / "LibriSpeech" / "dev-clean" / "3" / "4" / "3-4-0003.flac"
-    done = speechgpt("units", path, "--backend", "fairseq")
-    assert done.returncode == 1 and (
-        "--encoder FILE.pt" in done.stderr or "make fairseq" in done.stderr
-    )
+def test_fairseq_itself_needs_its_three_files(command, speech):
+    done = command("units", speech.file(3), "--backend", "fairseq")
+    assert done.returncode == 1
+    assert "--encoder FILE.pt" in done.stderr or "make fairseq" in done.stderr
+
+
+def test_more_jobs_than_memory_are_refused_before_anything_is_written(command, tmp_path: Path):
+    given = ("--recipe", "smoke", "--run-dir", tmp_path / "run", "--jobs", 100_000)
+    done = command("run", *given)
+    assert done.returncode == 1 and "error: --jobs 100000: the run may be killed" in done.stderr
+    assert not (tmp_path / "run").exists()

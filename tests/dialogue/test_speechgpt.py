@@ -1,4 +1,4 @@
-"""The dialogue: one set of weights, its adapter off to listen and speak, on to answer."""
+"""The dialogue: one set of weights, its adapter switched off to listen and speak and on to answer."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt_lib.corpora.corpus import Corpora
+from speechgpt_lib.corpora.lab_corpus import LabReader
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
 from speechgpt_lib.recipes.schema import GenerationSettings, LoraSettings
-from tests.builders import (
-    lab_corpora,
-    noise,
-    tiny_inventory,
-    tiny_language_model,
-    tiny_vocabulary,
-)
+from speechgpt_lib.recipes.sources import LabCorpus
+from tests.builders import noise, tiny_inventory, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
-LIMITS = GenerationSettings(transcript=20, speech=40, written_answer=30)
 NEW = range(VOCABULARY.text_size, VOCABULARY.size)
+LAB = Corpora((LabReader(LabCorpus()),))
+LIMITS = GenerationSettings(transcript=12, speech=20, spoken_answer=24, written_answer=16)
 IDS = torch.tensor([[1, 5, 9, VOCABULARY.text_size + 3, 40]])
 
 
@@ -46,8 +44,8 @@ def speechgpt(tmp_path: Path) -> SpeechGPT:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     save_adapter(adapted, tmp_path)
-    model = attach_adapter(base(), tmp_path)
-    return SpeechGPT(tiny_inventory(), VOCABULARY, model, Silence(), lab_corpora(), LIMITS)
+    adapted = attach_adapter(base(), tmp_path)
+    return SpeechGPT(tiny_inventory(), VOCABULARY, adapted, Silence(), LAB, LIMITS)
 
 
 @torch.inference_mode()
@@ -74,13 +72,40 @@ def test_it_is_on_again_after_an_error(speechgpt) -> None:
 def test_each_task_asks_its_own_model(speechgpt) -> None:
     waves = [noise(0.5, 0), noise(0.7, 1)]
     heard = [speechgpt.units(wave) for wave in waves]
-    assert speechgpt.transcribe(waves) == generation.transcribe(base(), VOCABULARY, heard, 20)
-    (units, wave), *_ = speechgpt.say_many(["a dog"])
-    assert units.tolist() == generation.speak(base(), VOCABULARY, ["a dog"], 40)[0].tolist()
-    assert len(wave) == (320 * len(units) or 1600)
-    chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], 30, "text")[0]
+    assert speechgpt.transcribe_many(waves) == generation.transcribe(base(), VOCABULARY, heard, 12)
+    said = speechgpt.say("A dog!")
+    spoken = generation.speak(base(), VOCABULARY, ["a dog"], 20)[0]
+    assert said.units.tolist() == spoken.units.tolist() and said.cut == spoken.cut
+    assert len(said.wave) == (320 * len(said.units) or 1600)
+    chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], 16, "text")[0]
     reply = speechgpt.ask("A dog?", reply="text")
     assert (reply.question_text, reply.answer_text) == ("a dog", chain.ta) and reply.wave is None
+
+
+def test_an_answer_that_meets_its_limit_is_reported_as_cut(speechgpt, monkeypatch) -> None:
+    asked: list[int] = []
+
+    def endless(model, vocabulary, prompts, limit, **options):
+        asked.append(limit)
+        return [[VOCABULARY.text_size + 3] * limit for _ in prompts]
+
+    monkeypatch.setattr(generation, "generate", endless)
+    assert speechgpt.transcribe_many([noise(0.5)])[0].cut and speechgpt.say("a dog").cut
+    assert speechgpt.ask("a dog").cut and speechgpt.ask("a dog", reply="text").cut
+    assert asked == [12, 20, 24, 16], "the recipe's limits"
+    ended = [VOCABULARY.marker("<eoa>")]
+    monkeypatch.setattr(
+        generation, "generate", lambda m, v, prompts, n, **o: [ended] * len(prompts)
+    )
+    assert not speechgpt.ask("a dog").cut and not speechgpt.say("a dog").cut
+
+
+def test_weights_are_held_once(speechgpt) -> None:
+    one = sum(p.numel() for p in base().parameters())
+    own = {p.data_ptr(): p for p in speechgpt.model.parameters()}
+    assert sum(p.numel() for p in own.values()) < 1.5 * one, "the base, and small adapters"
+    with speechgpt.cross_modal() as model:
+        assert {p.data_ptr() for p in model.parameters()} <= own.keys()
 
 
 def test_a_text_without_words_is_refused(speechgpt) -> None:

@@ -50,3 +50,31 @@ def test_a_terminal_sees_the_cell_and_the_last_line():
         on_cell(3, 20, "train-hubert")
         on_line("step 10 [loss 3.2]")
     assert "01_unit_extraction 3/20" in file.getvalue() and "step 10 [loss 3.2]" in file.getvalue()
+
+
+def test_steps_and_notebooks_share_one_display():
+    file = io.StringIO()
+    reporter = Reporter(console=Console(file=file, force_terminal=True, width=120))
+    with reporter.making("text_model") as say:
+        say("making   05_vocabulary_expansion/text_model")
+        with reporter.executing("01_unit_extraction", resumed=False) as (on_cell, _):
+            on_cell(3, 20, "train-hubert")
+            say("      … step 10 loss 3.2")
+            assert [task.description for task in reporter.live.tasks] == [
+                "text_model",
+                "01_unit_extraction 3/20",
+            ]
+            reporter.live.refresh()
+        assert reporter.live.live.is_started, "a neighbour has ended, the display goes on"
+    assert not reporter.live.live.is_started and not reporter.live.tasks
+    text = file.getvalue()
+    assert "step 10 loss 3.2" in text and "making   05_vocabulary_expansion/text_model" in text
+
+
+def test_without_a_terminal_only_whole_lines_are_printed():
+    file = io.StringIO()
+    reporter = Reporter(console=Console(file=file, soft_wrap=True))
+    with reporter.making("text_model") as say:
+        say("making   [a]/text_model")
+        say("      … step 10 loss 3.2")
+    assert file.getvalue() == "  making   [a]/text_model\n"

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from speechgpt_lib.errors import UserError
@@ -19,6 +21,11 @@ from speechgpt_lib.notebook.runner import (
     run_notebooks,
     select,
 )
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.names import NOTEBOOKS
+from speechgpt_lib.runs.run import Run
+from tests.builders import tiny_inventory
+from tests.pipeline.test_imports import libri
 
 # A step whose file depends on the seed, as a notebook would make it.
 STEP = """
@@ -77,8 +84,8 @@ def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(
     assert course() == ["00_units", "01_end"]
     write_notebook("01_end.ipynb", ("look", "print('changed')"))
     assert course() == ["01_end"]
-    assert course(only=["0"], seed=5) == ["00_units"]
-    assert course(seed=5) == ["01_end"]
+    assert course(only=["0"], overrides={"seed": 5}) == ["00_units"]
+    assert course(overrides={"seed": 5}) == ["01_end"]
     assert (tmp_path / "run/00_units/thing/value.txt").read_text() == "5"
 
 
@@ -161,22 +168,42 @@ def test_selection_by_number_and_name(write_notebook):
     assert select(notebooks, ["notebooks/00_start.ipynb"]) == notebooks[:1]
 
 
+def keys(paths, text="recipe", **changes):
+    return notebook_keys(paths, load_recipe("smoke", changes), text)
+
+
+def test_an_edit_in_one_notebook_of_the_course_leaves_the_others_alone(write_notebook, tmp_path):
+    names = [f"{name}.ipynb" for name in NOTEBOOKS]
+    paths = [write_notebook(name, ("x", "1")) for name in names] + [write_notebook("11_own.ipynb")]
+    before = keys(paths)
+    write_notebook(names[2], ("x", "2"))
+    after = keys(paths)
+    changed = [path.stem for path in paths if after[path] != before[path]]
+    assert changed == ["02_unit_vocoder", "11_own"], "one that is none of the course's reads all"
+    assert not set(keys(paths, "other").values()) & set(after.values())
+    (tmp_path / "x.jsonl").write_text("1")
+    source = {"imports.chain_set": str(tmp_path / "x.jsonl")}
+    imported = keys(paths, **source)
+    (tmp_path / "x.jsonl").write_text("2")
+    assert not set(keys(paths, **source).values()) & set(imported.values())
+
+
 def test_keys_depend_on_source_recipe_and_predecessors_but_not_on_outputs(write_notebook):
     paths = [write_notebook("00_a.ipynb", ("x", "1")), write_notebook("01_b.ipynb", ("x", "2"))]
-    before = notebook_keys(paths, "recipe")
+    before = keys(paths)
     content = json.loads(paths[0].read_text())
     content["cells"][-1] |= {
         "execution_count": 4,
         "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}],
     }
     paths[0].write_text(json.dumps(content, indent=4))
-    assert notebook_keys(paths, "recipe") == before
-    other = notebook_keys(paths, "recipe, another seed")
+    assert keys(paths) == before
+    other = keys(paths, "another seed")
     assert not set(other.values()) & set(before.values())
     write_notebook("01_b.ipynb", ("x", "3"))
-    assert [notebook_keys(paths, "recipe")[p] == before[p] for p in paths] == [True, False]
+    assert [keys(paths)[p] == before[p] for p in paths] == [True, False]
     write_notebook("00_a.ipynb", ("x", "3"))
-    assert [notebook_keys(paths, "recipe")[p] == before[p] for p in paths] == [False, False]
+    assert [keys(paths)[p] == before[p] for p in paths] == [False, False]
 
 
 def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
@@ -206,3 +233,95 @@ def test_reusing_needs_neither_torch_nor_papermill(root):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+# --- several at once, with the graph's own steps on a corpus of noise -----------------------------
+MAKE = """
+from speechgpt_lib.notebook.session import start
+session = start(recipe, run_dir, seed, device, force)
+for name in {names}:
+    session.make(name)
+"""
+STEPS = {
+    "01_unit_extraction": ["corpus", "inventory", "units"],
+    "03_cross_modal_instructions": ["cross_modal_set"],
+    "05_vocabulary_expansion": ["text_model", "expanded_model"],
+}
+
+
+@pytest.fixture
+def small(write_notebook, tmp_path):
+    """Three notebooks of the course that make their steps; a function runs them in a run directory."""
+    for name, steps in STEPS.items():
+        write_notebook(f"{name}.ipynb", ("make", MAKE.format(names=steps)))
+    tiny_inventory().save(tmp_path / "inventory")
+    changes = {"data": str(tmp_path), "corpora": libri(tmp_path), "imports.inventory": "inventory"}
+
+    def run(folder, overrides=None, **options):
+        overrides = changes | (overrides or {})
+        where = {"notebooks_dir": tmp_path / "notebooks", "overrides": overrides}
+        results = run_notebooks("smoke", tmp_path / folder, **where, **options)
+        return [result.name for result in results if not result.reused]
+
+    run.changes = changes
+    return run
+
+
+def hashes(run_dir):
+    """Key and files of every step, without the logs, which hold seconds."""
+    steps = Run.open(run_dir, say=lambda line: None).steps()
+    logs = ("metrics.jsonl", "summary.json")
+    return {
+        step.name: (step.key, {k: v for k, v in step.facts["outputs"].items() if k not in logs})
+        for step in steps
+    }
+
+
+@pytest.mark.slow
+def test_several_at_once_make_what_one_after_the_other_makes(small, write_notebook, tmp_path):
+    assert small("one") == list(STEPS)
+    assert small("two", jobs=2) == list(STEPS)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert len(hashes(tmp_path / "one")) == sum(map(len, STEPS.values()))
+    assert small("two", jobs=2) == []
+    write_notebook("03_cross_modal_instructions.ipynb", ("look", "print('edited')"))
+    assert small("two", jobs=2) == small("one") == ["03_cross_modal_instructions"]
+
+
+@pytest.mark.slow
+def test_the_failure_of_one_lets_the_others_finish(small, tmp_path, capsys):
+    missing = {"imports.cross_modal_set": "absent.jsonl"}
+    with pytest.raises(UserError, match="absent.jsonl, which is not there.*need it: 03_cross") as e:
+        small("run", missing, jobs=2)
+    assert "\n" not in str(e.value)
+    done = sorted(path.stem for path in (tmp_path / "run/notebooks").glob("*.ipynb"))
+    assert done == ["01_unit_extraction", "05_vocabulary_expansion"]
+    assert small("run", jobs=2) == list(STEPS), "another recipe: every notebook shows it"
+    assert capsys.readouterr().out.count("making   01_unit_extraction/units") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_and_leaves_no_process(small, tmp_path, root):
+    changes = small.changes | {"language_model.optimization.steps": 100_000}
+    given = f"{str(tmp_path / 'run')!r}, notebooks_dir=Path({str(tmp_path / 'notebooks')!r})"
+    code = (
+        "import signal; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from speechgpt_lib.notebook.runner import run_notebooks\n"
+        f"run_notebooks('smoke', {given}, overrides={changes!r}, jobs=2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "run/05_vocabulary_expansion/text_model.partial/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "UserError: stopped by SIGINT; what was made" in errors
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert below and not alive
+    assert list(log.parent.glob("checkpoints/step_*")), "the training has saved where it was"

@@ -20,37 +20,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from speechgpt_lib import pipeline
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline import launch
 from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.names import folder_of
+from speechgpt_lib.runs.processes import supervise
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.training import launch
 from speechgpt_lib.training.log import read_metrics
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
+PARTIAL = f"{folder_of('text_model')}.partial"
+
 
 def new_run(path: Path, steps: int) -> Run:
     """A run whose text model is trained for `steps` steps in fp32, every one of them logged."""
-    recipe = load_recipe("smoke", seed=3)
-    optimization = recipe.language_model.optimization.model_copy(
-        update={"steps": steps, "precision": "no", "log_every": 1}
-    )
-    changed = recipe.language_model.model_copy(update={"optimization": optimization})
-    return Run.create(
-        path, recipe.model_copy(update={"language_model": changed}), say=lambda line: None
-    )
+    training = "language_model.optimization"
+    changes = {"seed": 3, f"{training}.steps": steps, f"{training}.precision": "no"}
+    return Run.create(path, load_recipe("smoke", changes), say=lambda line: None)
 
 
 def metrics_of(run: Run) -> list[dict]:
-    return read_metrics(run.require(pipeline.TEXT_MODEL).path / "metrics.jsonl")
+    return read_metrics(run.require("text_model").path / "metrics.jsonl")
 
 
-# --- the launcher itself ------------------------------------------------------------------------------------------------------------
+# --- the launcher itself --------------------------------------------------------------------------
 def test_what_a_command_prints_is_said_and_its_exit_code_returned(tmp_path: Path) -> None:
     said: list[str] = []
     code = "import sys; print('first'); print('second'); print('error: no disk', file=sys.stderr); sys.exit(3)"
-    status = launch.supervise([sys.executable, "-c", code], said.append, tmp_path / "log")
+    status = supervise([sys.executable, "-c", code], said.append, tmp_path / "log")
     assert (status, said) == (3, ["first", "second"])
     assert launch._reason(tmp_path / "log") == "no disk"
 
@@ -76,7 +74,7 @@ def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:
 
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     with pytest.raises(KeyboardInterrupt):
-        launch.supervise([sys.executable, "-c", code], interrupted, tmp_path / "log")
+        supervise([sys.executable, "-c", code], interrupted, tmp_path / "log")
     assert not psutil.pid_exists(pids[0])
 
 
@@ -92,15 +90,20 @@ def test_an_interrupt_amid_the_start_leaves_nothing(
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        launch.supervise(
-            [sys.executable, "-c", "import time; time.sleep(600)"], print, tmp_path / "log"
-        )
+        supervise([sys.executable, "-c", "import time; time.sleep(600)"], print, tmp_path / "log")
     assert started[0].returncode is not None
 
 
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", 1)
     with pytest.raises(UserError, match="unknown step 'stage4'.*stage1, stage2, stage3"):
-        launch.train_step(new_run(tmp_path / "run", 1), "stage4", processes=2)
+        launch.train_step(run, "stage4", processes=2)
+    with pytest.raises(UserError, match="expanded_model is no training: choose .*, stage1, stage2"):
+        launch.train_step(run, "expanded_model", processes=2)
+    with pytest.raises(UserError, match="stage1 can't be made in parts.*units, cross_modal_set"):
+        launch.launch_steps(run, ["stage1"], shards=slice(0, 1))
+    with pytest.raises(UserError, match="--force .*--shards"):
+        launch.launch_steps(run, ["units"], force=True, shards=slice(0, 1))
 
 
 def test_training_alone_is_refused_when_two_are_meant(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_a_log_is_followed_row_by_row_however_it_is_written(
     assert [row["step"] for row in told] == list(range(1, 15))
 
 
-# --- processes that train together --------------------------------------------------------------------------------------------------
+# --- processes that train together ----------------------------------------------------------------
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = (new_run(tmp_path / name, steps=6) for name in ("one", "two"))
@@ -176,14 +179,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], abs=1e-4)
     ours, theirs = (
-        load_file(run.require(pipeline.TEXT_MODEL).path / "model.safetensors") for run in (one, two)
+        load_file(run.require("text_model").path / "model.safetensors") for run in (one, two)
     )
     # Adam divides by the size of a gradient: where that is all rounding, so is the direction of the update.
     close = [
         torch.isclose(ours[name], theirs[name], atol=1e-4).float().mean().item() for name in ours
     ]
     assert ours.keys() == theirs.keys() and min(close) > 0.99
-    assert two.find(pipeline.TEXT_MODEL).key == one.find(pipeline.TEXT_MODEL).key
+    assert two.find("text_model").key == one.find("text_model").key
     assert not list(two.path.glob("*/*.partial"))
 
 
@@ -193,7 +196,7 @@ def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) 
     command = [
         sys.executable,
         "-m",
-        "speechgpt_lib.training.worker",
+        "speechgpt_lib.pipeline.worker",
         "text_model",
         str(run.path),
         "2",
@@ -208,12 +211,12 @@ def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) 
     assert done.returncode == 1 and done.stderr.startswith(
         "error: this training was meant for 2 process(es) but runs in 1"
     )
-    assert run.find(pipeline.TEXT_MODEL) is None
+    assert run.find("text_model") is None
 
 
 def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A program that trains in two processes, and what stands below it (torchrun, two workers) once they have begun."""
-    imports = "from speechgpt_lib.runs.run import Run; from speechgpt_lib.training.launch import train_step"
+    imports = "from speechgpt_lib.runs.run import Run; from speechgpt_lib.pipeline.launch import train_step"
     program = f"{imports}; train_step(Run.open({str(run.path)!r}), 'text_model', processes=2)"
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
@@ -223,12 +226,12 @@ def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.P
         stderr=subprocess.PIPE,
         preexec_fn=hear_interrupts,
     )
-    log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
+    log = run.path / PARTIAL / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while len(read_metrics(log)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     below = psutil.Process(process.pid).children(recursive=True)
-    assert len([p for p in below if "speechgpt_lib.training.worker" in p.cmdline()]) == 3, (
+    assert len([p for p in below if "speechgpt_lib.pipeline.worker" in p.cmdline()]) == 3, (
         "a launcher and two workers"
     )
     return process, below
@@ -253,9 +256,7 @@ def test_a_signal_leaves_a_checkpoint_and_no_orphan(
     ]  # 1: a library took over how Ctrl-C ends the interpreter
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive
-    saved = [
-        p.name for p in (run.path / f"{pipeline.TEXT_MODEL}.partial" / "checkpoints").glob("step_*")
-    ]
+    saved = [p.name for p in (run.path / PARTIAL / "checkpoints").glob("step_*")]
     assert len(saved) == 1 and int(saved[0].removeprefix("step_")) >= 3
 
 
@@ -266,7 +267,7 @@ def test_a_killed_launcher_leaves_no_orphan(tmp_path: Path, root: Path) -> None:
     _, errors = process.communicate(timeout=90)
     assert (
         process.returncode == 1
-        and b"UserError: training text_model in 2 processes ended with exit code -9: " in errors
+        and b"UserError: text_model in 2 processes ended with exit code -9: " in errors
     )
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive

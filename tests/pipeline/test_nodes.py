@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.training.test_launch import metrics_of, new_run
 
-from speechgpt_lib import pipeline
-from speechgpt_lib.training import launch
+from speechgpt_lib.pipeline import launch
+from speechgpt_lib.runs.names import folder_of
+from tests.pipeline.test_launch import metrics_of, new_run
 
 CONFIGURATIONS = Path(__file__).parents[2] / "speechgpt_lib" / "recipes" / "accelerate"
 
@@ -75,7 +75,7 @@ def test_every_launcher_makes_one_group(tmp_path: Path, root: Path, launcher: st
     """Two processes, on one machine or one on each of two: the losses of a single one, step by step, and one result."""
     alone, run = new_run(tmp_path / "alone", steps=4), new_run(tmp_path / "run", steps=4)
     launch.train_step(alone, "text_model")
-    worker = ["-m", "speechgpt_lib.training.worker", "text_model", str(run.path), "2"]
+    worker = ["-m", "speechgpt_lib.pipeline.worker", "text_model", str(run.path), "2"]
     port = free_port()
     if launcher == "eight_gpus.yaml":
         commands = [accelerate(launcher, "--num_processes", "2", "--main_process_port", str(port))]
@@ -94,8 +94,8 @@ def test_every_launcher_makes_one_group(tmp_path: Path, root: Path, launcher: st
     assert [row["loss"] for row in metrics_of(run)] == pytest.approx(
         [row["loss"] for row in metrics_of(alone)], abs=1e-5
     )
-    assert run.find(pipeline.TEXT_MODEL).key == alone.find(pipeline.TEXT_MODEL).key
-    assert sorted(p.name for p in (run.path / pipeline.TEXT_MODEL).parent.iterdir()) == [
+    assert run.find("text_model").key == alone.find("text_model").key
+    assert sorted(p.name for p in (run.path / folder_of("text_model")).parent.iterdir()) == [
         "text_model"
     ], "followers leave nothing"
 
@@ -106,10 +106,10 @@ def test_a_launch_that_would_train_alone_is_refused(tmp_path: Path, root: Path) 
     run = new_run(tmp_path / "run", steps=2)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     (done,) = together(
-        [[*command, "-m", "speechgpt_lib.training.worker", "text_model", str(run.path), "2"]], root
+        [[*command, "-m", "speechgpt_lib.pipeline.worker", "text_model", str(run.path), "2"]], root
     )
     assert done.returncode != 0 and "meant for 2 process(es) but runs in 1" in done.stderr
-    assert run.find(pipeline.TEXT_MODEL) is None
+    assert run.find("text_model") is None
 
 
 def test_configurations_are_what_their_names_say() -> None:

@@ -8,12 +8,13 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.llama_reference import train_tokenizer
-from speechgpt_lib import pipeline
 from speechgpt_lib.language_model.adapters import attach_adapter
 from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.language_model.model import load_model
+from speechgpt_lib.pipeline.graph import make, order
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import Imports
 from speechgpt_lib.runs.run import Run
 from tests.language_model.test_pretrained import SHAPE, published
 
@@ -23,10 +24,9 @@ PIECES = 1500
 def release_like(folder: Path) -> Recipe:
     """`release` in the sizes of the smoke run: what makes it the release stays, batches and steps shrink."""
     smoke, release = load_recipe("smoke"), load_recipe("release")
-    language_model = release.language_model.model_copy(
-        update=SHAPE | {"pretrained": str(folder), "vocabulary": PIECES}
-    )
+    language_model = release.language_model.model_copy(update=SHAPE | {"vocabulary": PIECES})
     changes: dict = {
+        "imports": Imports(text_model=str(folder)),
         "language_model": language_model,
         "instructions": release.instructions.model_copy(update={"written_dialogues": 6}),
     }
@@ -49,17 +49,12 @@ def test_from_a_folder_to_an_adapter(smoke_run: Path, tmp_path: Path) -> None:
     published(folder, PIECES)
     (folder / "tokenizer.model").write_bytes(train_tokenizer(PIECES, 2000))
     smoke = Run.open(smoke_run, say=lambda line: None)
-    steps = (
-        pipeline.CORPUS,
-        pipeline.HUBERT,
-        pipeline.INVENTORY,
-        pipeline.UNITS,
-        pipeline.TEXT_TO_UNIT,
-    )
+    steps = ("corpus", "hubert", "inventory", "units", "text_to_unit")
     run = smoke.fork(tmp_path / "run", release_like(folder), {name: name for name in steps})
-    text_model = pipeline.make_text_model(run)
+    assert "text_model" in order(run.recipe), "the expanded model needs it, imported or not"
+    text_model = make(run, "text_model")
     assert text_model.metrics["vocabulary"] == PIECES and "loss" not in text_model.metrics
-    expanded = pipeline.make_expanded_model(run)
+    expanded = make(run, "expanded_model")
     model, vocabulary = load_model(expanded.path)
     assert isinstance(vocabulary, LlamaVocabulary)
     assert [vocabulary.marker(name) for name in ADDED_MARKERS] == list(
@@ -67,11 +62,9 @@ def test_from_a_folder_to_an_adapter(smoke_run: Path, tmp_path: Path) -> None:
     )
     assert model.config.vocab_size == vocabulary.size == PIECES + 26, "never padded"
     assert expanded.metrics["largest_change_of_old_logits"] < 1e-5
-    pipeline.make_cross_modal_set(run)
-    pipeline.make_chain_set(run)
-    stage1, stage2, stage3 = (
-        make(run) for make in (pipeline.make_stage1, pipeline.make_stage2, pipeline.make_stage3)
-    )
+    make(run, "cross_modal_set")
+    make(run, "chain_set")
+    stage1, stage2, stage3 = (make(run, name) for name in ("stage1", "stage2", "stage3"))
     for stage in (stage1, stage2, stage3):
         assert stage.metrics["steps"] == 3 and stage.metrics["tokens"] > 0
     saved = load_file(stage3.path / "adapter_model.safetensors")
@@ -79,6 +72,6 @@ def test_from_a_folder_to_an_adapter(smoke_run: Path, tmp_path: Path) -> None:
         "new tokens were trained, so they are saved"
     )
     attach_adapter(load_model(stage2.path)[0], stage3.path)
-    assert pipeline.make_text_model(run).reused
+    assert make(run, "text_model").reused
     (folder / "generation_config.json").write_text('{"temperature": 0.3}')
-    assert not pipeline.make_text_model(run).reused, "another model in its place is noticed"
+    assert not make(run, "text_model").reused, "another model in its place is noticed"

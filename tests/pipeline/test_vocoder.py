@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from speechgpt_lib import pipeline
+from speechgpt_lib.pipeline import vocoder as steps
+from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory
-from speechgpt_lib.vocoder import steps
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
 pytestmark = pytest.mark.slow
@@ -26,12 +26,12 @@ def copied(smoke_run, tmp_path_factory):
 
 
 def test_the_vocoder_is_compared_and_measured(copied):
-    step = copied.require(pipeline.VOCODER)
-    assert (step.path / pipeline.WITHOUT / "vocoder.json").is_file() and list(
+    step = copied.require("vocoder")
+    assert (step.path / steps.WITHOUT / "vocoder.json").is_file() and list(
         (step.path / "samples").glob("*.png")
     )
     assert not (step.path / "checkpoints").exists()
-    figures = copied.require(pipeline.VOCODER_EVALUATION).metrics
+    figures = copied.require("vocoder_evaluation").metrics
     assert figures["utterances"] == 2
     for name in ("gold", "predicted"):
         assert {"mcd_db", "unit_round_trip", "wer", "wer_bigram"} <= figures[name].keys()
@@ -46,7 +46,7 @@ def test_the_vocoder_is_compared_and_measured(copied):
 @pytest.mark.parametrize("where", ["train_durations", "Vocoder"])
 def test_a_step_that_was_killed_resumes_to_the_same_files(copied, monkeypatch, where):
     """Killed between its trainings, or when all are done and nothing is saved."""
-    step = pipeline.make_vocoder(copied, force=True)
+    step = make(copied, "vocoder", force=True)
     shutil.rmtree(step.path)
 
     def killed(*arguments, **options):
@@ -54,8 +54,8 @@ def test_a_step_that_was_killed_resumes_to_the_same_files(copied, monkeypatch, w
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(steps, where, killed)
-        pipeline.make_vocoder(copied)
-    again = pipeline.make_vocoder(copied)
+        make(copied, "vocoder")
+    again = make(copied, "vocoder")
     assert again.facts["resumed"] and _without_log(again) == _without_log(step)
 
 
@@ -67,26 +67,26 @@ def _without_log(step) -> dict:
 
 
 def test_another_number_of_units_gets_a_vocoder_of_its_own(copied):
-    step = pipeline.make_vocoder_of(copied, 7)
+    step = make(copied, steps.with_clusters(7))
     inventory = UnitInventory.load(step.path / "inventory")
     assert (
         inventory.count == 7
-        and step.metrics["id"] == inventory.id != copied.require(pipeline.INVENTORY).metrics["id"]
+        and step.metrics["id"] == inventory.id != copied.require("inventory").metrics["id"]
     )
     assert Vocoder.load(step.path, inventory.id).unit_count == 7
     assert step.metrics["gold"]["mcd_db"] > 0
-    assert pipeline.make_vocoder_of(copied, 7).facts["finished"] == step.facts["finished"]
-    assert copied.require(pipeline.VOCODER).path != step.path
+    assert make(copied, steps.with_clusters(7)).facts["finished"] == step.facts["finished"]
+    assert copied.require("vocoder").path != step.path
 
 
 def test_every_voice_of_the_corpus_can_be_learned(copied, tmp_path):
     values = copied.recipe.model_dump(mode="json")
     values["vocoder"]["all_voices"] = True
     other = Run(copied.path, Recipe.model_validate(values), say=lambda line: None)
-    step = pipeline.make_vocoder(other)
+    step = make(other, "vocoder")
     vocoder = Vocoder.load(step.path)
-    assert vocoder.speakers[0] == copied.recipe.corpus.target_voice
-    assert set(vocoder.speakers) > {copied.recipe.corpus.target_voice}
+    assert vocoder.speakers[0] == copied.recipe.corpora[0].target_voice
+    assert set(vocoder.speakers) > {copied.recipe.corpora[0].target_voice}
     waves = [
         vocoder.synthesize([1, 2, 3], [5, 5, 5], speaker=name) for name in vocoder.speakers[:2]
     ]

@@ -9,6 +9,7 @@ import yaml
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
+from speechgpt_lib.recipes.sources import Imports
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -46,12 +47,7 @@ def test_published_figures_stand_in_release_and_paper() -> None:
 def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
     for recipe in (load_recipe("lab"), load_recipe("smoke")):
         assert not recipe.needs and recipe.device == "cpu" and recipe.processes == 1
-        assert (
-            recipe.units.hubert.pretrained
-            is recipe.language_model.pretrained
-            is recipe.vocoder.pretrained
-            is None
-        )
+        assert recipe.imports == Imports() and {c.reader for c in recipe.corpora} == {"lab"}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +58,7 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
         (("units", "clusters"), "many", "units.clusters"),
         (("units", "layer"), 9, "has 4 layers"),
         (("vocoder", "upsample_rates"), [5, 4, 4, 2, 3], "320"),
-        (("corpus", "held_out_voice"), "Female2", "one role"),
+        (("corpora", 0, "held_out_voice"), "Female2", "one role"),
         (("instructions", "chain_shares"), {"speech_speech": 0.5}, "add up to 1"),
         (("stage2", "replay"), {"music": 0.1}, "replay"),
         (("seed",), -1, "seed"),
@@ -80,7 +76,7 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
             {"speech_speech": 1.5, "text_text": -0.5},
             "chain_shares.text_text: .*or equal to 0",
         ),
-        (("corpus", "aligned_voices"), "Male1", "corpus.aligned_voices"),
+        (("corpora", 0, "aligned_voices"), "Male1", "corpora.0.aligned_voices"),
         (("stage1", "optimization", "steps"), 0, "stage1.optimization.steps: .*greater than 0"),
         (("stage1", "optimization", "betas"), [0.9, 1.5], "betas.1: .*less than 1"),
         (("stage2", "tokens_per_batch"), 0, "stage2.tokens_per_batch: .*greater than 0"),
@@ -154,7 +150,3 @@ def test_many_mistakes_are_counted_and_the_first_ones_shown(tmp_path: Path) -> N
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"'k0'.*'k2'.*and 2 more"):
         load_recipe(tmp_path / "wrong.yaml")
-
-
-def test_seed_can_be_replaced() -> None:
-    assert load_recipe("smoke", seed=7).seed == 7

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes import sources
 from speechgpt_lib.runs.artefacts import (
     atomic_path,
+    fingerprint,
     hash_file,
     hash_folder,
     hash_json,
@@ -168,3 +170,30 @@ def test_json_refuses_what_is_no_json_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_of_an_import_changes_with_its_files(tmp_path: Path) -> None:
+    settings = sources.VocoderImport(checkpoint="g", config="config.json")
+    (tmp_path / "g").write_bytes(bytes(3_000_000))
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(tmp_path, settings)
+    assert before == fingerprint(tmp_path, settings) and json.dumps(before)
+    assert [file[:2] for file in before["files"]] == [["g", 3_000_000], ["config.json", 2]]
+    for place in (0, 2_999_999):  # either end is looked at
+        changed = bytearray(3_000_000)
+        changed[place] = 1
+        (tmp_path / "g").write_bytes(changed)
+        assert fingerprint(tmp_path, settings) != before
+    (tmp_path / "g").write_bytes(bytes(3_000_000))
+    assert fingerprint(tmp_path, settings) == before
+    assert fingerprint(tmp_path, settings.model_copy(update={"config": "g"})) != before
+
+
+def test_the_fingerprint_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "deep" / "a").write_text("1")
+    before = fingerprint(tmp_path, "model")
+    assert fingerprint("/", str(tmp_path / "model"))["files"] == before["files"]
+    (tmp_path / "model" / "b").write_text("2")
+    assert len(fingerprint(tmp_path, "model")["files"]) == 2
+    assert fingerprint(tmp_path, "a-name-on-the-hub")["files"] == []

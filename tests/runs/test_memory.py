@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from speechgpt_lib.runs.memory import Monitor, tree_memory_mb
@@ -10,10 +13,11 @@ from speechgpt_lib.runs.memory import Monitor, tree_memory_mb
 
 def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    path.write_text(json.dumps({"seconds": 100.0, "peak_memory_mb": 1e6}))
+    path.write_text(json.dumps({"seconds": 100.0, "cpu_seconds": 50.0, "peak_memory_mb": 1e6}))
     with Monitor(path) as monitor:
         pass
     assert 100 <= monitor.seconds < 160 and monitor.peak_memory_mb == 1e6
+    assert 50 <= monitor.cpu_seconds < 110
     assert json.loads(path.read_text())["seconds"] >= 100
 
 
@@ -28,10 +32,18 @@ def test_a_half_written_record_is_measured_afresh(tmp_path: Path) -> None:
     path.write_text('{"seconds": 10')
     with Monitor(path) as monitor:
         pass
-    assert monitor.earlier_s == 0 and json.loads(path.read_text()).keys() == {
-        "seconds",
-        "peak_memory_mb",
-    }
+    assert monitor.seconds < 10
+    assert json.loads(path.read_text()).keys() == {"seconds", "cpu_seconds", "peak_memory_mb"}
+
+
+def test_processor_time_is_that_of_the_whole_tree() -> None:
+    busy = "import time\nwhile time.process_time() < 0.6: pass"
+    begun = time.process_time()
+    with Monitor(interval_s=0.05) as monitor:
+        subprocess.run([sys.executable, "-c", busy], check=True)
+        while time.process_time() - begun < 0.2:
+            pass
+    assert 0.7 < monitor.cpu_seconds < 5
 
 
 def test_a_record_that_cannot_be_written_does_not_stop_the_step(tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.loading import dump_recipe
 from speechgpt_lib.runs.artefacts import read_json
+from speechgpt_lib.runs.machine import cpu_facts
+from speechgpt_lib.runs.names import FOLDERS
 from speechgpt_lib.runs.run import Run
 from tests.builders import files_limited_to, smoke_recipe
 
@@ -47,6 +51,7 @@ def test_a_step_is_made_once_and_then_reused(run: Run) -> None:
         "outputs",
         "versions",
         "wall_seconds",
+        "cpu_seconds",
         "peak_memory_mb",
         "finished",
         "seed",
@@ -167,6 +172,7 @@ def test_facts_tell_how_results_came_about(run: Run) -> None:
         and facts["machine"]["device"] == "cpu"
         and facts["wall_seconds"] >= 0
     )
+    assert facts["machine"]["cpu"] == cpu_facts() and facts["cpu_seconds"] >= 0
     assert (
         facts["versions"]["torch"] == importlib.metadata.version("torch")
         and facts["peak_memory_mb"] > 10
@@ -253,3 +259,68 @@ def test_a_step_made_anew_in_a_fork_leaves_the_first_run_alone(run: Run, tmp_pat
 def test_an_absent_run_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make tutorial"):
         Run.open(tmp_path / "none")
+
+
+def test_short_names_stand_for_folders(run: Run) -> None:
+    made = run.step("units", write(), settings={})
+    assert made.name == FOLDERS["units"] == "01_unit_extraction/units"
+    assert run.require("units").path == run.require(made.name).path == run.path / made.name
+    assert run.key("units", {}, {}) == run.key(made.name, {}, {}) == made.key
+
+
+def part_of(name: str):
+    """A step of three files, each made by whoever finds it missing; `name` is made by this call."""
+
+    def make(work: Path) -> dict:
+        for wanted in "abc" if name == "all" else name:
+            if not (work / wanted).exists():
+                (work / wanted).write_text(f"by {name}")
+        return {"files": len(list(work.glob("?")))}
+
+    return make
+
+
+def test_parts_are_joined_by_a_call_for_the_whole(run: Run) -> None:
+    run.step(NAME, part_of("a"), settings={}, part=True)
+    second = run.step(NAME, part_of("b"), settings={}, part=True)
+    assert second.metrics == {"files": 2} and run.find(NAME) is None and not run.steps()
+    whole = run.step(NAME, part_of("all"), settings={})
+    assert whole.facts["resumed"] and whole.metrics == {"files": 3}
+    assert [(whole.path / name).read_text() for name in "abc"] == ["by a", "by b", "by all"]
+    assert run.step(NAME, never, settings={}, part=True).key == whole.key, "it is there already"
+
+
+def test_a_part_of_other_settings_begins_afresh(run: Run) -> None:
+    run.step(NAME, part_of("a"), settings={"a": 1}, part=True)
+    run.step(NAME, part_of("b"), settings={"a": 2}, part=True)
+    whole = run.step(NAME, part_of("all"), settings={"a": 2})
+    assert (whole.path / "a").read_text() == "by all" and (whole.path / "b").read_text() == "by b"
+
+
+def test_parts_do_not_bar_each_other(run: Run) -> None:
+    def make(work: Path) -> dict:
+        Run.open(run.path, say=lambda line: None).step(NAME, part_of("b"), settings={}, part=True)
+        return part_of("a")(work)
+
+    assert run.step(NAME, make, settings={}, part=True).metrics == {"files": 2}
+
+
+def older_run(folder: Path) -> Path:
+    """A run directory as version 0.1 laid it out: its recipe has one `corpus`."""
+    values = yaml.safe_load(dump_recipe(smoke_recipe()))
+    values["corpus"] = {"source": "lab"} | values.pop("corpora")[0]
+    (folder / "01_unit_extraction" / "corpus").mkdir(parents=True)
+    (folder / "01_unit_extraction" / "corpus" / "facts.json").write_text('{"key": "old"}')
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def test_a_run_of_an_earlier_layout_is_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = older_run(tmp_path / "old")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    opened = (lambda: Run.create(folder, smoke_recipe()), lambda: Run.open(folder))
+    for each in opened:
+        with pytest.raises(UserError, match=r"old was made by an earlier version.*--run-dir") as e:
+            each()
+        assert "\n" not in str(e.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

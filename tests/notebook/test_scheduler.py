@@ -1,0 +1,113 @@
+"""Things side by side: each after what it needs, never in more places than there are, whatever fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechgpt_lib.notebook.scheduler import Node, Outcome, run_side_by_side
+
+
+class Work:
+    """Functions to do that note when they begin and end, and what runs beside them."""
+
+    def __init__(self, places: int = 2):
+        self.places = places
+        self.lock, self.running, self.events = threading.Lock(), {}, []
+        self.most = 0
+
+    def node(self, name: str, needs: Iterable[str] = (), places: int = 1, fails: bool = False):
+        taken = min(places, self.places)
+
+        def do() -> str:
+            with self.lock:
+                self.running[name] = taken
+                self.most = max(self.most, sum(self.running.values()))
+                self.events.append(f"+{name}")
+            time.sleep(0.002)
+            with self.lock:
+                del self.running[name]
+                self.events.append(f"-{name}")
+            if fails:
+                raise ValueError(f"{name} failed")
+            return name.upper()
+
+        return Node(name, frozenset(needs), places, do)
+
+
+def test_each_begins_after_what_it_needs() -> None:
+    work = Work()
+    nodes = [work.node("c", "ab"), work.node("a"), work.node("b", "a"), work.node("d")]
+    outcome = run_side_by_side(nodes, 2)
+    assert outcome == Outcome({n: n.upper() for n in "adbc"}, {}, ())
+    assert work.events.index("-a") < work.events.index("+b") < work.events.index("-b")
+    assert work.events.index("-b") < work.events.index("+c") and work.most == 2
+
+
+def test_one_place_keeps_the_order_given() -> None:
+    work = Work()
+    run_side_by_side([work.node(n) for n in "dacb"], 1)
+    assert [event for event in work.events if event[0] == "+"] == ["+d", "+a", "+c", "+b"]
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:
+    work = Work()
+    nodes = [
+        work.node("a", fails=True),
+        work.node("b", "a"),
+        work.node("c", "b"),
+        work.node("d"),
+        work.node("e", "d"),
+    ]
+    outcome = run_side_by_side(nodes, 2)
+    assert outcome.done == {"d": "D", "e": "E"} and outcome.left == ("b", "c")
+    assert str(outcome.failed["a"]) == "a failed" and len(outcome.failed) == 1
+
+
+def test_one_that_wants_more_places_than_there_are_has_them_alone() -> None:
+    work = Work()
+    nodes = [work.node("a"), work.node("wide", places=9), work.node("b")]
+    assert len(run_side_by_side(nodes, 2).done) == 3
+    begun = work.events.index("+wide")
+    assert work.events[begun + 1] == "-wide"
+
+
+def test_nothing_more_is_begun_once_it_is_stopped() -> None:
+    work, stopped = Work(), threading.Event()
+    first = work.node("a")
+    node = Node("a", frozenset(), 1, lambda: (first.do(), stopped.set()))
+    outcome = run_side_by_side([node, work.node("b"), work.node("c")], 1, stopped.is_set)
+    assert list(outcome.done) == ["a"] and outcome.left == ("b", "c") and not outcome.failed
+
+
+def test_an_interruption_within_a_node_is_a_failure_like_others() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    outcome = run_side_by_side([Node("a", frozenset(), 1, interrupted), Work().node("b")], 1)
+    assert isinstance(outcome.failed["a"], KeyboardInterrupt) and outcome.done == {"b": "B"}
+
+
+def test_nothing_to_do_is_done() -> None:
+    assert run_side_by_side([], 2) == Outcome({}, {}, ())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_graph_is_done_in_an_order_that_fits(data: st.DataObject) -> None:
+    count, places = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3))
+    work, needs = Work(places), {}
+    for k in range(count):
+        chosen = data.draw(st.sets(st.integers(0, k - 1), max_size=3)) if k else set()
+        needs[str(k)] = {str(n) for n in chosen}
+    nodes = [work.node(n, needs[n], data.draw(st.integers(1, 3))) for n in needs]
+    shuffled = data.draw(st.permutations(nodes))
+    assert run_side_by_side(shuffled, places).done.keys() == needs.keys()
+    for name, wanted in needs.items():
+        for need in wanted:
+            assert work.events.index(f"-{need}") < work.events.index(f"+{name}")
+    assert work.most <= places
