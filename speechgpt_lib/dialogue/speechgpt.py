@@ -44,7 +44,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Said:
-    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz, and whether its end is cut off."""
+    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz; is its end cut off?"""
 
     units: np.ndarray
     wave: np.ndarray

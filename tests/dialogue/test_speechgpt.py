@@ -74,10 +74,12 @@ def test_it_is_on_again_after_an_error(speechgpt) -> None:
 def test_each_task_asks_its_own_model(speechgpt) -> None:
     waves = [noise(0.5, 0), noise(0.7, 1)]
     heard = [speechgpt.units(wave) for wave in waves]
-    assert speechgpt.transcribe(waves) == generation.transcribe(base(), VOCABULARY, heard, 20)
-    (units, wave), *_ = speechgpt.say_many(["a dog"])
-    assert units.tolist() == generation.speak(base(), VOCABULARY, ["a dog"], 40)[0].tolist()
-    assert len(wave) == (320 * len(units) or 1600)
+    expected = generation.transcribe(base(), VOCABULARY, heard, 20)
+    assert speechgpt.transcribe_many(waves) == expected
+    assert speechgpt.transcribe(waves) == [written.text for written in expected]
+    said, spoken = speechgpt.say("a dog"), generation.speak(base(), VOCABULARY, ["a dog"], 40)[0]
+    assert said.units.tolist() == spoken.units.tolist() and said.cut == spoken.cut
+    assert len(said.wave) == (320 * len(said.units) or 1600)
     chain = generation.answer(speechgpt.conversational, VOCABULARY, ["a dog"], 30, "text")[0]
     reply = speechgpt.ask("A dog?", reply="text")
     assert (reply.question_text, reply.answer_text) == ("a dog", chain.ta) and reply.wave is None

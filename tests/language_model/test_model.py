@@ -142,8 +142,10 @@ def test_decoding_in_batches_equals_one_by_one_and_stops() -> None:
 def test_an_untrained_model_still_answers_in_shape() -> None:
     model = tiny_language_model(VOCABULARY)
     units = np.array([1, 2, 3])
-    assert isinstance(transcribe(model, VOCABULARY, [units], 48)[0], str)
-    assert speak(model, VOCABULARY, ["the dog"], 60)[0].ndim == 1
+    assert isinstance(transcribe(model, VOCABULARY, [units], 48)[0].text, str)
+    assert speak(model, VOCABULARY, ["the dog"], 60)[0].units.ndim == 1
+    cut = [speak(model, VOCABULARY, ["the dog"], limit)[0].cut for limit in (1, 2)]
+    assert cut == [True, True], "it met its longest length"
     chains = answer(model, VOCABULARY, [units, "where is anna"], 80, reply="text")
     assert len(chains) == 2 and not chains[0].wellformed
     with pytest.raises(UserError, match="speech or text"):
