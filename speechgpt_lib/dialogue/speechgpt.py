@@ -44,7 +44,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Said:
-    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz, and whether its end is cut off."""
+    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz; is its end cut off?"""
 
     units: np.ndarray
     wave: np.ndarray
@@ -73,9 +73,9 @@ class SpeechGPT:
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
         model = attach_adapter(base, stage3.path)
         corpus = run.find("corpus")
-        corpora = open_corpora(run.recipe, corpus and corpus.path)
-        more = (corpora, run.recipe.generation, run.recipe.instructions.templates)
-        return cls(inventory, vocabulary, model, vocoder, *more)
+        corpora, limits = open_corpora(run.recipe, corpus and corpus.path), run.recipe.generation
+        templates = run.recipe.instructions.templates
+        return cls(inventory, vocabulary, model, vocoder, corpora, limits, templates)
 
     @property
     def conversational(self) -> LlamaForCausalLM:
@@ -133,16 +133,9 @@ class SpeechGPT:
         asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
         limits = self.limits
         limit = limits.spoken_answer if reply == "speech" else limits.written_answer
-        chains = generation.answer(
-            self.conversational,
-            self.vocabulary,
-            asked,
-            limit,
-            reply,
-            self.templates,
-            sampling=sampling,
-        )
-        return [self._reply(chain, given) for chain, given in zip(chains, asked, strict=True)]
+        given = (self.conversational, self.vocabulary, asked, limit, reply, self.templates)
+        chains = generation.answer(*given, sampling=sampling)
+        return [self._reply(chain, one) for chain, one in zip(chains, asked, strict=True)]
 
     def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
         question = asked if isinstance(asked, str) else chain.tq
@@ -164,6 +157,7 @@ class SpeechGPT:
         )
 
     def _words(self, text: str) -> str:
+        """The text in the corpora's spelling; refuses one without words."""
         normal = self.corpora.normalise(text)
         if not normal:
             raise UserError(

@@ -115,11 +115,10 @@ class Training:
     def set_up(self) -> None:
         """Everything before the first step."""
         AcceleratorState._reset_state()  # an earlier training may have had another precision
-        several = DistributedDataParallelKwargs(find_unused_parameters=self.task.phases is not None)
+        partly = self.task.phases is not None  # a phase leaves some parameters without gradient
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=partly)]
         cpu, precision = self.options.device == "cpu", self.settings.precision
-        self.accelerator = Accelerator(
-            cpu=cpu, mixed_precision=precision, kwargs_handlers=[several]
-        )
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
         self._check()
         # A process that accumulates stands for as many processes, one after the other.
         count, rank = self.settings.accumulation, self.accelerator.process_index
@@ -134,6 +133,7 @@ class Training:
         self.started = self.saved = time.perf_counter()
 
     def _check(self) -> None:
+        """Refuses another number of processes, and what can't be sharded."""
         found = self.accelerator.num_processes
         if found != self.world:
             raise UserError(
