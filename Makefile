@@ -29,9 +29,10 @@ test: lint  ## lint, then every test
 test-fast: install  ## the tests of seconds only
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-lint: install  ## code style and notebook rules
+lint: install  ## code style, the order of rooms, and notebook rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python -m speechgpt_lib.notebook.lint notebooks
 
 clean:  ## remove the environment, builds and caches (keeps runs/)

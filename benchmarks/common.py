@@ -1,4 +1,4 @@
-"""What every benchmark shares: arms measured in turn, medians, and the last line as one JSON object."""
+"""What every benchmark shares: arms measured in turn, medians, the last line as a JSON object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from speechgpt_lib.training.throughput import matmul_peak
 
 
 def measure(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each arm.  Every arm runs once unmeasured; then all take turns, so that a noisy minute meets them all alike."""
+    """Median seconds of each arm.
+
+    Every arm runs once unmeasured; then all take turns, so that a noisy minute meets all alike.
+    """
     for arm in arms.values():
         arm()
     seconds: dict[str, list[float]] = {name: [] for name in arms}

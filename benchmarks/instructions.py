@@ -1,11 +1,14 @@
-"""Speed of SpeechInstruct: python benchmarks/instructions.py [--rows 2000] [--rounds 5] [--memory-rows 1000000]
+"""Speed of SpeechInstruct.
+
+    python benchmarks/instructions.py [--rows 2000] [--rounds 5] [--memory-rows 1000000]
 
 Three things, one core each:
 
-1. Rows of a set → token ids of the released layout.  The baseline is the release's way, row by row: the text form through the tokenizer,
-   units and all, and the meta prefix once more to know how much of it is masked.  Parity: equal ids.
-2. Text-to-unit with beam search, in batches of 32: against one text at a time by the library's search (the release's way), and by ours.
-   Parity: equal units.
+1. Rows of a set → token ids of the released layout.  The baseline is the release's way, row by row:
+   the text form through the tokenizer, units and all, and the meta prefix once more to know how
+   much of it is masked.  Parity: equal ids.
+2. Text-to-unit with beam search, in batches of 32: against one text at a time by the library's
+   search (the release's way), and by ours. Parity: equal units.
 3. Memory while a cross-modal set is built: of few rows and of many, each in a process of its own.
 """
 
@@ -44,8 +47,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
-summary = build_cross_modal([Path(sys.argv[1])], Path(sys.argv[2]), Pairing(), inventory_id="bench", unit_count=1000)
-print(summary["statistics"]["rows"] + summary["held_out"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+table, out = map(Path, sys.argv[1:])
+more = {"inventory_id": "bench", "unit_count": 1000}
+summary = build_cross_modal([table], out, Pairing(), **more)
+megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(summary["statistics"]["rows"] + summary["held_out"], megabytes)
 """
 
 
@@ -68,7 +74,7 @@ def main() -> None:
     finish("instructions", ratios, parity, "cpu", arguments.out)
 
 
-# --- 1 rows to ids ------------------------------------------------------------------------------------------------------------------
+# --- 1 rows to ids --------------------------------------------------------------------------------
 def records(count: int, seed: int = 0) -> list[CrossModalRecord]:
     """Cross-modal records with units as LibriSpeech has them: about 11 to a word."""
     rng, made = np.random.default_rng(seed), []
@@ -125,9 +131,8 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     ids = sum(map(len, wanted))
     print(f"rows to ids: {count} rows, {ids} ids")
     for name, spent in seconds.items():
-        print(
-            f"  {name:20} {count / spent:10.0f} rows/s {ids / spent / 1e6:8.2f} M ids/s   ratio {seconds['release'] / spent:6.2f}"
-        )
+        speed = f"{count / spent:10.0f} rows/s {ids / spent / 1e6:8.2f} M ids/s"
+        print(f"  {name:20} {speed}   ratio {seconds['release'] / spent:6.2f}")
     different = sum(a != b for a, b in zip(wanted, found, strict=True))
     print(f"  rows with other ids: {different} of {count}")
     ratios = {"rows_to_ids": seconds["release"] / seconds["ours"]}
@@ -136,7 +141,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     }, {"rows_with_other_ids": different}
 
 
-# --- 2 text to unit -----------------------------------------------------------------------------------------------------------------
+# --- 2 text to unit -------------------------------------------------------------------------------
 def voicing(folder: Path, count: int, rounds: int) -> dict:
     """Beam search of a model of the lab's size that has learned to spell: two units a letter."""
     texts = sorted(
@@ -203,7 +208,7 @@ def _spelled(text: str) -> np.ndarray:
     return units[np.concatenate(([True], units[1:] != units[:-1]))]
 
 
-# --- 3 memory -----------------------------------------------------------------------------------------------------------------------
+# --- 3 memory -------------------------------------------------------------------------------------
 def memory_of_building(folder: Path, many: int, few: int = 20_000) -> dict:
     found = {}
     for rows in (few, many):

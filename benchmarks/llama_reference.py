@@ -1,6 +1,9 @@
-"""A stand-in for LLaMA's tokenizer file, which can't be shipped, and the release's way of using it, written from its description.
+"""A stand-in for LLaMA's tokenizer file, which can't be shipped, and the release's way of using it.
 
-The model is a byte-fallback BPE of 32,000 pieces with LLaMA's settings, trained on made-up words: always the same, and as fast to use.
+The release's way is written from its description.
+
+The model is a byte-fallback BPE of 32,000 pieces with LLaMA's settings, trained on made-up words:
+always the same, and as fast to use.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import sentencepiece
 from speechgpt_lib.instructions.descriptions import load_descriptions
 from speechgpt_lib.instructions.templates import META_PREFIX
 
-ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr pl pr sh sl sp st str th tr wh".split()
+ONSETS = "b c d f g h j k l m n p r s t v w z".split()
+ONSETS += "br ch cl cr dr fl fr gl gr pl pr sh sl sp st str th tr wh".split()
 VOWELS = "a e i o u ai ea ee ie oo ou".split()
 CODAS = "b d g k l m n p r s t x ck ll nd ng nt rd rk rm rn rt ss st".split()
 
@@ -40,14 +44,16 @@ def sentences(seed: int, count: int, words: int = 12) -> Iterator[str]:
     """Sentences whose words are as unevenly frequent as those of a language."""
     vocabulary, rng = made_up_words(0, 60_000), random.Random(seed)
     for _ in range(count):
-        chosen = (
-            vocabulary[int(len(vocabulary) ** rng.random()) - 1] for _ in range(words)
-        )  # Zipf's law
+        ranks = (int(len(vocabulary) ** rng.random()) for _ in range(words))  # Zipf's law
+        chosen = (vocabulary[rank - 1] for rank in ranks)
         yield " ".join(chosen).capitalize() + rng.choice(".?!")
 
 
 def train_tokenizer(pieces: int = 32_000, count: int = 60_000) -> bytes:
-    """A SentencePiece model as LLaMA's: BPE, byte fallback, no normalisation, blanks kept, dummy prefix; the same bytes every time."""
+    """A SentencePiece model as LLaMA's; the same bytes every time.
+
+    BPE, byte fallback, no normalisation, blanks kept, dummy prefix.
+    """
     texts = [
         *sentences(1, count),
         *load_descriptions("asr"),
@@ -75,7 +81,9 @@ def train_tokenizer(pieces: int = 32_000, count: int = 60_000) -> bytes:
 def release_tokenizer(
     processor: sentencepiece.SentencePieceProcessor, added: dict[str, int], compiled: bool = False
 ) -> Callable[[str], list[int]]:
-    """Text → ids as the slow tokenizer of the release's transformers does it: cut at added tokens, white space around them dropped.
+    """Text → ids as the slow tokenizer of the release's transformers does it.
+
+    Text is cut at added tokens, and white space around them is dropped.
 
     `compiled` cuts by a regular expression instead of the trie in Python that it had.
     """

@@ -1,14 +1,19 @@
-"""Speed of training the language model: python benchmarks/training.py [--steps 24] [--rounds 3] [--precision bf16]
+"""Speed of training the language model.
 
-The baseline is the release's way: transformers' Trainer, rows in random order, padded on the left to the longest of their batch, attention
-written out, logits of every token.  Then a ladder of our own loop, one change more in every arm.  All arms start from the same weights and
-read the same rows; what counts is useful tokens, those of rows, a second.  Two mixes of rows: the lab's instructions, and lengths as the
-released set has them.  Parity: the mean loss of the same rows with the same weights, in fp32, baseline against packed and against compiled.
+    python benchmarks/training.py [--steps 24] [--rounds 3] [--precision bf16]
 
-A round is a whole training with all it sets up, except that compiled code is kept from the first, unmeasured one.
+The baseline is the release's way: transformers' Trainer, rows in random order, padded on the left
+to the longest of their batch, attention written out, logits of every token.  Then a ladder of our
+own loop, one change more in every arm.  All arms start from the same weights and read the same
+rows; what counts is useful tokens, those of rows, a second.  Two mixes of rows: the lab's
+instructions, and lengths as the released set has them.  Parity: the mean loss of the same rows with
+the same weights, in fp32, baseline against packed and against compiled.
 
-Model FLOP/s count what the rows need (`Shape.flops_per_token`, logits only where there is a loss), not padding, and stand beside the
-matmul peak measured in the same run.
+A round is a whole training with all it sets up, except that compiled code is kept from the first,
+unmeasured one.
+
+Model FLOP/s count what the rows need (`Shape.flops_per_token`, logits only where there is a loss),
+not padding, and stand beside the matmul peak measured in the same run.
 """
 
 from __future__ import annotations
@@ -83,9 +88,12 @@ def build(shape: Shape) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 def lab_rows(count: int, seed: int = 0) -> list[TokenRow]:
-    """Instructions as the lab has them: 40 tokens of template and words, about 85 units; half listen (a short answer), half speak."""
+    """Instructions as the lab has them: 40 tokens of template and words, about 85 units.
+
+    Half of them listen (a short answer), half speak.
+    """
     rng, rows = random.Random(seed), []
     for k in range(count):
         units, words = max(28, min(150, round(rng.gauss(85, 25)))), rng.randrange(5, 16)
@@ -95,7 +103,10 @@ def lab_rows(count: int, seed: int = 0) -> list[TokenRow]:
 
 
 def released_rows(count: int, seed: int = 0) -> list[TokenRow]:
-    """Lengths as in the released set: English of 2 to 20 s, 25 units a second, and a prefix of 130 tokens without a loss."""
+    """Lengths as in the released set: English of 2 to 20 s, 25 units a second.
+
+    Each row has a prefix of 130 tokens without a loss.
+    """
     rng, rows = random.Random(seed), []
     for _ in range(count):
         seconds = min(20.0, max(2.0, rng.lognormvariate(1.9, 0.6)))
@@ -110,7 +121,7 @@ def _row(rng: random.Random, prompt: int, answer: int) -> TokenRow:
     )
 
 
-# --- arms ---------------------------------------------------------------------------------------------------------------------------
+# --- arms -----------------------------------------------------------------------------------------
 class AllLogits(CausalLoss):
     """The same loss from the logits of every token."""
 
@@ -129,7 +140,10 @@ class AllLogits(CausalLoss):
 
 
 class RandomOrder:
-    """Batches of rows as they come, as many as fit the budget when all are as long as the longest of the set."""
+    """Batches of rows as they come.
+
+    There are as many as fit the budget when all are as long as the longest of the set.
+    """
 
     def __init__(self, rows: list[TokenRow], per_batch: int):
         self.rows, self.per_batch = rows, per_batch
@@ -179,9 +193,8 @@ def ladder(
     seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
     speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
     base, flops_per_token = speeds["release's way"], flops_needed(rows)
-    print(
-        f"{mix}: {len(rows)} rows of {min(map(len, rows))} to {max(map(len, rows))} tokens, {steps} steps"
-    )
+    lengths = sorted(map(len, rows))
+    print(f"{mix}: {len(rows)} rows of {lengths[0]} to {lengths[-1]} tokens, {steps} steps")
     for name, speed in speeds.items():
         flops = speed * flops_per_token
         share = f"{flops / 1e9:6.1f} GFLOP/s = {flops / peak:.2f} × fp32 peak"
@@ -256,7 +269,7 @@ def left_padded(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-# --- parity --------------------------------------------------------------------------------------------------------------------------
+# --- parity ---------------------------------------------------------------------------------------
 @torch.inference_mode()
 def parity_of(
     mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int

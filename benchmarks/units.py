@@ -1,13 +1,19 @@
-"""Speed of unit extraction at HuBERT-base size: python benchmarks/units.py [--seconds 120] [--rounds 3] [--device cuda]
+"""Speed of unit extraction at HuBERT-base size.
 
-Random weights, 1000 centroids taken from the features themselves, files with the mix of lengths of LibriSpeech, all arms in one run with
-the same weights and threads, reading included.  Two baselines, written from their description:
+    python benchmarks/units.py [--seconds 120] [--rounds 3] [--device cuda]
 
-- *release*: one file at a time, 11 layers in fp32, distances to all centroids, argmin (what the published code does);
-- *sorted and padded*: batches of 8 files of similar length, padded and masked, all 12 layers, scikit-learn's k-means on the CPU (slamkit).
+Random weights, 1000 centroids taken from the features themselves, files with the mix of lengths of
+LibriSpeech, all arms in one run with the same weights and threads, reading included.  Two
+baselines, written from their description:
 
-Ratios are seconds of the release's way over seconds of the arm.  Misses are frames that get another unit than in the release's way, apart
-from near ties, where the two nearest centroids differ by less than 1e-4 of the distance.
+- *release*: one file at a time, 11 layers in fp32, distances to all centroids, argmin (what the
+  published code does);
+- *sorted and padded*: batches of 8 files of similar length, padded and masked, all 12 layers,
+  scikit-learn's k-means on the CPU (slamkit).
+
+Ratios are seconds of the release's way over seconds of the arm.  Misses are frames that get another
+unit than in the release's way, apart from near ties, where the two nearest centroids differ by less
+than 1e-4 of the distance.
 """
 
 from __future__ import annotations
@@ -112,9 +118,8 @@ def run(
         if name != "release"
     }
     frames = sum(map(len, found["release"]))
-    print(
-        f"{len(files)} files, {audio:.0f} s of audio, {frames} frames, {sum(t.sum() for t in ties)} of them near ties"
-    )
+    close = sum(t.sum() for t in ties)
+    print(f"{len(files)} files, {audio:.0f} s, {frames} frames, {close} of them near ties")
     print(f"{'':38} x real time   ratio   misses")
     for name, value in seconds.items():
         row = f"{name:38} {audio / value:11.1f} {seconds['release'] / value:7.2f}"
@@ -150,7 +155,7 @@ def run(
     finish("units", headline | ratios, parity, device, arguments.out, **facts)
 
 
-# --- the two baselines --------------------------------------------------------------------------------------------------------------
+# --- the two baselines ----------------------------------------------------------------------------
 @torch.inference_mode()
 def release_way(
     files: list[Path], model: HubertModel, inventory: UnitInventory, device: str
@@ -200,7 +205,7 @@ def hidden_state(model: HubertModel, waves: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-# --- ours ---------------------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 def item_of(path: Path) -> Item:
     info = soundfile.info(path)
     return Item(
@@ -232,7 +237,7 @@ def in_processes(pool, files: list[Path], processes: int) -> list[np.ndarray]:
     ]
 
 
-# --- parity and memory --------------------------------------------------------------------------------------------------------------
+# --- parity and memory ----------------------------------------------------------------------------
 @torch.inference_mode()
 def near_ties(
     files: list[Path], model: HubertModel, inventory: UnitInventory, device: str
@@ -266,7 +271,7 @@ def memory_in_a_process(files: int) -> float:
 
 
 def peak_memory_mb(count: int) -> float:
-    """Peak memory of one process that extracts units from `count` files of 10 s with a small encoder, in shards of 40."""
+    """Peak memory of a process that extracts units from `count` files of 10 s, in shards of 40."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{k}.flac" for k in range(count)]
@@ -288,9 +293,12 @@ def peak_memory_mb(count: int) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-# --- what is measured on ------------------------------------------------------------------------------------------------------------
+# --- what is measured on --------------------------------------------------------------------------
 def write_speech(folder: Path, seconds: float) -> list[Path]:
-    """Files with LibriSpeech's lengths: a quarter from 2 to 10 s, the rest from 10 to 17 s; coloured noise with pauses."""
+    """Files of coloured noise with pauses, as long as LibriSpeech's.
+
+    A quarter lasts from 2 to 10 s, the rest from 10 to 17 s.
+    """
     rng, files, total = np.random.default_rng(0), [], 0.0
     while total < seconds:
         length = rng.uniform(2, 10) if rng.random() < 0.25 else rng.uniform(10, 17)
@@ -312,7 +320,7 @@ def flops_per_second(model: HubertModel, seconds: int = 10) -> float:
 
 
 def make_inventory(files: list[Path], device: str) -> tuple[HubertModel, UnitInventory]:
-    """HuBERT base as it is published, with random weights, and centroids out of its own features."""
+    """HuBERT base at its published size with random weights; centroids out of its features."""
     torch.manual_seed(0)
     model = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()
     plain = UnitInventory.create(model, LAYER, KMeansUnits(np.zeros((1, 768), np.float32)))

@@ -1,15 +1,19 @@
-"""Speed of the unit vocoder at published size: python benchmarks/vocoder.py [--utterances 16] [--rounds 5] [--device cuda]
+"""Speed of the unit vocoder at published size.
 
-Random weights, utterances as long as read sentences, every arm in one run with the same weights, threads and durations.  The baseline is
-written from the description of fairseq's vocoder: one utterance at a time, 1-d convolutions, weight norm computed in every call.  Then a
-ladder, with one change more in every arm.  Parity is the greatest difference of any sample from the baseline; for bf16 also the
-log-spectral distance from it.
+    python benchmarks/vocoder.py [--utterances 16] [--rounds 5] [--device cuda]
 
-A CPU writes its convolutions anew for every length that it has not met lately, and that is part of the cost of a corpus.  So every round
-has other lengths, and every arm lives in a process of its own, where it meets no lengths but its own; they take turns.
+Random weights, utterances as long as read sentences, every arm in one run with the same weights,
+threads and durations.  The baseline is written from the description of fairseq's vocoder: one
+utterance at a time, 1-d convolutions, weight norm computed in every call.  Then a ladder, with one
+change more in every arm.  Parity is the greatest difference of any sample from the baseline; for
+bf16 also the log-spectral distance from it.
 
-A stream is measured as a listener meets it: how much speech the units so far must make before the first sound can come, and the time
-from the last of these units to that sound.
+A CPU writes its convolutions anew for every length that it has not met lately, and that is part of
+the cost of a corpus.  So every round has other lengths, and every arm lives in a process of its
+own, where it meets no lengths but its own; they take turns.
+
+A stream is measured as a listener meets it: how much speech the units so far must make before the
+first sound can come, and the time from the last of these units to that sound.
 """
 
 from __future__ import annotations
@@ -210,7 +214,10 @@ def exact_length(model: UnitGenerator, frames: np.ndarray) -> np.ndarray:
 
 
 def streaming(vocoder: Vocoder, utterances: list[np.ndarray]) -> dict[str, float]:
-    """Units one by one, durations predicted: real-time factor, how much must have come, and the wait for the first sound."""
+    """Units one by one, durations predicted.
+
+    Returns the real-time factor, how much must have come, and the wait for the first sound.
+    """
     waits, needed, spent, heard, apart = [], [], 0.0, 0, 0.0
     for turn, units in enumerate([utterances[0], *utterances[:6]]):  # the first one warms up
         stream, pieces = vocoder.stream(), []

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, no network, and the optional folder of reference material."""
+"""What all tests share: one thread a process, no network, the optional reference material."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: tests run side by side, one on each core, and their threads would get in each other's way.
+# Before torch is imported: tests run side by side, one on each core, and more threads would get in
+# each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Libraries that would look a name up on a model hub fail at once instead.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=ROOT.parent / "shared",
         metavar="DIR",
-        help="folder of reference material that some tests compare with (default: `shared` beside the clone)",
+        help="folder of reference material (default: `shared` beside the clone)",
     )
 
 
@@ -38,7 +39,7 @@ def root() -> Path:
 
 @pytest.fixture
 def hears_interrupts():
-    """Ctrl-C raises KeyboardInterrupt here, even where tests run in the background of a shell, which makes them deaf to it."""
+    """Ctrl-C raises KeyboardInterrupt here, also in the background of a shell, which ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -55,7 +56,7 @@ def reference(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def fairseq():
-    """The real fairseq, as a module; tests that take it are skipped where it isn't installed, and fail where it is required."""
+    """The real fairseq, as a module; without it tests are skipped, or fail where it is required."""
     from speechgpt_lib.units.fairseq_backend import import_fairseq, is_installed
 
     if not is_installed():
@@ -67,7 +68,7 @@ def fairseq():
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory in which `smoke` executed every notebook in order: made once, shared by all test processes."""
+    """A run directory in which `smoke` executed every notebook, made once for all processes."""
     base = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         base = base.parent  # each worker has a folder of its own; the one above is common
@@ -95,7 +96,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def speechgpt():
-    """Run the command line in a process of its own: `speechgpt("ask", …)` → the completed process."""
+    """Run the command line in a process of its own: `speechgpt("ask", …)` → CompletedProcess."""
 
     def run(
         *arguments: object, cwd: Path = ROOT, timeout: float = 300

@@ -100,7 +100,7 @@ def test_torch_is_pinned_by_its_plain_version(project, lock):
 
 
 def test_lock_is_closed_and_holds_nothing_unneeded(project, lock, root):
-    """Follow what the installed packages ask for, for both Python versions, from pyproject's requirements on."""
+    """Follow what the installed packages ask for, on both Python versions."""
     only_on_312 = {
         canonicalize_name(line.split("==")[0])
         for line in lines_of(root)
@@ -169,7 +169,7 @@ def test_locked_packages_admit_early_releases_of_python(python, lock):
 
 
 def test_every_import_is_declared(project, root):
-    """What the package and its tests import is asked for by name, not had by luck through another package."""
+    """The package and its tests import what is asked for by name, not what others bring."""
     imported = {}
     for path in [*(root / "speechgpt_lib").rglob("*.py"), *(root / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -318,6 +318,7 @@ def test_make_lists_its_targets(root):
             [
                 "ruff check .",
                 "ruff format --check .",
+                "lint-imports",
                 "speechgpt_lib.notebook.lint notebooks",
                 "pytest -n 2",
             ],
@@ -325,7 +326,12 @@ def test_make_lists_its_targets(root):
         ("test-fast", ['pytest -n 2 -m "not slow"']),
         (
             "lint",
-            ["ruff check .", "ruff format --check .", "speechgpt_lib.notebook.lint notebooks"],
+            [
+                "ruff check .",
+                "ruff format --check .",
+                "lint-imports",
+                "speechgpt_lib.notebook.lint notebooks",
+            ],
         ),
     ],
 )
@@ -364,7 +370,8 @@ def test_a_missing_python_is_named(root, tmp_path):
 
 def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_path):
     (tmp_path / "make").write_text(
-        '#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n[ "$1" = test ] && exit 7\nexit 0\n'
+        '#!/bin/sh\npwd\necho make "$@" "requires [$SPEECHGPT_REQUIRE]"\n'
+        '[ "$1" = test ] && exit 7\nexit 0\n'
     )
     (tmp_path / "make").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}

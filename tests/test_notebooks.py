@@ -1,4 +1,4 @@
-"""All notebooks, in order, with the smallest recipe: what they leave behind and what a second run reuses."""
+"""All notebooks with the smallest recipe: what they leave behind, what a second run reuses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from speechgpt_lib.notebook.runner import run_notebooks
 pytestmark = pytest.mark.slow
 
 FIGURES = (
-    "asr_wer asr_wer_heldout_voice tts_wer tts_wer_bigram tts_wer_ceiling resynthesis_wer qa_text_accuracy qa_speech_accuracy "
-    "wellformed_share pnmi wall_seconds peak_memory_mb"
+    "asr_wer asr_wer_heldout_voice tts_wer tts_wer_bigram tts_wer_ceiling resynthesis_wer "
+    "qa_text_accuracy qa_speech_accuracy wellformed_share pnmi wall_seconds peak_memory_mb"
 ).split()
 
 

@@ -1,4 +1,4 @@
-"""The dialogue: one set of weights, its adapter switched off to listen and speak and on to answer."""
+"""The dialogue: one set of weights; its adapter is off to listen and speak, on to answer."""
 
 from __future__ import annotations
 
