@@ -1,8 +1,10 @@
-"""SpeechGPT (arXiv 2305.11000), rebuilt as a course you can run: one room a step, one notebook a room."""
+"""SpeechGPT (arXiv 2305.11000), rebuilt as a course you can run: one room a step, one notebook a
+room."""
 
 import logging
 
 __version__ = "0.2.0"
 
-# peft imports bitsandbytes wherever it is installed, which then warns, on some CPUs, that a kernel of a hub can't be had: not on our lines.
+# peft imports bitsandbytes wherever it is installed, which then warns, on some CPUs, that a kernel
+# of a hub can't be had: not on our lines.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,9 +1,12 @@
-"""The utterance table → unit tables: merged units with durations, a shard of units for every shard of speech.
+"""The utterance table → unit tables: merged units with durations, a shard of units for every shard
+of speech.
 
-    units-00000.parquet …        units and durations, written when whole; the metadata carry the inventory's id
-    quarantine-00000.parquet …   utterances of that shard that could not be read, each with a reason
+    units-00000.parquet …        units and durations, written when whole; the metadata carry the
+    inventory's id quarantine-00000.parquet …   utterances of that shard that could not be read,
+    each with a reason
 
-Which process makes a shard doesn't matter: its content is a function of the shard, the inventory and the settings.
+Which process makes a shard doesn't matter: its content is a function of the shard, the inventory
+and the settings.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ class UnitRow:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard: utterances to read, the inventory's folder, how to encode, and where the units go."""
+    """One shard: utterances to read, the inventory's folder, how to encode, and where the units
+    go."""
 
     shard: Path
     inventory: Path
@@ -91,7 +95,8 @@ def extract_units(
     shards: which shards this call makes, as a job of an array does; all others are left alone.
     on_log: told {shards, of, seconds} (seconds of audio) after every shard.
 
-    Raises UserError where more than `max_bad_share` of the utterances can't be read (a single one never counts).
+    Raises UserError where more than `max_bad_share` of the utterances can't be read (a single one
+    never counts).
     """
     settings = settings or Extraction()
     plan = plan_shards(corpus, inventory, out, settings)
@@ -103,9 +108,10 @@ def extract_units(
     totals = shard_counts(out)
     share = totals.bad / max(1, totals.bad + totals.utterances)
     if share > max_bad_share and (totals.bad > 1 or max_bad_share == 0):
-        how = f"see {out}/quarantine-*.parquet, or raise units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
+        limit = f"units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
         raise UserError(
-            f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is {max_bad_share:.1%}: {how}"
+            f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is "
+            f"{max_bad_share:.1%}: see {out}/quarantine-*.parquet, or raise {limit}"
         )
     return {
         "utterances": totals.utterances,
@@ -116,7 +122,8 @@ def extract_units(
 
 
 def plan_shards(corpus: Path, inventory: Path, out: Path, settings: Extraction) -> list[ShardJob]:
-    """A job for each shard of speech, in order; `NAME/utterances-00000` becomes `units-NAME-00000`."""
+    """A job for each shard of speech, in order; `NAME/utterances-00000` becomes
+    `units-NAME-00000`."""
     jobs = []
     for shard in table_shards(corpus):
         folder, number = (
@@ -129,7 +136,8 @@ def plan_shards(corpus: Path, inventory: Path, out: Path, settings: Extraction) 
 
 
 def encode_shard(job: ShardJob) -> float:
-    """Encode one shard on one thread and return its seconds of audio; its quarantine is written first."""
+    """Encode one shard on one thread and return its seconds of audio; its quarantine is written
+    first."""
     threads = torch.get_num_threads()
     inventory = UnitInventory.load(job.inventory)
     items = [
@@ -178,7 +186,8 @@ def read_units(
 ) -> Iterator[UnitRow]:
     """Stream the rows of a unit table; `where` maps a column to the value or values to keep.
 
-    Raises UserError where the table is missing or its units are of another inventory than `inventory_id`.
+    Raises UserError where the table is missing or its units are of another inventory than
+    `inventory_id`.
     """
     kept = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     for shard in unit_tables(folder):

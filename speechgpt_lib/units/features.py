@@ -29,7 +29,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def fast_linear(dtype: torch.dtype) -> Callable | None:
-    """What torch.compile uses for a linear layer on a CPU: on some twice as fast as torch's own; None where it can't be had."""
+    """What torch.compile uses for a linear layer on a CPU: on some twice as fast as torch's own;
+    None where it can't be had."""
     usable = torch.backends.mkldnn.is_available()
     if usable and dtype == torch.bfloat16:
         usable = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,5 @@
-"""Recipes: the four that ship are valid, and a wrong one is refused with the key and what is allowed."""
+"""Recipes: the four that ship are valid, and a wrong one is refused with the key and what is
+allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Artefacts are whole or absent, whatever fails while they are written, and their hashes tell them apart."""
+"""Artefacts are whole or absent, whatever fails while they are written, and their hashes tell them
+apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The stop-watch of a step: it goes on where an interrupted attempt ended, and no file can stop it."""
+"""The stop-watch of a step: it goes on where an interrupted attempt ended, and no file can stop
+it."""
 
 from __future__ import annotations
 
