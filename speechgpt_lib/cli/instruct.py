@@ -10,18 +10,11 @@ from typing import Annotated
 import typer
 
 from speechgpt_lib.cli.options import (
-    ForceOption,
     JsonOption,
-    RecipeOption,
-    RunDirOption,
-    SeedOption,
-    SetOption,
-    ShardsOption,
     emit,
     say,
 )
-from speechgpt_lib.cli.runs import make_steps
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.cli.runs import add_step_command
 
 instruct_app = typer.Typer(
     no_args_is_help=True,
@@ -34,23 +27,13 @@ UnitCount = Annotated[
 InventoryOption = Annotated[str | None, typer.Option(help="Inventory (id or folder) of the units.")]
 
 
-@instruct_app.command()
-def build(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    only: Annotated[str | None, typer.Option(help="cross_modal or chain; default both.")] = None,
-    shards: ShardsOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Build the sets of a recipe and what they need; the same as `speechgpt make cross_modal_set
-    chain_set`."""
-    if only not in (None, "cross_modal", "chain"):
-        raise UserError(f"unknown --only {only!r}: choose cross_modal or chain")
-    sets = [f"{only}_set"] if only else ["cross_modal_set", "chain_set"]
-    make_steps(sets, recipe, run_dir, changes, seed, 1, shards, force, as_json)
+add_step_command(
+    instruct_app,
+    "build",
+    "Build the sets of a recipe and what they need",
+    "cross_modal_set",
+    "chain_set",
+)
 
 
 @instruct_app.command()

@@ -105,35 +105,37 @@ def make(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make steps of a recipe and whatever they need; stopped at any point and started again, it
-    goes on."""
-    make_steps(steps, recipe, run_dir, changes, seed, processes, shards, force, as_json)
-
-
-def make_steps(
-    steps: list[str],
-    recipe: str,
-    run_dir: Path | None,
-    changes: list[str] | None,
-    seed: int | None = None,
-    processes: int = 1,
-    shards: str | None = None,
-    force: bool = False,
-    as_json: bool = False,
-) -> None:
-    """What `make` does, also for commands that name their steps otherwise."""
+    """Make steps of a recipe and what they need; stopped and started again, it goes on."""
     import transformers
 
-    from speechgpt_lib.pipeline.launch import check_steps, launch_steps
+    from speechgpt_lib.pipeline.launch import launch_steps
     from speechgpt_lib.runs.run import Run
 
     transformers.logging.set_verbosity_error()
-    settings, part = load(recipe, changes, seed), shard_slice(shards)
-    check_steps(steps, part, force)  # before anything is written
+    settings = load(recipe, changes, seed)
     run = Run.create(run_dir or Path("runs") / settings.name, settings, say)
-    made = launch_steps(run, steps, processes, force, _progress(), part)
+    made = launch_steps(run, steps, processes, force, _progress(), shard_slice(shards))
     facts = {step.name: {"folder": str(step.path), **step.metrics} for step in made}
     emit(facts, "\n".join(str(step.path) for step in made), as_json)
+
+
+def add_step_command(app: typer.Typer, name: str, what: str, *steps: str) -> None:
+    """Put a command into `app` that makes these steps, for those who look for it there."""
+
+    def command(
+        recipe: RecipeOption = "lab",
+        run_dir: RunDirOption = None,
+        changes: SetOption = None,
+        seed: SeedOption = None,
+        processes: ProcessesOption = 1,
+        shards: ShardsOption = None,
+        force: ForceOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        make(list(steps), recipe, run_dir, changes, seed, processes, shards, force, as_json)
+
+    command.__doc__ = f"{what}; the same as `speechgpt make {' '.join(steps)}`."
+    app.command(name)(command)
 
 
 def _progress():

@@ -11,17 +11,12 @@ import typer
 
 from speechgpt_lib.cli.options import (
     DEFAULT_RUN,
-    ForceOption,
     JsonOption,
-    RecipeOption,
-    RunDirOption,
     RunOption,
-    SeedOption,
-    SetOption,
     emit,
     open_run,
 )
-from speechgpt_lib.cli.runs import ProcessesOption, make_steps
+from speechgpt_lib.cli.runs import add_step_command
 from speechgpt_lib.errors import UserError
 
 text_to_unit_app = typer.Typer(
@@ -63,19 +58,12 @@ def import_published(
     emit(facts, text, as_json)
 
 
-@text_to_unit_app.command()
-def train(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    processes: ProcessesOption = 1,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train on the transcripts and units of a recipe's corpora; the same as `speechgpt make
-    text_to_unit`."""
-    make_steps(["text_to_unit"], recipe, run_dir, changes, seed, processes, None, force, as_json)
+add_step_command(
+    text_to_unit_app,
+    "train",
+    "Train on the transcripts and units of a recipe's corpora",
+    "text_to_unit",
+)
 
 
 @text_to_unit_app.command()

@@ -11,16 +11,10 @@ from typer.core import TyperGroup
 
 from speechgpt_lib.cli.options import (
     DEFAULT_RUN,
-    ForceOption,
     JsonOption,
-    RecipeOption,
-    RunDirOption,
-    SeedOption,
-    SetOption,
-    ShardsOption,
     emit,
 )
-from speechgpt_lib.cli.runs import ProcessesOption, make_steps
+from speechgpt_lib.cli.runs import add_step_command
 from speechgpt_lib.errors import UserError
 
 
@@ -94,31 +88,7 @@ def encode(
     emit(result | {"inventory": identity, "text": text}, text, as_json)
 
 
-@units_app.command()
-def extract(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    processes: ProcessesOption = 1,
-    shards: ShardsOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn the corpora of a recipe into unit tables; the same as `speechgpt make units`."""
-    make_steps(["units"], recipe, run_dir, changes, seed, processes, shards, force, as_json)
-
-
-@units_app.command("train")
-def train_inventory(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    processes: ProcessesOption = 1,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a unit inventory from speech alone: HuBERT, then k-means; the same as `speechgpt make
-    inventory`."""
-    make_steps(["inventory"], recipe, run_dir, changes, seed, processes, None, force, as_json)
+add_step_command(units_app, "extract", "Turn the corpora of a recipe into unit tables", "units")
+add_step_command(
+    units_app, "train", "Make an inventory from speech alone: HuBERT, then k-means", "inventory"
+)

@@ -11,17 +11,12 @@ import typer
 
 from speechgpt_lib.cli.options import (
     DEFAULT_RUN,
-    ForceOption,
     JsonOption,
-    RecipeOption,
-    RunDirOption,
     RunOption,
-    SeedOption,
-    SetOption,
     emit,
     open_run,
 )
-from speechgpt_lib.cli.runs import ProcessesOption, make_steps
+from speechgpt_lib.cli.runs import add_step_command
 from speechgpt_lib.errors import UserError
 
 vocoder_app = typer.Typer(
@@ -124,19 +119,9 @@ def import_published(
     emit(facts, text, as_json)
 
 
-@vocoder_app.command()
-def train(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    processes: ProcessesOption = 1,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a vocoder on the units and sound of a recipe's corpora; the same as `speechgpt make
-    vocoder`."""
-    make_steps(["vocoder"], recipe, run_dir, changes, seed, processes, None, force, as_json)
+add_step_command(
+    vocoder_app, "train", "Train a vocoder on the units and sound of a recipe's corpora", "vocoder"
+)
 
 
 def _open(run: Path, folder: Path | None):
