@@ -89,7 +89,9 @@ def notebook_steps(recipe: Recipe, notebook: str) -> list[str]:
 def settings_of(step: Definition, recipe: Recipe) -> object:
     """The part of the recipe that makes a step's key, as JSON values."""
     source = step.imported(recipe)
-    return step.settings(recipe) if source is None else fingerprint(recipe.data, source)
+    if source is None:
+        return step.settings(recipe)
+    return fingerprint(recipe.data, source) | {"settings": step.bring_settings(recipe)}
 
 
 def make(

@@ -19,6 +19,7 @@ from speechgpt_lib.language_model.model import load_model, save_model
 from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
 from speechgpt_lib.pipeline.step import Job
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import InventoryImport
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit, from_fairseq
 from speechgpt_lib.units.foreign import open_inventory
 from speechgpt_lib.units.inventory import check_inventory
@@ -37,11 +38,8 @@ def import_inventory(job: Job) -> dict:
     if isinstance(source, str):
         found = open_inventory(_there(job, source))
     else:
-        encoder = source.encoder  # where there is no such file or folder, a name on the hub
-        if encoder.endswith(".pt") or data_path(job.recipe, encoder).exists():
-            encoder = str(_there(job, encoder))
         centroids = str(_there(job, source.centroids))
-        found = open_inventory(None, encoder, source.layer, centroids)
+        found = open_inventory(None, encoder_source(job, source), source.layer, centroids)
     expected = job.recipe.units.clusters
     if found.count != expected:
         raise UserError(
@@ -49,6 +47,13 @@ def import_inventory(job: Job) -> dict:
         )
     found.save(job.work)
     return {"id": found.id, "clusters": found.count}
+
+
+def encoder_source(job: Job, source: InventoryImport) -> str:
+    """Where the encoder is: a file or folder, or else a name on the hub."""
+    if source.encoder.endswith(".pt") or data_path(job.recipe, source.encoder).exists():
+        return str(_there(job, source.encoder))
+    return source.encoder
 
 
 def import_vocoder(job: Job) -> dict:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
+
+import numpy as np
 
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.instructions.card import source_facts
@@ -28,7 +31,9 @@ from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.pipeline.vocoder import speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.text_to_unit.model import POSITIONS
 from speechgpt_lib.text_to_unit.speech import speech_voicing
+from speechgpt_lib.text_to_unit.spoken_form import spoken_form
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -77,21 +82,32 @@ def set_metrics(summary: dict) -> dict:
 
 
 def make_text_to_unit(job: Job) -> dict:
-    """Train the generator of speech on the transcripts and units of the voices that answer."""
-    inventory = job.inventory()
+    """Train the generator of speech on transcripts and units of the voices that answer.
+
+    Writing becomes what is spoken first ("2" becomes "two"); the lab's sentences are that already.
+    """
+    inventory, settings = job.inventory(), job.recipe.text_to_unit
+    written = any(corpus.reader != "lab" for corpus in job.recipe.corpora)
     where = {"voice": speaking_voices(job), "split": ["train", "voice"]}
-    rows = read_units(job.path("units"), inventory.id, where)
-    pairs = [(row.text, row.units) for row in rows if row.text]
-    settings = job.recipe.text_to_unit
+    rows = [row for row in read_units(job.path("units"), inventory.id, where) if row.text]
+    pairs = [(spoken_form(row.text) if written else row.text, row.units) for row in rows]
+    kept = [(text, units) for text, units in pairs if _fits(text, units)]
     model, summary = train_text_to_unit(
-        pairs, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
+        kept, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
     )
+    model = replace(model, spoken_form=written)
     model.save(job.work)
-    test = held_out_sentences(job)
-    if not test:
-        return summary
-    made = model.generate([row.text for row in test])
-    return summary | {"held_out_unit_error_rate": unit_error_rate([r.units for r in test], made)}
+    facts = summary | ({"left_out": len(pairs) - len(kept)} if len(kept) < len(pairs) else {})
+    test = [row for row in held_out_sentences(job) if model.refuses(row.text) is None]
+    if test:
+        made = model.generate([row.text for row in test])
+        facts["held_out_unit_error_rate"] = unit_error_rate([row.units for row in test], made)
+    return facts
+
+
+def _fits(text: str, units: np.ndarray) -> bool:
+    """Whether the model can read a pair: neither empty nor too long."""
+    return 0 < len(text) < POSITIONS and 0 < len(units) < POSITIONS
 
 
 def make_voicing_evaluation(job: Job) -> dict:
@@ -190,7 +206,7 @@ def _chain_needs(recipe: Recipe) -> tuple[str, ...]:
     return ("units", "inventory", *(["text_to_unit"] if "text_to_unit" in ways else []))
 
 
-def _set_settings(*names: str):
+def _set_settings(*names: str) -> Callable[[Recipe], dict]:
     """The settings of a set that make its key; paths count with the size of what lies there."""
 
     def settings(recipe: Recipe) -> dict:

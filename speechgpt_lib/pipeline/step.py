@@ -86,6 +86,7 @@ class Definition:
     bring: the same from a file or folder that somebody else made, where the recipe's `imports` name
         one.
     bring_needs: what an import is checked against.
+    bring_settings: what else of the recipe an import depends on.
     """
 
     name: str
@@ -95,7 +96,8 @@ class Definition:
     version: int = 1
     cost: Cost = field(default_factory=Cost)
     bring: Callable[[Job], dict | None] | None = None
-    bring_needs: tuple[str, ...] = ()
+    bring_needs: Needs = ()
+    bring_settings: Callable[[Recipe], Any] = lambda recipe: None
 
     def imported(self, recipe: Recipe) -> Any:
         """What the recipe imports instead of making this step, or None."""
@@ -103,6 +105,5 @@ class Definition:
 
     def inputs(self, recipe: Recipe) -> tuple[str, ...]:
         """The names of the steps that it needs under this recipe."""
-        if self.imported(recipe) is not None:
-            return self.bring_needs
-        return self.needs(recipe) if callable(self.needs) else self.needs
+        needs = self.needs if self.imported(recipe) is None else self.bring_needs
+        return needs(recipe) if callable(needs) else needs

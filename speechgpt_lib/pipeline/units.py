@@ -16,7 +16,7 @@ from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
 from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.tables import Utterance, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
-from speechgpt_lib.pipeline.imports import import_inventory
+from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
@@ -24,6 +24,7 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.encode import Extraction
 from speechgpt_lib.units.extract import extract_units
+from speechgpt_lib.units.foreign import encoder_from
 from speechgpt_lib.units.grid import quality_grid
 from speechgpt_lib.units.hubert import build_encoder, normalise_utterance
 from speechgpt_lib.units.inventory import UnitInventory
@@ -88,6 +89,25 @@ def make_inventory(job: Job) -> dict:
     mfcc_units = KMeansUnits.load(job.path("hubert") / "mfcc_centroids.safetensors")
     quality = compare_units(job.path("corpus"), inventory, mfcc_units)
     return {"id": inventory.id, "clusters": inventory.count} | quality
+
+
+def bring_inventory(job: Job) -> dict:
+    """An inventory that others made, or k-means of this run's speech on an encoder of theirs."""
+    source, settings = job.recipe.imports.inventory, job.recipe.units
+    if isinstance(source, str) or source.centroids is not None:
+        return import_inventory(job)
+    encoder, normalize = encoder_from(encoder_source(job, source))
+    count, seed = utterances_for(settings.kmeans_frames), job.recipe.seed + 1
+    waves = [u.wave for u in training_speech(job.path("corpus"), count, seed)]
+    chosen = settings.model_copy(update={"layer": source.layer})
+    inventory = cluster_layer(encoder, waves, chosen, job.recipe.seed, normalize)
+    inventory.save(job.work)
+    return {"id": inventory.id, "clusters": inventory.count}
+
+
+def _bring_needs(recipe: Recipe) -> tuple[str, ...]:
+    source = recipe.imports.inventory
+    return () if isinstance(source, str) or source.centroids is not None else ("corpus",)
 
 
 def load_encoder(job: Job):
@@ -180,7 +200,9 @@ STEPS = (
         ("corpus", "hubert"),
         _inventory_settings,
         make_inventory,
-        bring=import_inventory,
+        bring=bring_inventory,
+        bring_needs=_bring_needs,
+        bring_settings=_inventory_settings,
     ),
     Definition(
         "unit_grid",

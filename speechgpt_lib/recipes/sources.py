@@ -75,7 +75,8 @@ class InventoryImport(Section):
 
     encoder: str  # fairseq's .pt, or a folder or hub name of transformers
     layer: Count
-    centroids: str  # scikit-learn's .bin, .npy or .safetensors
+    # null: k-means on this run's own speech, as units.clusters says
+    centroids: str | None = None  # scikit-learn's .bin, .npy or .safetensors
 
 
 class VocoderImport(Section):
