@@ -43,6 +43,7 @@ class DiskCorpus(Section):
     splits: tuple[str, ...] | None = Field(None, description="as the corpus names them; null: all")
     role: tuple[Role, ...] = Field(
         ("aligned",),
+        min_length=1,
         description="aligned: speech with text; unlabelled: units only; voice: what the vocoder "
         "learns to speak like; test: held out. One or several",
     )
