@@ -1,15 +1,14 @@
 """One interface to every corpus: what a step may ask of it, whatever it is and wherever it lies.
 
-`lab` is one reader, LibriSpeech another.  No step asks which one it has: it reads the utterance table that
-`build` wrote, and asks for text, questions or a judge; a corpus that has none answers with nothing.
+`lab` is one reader, LibriSpeech another.  No step asks which one it has: it reads the utterance
+table that `build` wrote, and asks for text, questions or a judge; a corpus that has none answers
+with nothing.  The splits of the table:
 
-| split        | utterances                                             | used by                             |
-|--------------|--------------------------------------------------------|-------------------------------------|
-| `train`      | speech with text                                       | units and all that follows          |
-| `unlabelled` | speech alone                                           | units, stage 1                      |
-| `voice`      | speech of the voice that answers, with or without text | units, vocoder, text to unit        |
-| `test`       | held-out sentences                                     | evaluation                          |
-| `test_voice` | held-out sentences in a voice that no training hears   | evaluation                          |
+    train        speech with text                             units and all that follows
+    unlabelled   speech alone                                 units, stage 1
+    voice        the voice that answers, text or not          units, vocoder, text to unit
+    test         held-out sentences                           evaluation
+    test_voice   held-out, in a voice that training misses    evaluation
 """
 
 from __future__ import annotations
@@ -20,14 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.corpora.tables import Utterance
 
 LEARNED = ("train", "unlabelled", "voice")  # the splits that any training may hear
 HELD_OUT = ("test", "test_voice")
 
 
 class Piece(NamedTuple):
-    """A stretch of a document: how much its words count in the loss, and how much the last one (None: the same)."""
+    """A stretch of a document, with the weight of its words in the loss.
+
+    `last` is that of its last word; None: the same.
+    """
 
     text: str
     weight: float
@@ -53,34 +55,46 @@ class Judge(Protocol):
         """The words of each wave."""
 
 
-class Corpus(Protocol):
-    """A corpus of the recipe."""
+class Corpus:
+    """A corpus of the recipe; beyond the first three methods, one may have nothing to say."""
 
     name: str
 
-    def build(self, folder: Path, seed: int) -> dict:
-        """Write the utterance table into `folder` (what is there is kept); returns {speaking: voices that answer}."""
+    def build(self, folder: Path, seed: int) -> list[Path]:
+        """Write its part of the utterance table into `folder`, keep what is there; its shards."""
+        raise NotImplementedError
+
+    def answers(self, utterance: Utterance) -> bool:
+        """Whether this is the voice that is to answer."""
+        raise NotImplementedError
 
     def normalise(self, text: str) -> str:
         """A text in the corpus' own spelling, in which transcripts are compared."""
+        raise NotImplementedError
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words that this corpus never says; [] where its language is open."""
+        """Words that this corpus never says; none where its language is open."""
+        return []
 
     def texts(self, seed: int) -> Iterator[str]:
         """Text for training a tokenizer."""
+        return iter(())
 
     def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
-        """Text for training a language model; with `curriculum` only what is to be learned first."""
+        """Text for a language model; with `curriculum` only what is to be learned first."""
+        return []
 
     def questions(self, rng: random.Random, count: int) -> list[Question]:
-        """Written questions of the training side; [] where it has none."""
+        """Written questions of the training side."""
+        return []
 
     def held_out_questions(self, per_kind: int) -> list[Question]:
         """Written questions that no training reads."""
+        return []
 
     def judges(self) -> dict[str, Judge]:
-        """Listeners that know this corpus' language, by the suffix of their figures; {} where there is none."""
+        """Listeners that know this corpus' language, by the suffix of their figures."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -95,8 +109,8 @@ class Corpora:
 
     def unknown_words(self, text: str) -> list[str]:
         """Words that no corpus says."""
-        unknown = [member.unknown_words(text) for member in self.members]
-        return [word for word in unknown[0] if all(word in words for words in unknown)]
+        first, *others = (member.unknown_words(text) for member in self.members)
+        return [word for word in first if all(word in unknown for unknown in others)]
 
     def texts(self, seed: int) -> Iterator[str]:
         """Text of all corpora for training a tokenizer."""
@@ -104,11 +118,15 @@ class Corpora:
             yield from member.texts(seed)
 
     def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
-        """`count` documents, from every corpus about as many."""
+        """`count` documents, about as many from every corpus that has text."""
         if len(self.members) == 1:
             return self.members[0].documents(rng, count, curriculum)
-        share = -(-count // len(self.members))
-        found = [d for member in self.members for d in member.documents(rng, share, curriculum)]
+        found, members = [], list(self.members)
+        while members and len(found) < count:
+            share = -(-(count - len(found)) // len(members))
+            parts = [member.documents(rng, share, curriculum) for member in members]
+            members = [member for member, part in zip(members, parts, strict=True) if part]
+            found += [document for part in parts for document in part]
         rng.shuffle(found)
         return found[:count]
 
@@ -123,15 +141,3 @@ class Corpora:
     def judges(self) -> dict[str, Judge]:
         """The judges of the first corpus, since it is its sentences that are spoken for them."""
         return self.members[0].judges()
-
-
-def check_distinct(identities: Iterator[str]) -> int:
-    """Count utterance ids; raises UserError at the first that occurs twice."""
-    seen: set[str] = set()
-    for identity in identities:
-        if identity in seen:
-            raise UserError(
-                f"two corpora of the recipe have an utterance {identity!r}: name each corpus once, or other splits of it"
-            )
-        seen.add(identity)
-    return len(seen)

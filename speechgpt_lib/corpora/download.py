@@ -1,12 +1,12 @@
-"""An archive's name → its folder on disk: fetched with resume (requests), checked against its MD5 (pooch), unpacked atomically.
+"""An archive's name → its folder on disk: fetched with resume, checked by MD5, unpacked atomically.
 
-What arrived lies in `.NAME.part` until the whole is there, so a broken connection or a stopped program costs nothing: the next call
-asks the server for the rest only.
+What arrived lies in `.NAME.part` until the whole is there, so a broken connection or a stopped
+program costs nothing: the next call asks the server for the rest only.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-import pooch
 import requests
 
 from speechgpt_lib.corpora.archives import ARCHIVES, Archive
@@ -29,23 +28,23 @@ CHUNK = 1 << 20
 TIMEOUT_S = 60.0  # without a byte
 SPACE_LEFT = 1 << 28  # bytes that a download leaves on the disk
 
+Say = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
 
 
 def find_archive(name: str) -> Archive:
+    """The archive of that name.  Raises UserError, which says what to choose instead."""
     if name in ARCHIVES:
         return ARCHIVES[name]
     corpus = CORPORA.get(name)
     if corpus and corpus.manual:
-        raise UserError(
-            f"{corpus.title} can't be fetched without an agreement: speechgpt corpora download {name} prints the steps"
-        )
-    names = [a.name for a in ARCHIVES.values() if corpus is None or a.corpus == name]
-    raise UserError(
-        f"{name} comes in several archives, choose one: {', '.join(names)}"
-        if corpus
-        else _unknown(name, names)
-    )
+        cure = f"speechgpt corpora download {name} prints the steps"
+        raise UserError(f"{corpus.title} can't be fetched without an agreement: {cure}")
+    choice = ", ".join(a.name for a in ARCHIVES.values() if corpus is None or a.corpus == name)
+    if corpus:
+        raise UserError(f"{name} comes in several archives, choose one: {choice}")
+    gated = ", ".join(corpus.name for corpus in CORPORA.values() if corpus.manual)
+    raise UserError(f"unknown archive {name!r}: choose {choice}; steps are printed for {gated}")
 
 
 def download(
@@ -54,55 +53,38 @@ def download(
     keep_archive: bool = False,
     attempts: int = 5,
     wait_s: float = 3.0,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Fetch, check and unpack `archive` into the folder `out`; returns the folder it unpacked to, such as `out/LibriSpeech/dev-clean`.
+    """Fetch, check and unpack `archive` into `out`; the folder that it unpacked to.
 
-    Args:
-        keep_archive: leave the .tar.gz beside it.
-        attempts: broken connections in a row, without a byte in between, that are put up with; `wait_s` seconds between them.
-        progress: is told (bytes that are there, bytes in all or None).
+    keep_archive: leave the .tar.gz beside it.
+    attempts: broken connections in a row, without a byte in between, that are put up with;
+    `wait_s` seconds between them.
+    progress: is told (bytes that are there, bytes in all or None).
 
-    Raises:
-        UserError: no network, an error of the server, a full disk, a wrong checksum, an archive that can't be unpacked safely.
+    Raises UserError: no network, an error of the server, a full disk, a wrong checksum, an archive
+    that can't be unpacked safely.
     """
     out = Path(out).expanduser()
-    folder = out / archive.folder
+    folder, path = out / archive.folder, out / archive.file
     if folder.is_dir():
         say(f"{folder} is there already")
         return folder
-    out.mkdir(parents=True, exist_ok=True)
-    path, part = out / archive.file, out / f".{archive.file}.part"
-
-    def fetch(url: str, target: str, _: object) -> None:
-        """What pooch calls to fill `target`, which it then checks and moves to `path`."""
-        _fetch(url, part, attempts, wait_s, say, progress)
-        os.unlink(target)
-        try:
-            os.link(
-                part, target
-            )  # a second name: if the program is killed while pooch checks it, nothing is lost and nothing doubled
-        except OSError:
-            os.replace(part, target)
-
-    pooch.get_logger().setLevel("WARNING")
     try:
-        pooch.retrieve(
-            archive.url, f"md5:{archive.md5}", fname=path.name, path=out, downloader=fetch
-        )
-    except ValueError as error:  # pooch's word for a wrong checksum
-        part.unlink(missing_ok=True)
-        found = re.findall(r"\b[0-9a-f]{32}\b", str(error))
-        was = next((sum for sum in found if sum != archive.md5), "another")
-        raise UserError(
-            f"{archive.url} came with MD5 {was}, its publisher says {archive.md5}: it was thrown away; fetch it again, or from elsewhere"
-        ) from None
+        out.mkdir(parents=True, exist_ok=True)
+        if not (path.is_file() and _md5(path) == archive.md5):
+            part = out / f".{archive.file}.part"
+            _fetch(archive.url, part, attempts, wait_s, say, progress)
+            if (found := _md5(part)) != archive.md5:
+                part.unlink()
+                what = f"came with MD5 {found}, its publisher says {archive.md5}"
+                cure = "it was thrown away; fetch it again, or from elsewhere"
+                raise UserError(f"{archive.url} {what}: {cure}")
+            os.replace(part, path)
     except OSError as error:
-        raise UserError(
-            f"could not write to {out}: {error.strerror or error}; what is there is kept"
-        ) from None
-    part.unlink(missing_ok=True)
+        why = error.strerror or error
+        raise UserError(f"could not write to {out}: {why}; what is there is kept") from None
     say(f"{path.name}: MD5 is right, unpacking")
     unpack(path, out, archive.folder)
     if not keep_archive:
@@ -111,12 +93,7 @@ def download(
 
 
 def _fetch(
-    url: str,
-    part: Path,
-    attempts: int,
-    wait_s: float,
-    say: Callable[[str], None],
-    progress: Progress,
+    url: str, part: Path, attempts: int, wait_s: float, say: Say, progress: Progress
 ) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
@@ -129,22 +106,19 @@ def _fetch(
         except requests.HTTPError as error:
             status = f"{error.response.status_code} {error.response.reason}"
             if error.response.status_code < 500:
-                raise UserError(
-                    f"{host} answers {status} for {url}: was the archive moved?"
-                ) from None
+                what = f"{host} answers {status} for {url}"
+                raise UserError(f"{what}: was the archive moved?") from None
             reason = f"it answers {status}"
         except requests.RequestException as error:
-            if not (reached or _size(part) > before):
-                raise UserError(
-                    f"no connection to {host} ({_plainly(error)}): this needs the internet; without it, fetch {url} elsewhere, "
-                    f"put it into {part.parent} and give the same command again"
-                ) from None
             reason = _plainly(error)
+            if not (reached or _size(part) > before):
+                cure = f"without it, fetch {url} elsewhere, put it into {part.parent}"
+                cure = f"this needs the internet; {cure} and give the same command again"
+                raise UserError(f"no connection to {host} ({reason}): {cure}") from None
         reached, failures = True, 0 if _size(part) > before else failures + 1
         if failures >= attempts:
-            raise UserError(
-                f"{host} broke off {failures} times ({reason}); {_size(part)} bytes are kept: the same command goes on there"
-            )
+            what = f"{_size(part)} bytes are kept: the same command goes on there"
+            raise UserError(f"{host} broke off {failures} times ({reason}); {what}")
         say(f"{host}: {reason} after {_size(part)} bytes, going on")
         time.sleep(wait_s)
 
@@ -152,24 +126,21 @@ def _fetch(
 def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
     """One connection: the bytes from where `part` ends.  Returns whether it is whole now."""
     have = _size(part)
-    # identity: the bytes of the archive itself, not unpacked on the way by a server that takes .gz for an encoding
+    # identity: the archive's own bytes, not unpacked by a server that takes .gz for an encoding
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
-        if (
-            answer.status_code == 416
-        ):  # nothing from there on: it is whole, or was longer than the server's
-            if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
+        sent = answer.headers.get("Content-Range", "")
+        if answer.status_code == 416:  # nothing from there on
+            if sent.endswith(f"/{have}"):
                 return True
-            part.unlink()
+            part.unlink()  # it was longer than the server's
             return False
         answer.raise_for_status()
-        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
+        goes_on = answer.status_code == 206 and sent.startswith(f"bytes {have}-")
         have = have if goes_on else 0  # a server that can't resume sends all of it again
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        _require_space(part.parent, total - have if total else 0)
+        _require_space(part.parent, int(length or 0))
         with open(part, "ab" if goes_on else "wb") as file:
             progress(have, total)
             for chunk in answer.iter_content(CHUNK):
@@ -180,7 +151,10 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
 
 
 def unpack(path: Path, out: Path, folder: str) -> None:
-    """Unpack `path` so that `out/folder` appears at once and whole, or not at all; other files in the archive come beside it."""
+    """Unpack `path` so that `out/folder` appears at once and whole, or not at all.
+
+    Other files in the archive come beside it.
+    """
     aside = out / f".unpacking-{path.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a program that was killed
     aside.mkdir()
@@ -189,31 +163,27 @@ def unpack(path: Path, out: Path, folder: str) -> None:
             for member in tar:
                 _extract(tar, member, aside)
         if not (aside / folder).is_dir():
-            raise UserError(
-                f"{path} holds {', '.join(sorted(os.listdir(aside))[:5]) or 'nothing'}; expected {folder}: is it another archive?"
-            )
+            found = ", ".join(sorted(os.listdir(aside))[:5]) or "nothing"
+            raise UserError(f"{path} holds {found}; expected {folder}: is it another archive?")
         (out / folder).parent.mkdir(parents=True, exist_ok=True)
-        for file in sorted(
-            p for p in aside.rglob("*") if p.is_file() and not p.is_relative_to(aside / folder)
-        ):
-            target = out / file.relative_to(aside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        for file in sorted(aside.rglob("*")):
+            if file.is_file() and not file.is_relative_to(aside / folder):
+                target = out / file.relative_to(aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
         replace(aside / folder, out / folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} can't be unpacked ({error}): nothing was changed; delete it and download it again"
-        ) from None
+        cure = "nothing was changed; delete it and download it again"
+        raise UserError(f"{path} can't be unpacked ({error}): {cure}") from None
     except OSError as error:
-        raise UserError(
-            f"could not unpack {path}: {error.strerror or error}; nothing was changed"
-        ) from None
+        why = error.strerror or error
+        raise UserError(f"could not unpack {path}: {why}; nothing was changed") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """No file outside `folder`, no device, no link out of it, no odd permissions, whatever the archive says."""
+    """No file outside `folder`, no device, no link out of it, no odd permissions."""
     if hasattr(tarfile, "data_filter"):
         tar.extract(member, folder, filter="data")
         return
@@ -226,33 +196,24 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Non
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + SPACE_LEFT > free:
-        raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB more: give another folder with -o"
-        )
+        what = f"{free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB more"
+        raise UserError(f"{folder} has {what}: give another folder with -o")
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _size(path: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
+    return path.stat().st_size if path.exists() else 0
 
 
 def _plainly(error: Exception) -> str:
-    """The last words of a chain of wrapped errors: what really happened, without addresses of objects."""
+    """The last words of a chain of wrapped errors: what happened, without addresses of objects."""
     text = str(error)
-    found = re.search(r"(?:\[Errno -?\d+\]|Errno -?\d+\)?:?) ([A-Za-z][^'\")\]]*)", text)
-    if found:
+    if found := re.search(r"(?:\[Errno -?\d+\]|Errno -?\d+\)?:?) ([A-Za-z][^'\")\]]*)", text):
         return found[1].strip()
-    for word, plain in (
-        ("timed out", "no answer in time"),
-        ("IncompleteRead", "the connection ended early"),
-        ("certificate", "bad certificate"),
-    ):
-        if word in text:
-            return plain
-    return type(error).__name__
-
-
-def _unknown(name: str, names: list[str]) -> str:
-    gated = [corpus.name for corpus in CORPORA.values() if corpus.manual]
-    return f"unknown archive {name!r}: choose {', '.join(names)}; steps are printed for {', '.join(gated)}"
+    known = {"timed out": "no answer in time", "IncompleteRead": "the connection ended early"}
+    known |= {"certificate": "bad certificate"}
+    return next((known[word] for word in known if word in text), type(error).__name__)

@@ -1,6 +1,7 @@
-"""GigaSpeech: `GigaSpeech.json` and hours-long Opus files → segments, one recording's entry in memory at a time.
+"""GigaSpeech: `GigaSpeech.json` and hours-long Opus files → segments.
 
-The list is one JSON file of several gigabytes, so it is read as a stream (ijson).  Text comes in capitals with punctuation as tags:
+The list is one JSON file of several gigabytes, so it is read as a stream (ijson), one recording's
+entry in memory at a time.  Text comes in capitals with punctuation as tags:
 
     text_tn    AND SO <COMMA> MY FELLOW AMERICANS <PERIOD>
     signs      AND SO, MY FELLOW AMERICANS.               (the default)
@@ -12,23 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import ijson
 
-from speechgpt_lib.corpora.catalogue import chosen_splits, require_corpus
-from speechgpt_lib.corpora.segments import Segment, Skipped
+from speechgpt_lib.corpora.catalogue import require_corpus
+from speechgpt_lib.corpora.lists import chosen_splits
+from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 from speechgpt_lib.errors import UserError
 
-SUBSETS = (
-    "XL",
-    "L",
-    "M",
-    "S",
-    "XS",
-    "DEV",
-    "TEST",
-)  # XL contains L contains M contains S contains XS
+SUBSETS = tuple("XL L M S XS DEV TEST".split())  # XL contains L contains M contains S contains XS
 SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 
@@ -38,37 +34,28 @@ def rows(
     split: str | Sequence[str] | None = None,
     punctuation: bool = True,
     lower: bool = False,
-) -> Iterator[Segment | Skipped]:
+) -> Iterator[Row]:
     """Segments in the order of `GigaSpeech.json`.
 
-    Args:
-        split: subsets (XL, L, M, S, XS, DEV, TEST); None is XL, DEV and TEST, which is everything.  A segment carries the first of the
-            subsets asked for that it belongs to.
-        punctuation, lower: see the table above.  Segments marked as silence, noise, music or other come as `not_speech`.
+    split: subsets (XL, L, M, S, XS, DEV, TEST); None is XL, DEV and TEST, which is everything.
+    A segment carries the first of those asked for that it belongs to.
+    punctuation, lower: see the table above.
+    Segments marked as silence, noise, music or other come as `not_speech`.
     """
     root = require_corpus(root, "gigaspeech")
-    asked = (
-        ("XL", "DEV", "TEST") if split is None else (split,) if isinstance(split, str) else split
-    )
-    wanted = [
-        f"{{{name}}}"
-        for name in chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
-    ]
+    asked = ("XL", "DEV", "TEST") if split is None else split
+    asked = [asked] if isinstance(asked, str) else asked
+    names = chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
     for recording, language in _recordings(root / "GigaSpeech.json"):
         for segment in recording.get("segments") or []:
-            subset = next((name for name in wanted if name in segment.get("subsets", ())), None)
-            if subset is not None:
-                yield _segment(recording, segment, language, subset.strip("{}"), punctuation, lower)
-
-
-def iterate(
-    root: Path | str,
-    split: str | Sequence[str] | None = None,
-    punctuation: bool = True,
-    lower: bool = False,
-) -> Iterator[Segment]:
-    """`rows` without those that give no utterance."""
-    return (row for row in rows(root, split, punctuation, lower) if isinstance(row, Segment))
+            inside = (name for name in names if f"{{{name}}}" in segment.get("subsets", ()))
+            if (subset := next(inside, None)) is None:
+                continue
+            row = _segment(recording, segment, language, subset)
+            if isinstance(row, Segment):
+                yield replace(row, text=plain_text(row.text, punctuation, lower))
+            else:
+                yield row
 
 
 def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> str:
@@ -80,6 +67,7 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 
 
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
+    """The entries of the recordings, each with the language of the list."""
     try:
         with open(path, "rb") as file:
             language = _language(file)
@@ -88,12 +76,11 @@ def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
                 yield recording, language
     except (ijson.JSONError, UnicodeDecodeError) as error:
         what = str(error).split("\n")[0].strip()
-        raise UserError(
-            f"{path} breaks off or is not JSON ({what}): was its download complete? fetch it again"
-        ) from None
+        cure = "was its download complete? fetch it again"
+        raise UserError(f"{path} breaks off or is not JSON ({what}): {cure}") from None
 
 
-def _language(file) -> str:
+def _language(file: BinaryIO) -> str:
     """What stands before the list of recordings."""
     language = "en"
     for prefix, _, value in ijson.parse(file):
@@ -104,27 +91,17 @@ def _language(file) -> str:
     raise UserError(f"{file.name} has no list `audios`: is it GigaSpeech's?")
 
 
-def _segment(
-    recording: dict, segment: dict, language: str, subset: str, punctuation: bool, lower: bool
-) -> Segment | Skipped:
+def _segment(recording: dict, segment: dict, language: str, subset: str) -> Row:
+    """The segment with its text as it stands in the list."""
     path, id = str(recording.get("path", "")), str(segment.get("sid", ""))
-    start, end, tagged = (segment.get(key) for key in ("begin_time", "end_time", "text_tn"))
-    if not (
-        path
-        and id
-        and isinstance(tagged, str)
-        and isinstance(start, int | float)
-        and isinstance(end, int | float)
-        and start < end
-    ):
-        return Skipped(
-            path, id, "bad_row", f"begin_time {start}, end_time {end}, text_tn {tagged!r}"[:200]
-        )
-    if any(tag in tagged for tag in NOT_SPEECH):
-        return Skipped(path, id, "not_speech", tagged[:200])
-    text = plain_text(tagged, punctuation, lower)
-    speaker = next(
-        (s for s in (segment.get("speaker"), recording.get("speaker")) if s and s != "N/A"), ""
-    )
+    start, end, text = (segment.get(key) for key in ("begin_time", "end_time", "text_tn"))
+    timed = isinstance(start, int | float) and isinstance(end, int | float) and start < end
+    if not (path and id and timed and isinstance(text, str)):
+        what = f"begin_time {start}, end_time {end}, text_tn {text!r}"
+        return Skipped(path, id, "bad_row", what[:200])
+    if any(tag in text for tag in NOT_SPEECH):
+        return Skipped(path, id, "not_speech", text[:200])
+    speakers = (source.get("speaker") for source in (segment, recording))
+    speaker = next((name for name in speakers if name and name != "N/A"), "")
     rate = int(recording.get("sample_rate") or 16_000)
     return Segment(id, path, float(start), float(end), rate, text, speaker, language, subset)

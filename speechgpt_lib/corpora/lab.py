@@ -1,73 +1,130 @@
-"""The lab corpus: sentences of the lab world spoken by several voices, as the stand-in for recorded speech.
+"""The lab corpus: sentences of the lab world spoken by several voices, instead of recorded speech.
 
-| voices     | sentences                                        | used by                                     |
-|------------|--------------------------------------------------|---------------------------------------------|
-| target     | most statements and questions, every answer      | everything; it is the voice that answers    |
-| aligned    | fewer statements and questions                   | units, stages 1 to 3 (as the listening side)|
-| unlabelled | statements and questions, text not used          | units, stage 1                              |
-| held out   | held-out sentences only                          | evaluation only                             |
+Its speech is made here, its text never ends, and its judges know its grammar.  Its voices:
 
-Splits: `train`, `test` (held-out sentences in known voices), `test_voice` (held-out sentences in the held-out voice).
+    target       most statements and questions, every answer: the voice that answers
+    aligned      fewer statements and questions, for stages 1 to 3 (as the listening side)
+    unlabelled   statements and questions whose text is not used, for units and stage 1
+    held out     held-out sentences only, for evaluation
+
+The splits are those of `corpus.py`; `test` has held-out sentences in known voices.
 """
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora import lab_text, world
+from speechgpt_lib.corpora.corpus import Corpus, Document, Question
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
+from speechgpt_lib.metrics.judge import (
+    SpeechJudge,
+    bigram_judge,
+    grammar_from_templates,
+    template_judge,
+)
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.processes import run_in_processes
 
-RATES = (165, 175, 185)
-LENGTH_STEP = 3200  # samples: waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each length anew
+RATES = (165, 175, 185)  # words a minute; the target voice has the middle one
+# Waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each anew.
+LENGTH_STEP = 3200
 
 
-def plan_corpus(settings: LabCorpus, seed: int) -> list[dict]:
-    """Every utterance of the corpus without its sound, in a fixed order: a pure function of settings and seed."""
+@dataclass(frozen=True)
+class LabReader(Corpus):
+    """See `corpus.Corpus`."""
+
+    settings: LabCorpus
+    name: str = "lab"
+
+    def build(self, folder: Path, seed: int) -> list[Path]:
+        """Speak the corpus into Parquet shards."""
+        return build_corpus(self.settings, seed, folder)
+
+    def answers(self, utterance: Utterance) -> bool:
+        """Only the target voice."""
+        return utterance.voice == self.settings.target_voice
+
+    def normalise(self, text: str) -> str:
+        """Lower-case words without punctuation."""
+        return world.normalise(text)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that are outside the lab world, in order of appearance."""
+        return world.unknown_words(text)
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Sentences and single words of the world."""
+        return lab_text.lab_texts(seed)
+
+    def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
+        """Questions with answers, look-ups, echoes and statements of the training side."""
+        return lab_text.documents(rng, count, curriculum)
+
+    def questions(self, rng: random.Random, count: int) -> list[Question]:
+        """Of `count` random questions those of the training side."""
+        drawn = [world.sample_question(rng) for _ in range(count)]
+        return [question for question in drawn if not world.is_held_out(question.text)]
+
+    def held_out_questions(self, per_kind: int) -> list[Question]:
+        """Up to `per_kind` different ones of every kind."""
+        rng = random.Random("held-out text questions")
+        samples = (functools.partial(world.sample_question, rng, kind) for kind in world.KINDS)
+        found = (world.distinct(one, per_kind, True, 100 * per_kind) for one in samples)
+        return [question for questions in found for question in questions]
+
+    def judges(self) -> dict[str, SpeechJudge]:
+        """One that hears whole sentences of the grammar, one that hears any sequence of words."""
+        closed = [*world.STATEMENTS, *(answer for _, answer in world.QUESTIONS.values())]
+        closed += [world.QUESTIONS[kind][0] for kind in world.CONTEXT_KINDS]
+        opened = [world.QUESTIONS[kind][0] for kind in world.KNOWLEDGE_KINDS]
+        openings = [opening for opening in world.OPENINGS if opening]
+        grammar = grammar_from_templates(closed, world.SLOTS, opened=opened, openings=openings)
+        words = world.vocabulary()
+        return {"": template_judge(grammar), "_bigram": bigram_judge(_sentences(), words=words)}
+
+
+def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
+    """Every utterance without its sound, in a fixed order: a pure function of settings and seed."""
     rng = random.Random(f"lab corpus {seed}")
-    plan: list[dict] = []
+    plan: list[Utterance] = []
 
-    def add(voice: str, split: str, statements: int, questions: int) -> None:
-        held_out = split.startswith("test")
-        sentences = _distinct(
-            rng, statements, held_out, lambda: (world.sample_statement(rng), "", "statement")
-        )
-        kinds = world.KINDS * (questions // len(world.KINDS) + 1)
-        for kind in world.KINDS:
-            wanted = kinds[:questions].count(kind)
-            sentences += _distinct(rng, wanted, held_out, lambda kind=kind: _question(rng, kind))
-        for text, answer, kind in sentences:
-            target = voice == settings.target_voice
-            plan.append(
-                _row(plan, text, answer, kind, voice, 175 if target else rng.choice(RATES), split)
-            )
+    def add(voice: str, split: str, sentences: list[Question]) -> None:
+        for s in sentences:
+            rate = 175 if voice == settings.target_voice else rng.choice(RATES)
+            identity = f"{len(plan):06d}"
+            plan.append(Utterance(identity, s.text, s.answer, s.kind, voice, split, rate=rate))
 
-    add(settings.target_voice, "train", settings.target_statements, settings.target_questions)
-    for answer in all_answers():
-        plan.append(_row(plan, answer, "", "answer", settings.target_voice, 175, "train"))
-    for voice in settings.aligned_voices:
-        add(voice, "train", settings.aligned_statements, settings.aligned_questions)
-    for voice in settings.unlabelled_voices:
-        add(
-            voice,
-            "unlabelled",
-            settings.unlabelled_sentences // 2,
-            settings.unlabelled_sentences // 2,
-        )
-    for voice in (settings.target_voice, *settings.aligned_voices):
-        add(voice, "test", settings.test_sentences // 2, settings.test_sentences // 2)
-    add(
-        settings.held_out_voice,
-        "test_voice",
-        settings.test_sentences // 2,
-        settings.test_sentences // 2,
-    )
+    def sample(split: str, statements: int, questions: int) -> list[Question]:
+        held_out, sentences = split.startswith("test"), []
+        each, more = divmod(questions, len(world.KINDS))
+        counts = {kind: each + (k < more) for k, kind in enumerate(world.KINDS)}
+        for kind, count in ({"statement": statements} | counts).items():
+            one = functools.partial(world.sample_sentence, rng, kind)
+            sentences += world.distinct(one, count, held_out, attempts=60 * count + 600)
+        return sentences
+
+    s = settings
+    add(s.target_voice, "train", sample("train", s.target_statements, s.target_questions))
+    add(s.target_voice, "train", [Question(text, "", "answer") for text in all_answers()])
+    for voice in s.aligned_voices:
+        add(voice, "train", sample("train", s.aligned_statements, s.aligned_questions))
+    half = s.unlabelled_sentences // 2
+    for voice in s.unlabelled_voices:
+        add(voice, "unlabelled", sample("unlabelled", half, half))
+    half = s.test_sentences // 2
+    for voice in (s.target_voice, *s.aligned_voices):
+        add(voice, "test", sample("test", half, half))
+    add(s.held_out_voice, "test_voice", sample("test_voice", half, half))
     return plan
 
 
@@ -81,82 +138,49 @@ def all_answers() -> list[str]:
 
 def build_corpus(
     settings: LabCorpus, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
-) -> dict:
-    """Speak the whole plan into Parquet shards in `folder`; shards that are there already are kept.
-
-    Returns counts: utterances, hours, sentences per split and voice.
-    """
+) -> list[Path]:
+    """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
     plan = plan_corpus(settings, seed)
-    shards = [
-        (folder / f"utterances-{k:05d}.parquet", plan[i : i + shard_size])
-        for k, i in enumerate(range(0, len(plan), shard_size))
-    ]
-    missing = [shard for shard in shards if not shard[0].exists()]
+    starts = range(0, len(plan), shard_size)
+    shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
+    jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
+    missing = [job for job in jobs if not job[0].exists()]
     for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
         pass
-    seconds = sum(_shard_seconds(path) for path, _ in shards)
-    splits = {
-        s: sum(row["split"] == s for row in plan)
-        for s in ("train", "unlabelled", "test", "test_voice")
-    }
-    voices = sorted({row["voice"] for row in plan})
-    return {"utterances": len(plan), "hours": round(seconds / 3600, 3), "voices": voices} | splits
+    return shards
 
 
-def speak(row: dict) -> Utterance:
-    """Synthesize one row of the plan."""
-    wave, phones = synthesize(row["text"], row["voice"], row["rate"], row["pitch"])
+def speak(utterance: Utterance) -> Utterance:
+    """Synthesize one utterance of the plan."""
+    u = utterance
+    wave, phones = synthesize(u.text, u.voice, u.rate, u.pitch)
     wave = np.pad(wave, (0, -len(wave) % LENGTH_STEP))
-    return Utterance(**row, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
+    return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
 
 
-def speak_all(rows: list[dict]) -> list[Utterance]:
-    """Synthesize rows of a plan in one process of their own: the same rows give the same waves, whatever was spoken before."""
-    return next(run_in_processes(_speak_list, [rows], 1, fresh=True))
+def speak_all(plan: list[Utterance]) -> list[Utterance]:
+    """Synthesize in a process of its own, so that the same plan always gives the same waves."""
+    return next(run_in_processes(_speak_list, [plan], 1, fresh=True))
 
 
-def _speak_list(rows: list[dict]) -> list[Utterance]:
-    return [speak(row) for row in rows]
+def _speak_list(plan: list[Utterance]) -> list[Utterance]:
+    return [speak(u) for u in plan]
 
 
-def _speak_shard(job: tuple[Path, list[dict]]) -> None:
-    path, rows = job
-    write_shard(path, map(speak, rows))
+def _speak_shard(job: tuple[Path, list[Utterance]]) -> None:
+    path, plan = job
+    write_shard(path, map(speak, plan))
 
 
-def _shard_seconds(path: Path) -> float:
-    import pyarrow.parquet
-
-    return sum(pyarrow.parquet.read_table(path, columns=["seconds"])["seconds"].to_pylist())
-
-
-def _question(rng: random.Random, kind: str) -> tuple[str, str, str]:
-    question = world.sample_question(rng, kind)
-    return question.text, question.answer, kind
-
-
-def _distinct(rng: random.Random, count: int, held_out: bool, sample) -> list[tuple[str, str, str]]:
-    """`count` samples with different texts on the wanted side of the split; fewer when the world has no more to say."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for _ in range(60 * count + 600):
-        if len(found) == count:
-            break
-        item = sample()
-        if world.is_held_out(item[0]) == held_out:
-            found.setdefault(item[0], item)
-    return list(found.values())
-
-
-def _row(
-    plan: list[dict], text: str, answer: str, kind: str, voice: str, rate: int, split: str
-) -> dict:
-    return {
-        "id": f"{len(plan):06d}",
-        "text": text,
-        "answer": answer,
-        "kind": kind,
-        "voice": voice,
-        "rate": rate,
-        "pitch": 1.0,
-        "split": split,
-    }
+def _sentences(count: int = 6000) -> list[str]:
+    """Sentences of training only: the bigram judge never read a held-out one."""
+    rng = random.Random("bigram judge")
+    found = list(all_answers())
+    while len(found) < count:
+        if rng.random() < 0.4:
+            text = world.sample_statement(rng)
+        else:
+            text = world.sample_question(rng).text
+        if not world.is_held_out(text):
+            found.append(text)
+    return found

@@ -1,13 +1,13 @@
-"""Documents of the lab world, on which the stand-in for LLaMA-13B is pre-trained: pieces of text with their loss weights.
+"""Documents of the lab world, on which the stand-in for LLaMA-13B is pre-trained.
 
-A document is one of
+A document is pieces of text with their loss weights, and one of
 - *question and answer*: `what is two plus three; two plus three is five`
 - *look-up*: a few facts, then a question and answer about each of them, in another order
-- *echo*: short strings of random words, repeated in another order (what repetitive text teaches to expect)
+- *echo*: short strings of random words, repeated in another order (what repetitive text teaches)
 - *statement*: a sentence.
 
-Look-ups and echoes alone come first (a curriculum): the circuit that answers from the question itself is learned
-from them in a fraction of the steps; mixed with everything else from the start it drowns.
+Look-ups and echoes alone come first (a curriculum): the circuit that answers from the question
+itself is learned from them in a fraction of the steps; mixed with everything else it drowns.
 """
 
 from __future__ import annotations
@@ -39,18 +39,6 @@ def documents(rng: random.Random, count: int, curriculum: bool = False) -> list[
     return [tuple(makers[rng.randrange(len(makers))](rng)) for _ in range(count)]
 
 
-def held_out_questions(rng: random.Random, kind: str, count: int) -> list[Question]:
-    """Up to `count` different held-out questions of one kind."""
-    found: dict[str, Question] = {}
-    for _ in range(count * 100):
-        question = world.sample_question(rng, kind)
-        if world.is_held_out(question.text):
-            found.setdefault(question.text, question)
-        if len(found) == count:
-            break
-    return list(found.values())
-
-
 def _question(rng: random.Random) -> list[Piece]:
     kind = rng.choice((*world.KINDS, "sum", "sum"))  # a hundred sums to know, but eight capitals
     question = _seen(lambda: world.sample_question(rng, kind))
@@ -64,7 +52,7 @@ def _statement(rng: random.Random) -> list[Piece]:
 
 
 def _lookup(rng: random.Random) -> list[Piece]:
-    """Two facts and one question in the world's own words, or three or four facts and a question about each."""
+    """Two facts and one question in the world's own words, or 3 or 4 facts with a question each."""
     kind = rng.choice(world.CONTEXT_KINDS)
     if rng.random() < 0.7:
         question = _seen(lambda: world.sample_question(rng, kind))

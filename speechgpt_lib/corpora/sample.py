@@ -12,8 +12,10 @@ from pathlib import Path
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
+from speechgpt_lib.corpora.corpus import Question
 from speechgpt_lib.corpora.lab import RATES, plan_corpus, speak_all
 from speechgpt_lib.corpora.speech import VOICES
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
@@ -33,16 +35,16 @@ def sample_set(
 ) -> list[dict]:
     """Write `count` different sentences as speech into `folder` and return their records.
 
-    Args:
-        recipe: whose training sentences decide what counts as `seen`, and whose target voice is the default voice.
-        kind: one of `KINDS`; all of them in turn when None.
-        held_out: sentences that training never uses (the default), or any sentence of the world.
+    recipe: its training sentences count as `seen`, and its target voice is the default voice.
+    kind: one of `KINDS`; all of them in turn when None.
+    held_out: sentences that training never uses, or any sentence of the world.
+
+    Raises UserError: unknown voice or kind, no lab corpus, or more sentences than there are.
     """
     lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
     if lab is None:
-        raise UserError(
-            f"recipe {recipe.name} has no lab corpus: only the lab's sentences are made here"
-        )
+        why = "only the lab's sentences are made here"
+        raise UserError(f"recipe {recipe.name} has no lab corpus: {why}")
     voice = voice or lab.target_voice
     if voice not in VOICES:
         raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
@@ -50,53 +52,31 @@ def sample_set(
         raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     if count < 1:
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
-    seen = {row["text"] for row in plan_corpus(lab, recipe.seed) if row["split"] == "train"}
+    seen = {u.text for u in plan_corpus(lab, recipe.seed) if u.split == "train"}
     rng = random.Random(f"sample {seed}")
-    rows = []
-    for text, answer, name in _sentences(rng, count, kind, held_out):
-        row = {
-            "id": f"{len(rows):04d}",
-            "text": text,
-            "answer": answer,
-            "kind": name,
-            "voice": voice,
-            "split": "",
-        }
-        rows.append(row | {"rate": rng.choice(RATES), "pitch": 1.0})
+    plan = [
+        Utterance(f"{k:04d}", s.text, s.answer, s.kind, voice, "", rate=rng.choice(RATES))
+        for k, s in enumerate(_sentences(rng, count, kind, held_out))
+    ]
     records = []
-    for spoken in speak_all(rows):
-        path = f"{spoken.id}.wav"
-        write_audio(folder / path, spoken.wave)
-        record = {
-            "path": path,
-            "text": spoken.text,
-            "answer": spoken.answer,
-            "kind": spoken.kind,
-            "voice": voice,
-        }
-        records.append(
-            record | {"held_out": world.is_held_out(spoken.text), "seen": spoken.text in seen}
-        )
+    for u in speak_all(plan):
+        path = f"{u.id}.wav"
+        write_audio(folder / path, u.wave)
+        record = {"path": path, "text": u.text, "answer": u.answer, "kind": u.kind, "voice": voice}
+        record |= {"held_out": world.is_held_out(u.text), "seen": u.text in seen}
+        records.append(record)
     write_text(folder / "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return records
 
 
-def _sentences(
-    rng: random.Random, count: int, kind: str | None, held_out: bool
-) -> list[tuple[str, str, str]]:
-    found: dict[str, tuple[str, str, str]] = {}
+def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool) -> list[Question]:
+    found: dict[str, Question] = {}
     for attempt in range(count * 400 + 4000):
         if len(found) == count:
             return list(found.values())
         name = kind or KINDS[(len(found) + attempt // 400) % len(KINDS)]
-        if name == "statement":
-            item = (world.sample_statement(rng), "", name)
-        else:
-            question = world.sample_question(rng, name)
-            item = (question.text, question.answer, name)
-        if not held_out or world.is_held_out(item[0]):
-            found.setdefault(item[0], item)
-    side = "held-out " if held_out else ""
-    raise UserError(
-        f"the lab world has only {len(found)} {side}sentences of kind {kind or 'any'}, {count} were asked for: lower -n"
-    )
+        sentence = world.sample_sentence(rng, name)
+        if not held_out or world.is_held_out(sentence.text):
+            found.setdefault(sentence.text, sentence)
+    some = f"{len(found)} {'held-out ' * held_out}sentences of kind {kind or 'any'}"
+    raise UserError(f"the lab world has only {some}, {count} were asked for: lower -n")

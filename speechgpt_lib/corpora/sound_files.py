@@ -1,21 +1,20 @@
-"""Sound files as they are found on disks: how long they claim to be, whether they are cut off, and their samples.
+"""Sound files on disks: how long they claim to be, whether they are cut off, their samples.
 
-libsndfile (through soundfile) reads them all, but a file that is cut off shows differently in every format, and it says so by itself
-in FLAC only:
+libsndfile (through soundfile) reads them all, but a file that is cut off shows differently in every
+format, and says so by itself in FLAC only.  What is looked at here, without decoding the file:
 
-| format | what libsndfile does with a file that is cut off        | how it is noticed here without decoding the file             |
-|--------|---------------------------------------------------------|---------------------------------------------------------------|
-| FLAC   | keeps the header's length, fails where the data ends    | a seek to the last sample fails                               |
-| MP3    | keeps the length of the Xing/Info frame, reads less     | fewer bytes than the Xing/Info frame counts                   |
-| MP3 without that frame | guesses the length from the bit rate    | not at all: nothing in the file says how long it was          |
-| Ogg (Opus, Vorbis) | takes the last whole page as the end        | the last page is not whole, or not marked as the last         |
-| WAV    | takes the bytes that are there as the length            | the data chunk claims more bytes than there are               |
+    FLAC   a seek to the last sample fails; the header still gives the whole length
+    MP3    fewer bytes than its Xing/Info frame counts; without that frame nothing in the file says
+           how long it was, and libsndfile guesses the length from the bit rate
+    Ogg    (Opus, Vorbis) the last page is not whole, or not marked as the last
+    WAV    the data chunk claims more bytes than there are
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 
-_BLOCK = (
-    1 << 16
-)  # frames decoded at a time: channels are averaged block by block, so that stereo costs no memory
-# A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the first frames come out wrong, so decoding
-# starts this many samples early (32 frames: more than the 511 bytes of reservoir at the lowest bit rate) and drops them.
+_BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
+# A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
+# first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
+# more than the 511 bytes of reservoir at the lowest bit rate.
 _MP3_RUN_UP = 32 * 1152
 _UNKNOWN = 1 << 62  # libsndfile's length of a FLAC stream that doesn't say how long it is
 _MAGIC = (b"fLaC", b"OggS", b"RIFF", b"RF64", b"FORM", b"ID3")
@@ -39,16 +39,45 @@ _MAGIC = (b"fLaC", b"OggS", b"RIFF", b"RF64", b"FORM", b"ID3")
 class BadAudio(UserError):
     """Sound that can't be used: `reason` is one word, `path` the file, `detail` what was found."""
 
-    def __init__(self, reason: str, path: Path, detail: str):
+    def __init__(self, reason: str, path: Path | str, detail: str):
         super().__init__(f"{path}: {reason} ({detail})")
         self.reason, self.path, self.detail = reason, path, detail
 
 
+def mono(samples: np.ndarray) -> np.ndarray:
+    """Samples (n,) or (n, channels) → (n,): channels are averaged, never concatenated."""
+    if samples.ndim == 1:
+        return samples
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+def to_16_khz(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Resample float32 (n,) from `rate` Hz to 16 kHz."""
+    if rate != SAMPLE_RATE and len(wave):
+        wave = soxr.resample(wave, rate, SAMPLE_RATE).astype(np.float32, copy=False)
+    return np.ascontiguousarray(wave)
+
+
+def refuse_short(path: Path | str, samples: float) -> None:
+    """Raise BadAudio("too_short") for fewer samples at 16 kHz than HuBERT needs for one frame."""
+    if samples < MINIMUM_SAMPLES:
+        what = f"{max(samples, 0):.0f} samples at 16 kHz, at least {MINIMUM_SAMPLES} (25 ms)"
+        raise BadAudio("too_short", path, f"{what} are needed")
+
+
+def refuse_not_finite(path: Path | str, wave: np.ndarray) -> None:
+    """Raise BadAudio("not_finite") for samples that are NaN or infinite."""
+    if bad := np.count_nonzero(~np.isfinite(wave)):
+        what = f"{bad} of {len(wave)} samples are NaN or infinite: export it again"
+        raise BadAudio("not_finite", path, what)
+
+
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: `rate` in Hz as decoded, `frames` (samples a channel), and `format` as soundfile names it.
+    """What a file says of itself: `rate` in Hz as decoded, `frames` (samples a channel), `format`.
 
-    `counted` is false where `frames` is only a guess from the bit rate.  `damage` says how one sees that the file is cut off, or is None.
+    `counted` is false where `frames` is only a guess from the bit rate.  `damage` says how one sees
+    that the file is cut off, or is None.
     """
 
     rate: int
@@ -59,7 +88,10 @@ class Header:
 
 
 def inspect(path: Path) -> Header:
-    """Read the header and look at the tail.  Raises BadAudio: missing, empty, not_audio, truncated (can't even be opened)."""
+    """Read the header and look at the tail.
+
+    Raises BadAudio: missing, empty, not_audio, truncated (can't even be opened).
+    """
     try:
         stat = os.stat(path)
     except OSError as error:
@@ -71,67 +103,53 @@ def inspect(path: Path) -> Header:
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(
-    maxsize=64
-)  # long files hold hundreds of segments, which follow each other; size and time are there to notice a change
+# Long files hold hundreds of segments, which follow each other; size and time notice a change.
+@lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
+    counted, damage = True, None
     with _opened(path) as file:
-        rate, frames, format = file.samplerate, file.frames, file.format
-        counted, damage = True, None
-        if format == "MP3":
+        if file.format == "MP3":
             counted, damage = _mp3_count(path, size)
-        elif format == "OGG":
+        elif file.format == "OGG":
             damage = _ogg_damage(path, size)
-        elif format in ("WAV", "WAVEX", "RF64"):
+        elif file.format in ("WAV", "WAVEX", "RF64"):
             damage = _wav_damage(file)
-        elif frames >= _UNKNOWN:
-            raise BadAudio(
-                "truncated",
-                path,
-                "its header does not say how long it is: was it written into a pipe? encode it again",
-            )
-        elif format == "FLAC":
+        elif file.frames >= _UNKNOWN:
+            what = "its header does not say how long it is, as of a pipe: encode it again"
+            raise BadAudio("truncated", path, what)
+        elif file.format == "FLAC":
             damage = _flac_damage(file)
-        return Header(rate, frames, format, counted, damage)
+        return Header(file.samplerate, file.frames, file.format, counted, damage)
 
 
 def decode(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
-    """Frames `start` to `stop` at the file's own rate, channels averaged: float32, fewer where the file has fewer.
+    """Frames `start` to `stop` at the file's own rate, channels averaged: float32 (n,).
 
-    Raises BadAudio("truncated") where the decoder gives up.
+    Fewer where the file has fewer.  Raises BadAudio("truncated") where the decoder gives up.
     """
-    run_up = min(start, _MP3_RUN_UP) if header.format == "MP3" else 0
+    is_mp3 = header.format == "MP3"
+    run_up = min(start, _MP3_RUN_UP) if is_mp3 else 0
+    left = stop - start + run_up
+    # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
+    size, blocks = left if is_mp3 else _BLOCK, [np.empty(0, np.float32)]
     with _opened(path) as file:
-        if start > run_up:
-            try:
-                file.seek(start - run_up)
-            except soundfile.LibsndfileError:
-                raise BadAudio(
-                    "truncated", path, f"the decoder can't reach {start / header.rate:.2f} s"
-                ) from None
-        blocks = list(_blocks(file, path, stop - start + run_up))
-    return np.concatenate([*blocks, np.empty(0, np.float32)])[run_up:]
-
-
-def _blocks(file: soundfile.SoundFile, path: Path, frames: int):
-    done, size = 0, _BLOCK
-    if file.format == "MP3":
-        size = frames  # in one go, since soundfile seeks after every read, and a seek in MP3 spoils what follows (see _MP3_RUN_UP)
-    while done < frames:
         try:
-            block = file.read(min(size, frames - done), dtype="float32", always_2d=True)
+            if start > run_up:
+                file.seek(start - run_up)
+            while left > 0:
+                block = file.read(min(size, left), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                blocks.append(mono(block))
+                left -= len(block)
         except soundfile.LibsndfileError:
-            raise BadAudio(
-                "truncated", path, f"decoding breaks off near {done / file.samplerate:.1f} s"
-            ) from None
-        if not len(block):
-            return
-        done += len(block)
-        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+            what = f"decoding breaks off near {(stop - left) / header.rate:.1f} s"
+            raise BadAudio("truncated", path, what) from None
+    return np.concatenate(blocks)[run_up:]
 
 
 @contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         with open(path, "rb") as raw:
             begin = raw.read(4)
@@ -140,17 +158,12 @@ def _opened(path: Path):
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError:
-        if (
-            begin.startswith(_MAGIC) or begin[:1] == b"\xff" and begin[1:2] >= b"\xe0"
-        ):  # the latter is MP3 without tags
-            raise BadAudio(
-                "truncated",
-                path,
-                f"begins like a sound file ({begin!r}), but too little of it can be read",
-            ) from None
-        raise BadAudio(
-            "not_audio", path, f"begins with {begin!r}: not wav, flac, ogg, opus or mp3"
-        ) from None
+        bare_mp3 = begin[:1] == b"\xff" and begin[1:2] >= b"\xe0"  # without tags
+        if begin.startswith(_MAGIC) or bare_mp3:
+            what = f"begins like a sound file ({begin!r}), but too little of it can be read"
+            raise BadAudio("truncated", path, what) from None
+        what = f"begins with {begin!r}: not wav, flac, ogg, opus or mp3"
+        raise BadAudio("not_audio", path, what) from None
     with file:
         yield file
 
@@ -164,10 +177,9 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
 
 
 def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
-    """Whether the file counts its frames (a Xing or Info frame, or VBRI), and what is missing of the bytes that it counts."""
+    """Whether the file counts its frames (Xing, Info, VBRI), and how many bytes are missing."""
     with open(path, "rb") as raw:
-        begin = raw.read(10)
-        tag = 0
+        begin, tag = raw.read(10), 0
         if begin[:3] == b"ID3" and len(begin) == 10:
             tag = 10 + (begin[6] << 21 | begin[7] << 14 | begin[8] << 7 | begin[9])
         raw.seek(tag)
@@ -180,14 +192,16 @@ def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
         return bool(flags & 1), None
     mp3_frames, counted = int.from_bytes(after[:4]), int.from_bytes(after[4:8])
     missing = counted - (size - tag)
-    # Encoders disagree on whether the Xing/Info frame counts itself.
-    return True, f"{missing} bytes of {counted} are missing" if missing > counted / max(
-        mp3_frames, 1
-    ) else None
+    # Encoders disagree on whether the Xing/Info frame counts itself: one frame may be missing.
+    cut_off = missing > counted / max(mp3_frames, 1)
+    return True, f"{missing} bytes of {counted} are missing" if cut_off else None
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:
-    """Look at the last page (RFC 3533): 27 bytes of header, a table of segment lengths, the segments; at most 65,307 bytes."""
+    """Look at the last page (RFC 3533), which has at most 65,307 bytes.
+
+    It is 27 bytes of header, a table of the segments' lengths, and the segments.
+    """
     with open(path, "rb") as raw:
         raw.seek(max(0, size - 2 * 65_307))
         tail = raw.read()
@@ -199,9 +213,8 @@ def _ogg_damage(path: Path, size: int) -> str | None:
 
 
 def _wav_damage(file: soundfile.SoundFile) -> str | None:
-    found = re.search(
-        r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
-    )  # libsndfile's own log
+    log = file.extra_info  # libsndfile's own
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     # Programs that write WAV into a pipe leave the greatest number there: no claim at all.
     if found and int(found[2]) < int(found[1]) < (1 << 31) - 1:
         return f"{found[2]} bytes of sound are there, its header claims {found[1]}"

@@ -1,7 +1,8 @@
-"""Text to speech without downloads: eSpeak NG, as carried in the wheel of praat-parselmouth, with the phones it spoke.
+"""Text to speech without downloads: eSpeak NG of the wheel of praat-parselmouth, with its phones.
 
-The speech is the lab's stand-in for recorded corpora: 16 kHz, clean, in some twenty voices.  eSpeak carries a little state from one
-sentence to the next: the same sentences in the same order, from the start of a process, give the same samples; `lab.speak_all` does that.
+The speech is the lab's stand-in for recorded corpora: 16 kHz, clean, in twenty voices.  eSpeak
+carries a little state from one sentence to the next: the same sentences in the same order, from the
+start of a process, give the same samples; `lab.speak_all` does that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
 
 VOICES = (
-    "Female1 Female2 Female3 Female4 Female5 Male1 Male2 Male3 Male4 Male5 Male6 Male7 Linda Steph Annie Auntie Storm Travis Andy Quincy"
+    "Female1 Female2 Female3 Female4 Female5 Male1 Male2 Male3 Male4 Male5 Male6 Male7 "
+    "Linda Steph Annie Auntie Storm Travis Andy Quincy"
 ).split()
 PEAK = 0.7
 _SILENCE = "?"  # how Praat lists an empty interval
@@ -35,10 +37,7 @@ def synthesize(
 ) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
-    Args:
-        voice: one of `VOICES`.
-        rate: words per minute.
-        pitch: factor on the voice's pitch, 0.5 to 2.
+    voice: one of `VOICES`.  rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
     """
     if voice not in VOICES:
         raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
@@ -50,13 +49,11 @@ def synthesize(
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
-    table = call(grid, "List", False, 4, True, True).splitlines()[
-        1:
-    ]  # one call for all intervals: start, tier, label, end
-    fields = [line.split("\t") for line in table]
+    # One call for all intervals: a line of start, tier, label and end for each.
+    table = call(grid, "List", False, 4, True, True).splitlines()[1:]
     phones = [
-        Phone(float(t0), float(t1), label.replace(_SILENCE, ""))
-        for t0, name, label, t1 in fields
+        Phone(float(start), float(end), label.replace(_SILENCE, ""))
+        for start, name, label, end in (line.split("\t") for line in table)
         if name == tier
     ]
     return wave, phones

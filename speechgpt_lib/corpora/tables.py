@@ -1,17 +1,20 @@
-"""The utterance table: Parquet shards of utterances, written one by one and read as a stream, whatever corpus they are of.
+"""The utterance table: Parquet shards, written one by one and read as a stream, of any corpus.
 
-    utterances-00000.parquet   speech made here: FLAC inside, with its phones
-    NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays where it is
+    utterances-00000.parquet        speech made here: FLAC inside, with its phones
+    NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
     NAME/quarantine.parquet         what can't be used of it, each with a reason
 
-All shards have the columns id, text, answer, kind, voice, split and seconds; text and answer are "" where there is none.
+All shards have the columns id, text, answer, kind, voice, split and seconds; text and answer are ""
+where there is none.
 """
 
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -45,14 +48,16 @@ RECORDED_SCHEMA = pyarrow.schema(
 )
 QUARANTINE_SCHEMA = pyarrow.schema([(name, _TEXT) for name in ("path", "id", "reason", "detail")])
 ROW_GROUP = 4096
+PARTS, SUMMARY = "parts", "summary.json"  # of `prepare`: what it has while at work, and at the end
 
 
 @dataclass(frozen=True)
 class Utterance:
     """One utterance of one voice; `split` is one of those in `corpus.py`.
 
-    `wave` is float32 (samples,) at 16 kHz, `audio` the same as FLAC, both only where they were read.  `path`, relative
-    to `root`, and `start` and `end` in seconds say where recorded speech lies.
+    `wave` is float32 (samples,) at 16 kHz, `audio` the same as FLAC, both only where they were
+    read.  `path`, relative to `root`, and `start` and `end` in seconds say where recorded speech
+    lies.  `rate` (words a minute) and `pitch` are those of synthesized speech.
     """
 
     id: str
@@ -61,7 +66,7 @@ class Utterance:
     kind: str
     voice: str
     split: str
-    seconds: float
+    seconds: float = 0.0
     rate: int = 0
     pitch: float = 1.0
     path: str = ""
@@ -81,7 +86,7 @@ class Utterance:
         return Segment(*place, self.voice, self.language, self.split)
 
     def read(self) -> np.ndarray:
-        """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio where a recording can't be used."""
+        """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio for one that can't be used."""
         if self.wave is not None:
             return self.wave
         return decode(self.audio) if self.audio else read_segment(self.root, self.segment)
@@ -118,17 +123,32 @@ def write_quarantine(path: Path, skipped: Iterable[Skipped]) -> None:
 
 
 def read_quarantine(path: Path) -> Iterator[Skipped]:
-    """Stream what `prepare` could not use."""
+    """Stream what `prepare`, or the extraction of units, could not use."""
     return (Skipped(**row) for row in _stream(path, QUARANTINE_SCHEMA.names, None))
 
 
 def table_shards(folder: Path | str) -> list[Path]:
-    """The shards of an utterance table in order; UserError where there are none."""
-    shards = sorted(Path(folder).glob("**/utterances-*.parquet"))
+    """The shards of an utterance table in order.
+
+    Raises UserError where there are none, or not all.
+    """
+    found = sorted(Path(folder).glob("**/utterances-*.parquet"))
+    shards = [path for path in found if not path.parent.name.startswith(".")]  # half-written ones
     if not shards:
         made = "run notebook 01_unit_extraction.ipynb or `speechgpt corpora prepare` first"
         raise UserError(f"no utterance table in {folder}: {made}")
+    for place in dict.fromkeys(shard.parent for shard in shards):
+        if (place / PARTS).is_dir() and not (place / SUMMARY).is_file():
+            number = sum(shard.parent == place for shard in shards)
+            cure = "give the command that makes it again: it goes on where it stopped"
+            raise UserError(f"{place} holds only {number} shards and no {SUMMARY}: {cure}")
     return shards
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what writes that were killed have left in a table."""
+    for killed in folder.glob("**/.*.parquet.*"):
+        shutil.rmtree(killed, ignore_errors=True)
 
 
 def read_utterances(
@@ -145,20 +165,16 @@ def read_utterances(
     where: column → value or collection of values to keep.
     shards: some of `table_shards(folder)`; default all.
     """
+    unwanted = ["audio"] * (not audio) + ["phones"] * (not phones)
     for shard in table_shards(folder) if shards is None else shards:
         schema = _schema(shard)
-        unwanted = [] if audio else ["audio"]
-        unwanted += [] if phones else ["phones"]
-        columns = [name for name in schema.names if name not in unwanted]
         root = (schema.metadata or {}).get(b"root", b"").decode()
+        columns = [name for name in schema.names if name not in unwanted]
         for row in _stream(shard, columns, where):
             if phones:
                 row["phones"] = [Phone(**p) for p in row.get("phones", ())]
-            utterance = Utterance(**row, root=root)
-            if audio is True:
-                wave = utterance.read()
-                utterance = Utterance(**(row | {"audio": b""}), root=root, wave=wave)
-            yield utterance
+            u = Utterance(**row, root=root)
+            yield replace(u, wave=u.read(), audio=b"") if audio is True else u
 
 
 def decode(audio: bytes) -> np.ndarray:
@@ -168,35 +184,40 @@ def decode(audio: bytes) -> np.ndarray:
 
 def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema) -> None:
     """Rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
-    rows, options = iter(rows), {"compression": "zstd"}
+    rows = iter(rows)
     with (
         atomic_path(path) as temporary,
-        pyarrow.parquet.ParquetWriter(temporary, schema, **options) as writer,
+        pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
         while group := list(islice(rows, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
 def _schema(path: Path) -> pyarrow.Schema:
-    try:
-        return pyarrow.parquet.read_schema(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
+    with _readable(path):
+        schema = pyarrow.parquet.read_schema(path)
+    if schema.names not in (SPOKEN_SCHEMA.names, RECORDED_SCHEMA.names):
+        found, expected = ", ".join(schema.names), ", ".join(RECORDED_SCHEMA.names)
+        raise UserError(f"{path} has the columns {found}; expected {expected}: make it again")
+    return schema
 
 
 def _stream(path: Path, columns: list[str], where: dict[str, object] | None) -> Iterator[dict]:
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
+    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield from (batch if wanted is None else batch.filter(wanted)).to_pylist()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tell in one line what is wrong with a file."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                yield from (batch if wanted is None else batch.filter(wanted)).to_pylist()
+        yield
+    except FileNotFoundError:
+        raise UserError(f"no {path}: run its step or `speechgpt corpora prepare` first") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    what = str(error).split("\n")[0].split(". ")[0]
-    return UserError(
-        f"{path} is damaged or half-written ({what}): delete it and run its step again"
-    )
+        what = str(error).split("\n")[0].split(". ")[0]
+        cure = "delete it and run its step, or `speechgpt corpora prepare`, again"
+        raise UserError(f"{path} is damaged or half-written ({what}): {cure}") from None

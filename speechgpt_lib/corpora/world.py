@@ -1,11 +1,13 @@
-"""The lab world: a closed language of statements, questions and answers that a small model can learn in minutes.
+"""The lab world: a closed language that a small model learns in minutes.
 
-Every sentence is a template whose slots are filled from short word lists, so the same table drives three things: the
-sampler that writes the corpus, the grammar of the independent speech judge, and the list of words that the lab model knows.
+Every sentence is a template whose slots are filled from short word lists, so the same table drives
+three things: the sampler that writes the corpus, the grammar of the independent speech judge, and
+the list of words that the lab model knows.
 
-Four kinds of question test *knowledge* (sums, capitals, opposites, comparisons).  The others can be answered only from the
-question itself: who is where, what has which colour, who owns what.  A sentence belongs to the held-out set when a hash of its text
-says so, hence train and test never share a sentence, whatever the seed.
+Four kinds of question test *knowledge* (sums, capitals, opposites, comparisons).  The others can be
+answered only from the question itself: who is where, what has which colour, who owns what.  A
+sentence is held out when a hash of its text says so, hence train and test never share a sentence,
+whatever the seed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from collections.abc import Callable
 
 from speechgpt_lib.corpora.corpus import Question
 
@@ -24,23 +27,16 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "verb": ("sees", "likes", "finds", "follows"),
     "adjective": ("big", "small", "old", "young", "happy", "sad", "fast", "slow"),
     "number": tuple(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+        "fifteen sixteen seventeen eighteen".split()
     ),
     "country": ("france", "japan", "italy", "spain", "egypt", "england", "russia", "greece"),
     "capital": ("paris", "tokyo", "rome", "madrid", "cairo", "london", "moscow", "athens"),
-    "word": tuple(
+    "word": tuple(  # each beside its opposite
         "big small old young happy sad fast slow hot cold day night up down open closed".split()
     ),
 }
-_PAIRS = [
-    ("big", "small"),
-    ("old", "young"),
-    ("happy", "sad"),
-    ("fast", "slow"),
-    ("hot", "cold"),
-    ("day", "night"),
-]
-_PAIRS += [("up", "down"), ("open", "closed")]
+_PAIRS = list(zip(SLOTS["word"][::2], SLOTS["word"][1::2], strict=True))
 OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
 
@@ -50,18 +46,12 @@ STATEMENTS = (
     "{name} and {name} go to the {place}",
     "the {animal} {verb} {name} in the {place}",
     "{name} has {number} {color} and {number} {color} birds",
-    "{name} says {word} and {word}",  # the words of opposites and capitals are rare in speech but for this sentence and the next
+    # The words of opposites and capitals are rare in speech but for these two.
+    "{name} says {word} and {word}",
     "{name} goes from {capital} to {country}",
 )
-OPENINGS = (
-    "",
-    "please tell me",
-    "hello",
-    "good morning",
-    "i want to know",
-    "{name} asks",
-    "{name} wants to know",
-)
+OPENINGS = ("", "please tell me", "hello", "good morning", "i want to know")
+OPENINGS += ("{name} asks", "{name} wants to know")
 QUESTIONS: dict[str, tuple[str, str]] = {
     "sum": ("what is {number} plus {number}", "{number} plus {number} is {number}"),
     "capital": ("what is the capital of {country}", "the capital of {country} is {capital}"),
@@ -69,9 +59,8 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "bigger": ("which is bigger {number} or {number}", "{number} is bigger than {number}"),
 }
 KNOWLEDGE_KINDS = tuple(QUESTIONS)
-FACTS: dict[
-    str, tuple[str, str]
-] = {  # kinds answered from the question itself: a fact, and what asks for it
+# Kinds answered from the question itself: a fact, and what asks for it.
+FACTS: dict[str, tuple[str, str]] = {
     "color": ("the {animal} is {color}", "what color is the {animal}"),
     "place": ("{name} is in the {place}", "where is {name}"),
     "owner": ("{name} has the {animal}", "what has {name}"),
@@ -83,7 +72,7 @@ HELD_OUT_PERCENT = 8
 
 
 def normalise(text: str) -> str:
-    """Lower-case words of `text` separated by single spaces; everything but letters, digits and apostrophes is dropped."""
+    """Lower-case words separated by single spaces: only letters, digits and apostrophes stay."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
@@ -101,7 +90,7 @@ def unknown_words(text: str) -> list[str]:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether this sentence is kept out of training: a fixed hash of its text, so independent of seed, order and process."""
+    """Whether a fixed hash of the sentence keeps it out of training, whatever seed and order."""
     return zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT
 
 
@@ -118,7 +107,15 @@ def fill(template: str, rng: random.Random) -> str:
 
 
 def sample_statement(rng: random.Random) -> str:
+    """One statement."""
     return fill(rng.choice(STATEMENTS), rng)
+
+
+def sample_sentence(rng: random.Random, kind: str) -> Question:
+    """One question of `kind`, or a statement as a question without answer."""
+    if kind == "statement":
+        return Question(sample_statement(rng), "", kind)
+    return sample_question(rng, kind)
 
 
 def sample_question(rng: random.Random, kind: str | None = None) -> Question:
@@ -144,14 +141,28 @@ def sample_question(rng: random.Random, kind: str | None = None) -> Question:
         facts = sample_facts(rng, kind, 2)
         asked = facts[rng.randrange(2)]
         words, replies = [*facts[0], *facts[1], asked[0]], [*asked]
-    text, reply = (place(t, w) for t, w in ((question, words), (answer, replies)))
+    text, reply = place(question, words), place(answer, replies)
     if kind in KNOWLEDGE_KINDS:
         text = f"{fill(rng.choice(OPENINGS), rng)} {text}".strip()
     return Question(text, reply, kind)
 
 
+def distinct(
+    sample: Callable[[], Question], count: int, held_out: bool, attempts: int
+) -> list[Question]:
+    """`count` different samples on one side of the split; fewer if no more come in `attempts`."""
+    found: dict[str, Question] = {}
+    for _ in range(attempts):
+        if len(found) == count:
+            break
+        sentence = sample()
+        if is_held_out(sentence.text) == held_out:
+            found.setdefault(sentence.text, sentence)
+    return list(found.values())
+
+
 def sample_facts(rng: random.Random, kind: str, count: int) -> list[tuple[str, str]]:
-    """`count` (thing, value) pairs for a kind of `CONTEXT_KINDS`, all things different and all values different."""
+    """`count` (thing, value) pairs for a kind of `CONTEXT_KINDS`: all things and values differ."""
     thing, value = re.findall(r"\{(\w+)\}", FACTS[kind][0])
     return list(zip(rng.sample(SLOTS[thing], count), rng.sample(SLOTS[value], count), strict=True))
 

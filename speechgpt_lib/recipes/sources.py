@@ -44,7 +44,7 @@ class DiskCorpus(Section):
     splits: tuple[str, ...] | None = None  # as the corpus names them; null: all
     # aligned: speech with text; unlabelled: units only; voice: what the vocoder learns to speak
     # like; test: held out. One or several
-    role: tuple[Role, ...] = ("aligned",)
+    role: tuple[Role, ...] = Field(("aligned",), min_length=1)
     held_out: Fraction = 0.0  # share of the sentences that are test
     utterances: Count | None = None  # at most so many, chosen by their ids
     longest_s: Positive = 7200.0  # longer utterances (s) are left out

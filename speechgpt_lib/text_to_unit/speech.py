@@ -19,6 +19,7 @@ import numpy as np
 from speechgpt_lib.corpora.audio import read_audio
 from speechgpt_lib.corpora.lab import speak_all
 from speechgpt_lib.corpora.speech import VOICES
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.inventory import UnitInventory
 
@@ -68,9 +69,8 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
 
 
 def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:
-    row = {"id": "", "answer": "", "kind": "answer", "split": "train"}
-    row |= {"voice": voice, "rate": RATE, "pitch": 1.0}
-    return [utterance.wave for utterance in speak_all([row | {"text": text} for text in texts])]
+    plan = [Utterance("", text, "", "answer", voice, "train", rate=RATE) for text in texts]
+    return [utterance.wave for utterance in speak_all(plan)]
 
 
 def _command(command: str, text: str) -> np.ndarray:

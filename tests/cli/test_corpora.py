@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from speechgpt_lib.corpora.segment_tables import iterate_table
 from typer.testing import CliRunner
 
-from speechgpt_lib import corpora_cli
-from speechgpt_lib.cli import app
+from speechgpt_lib.cli import corpora as corpora_commands
+from speechgpt_lib.cli.main import app
 from speechgpt_lib.corpora.archives import ARCHIVES
+from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
 from tests.corpora.layouts import giga_segment
@@ -66,7 +66,7 @@ def test_prepare_writes_a_table_and_says_what_is_in_it(tmp_path):
         and "empty 1" in text
         and "wrote 2 utterances" in text
     )
-    assert [s.id for s in iterate_table(tmp_path / "out")] == ["84-121123-0000", "61-70968-0000"]
+    assert [s.id for s in read_utterances(tmp_path / "out")] == ["84-121123-0000", "61-70968-0000"]
     again = corpora(
         "prepare",
         "librispeech",
@@ -107,12 +107,12 @@ def test_options_of_one_corpus_reach_its_reader_only(tmp_path):
         "--split",
         "DEV",
     )
-    assert [(s.text, s.split) for s in iterate_table(tmp_path / "out")] == [("well yes", "S")]
+    assert [(s.text, s.split) for s in read_utterances(tmp_path / "out")] == [("well yes", "S")]
     with pytest.raises(UserError, match="GigaSpeech has no option language"):
         corpora("prepare", "gigaspeech", root, "-o", tmp_path / "more", "--language", "en")
     root = layouts.libri_light(tmp_path / "light", {"small/1/b/x": [[0, 1], [4, 5]]})
     corpora("prepare", "libri_light", root, "-o", tmp_path / "whole", "--whole-files")
-    assert [s.seconds for s in iterate_table(tmp_path / "whole")] == [6.0]
+    assert [s.seconds for s in read_utterances(tmp_path / "whole")] == [6.0]
 
 
 @pytest.mark.parametrize("name", ["gigaspeech", "common_voice"])
@@ -129,7 +129,7 @@ def test_download_names_the_next_command(tmp_path, monkeypatch):
         f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE --split dev-clean"
         in text
     )
-    with corpora_cli._progress_bar("a.tar.gz") as progress:
+    with corpora_commands._progress_bar("a.tar.gz") as progress:
         progress(1, None)
         progress(1, 2)
 

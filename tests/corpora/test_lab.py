@@ -15,27 +15,27 @@ from speechgpt_lib.corpora.lab import (
     run_in_processes,
     speak,
 )
-from speechgpt_lib.corpora.tables import read_utterances
+from speechgpt_lib.corpora.tables import Utterance, read_utterances, table_shards
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 
-SETTINGS = load_recipe("smoke").corpus
+SETTINGS = load_recipe("smoke").corpora[0]
 
 
 @pytest.fixture(scope="module")
-def plan() -> list[dict]:
+def plan() -> list[Utterance]:
     return plan_corpus(SETTINGS, 5)
 
 
-def test_the_plan_is_repeatable(plan: list[dict]) -> None:
+def test_the_plan_is_repeatable(plan: list[Utterance]) -> None:
     assert plan == plan_corpus(SETTINGS, 5) != plan_corpus(SETTINGS, 6)
-    assert [row["id"] for row in plan] == [f"{k:06d}" for k in range(len(plan))]
+    assert [row.id for row in plan] == [f"{k:06d}" for k in range(len(plan))]
 
 
-def test_every_voice_has_its_role(plan: list[dict]) -> None:
+def test_every_voice_has_its_role(plan: list[Utterance]) -> None:
     splits = collections.defaultdict(set)
     for row in plan:
-        splits[row["voice"]].add(row["split"])
+        splits[row.voice].add(row.split)
     assert splits.pop(SETTINGS.held_out_voice) == {"test_voice"}
     assert splits.pop(SETTINGS.target_voice) == {"train", "test"}
     assert all(splits.pop(voice) == {"train", "test"} for voice in SETTINGS.aligned_voices)
@@ -43,9 +43,11 @@ def test_every_voice_has_its_role(plan: list[dict]) -> None:
     assert not splits
 
 
-def test_counts_are_those_of_the_recipe(plan: list[dict]) -> None:
+def test_counts_are_those_of_the_recipe(plan: list[Utterance]) -> None:
     def count(**values: str) -> int:
-        return sum(all(row[name] == value for name, value in values.items()) for row in plan)
+        return sum(
+            all(getattr(row, name) == value for name, value in values.items()) for row in plan
+        )
 
     target, aligned = (
         {"voice": SETTINGS.target_voice, "split": "train"},
@@ -60,33 +62,29 @@ def test_counts_are_those_of_the_recipe(plan: list[dict]) -> None:
     assert count(split="unlabelled") == SETTINGS.unlabelled_sentences
     assert count(split="test_voice") == SETTINGS.test_sentences
     kinds = collections.Counter(
-        row["kind"]
-        for row in plan
-        if row["voice"] == SETTINGS.target_voice and row["split"] == "train"
+        row.kind for row in plan if row.voice == SETTINGS.target_voice and row.split == "train"
     )
     assert [kinds[kind] for kind in world.KINDS] == [
         SETTINGS.target_questions // len(world.KINDS)
     ] * len(world.KINDS)
 
 
-def test_train_and_test_share_no_sentence_whatever_the_seed(plan: list[dict]) -> None:
+def test_train_and_test_share_no_sentence_whatever_the_seed(plan: list[Utterance]) -> None:
     both = plan + plan_corpus(SETTINGS, 1)
-    trained = {
-        r["text"] for r in both if r["split"] in ("train", "unlabelled") and r["kind"] != "answer"
-    }
-    test = {r["text"] for r in both if r["split"].startswith("test")}
+    trained = {r.text for r in both if r.split in ("train", "unlabelled") and r.kind != "answer"}
+    test = {r.text for r in both if r.split.startswith("test")}
     assert test and trained and not trained & test
     assert all(world.is_held_out(text) for text in test) and not any(
         map(world.is_held_out, trained)
     )
 
 
-def test_the_target_voice_speaks_every_answer(plan: list[dict]) -> None:
-    answers = [row for row in plan if row["kind"] == "answer"]
-    assert [row["text"] for row in answers] == all_answers() and {
-        row["voice"] for row in answers
-    } == {SETTINGS.target_voice}
-    assert {row["answer"] for row in plan if row["answer"]} <= set(all_answers())
+def test_the_target_voice_speaks_every_answer(plan: list[Utterance]) -> None:
+    answers = [row for row in plan if row.kind == "answer"]
+    assert [row.text for row in answers] == all_answers() and {row.voice for row in answers} == {
+        SETTINGS.target_voice
+    }
+    assert {row.answer for row in plan if row.answer} <= set(all_answers())
 
 
 @pytest.mark.slow
@@ -97,13 +95,15 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     settings = LabCorpus(
         target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2"
     )
-    facts = build_corpus(settings, 0, tmp_path / "whole", processes=1, shard_size=5)
+    shards = build_corpus(settings, 0, tmp_path / "whole", processes=1, shard_size=5)
+    assert shards == table_shards(tmp_path / "whole")
     spoken = list(read_utterances(tmp_path / "whole", audio=True))
-    assert facts["utterances"] == len(spoken) == 8 and facts["voices"] == ["Female2", "Male2"]
-    assert facts["hours"] == pytest.approx(
-        sum(len(u.wave) for u in spoken) / 16_000 / 3600, abs=1e-3
-    )
-    assert (facts["train"], facts["test"], facts["test_voice"]) == (4, 2, 2)
+    assert [(u.voice, u.split) for u in spoken] == [
+        *[("Female2", "train")] * 4,
+        *[("Female2", "test")] * 2,
+        *[("Male2", "test_voice")] * 2,
+    ]
+    assert all(u.seconds == pytest.approx(len(u.wave) / 16_000) for u in spoken)
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
     assert len(whole) == 2
 
@@ -117,11 +117,11 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     } == whole and kept.stat().st_mtime_ns == stamp
 
 
-def test_waves_end_in_silence_up_to_a_fifth_of_a_second(plan: list[dict]) -> None:
+def test_waves_end_in_silence_up_to_a_fifth_of_a_second(plan: list[Utterance]) -> None:
     for row in plan[:3]:
         spoken = speak(row)
         assert len(spoken.wave) % 3200 == 0 and spoken.seconds == len(spoken.wave) / 16_000
-        assert (spoken.id, spoken.text, spoken.voice) == (row["id"], row["text"], row["voice"])
+        assert (spoken.id, spoken.text, spoken.voice) == (row.id, row.text, row.voice)
 
 
 @pytest.mark.slow

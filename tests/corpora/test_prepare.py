@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from speechgpt_lib.corpora.segment_tables import iterate_quarantine, iterate_table, table_shards
 
+from speechgpt_lib.corpora import librispeech, tables
 from speechgpt_lib.corpora import prepare as room
-from speechgpt_lib.corpora.librispeech import iterate
 from speechgpt_lib.corpora.prepare import prepare
-from speechgpt_lib.corpora.segments import Segment, read_segment
+from speechgpt_lib.corpora.segments import Segment
+from speechgpt_lib.corpora.tables import (
+    read_quarantine,
+    read_utterances,
+    table_shards,
+    write_segments,
+)
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
 from tests.corpora.layouts import giga_segment
@@ -66,12 +71,15 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_path):
     summary = prepare("librispeech", corpus, tmp_path / "out", shard_size=4)
-    found = list(iterate_table(tmp_path / "out"))
-    assert [s.id for s in found] == [s.id for s in iterate(corpus)]
+    found = list(read_utterances(tmp_path / "out"))
+    assert [s.id for s in found] == [s.id for s in librispeech.rows(corpus)]
     assert {(s.start, s.end, s.sample_rate) for s in found} == {(0.0, 0.3, 16_000)}
-    assert all(len(read_segment(corpus, s)) == 4800 for s in found)
+    assert all(len(s.read()) == 4800 for s in found)
+    assert {(s.kind, s.answer, s.voice) for s in found} == {
+        ("speech", "", voice) for voice in ("84", "9", "61")
+    }
     assert [
-        len(list(iterate_table(tmp_path / "out", [shard])))
+        len(list(read_utterances(tmp_path / "out", shards=[shard])))
         for shard in table_shards(tmp_path / "out")
     ] == [4, 4, 3]
     assert (
@@ -87,9 +95,9 @@ def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_pa
     assert summary["quarantined"] == {"utterances": 0, "share": 0.0, "reasons": {}}
     assert sorted(hashes(tmp_path / "out")) == [
         "quarantine.parquet",
-        *(f"segments-0000{k}.parquet" for k in range(3)),
         "settings.json",
         "summary.json",
+        *(f"utterances-0000{k}.parquet" for k in range(3)),
     ]
 
 
@@ -105,7 +113,7 @@ def test_bad_files_go_to_quarantine_each_with_its_reason(spoilt, tmp_path, decod
         shard_size=3,
     )
     expected = [*CHEAP, *["silent", "not_finite"] * decode, "bad_row"]
-    bad = list(iterate_quarantine(tmp_path / "out"))
+    bad = list(read_quarantine(tmp_path / "out/quarantine.parquet"))
     assert [row.reason for row in bad] == expected
     assert [row.id for row in bad[:5]] == [
         "84-1-0000",
@@ -116,7 +124,9 @@ def test_bad_files_go_to_quarantine_each_with_its_reason(spoilt, tmp_path, decod
     ]
     assert all(str(tmp_path) not in row.path + row.detail and row.detail for row in bad)
     assert summary["quarantined"]["reasons"] == {reason: 1 for reason in sorted(expected)}
-    assert summary["utterances"] == len(list(iterate_table(tmp_path / "out"))) == 12 - len(expected)
+    assert (
+        summary["utterances"] == len(list(read_utterances(tmp_path / "out"))) == 12 - len(expected)
+    )
 
 
 def test_more_than_the_share_is_an_error_that_says_how_to_go_on(spoilt, tmp_path):
@@ -130,9 +140,9 @@ def test_more_than_the_share_is_an_error_that_says_how_to_go_on(spoilt, tmp_path
         error.value
     ) and "--max-bad-share 0.67" in str(error.value)
     assert "\n" not in str(error.value) and not (tmp_path / "out/summary.json").exists()
-    assert len(list(iterate_quarantine(tmp_path / "out"))) == 8
+    assert len(list(read_quarantine(tmp_path / "out/quarantine.parquet"))) == 8
     with pytest.raises(UserError, match="only 1 shards and no summary.json"):
-        next(iterate_table(tmp_path / "out"))
+        next(read_utterances(tmp_path / "out"))
     assert (
         prepare("librispeech", spoilt, tmp_path / "out", longest_s=2.0, max_bad_share=0.67)[
             "utterances"
@@ -189,11 +199,12 @@ def test_interrupted_at_any_write_it_goes_on_to_the_same_files(
         return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_rows", dying(room.write_rows))
+        patch.setattr(room, "write_segments", dying(room.write_segments))
         patch.setattr(room, "write_json", dying(room.write_json))
+        patch.setattr(room, "write_quarantine", dying(room.write_quarantine))
         with pytest.raises(KeyboardInterrupt):
             prepare("librispeech", spoilt, tmp_path / "killed", **settings)
-    finished = len(list((tmp_path / "killed").glob("segments-*.parquet")))
+    finished = len(list((tmp_path / "killed/parts").glob("*.json")))
     genuine = room.check_segment
     monkeypatch.setattr(room, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
     prepare("librispeech", spoilt, tmp_path / "killed", workers=3, **settings)
@@ -208,10 +219,10 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
     prepare("librispeech", corpus, tmp_path / "whole", shard_size=2)
     program = (
         "import os, sys\nfrom speechgpt_lib.corpora import prepare as room\n"
-        "genuine = room.write_rows\n"
-        "def dying(path, rows, schema):\n"
-        "    genuine(path, (row if row.id != '9-7-0001' else os.kill(os.getpid(), 9) for row in rows), schema)\n"
-        "room.write_rows = dying\n"
+        "genuine = room.write_segments\n"
+        "def dying(path, rows, root):\n"
+        "    genuine(path, (r if r.id != '9-7-0001' else os.kill(os.getpid(), 9) for r in rows), root)\n"
+        "room.write_segments = dying\n"
         "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
     )
     killed = subprocess.run(
@@ -220,8 +231,8 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
     )
     assert killed.returncode == -9
     left = sorted(path.name for path in (tmp_path / "killed").glob("*.parquet"))
-    assert left == ["segments-00000.parquet", "segments-00001.parquet"] and list(
-        (tmp_path / "killed").glob(".segments-*")
+    assert left == ["utterances-00000.parquet", "utterances-00001.parquet"] and list(
+        (tmp_path / "killed").glob(".utterances-*")
     )
     prepare("librispeech", corpus, tmp_path / "killed", shard_size=2)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
@@ -238,7 +249,9 @@ def test_a_list_that_changed_meanwhile_is_read_again(corpus, tmp_path):
         prepare("librispeech", root, tmp_path / "out", shard_size=4, say=stop)
     layouts.librispeech(root, {"dev-clean/10/5": ["NEW"]})
     prepare("librispeech", root, tmp_path / "out", shard_size=4)
-    assert [s.id for s in iterate_table(tmp_path / "out")] == [s.id for s in iterate(root)]
+    assert [s.id for s in read_utterances(tmp_path / "out")] == [
+        s.id for s in librispeech.rows(root)
+    ]
 
 
 def test_finished_work_is_kept_and_other_settings_are_refused(corpus, tmp_path):
@@ -259,7 +272,7 @@ def test_finished_work_is_kept_and_other_settings_are_refused(corpus, tmp_path):
         ]
         == 2
     )
-    assert [s.split for s in iterate_table(tmp_path / "out")] == ["test-clean"] * 2
+    assert [s.split for s in read_utterances(tmp_path / "out")] == ["test-clean"] * 2
 
 
 def test_noise_is_counted_but_no_fault_and_options_reach_the_reader(tmp_path):
@@ -272,7 +285,7 @@ def test_noise_is_counted_but_no_fault_and_options_reach_the_reader(tmp_path):
         "gigaspeech", tmp_path / "giga", tmp_path / "out", lower=True, max_bad_share=0
     )
     assert (summary["skipped"], summary["quarantined"]["utterances"]) == ({"not_speech": 2}, 0)
-    assert [s.text for s in iterate_table(tmp_path / "out")] == ["well."] * 2
+    assert [s.text for s in read_utterances(tmp_path / "out")] == ["well."] * 2
     with pytest.raises(
         UserError, match="GigaSpeech has no option whole_files: there are lower, punctuation"
     ):
@@ -280,7 +293,7 @@ def test_noise_is_counted_but_no_fault_and_options_reach_the_reader(tmp_path):
 
 
 def test_wrong_folders_leave_nothing_behind(corpus, tmp_path):
-    with pytest.raises(UserError, match="try --corpus librispeech"):
+    with pytest.raises(UserError, match="read it as librispeech"):
         prepare("gigaspeech", corpus, tmp_path / "out")
     with pytest.raises(
         UserError,
@@ -296,37 +309,34 @@ def test_wrong_folders_leave_nothing_behind(corpus, tmp_path):
 
 def test_damaged_shards_and_missing_tables_are_told_in_one_line(corpus, tmp_path):
     prepare("librispeech", corpus, tmp_path / "out")
-    cut(tmp_path / "out/segments-00000.parquet")
+    cut(tmp_path / "out/utterances-00000.parquet")
     with pytest.raises(
-        UserError, match="segments-00000.parquet is damaged or half-written.*prepare again"
+        UserError, match="utterances-00000.parquet is damaged or half-written.*prepare`, again"
     ):
-        next(iterate_table(tmp_path / "out"))
-    shutil.copy(tmp_path / "out/quarantine.parquet", tmp_path / "out/segments-00000.parquet")
+        next(read_utterances(tmp_path / "out"))
+    shutil.copy(tmp_path / "out/quarantine.parquet", tmp_path / "out/utterances-00000.parquet")
     with pytest.raises(
-        UserError, match="has the columns path, id, reason, detail; expected id, path"
+        UserError, match="has the columns path, id, reason, detail; expected id, text"
     ):
-        next(iterate_table(tmp_path / "out"))
-    for read in (iterate_table, iterate_quarantine):
+        next(read_utterances(tmp_path / "out"))
+    for read in (read_utterances, read_quarantine):
         with pytest.raises(UserError, match="speechgpt corpora prepare"):
             next(read(tmp_path / "none"))
 
 
 def test_the_table_is_read_as_a_stream(tmp_path, monkeypatch):
     """A shard of many row groups gives its first rows before the rest is decoded."""
-    from speechgpt_lib.corpora import segment_tables
-
     rows = (
         Segment(f"{k:06d}", "a.flac", 0.0, 1.0, 16_000, None, "s", "en", "x") for k in range(10_000)
     )
-    segment_tables.write_rows(tmp_path / "segments-00000.parquet", rows, segment_tables.SCHEMA)
-    (tmp_path / "summary.json").write_text("{}")
-    file = segment_tables.pyarrow.parquet.ParquetFile(tmp_path / "segments-00000.parquet")
+    write_segments(tmp_path / "utterances-00000.parquet", rows, tmp_path)
+    file = tables.pyarrow.parquet.ParquetFile(tmp_path / "utterances-00000.parquet")
     assert file.metadata.num_row_groups == 3
-    stream = iterate_table(tmp_path)
+    stream = read_utterances(tmp_path)
     assert next(stream).id == "000000"
     made = []
-    genuine = segment_tables.Segment
-    monkeypatch.setattr(segment_tables, "Segment", lambda **row: made.append(row) or genuine(**row))
+    genuine = tables.Utterance
+    monkeypatch.setattr(tables, "Utterance", lambda **row: made.append(row) or genuine(**row))
     assert [next(stream).id for _ in range(3)] == ["000001", "000002", "000003"] and len(made) == 3
     assert sum(1 for _ in stream) == 9996
 

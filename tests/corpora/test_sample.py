@@ -32,7 +32,7 @@ def test_a_set_is_held_out_and_of_all_kinds(tmp_path: Path, in_this_process: Non
     assert all(world.is_held_out(r["text"]) and r["held_out"] and not r["seen"] for r in records)
     assert [r["kind"] for r in records] == list(KINDS) * 2
     assert all(bool(r["answer"]) == (r["kind"] != "statement") for r in records)
-    assert {r["voice"] for r in records} == {RECIPE.corpus.target_voice}
+    assert {r["voice"] for r in records} == {RECIPE.corpora[0].target_voice}
     for record in records:
         assert len(read_audio(tmp_path / record["path"])) > 8000
 
@@ -55,9 +55,7 @@ def test_even_its_samples_are(tmp_path: Path) -> None:
 
 def test_sentences_that_training_saw_are_marked(tmp_path: Path, in_this_process: None) -> None:
     records = sample_set(tmp_path, 12, 0, RECIPE, kind="capital", held_out=False)
-    trained = {
-        row["text"] for row in plan_corpus(RECIPE.corpus, RECIPE.seed) if row["split"] == "train"
-    }
+    trained = {u.text for u in plan_corpus(RECIPE.corpora[0], RECIPE.seed) if u.split == "train"}
     assert {r["kind"] for r in records} == {"capital"}
     assert [r["seen"] for r in records] == [r["text"] in trained for r in records]
     assert not any(r["seen"] and r["held_out"] for r in records)

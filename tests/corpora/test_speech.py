@@ -7,6 +7,7 @@ import pytest
 
 from speechgpt_lib.corpora.lab import speak_all
 from speechgpt_lib.corpora.speech import VOICES, synthesize
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 
 
@@ -27,16 +28,7 @@ def test_voice_rate_and_pitch_are_heard() -> None:
 
 
 def test_the_same_rows_give_the_same_waves_whatever_was_spoken_before() -> None:
-    row = {
-        "id": "0",
-        "text": "the big dog",
-        "answer": "",
-        "kind": "",
-        "voice": "Male1",
-        "rate": 175,
-        "pitch": 1.0,
-        "split": "",
-    }
+    row = Utterance("0", "the big dog", "", "", "Male1", "", rate=175)
     first = speak_all([row] * 2)
     synthesize("something else", "Female3")
     for a, b in zip(first, speak_all([row] * 2), strict=True):

@@ -95,7 +95,7 @@ def test_extraction_keeps_whole_shards_and_refuses_other_inventories(tmp_path: P
     for folder in ("corpus", "inventory", "units"):
         (tmp_path / folder).mkdir()
     inventory.save(tmp_path / "inventory")
-    plan = plan_corpus(smoke_recipe().corpus, 0)[:4]
+    plan = plan_corpus(smoke_recipe().corpora[0], 0)[:4]
     for k in range(2):
         shard = tmp_path / "corpus" / f"utterances-{k:05d}.parquet"
         write_shard(shard, map(speak, plan[2 * k : 2 * k + 2]))
