@@ -86,7 +86,7 @@ def make_text_to_unit(job: Job) -> dict:
         pairs, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
     )
     model.save(job.work)
-    test = held_out_sentences(job)
+    test = [row for row in held_out_sentences(job) if model.refuses(row.text) is None]
     if not test:
         return summary
     made = model.generate([row.text for row in test])
@@ -98,11 +98,16 @@ def make_voicing_evaluation(job: Job) -> dict:
 
     How far they are from the recorded units, and what the judge hears after the vocoder.
     """
-    test, vocoder = held_out_sentences(job), Vocoder.load(job.path("vocoder"))
+    vocoder = Vocoder.load(job.path("vocoder"))
+    engines = {way: voicing(job, way) for way in ("text_to_unit", "tts")}
     judges = judges_if_installed(job.corpora(), job.run.say)
+    test = held_out_sentences(job)
+    test = [row for row in test if not any(e.refuses(row.text) for e in engines.values())]
     texts, recorded = [row.text for row in test], [row.units for row in test]
-    ways = {way: voicing(job, way).generate(texts) for way in ("text_to_unit", "tts")}
+    ways = {way: engine.generate(texts) for way, engine in engines.items()}
     found: dict = {"sentences": len(texts)}
+    if not texts:
+        return found
     for way, made in (ways | {"recordings": recorded}).items():
         found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
         if judges:
