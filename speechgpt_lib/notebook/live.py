@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from speechgpt_lib.notebook.figure import figure_bundle
@@ -53,14 +55,38 @@ class LossCurve:
         self.next = now + max(1.0, (now - started) / SHARE)
 
 
-def describe(row: dict, steps: int) -> str:
-    """A row of the log in words: how far, how fast, how long still."""
-    parts = [f"step {row['step']} of {steps}", f"loss {row['loss']:.3f}"]
+def describe(row: dict, steps: int | None = None) -> str:
+    """A row of the log in words: how far (of `steps`, where that is known), how fast, how long still."""
+    parts = [f"step {row['step']}" + (f" of {steps}" if steps else ""), f"loss {row['loss']:.3f}"]
     if row.get("tokens_per_second"):
         parts.append(f"{row['tokens_per_second']:,.0f} tokens a second")
-    if row["step"] < steps and row.get("seconds_left") is not None:
+    if row.get("seconds_left"):
         parts.append(f"{clock(row['seconds_left'])} left")
     return ", ".join(parts)
+
+
+def say_every(steps: int, *names: str) -> Callable[[dict], None]:
+    """Told the rows of a metrics log, prints the values `names` of every `steps`-th step."""
+
+    def tell(row: dict) -> None:
+        if row["step"] % steps == 0:
+            values = [f"{name.replace('_', ' ')} {row[name]:.2f}" for name in names if name in row]
+            print(f"step {row['step']}: {', '.join(values)}")
+
+    return tell
+
+
+def capture(show: Callable, *arguments: object) -> str:
+    """What `show(*arguments)` shows and prints, as HTML for a widget.
+
+    An Output widget, as `interact` makes, can stall a headless run.
+    """
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as shown:
+        show(*arguments)
+    printed = [f"<br>{html.escape(line)}" for line in shown.stdout.splitlines()]
+    return "".join([output.data["text/html"] for output in shown.outputs] + printed)
 
 
 def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:

@@ -1,34 +1,64 @@
-"""The session cell of a notebook: its parameters → an open run, and what a reader of the output must know."""
+"""The session cell of a notebook: its parameters → an open run, and speech of the run's own corpora to look at."""
 
 from __future__ import annotations
 
 import os
 import platform
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import soundfile
 import torch
 
 import speechgpt_lib
 from speechgpt_lib.corpora.build import open_corpora
-from speechgpt_lib.corpora.corpus import Corpora
+from speechgpt_lib.corpora.corpus import HELD_OUT, Corpora
+from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.corpora.tables import Utterance, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.figure import show_table, use_house_style
 from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.pipeline.step import Definition, OnLog
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.inventory import UnitInventory
 
+QUESTION = "anna is in the house and peter is in the garden where is anna"
+ANSWER = "anna is in the house"
+EXAMPLE_S = 4.0  # what a recorded example should last
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Speech to look at: wave (samples,) at 16 kHz, its words and its voice.
+
+    phones: (start s, end s, label), empty where nobody has aligned them.  answer: "" where it is no question.
+    """
+
+    wave: np.ndarray
+    text: str
+    voice: str
+    phones: tuple[tuple[float, float, str], ...] = ()
+    answer: str = ""
+
+    @classmethod
+    def of(cls, utterance: Utterance) -> Clip:
+        """An utterance of the corpus table."""
+        phones = tuple((p.start, p.end, p.label) for p in utterance.phones)
+        return cls(utterance.read(), utterance.text, utterance.voice, phones, utterance.answer)
+
 
 @dataclass(frozen=True)
 class Session:
-    """The open run of a notebook; `device` ("cpu", "cuda", "mps") is resolved, `force` is for `run.step`."""
+    """The open run of a notebook; `device` ("cpu", "cuda", "mps") is resolved, `force` is for `make`."""
 
     run: Run
     device: str
@@ -36,7 +66,13 @@ class Session:
 
     @property
     def recipe(self) -> Recipe:
+        """The run's recipe."""
         return self.run.recipe
+
+    @property
+    def lab(self) -> LabCorpus | None:
+        """The lab world, where it is a corpus of the recipe: its sentences can be spoken here."""
+        return next((c for c in self.recipe.corpora if isinstance(c, LabCorpus)), None)
 
     def make(self, step: str | Definition, on_log: OnLog = None) -> Step:
         """The finished step `step` ("units"), made unless it is there already; what it needs must be finished."""
@@ -58,6 +94,39 @@ class Session:
         """The recipe's corpora: their text, their questions, their judges."""
         corpus = self.run.find("corpus")
         return open_corpora(self.recipe, corpus and corpus.path)
+
+    def example(self) -> Clip:
+        """The clip that goes through all notebooks: the lab's question, or a held-out recording with text."""
+        if self.lab:
+            return self.say(QUESTION, self.lab.target_voice, ANSWER)
+        corpus = make(self.run, "corpus").path
+        known = [u for u in read_utterances(corpus, where={"split": HELD_OUT}) if u.text]
+        chosen = min(known, key=lambda u: (abs(u.seconds - EXAMPLE_S), u.id))
+        return Clip.of(next(read_utterances(corpus, audio="bytes", where={"id": chosen.id})))
+
+    def say(self, text: str, voice: str, answer: str = "") -> Clip:
+        """A sentence in one of the lab's voices."""
+        wave, phones = synthesize(text, voice)
+        return Clip(wave, text, voice, tuple((p.start, p.end, p.label) for p in phones), answer)
+
+    def voices(self, text: str = ANSWER) -> dict[str, Clip]:
+        """A clip for each role that voices have: `text` in the lab's voices, or recordings of the corpus."""
+        if lab := self.lab:
+            chosen = (lab.target_voice, lab.aligned_voices[0], lab.held_out_voice)
+            roles = ("answers you", "understood", "held out")
+            return {role: self.say(text, v) for role, v in zip(roles, chosen, strict=True)}
+        first: dict[str, Utterance] = {}
+        for u in read_utterances(make(self.run, "corpus").path, audio="bytes"):
+            if u.voice not in {other.voice for other in first.values()}:
+                first.setdefault(f"split {u.split}", u)
+        return {role: Clip.of(u) for role, u in first.items()}
+
+    def clips(self, count: int, split: str = "test") -> list[Clip]:
+        """About `count` utterances of a split, spread evenly over their table."""
+        corpus, where = self.run.require("corpus").path, {"split": split}
+        ids = [u.id for u in read_utterances(corpus, where=where)]
+        chosen = {"id": ids[:: max(1, round(len(ids) / count))]}
+        return [Clip.of(u) for u in read_utterances(corpus, "bytes", phones=True, where=chosen)]
 
     def media(self, notebook: str) -> Path:
         """The folder for a notebook's figures and clips as files: <run>/notebooks/media/<notebook>."""
@@ -96,21 +165,30 @@ def start(
     return session
 
 
-def show_results(session: Session, folder: str) -> None:
-    """A table of what the steps in `folder` ("01_unit_extraction") left behind: file, size, hash and cost."""
-    rows = [
-        {
-            "step": step.name,
-            "file": name,
-            "MB": known["bytes"] / 1e6,
-            "sha256": known["sha256"][:8],
-            "step took": f"{step.facts['wall_seconds']:.0f} s, {step.facts['peak_memory_mb']:.0f} MB",
-        }
-        for step in session.run.steps()
-        if step.name.startswith(folder + "/")
-        for name, known in step.facts["outputs"].items()
-    ]
-    if not rows:
-        print(f"nothing in {folder} yet")
-        return
-    show_table(rows, f"What {folder} holds in the run directory.")
+def show_results(session: Session, notebook: str) -> None:
+    """A table of what a notebook's steps ("01_unit_extraction") left behind: files, sizes, hashes and cost."""
+    rows = []
+    for step in session.run.steps():
+        if step.name.startswith(notebook + "/"):
+            files = step.facts["outputs"]
+            cost = f"{step.facts['wall_seconds']:.0f} s, {step.facts['peak_memory_mb']:.0f} MB"
+            for name, known in files.items():
+                row = {"step": step.name, "file": name, "MB": known["bytes"] / 1e6}
+                rows.append(row | {"sha256": known["sha256"][:8], "step took": cost})
+    if rows:
+        show_table(rows, f"What {notebook} holds in the run directory.")
+    else:
+        print(f"nothing in {notebook} yet")
+
+
+def write_librispeech(root: Path, clips: Sequence[Clip], broken: int) -> None:
+    """Write clips in LibriSpeech's layout, the last one into test-clean; number `broken` is silence."""
+    for split, numbers in (("dev-clean", range(len(clips) - 1)), ("test-clean", [len(clips) - 1])):
+        chapter = root / split / "1" / str(len(numbers))
+        chapter.mkdir(parents=True)
+        names = {k: f"1-{len(numbers)}-{k:04d}" for k in numbers}
+        for k, name in names.items():
+            wave = clips[k].wave * 0 if k == broken else clips[k].wave
+            soundfile.write(chapter / f"{name}.flac", wave, SAMPLE_RATE)
+        lines = [f"{name} {clips[k].text.upper()}\n" for k, name in names.items()]
+        (chapter / f"1-{len(numbers)}.trans.txt").write_text("".join(lines))

@@ -115,11 +115,16 @@ def make_voicing_evaluation(job: Job) -> dict:
 
     How far they are from the recorded units, and what the judge hears after the vocoder.
     """
-    test, vocoder = held_out_sentences(job), Vocoder.load(job.path("vocoder"))
+    vocoder = Vocoder.load(job.path("vocoder"))
+    engines = {way: voicing(job, way) for way in ("text_to_unit", "tts")}
     judges = judges_if_installed(job.corpora(), job.run.say)
+    test = held_out_sentences(job)
+    test = [row for row in test if not any(e.refuses(row.text) for e in engines.values())]
     texts, recorded = [row.text for row in test], [row.units for row in test]
-    ways = {way: voicing(job, way).generate(texts) for way in ("text_to_unit", "tts")}
+    ways = {way: engine.generate(texts) for way, engine in engines.items()}
     found: dict = {"sentences": len(texts)}
+    if not texts:
+        return found
     for way, made in (ways | {"recordings": recorded}).items():
         found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
         if judges:

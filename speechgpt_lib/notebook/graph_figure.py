@@ -1,0 +1,73 @@
+"""A picture of the graph of steps: each in the row of its notebook, with what would become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from speechgpt_lib.notebook.figure import new_axes
+from speechgpt_lib.pipeline.graph import Planned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STATES = {  # what `plan` says of a step → its colour
+    "reused": "#cdebdc",
+    "resumed": "#fff3d6",
+    "made": "#cfe3f3",
+    "remade": "#fbe3b5",
+    "imported": "#ecd5e6",
+}
+WIDTH, HEIGHT = 1.75, 0.75  # inches between the middles of boxes
+
+
+def places(planned: Sequence[Planned]) -> dict[str, tuple[int, int]]:
+    """Step → (column, row): a row for each notebook, and every step to the right of what it needs."""
+    rows = {name: row for row, name in enumerate(sorted({step.notebook for step in planned}))}
+    found: dict[str, tuple[int, int]] = {}
+    for step in planned:
+        before = [found[need][0] for need in step.needs]
+        beside = [column for column, row in found.values() if row == rows[step.notebook]]
+        found[step.step] = (max([-1, *before, *beside]) + 1, rows[step.notebook])
+    return found
+
+
+def implied(planned: Sequence[Planned]) -> set[tuple[str, str]]:
+    """Needs (step, need) that another need of the same step has already."""
+    above: dict[str, set[str]] = {}
+    for step in planned:
+        above[step.step] = set(step.needs).union(*(above[need] for need in step.needs))
+    return {
+        (step.step, need)
+        for step in planned
+        for need in step.needs
+        if any(need in above[other] for other in step.needs)
+    }
+
+
+def draw_graph(planned: Sequence[Planned]) -> Figure:
+    """Boxes for steps, in the colour of what becomes of them, and arrows from what each needs.
+
+    Pale lines are needs that follow from others.
+    """
+    at, pale = places(planned), implied(planned)
+    columns, rows = (max(place[k] for place in at.values()) + 1 for k in (0, 1))
+    fig, ax = new_axes(size=(WIDTH * columns, HEIGHT * rows))
+    for step in planned:
+        for need in step.needs:
+            weak = (step.step, need) in pale
+            look = {"arrowstyle": "-" if weak else "-|>", "alpha": 0.2 if weak else 1.0}
+            look |= {"color": "#666666", "shrinkA": 14, "shrinkB": 14}
+            ax.annotate("", at[step.step], at[need], arrowprops=look)
+    for step in planned:
+        box = {"boxstyle": "round,pad=0.4", "edgecolor": "#555555", "facecolor": STATES[step.state]}
+        name = step.step.replace("_", " ")
+        ax.text(*at[step.step], name, ha="center", va="center", fontsize=9, bbox=box)
+    for name, row in {step.notebook: at[step.step][1] for step in planned}.items():
+        ax.text(-0.75, row, name[:2], ha="right", va="center", weight="bold")
+    for state in dict.fromkeys(step.state for step in planned):
+        ax.plot([], [], "s", color=STATES[state], markeredgecolor="#555555", label=state)
+    ax.legend(loc="upper right")
+    ax.set(xlim=(-0.8, columns - 0.4), ylim=(rows - 0.5, -0.6))
+    ax.axis("off")
+    return fig

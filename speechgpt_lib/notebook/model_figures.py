@@ -1,0 +1,171 @@
+"""Pictures of the language model: what it attends to, guesses, learns and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
+from speechgpt_lib.notebook.figure import COLORS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from speechgpt_lib.language_model.rows import TokenRow
+
+
+def draw_attention(panels: Mapping[str, torch.Tensor], names: Sequence[str]) -> Figure:
+    """Attention (tokens, tokens) of some heads: a row for each token that looks."""
+    fig, axes = new_axes(1, len(panels), (10, 4.6))
+    for ax, (title, attention) in zip(axes, panels.items(), strict=True):
+        ax.imshow(attention, vmax=1)
+        ax.set(title=title, xticks=range(len(names)), yticks=range(len(names)))
+        ax.set_xticklabels(names, rotation=90, fontsize=7)
+        ax.set_yticklabels(names, fontsize=7)
+        ax.grid(False)
+    return fig
+
+
+def draw_logits(before: torch.Tensor, after: torch.Tensor) -> Figure:
+    """Logits of one position before (old tokens,) and after (all tokens,) the vocabulary grew."""
+    old, new = after[: len(before)], after[len(before) :]
+    fig, (left, right) = new_axes(1, 2, (9, 3.4))
+    left.plot(before, old, ".", markersize=3)
+    left.set(xlabel="before", ylabel="after", title="Logits of old tokens")
+    edges = torch.linspace(after.min(), after.max(), 60).tolist()
+    for values, name in ((old, "text"), (new, "units and markers")):
+        right.hist(values.numpy(), bins=edges, density=True, alpha=0.6, label=name)
+    right.set(xlabel="logit", yticks=[], title="After: old and new side by side")
+    right.legend()
+    return fig
+
+
+def draw_embeddings(table: torch.Tensor, old: int) -> Figure:
+    """Embeddings (tokens, width) along the two main directions of the first `old` ones."""
+    mean = table[:old].mean(0)
+    directions = torch.pca_lowrank(table[:old], 2)[2]
+    fig, ax = new_axes(size=(5, 4))
+    for points, name in ((table[:old], "text"), (table[old:], "units and markers")):
+        ax.plot(*((points - mean) @ directions).T, ".", markersize=4, label=name)
+    ax.legend()
+    return fig
+
+
+def draw_guesses(chances: torch.Tensor, came: Sequence[int]) -> Figure:
+    """Probability of each unit at each position (positions, units), and the units that came."""
+    fig, ax = new_axes(size=(9, 4))
+    ax.imshow(chances.T.sqrt(), aspect="auto", origin="lower", interpolation="nearest")
+    ring = {"markersize": 4, "markerfacecolor": "none", "markeredgecolor": COLORS[5]}
+    ax.plot(came, "o", **ring)
+    ax.set(xlabel="position", ylabel="unit", title="Guesses (bright) and what came (circles)")
+    ax.grid(False)
+    return fig
+
+
+def draw_loss_weights(rows: Mapping[str, TokenRow], vocabulary: UnitVocabulary) -> Figure:
+    """The loss mask of each row: a tick for each token, a bar as high as its weight."""
+    fig, axes = new_axes(len(rows), 1, (9, 2 * len(rows)))
+    for ax, (task, row) in zip(axes, rows.items(), strict=True):
+        is_unit = np.array([vocabulary.is_unit(token) for token in row.ids])
+        kinds = ((is_unit, COLORS[1], "units"), (~is_unit, COLORS[0], "text and markers"))
+        for chosen, color, label in kinds:
+            weights = np.array(row.weights) * chosen
+            ax.bar(np.arange(len(row)), weights, width=1, color=color, label=label)
+            place = np.flatnonzero(chosen)
+            ax.plot(place, np.full(len(place), -0.4), "|", color=color, markersize=5)
+        title = f"{task.upper()} row: ticks are tokens, bars are weights"
+        ax.set(ylabel="weight", ylim=(-0.8, None), title=title)
+    axes[0].legend(loc="upper center", ncols=2)
+    axes[-1].set(xlabel="position in the row")
+    return fig
+
+
+def draw_rows(rows: Mapping[str, Sequence[tuple[str, int]]], xlabel: str) -> Figure:
+    """Rows of parts (name, length) as bars; the same part has the same colour."""
+    names = dict.fromkeys(name for parts in rows.values() for name, _ in parts)
+    colors = dict(zip(names, COLORS, strict=False))
+    fig, ax = new_axes(size=(8, 2.4))
+    for k, parts in enumerate(rows.values()):
+        left = 0
+        for name, length in parts:
+            ax.barh(k, length, left=left, color=colors[name], label=name if k == 0 else None)
+            left += length
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
+    ax.invert_yaxis()
+    ax.legend(ncols=len(names), loc="lower right")
+    return fig
+
+
+def draw_quantiles(measures: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Median and middle 90 % of each measure, from the quantiles of a set's summary."""
+    fig, ax = new_axes(size=(8, 2.2))
+    for k, q in enumerate(measures.values()):
+        ax.plot([q["5 %"], q["95 %"]], [k, k], linewidth=6, solid_capstyle="butt")
+        ax.plot(q["median"], k, "k|", markersize=14)
+    names = [name.replace("_", " ") for name in measures]
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.5, len(names) - 0.5))
+    ax.set(xlabel="length", xscale="log")
+    return fig
+
+
+def draw_singular_values(matrices: Mapping[str, torch.Tensor], rank: int) -> Figure:
+    """Singular values of each matrix, largest first; a line at `rank`."""
+    fig, ax = new_axes()
+    for label, matrix in matrices.items():
+        ax.plot(torch.linalg.svdvals(matrix), marker=".", linewidth=0.8, label=label)
+    ax.axvline(rank - 0.5, color=COLORS[6], linestyle="--", linewidth=1)
+    ax.set(xlabel="singular value, largest first", ylabel="size", xlim=(-1, 4 * rank))
+    ax.set(title=f"Nothing beyond r = {rank}")
+    ax.legend()
+    return fig
+
+
+def draw_answer(ids: Sequence[int], chances: np.ndarray, vocabulary: UnitVocabulary) -> Figure:
+    """Tokens of an answer with the probability that the model gave to each."""
+    kinds = [1 if vocabulary.is_unit(i) else 2 if i >= vocabulary.text_size else 0 for i in ids]
+    fig, ax = new_axes(size=(10, 3))
+    ax.bar(range(len(ids)), chances, color=[COLORS[kind] for kind in kinds])
+    ax.set(ylim=(0, 1.05), ylabel="probability")
+    ax.set(title="Text in blue, markers in green, units in orange")
+    ax.margins(x=0.01)
+    names = [vocabulary.name(i).strip() for i in ids]
+    ax.set_xticks(range(len(ids)), names, rotation=90, fontsize=8)
+    return fig
+
+
+def draw_kinds(kinds: Mapping[str, Mapping[str, dict]], baseline: float) -> Figure:
+    """Share right by kind of question, in text and in speech, with intervals and a baseline."""
+    fig, ax = new_axes(size=(8, 3.4))
+    for shift, how in ((-0.2, "text"), (0.2, "speech")):
+        value, low, high = (np.array([k[how][x] for k in kinds.values()]) for x in _ESTIMATE)
+        reach = np.abs([value - low, high - value])
+        place, label = np.arange(len(kinds)) + shift, f"answered in {how}"
+        ax.bar(place, value, 0.38, yerr=reach, capsize=3, label=label)
+    rival = {"color": COLORS[6], "linestyle": "--", "linewidth": 1}
+    ax.axhline(baseline, label="nearest training question", **rival)
+    ax.set(xticks=range(len(kinds)), xticklabels=list(kinds), ylim=(0, 1.35))
+    ax.set(ylabel="share right", title="Spoken questions, held-out sentences")
+    ax.legend(loc="upper center", ncols=3, fontsize=9)
+    return fig
+
+
+def draw_memory(plans: Mapping[str, Mapping[int, dict[str, float]]], limit: float) -> Figure:
+    """Memory (GB) on each GPU by number of GPUs: stacked parts for each plan; a line at `limit`."""
+    fig, axes = new_axes(1, len(plans), (9.5, 3.6), sharey=True)
+    for ax, (name, needs) in zip(axes, plans.items(), strict=True):
+        below = np.zeros(len(needs))
+        for part in next(iter(needs.values())):
+            sizes = np.array([need[part] for need in needs.values()])
+            ax.bar([str(gpus) for gpus in needs], sizes, bottom=below, label=part)
+            below += sizes
+        ax.axhline(limit, color="#888888", linestyle="--", linewidth=1)
+        ax.set(xlabel="GPUs", title=name)
+    axes[0].set(ylabel="GB on each GPU")
+    axes[0].legend()
+    return fig
+
+
+_ESTIMATE = ("value", "low", "high")
