@@ -52,6 +52,8 @@ def run_recipe(
     as_json: JsonOption = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
+    from rich.console import Console
+
     from speechgpt_lib.doctor import check_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
     from speechgpt_lib.recipes.loading import check_sources
@@ -65,6 +67,8 @@ def run_recipe(
     check_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
     given = {"overrides": overrides(changes, seed), "jobs": jobs}
+    if as_json:  # what happens meanwhile doesn't mix with the result
+        given["console"] = Console(stderr=True, highlight=False, soft_wrap=True)
     results = run_notebooks(recipe, folder, names, force, **given)
     if (folder / "09_talk_to_speechgpt" / "evaluation" / "facts.json").exists():
         from speechgpt_lib.evaluation.report import write_report

@@ -85,7 +85,7 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
             figures[name] = word_error_rate([i.text for i in chosen], texts, draws)
             cut[name] = sum(written.cut for written in heard)
 
-    if judges:
+    if judges and known:
         say("speaking: held-out sentences, heard by judges beside recordings of the same sentences")
         voices = set(corpus.metrics["speaking"])
         own = [item for item in known if item.voice in voices] or known

@@ -16,7 +16,7 @@ from speechgpt_lib.notebook.execution import SIGNALS, Stop
 from speechgpt_lib.notebook.scheduler import Node, Outcome, run_side_by_side
 from speechgpt_lib.pipeline.graph import STEPS, notebook_steps, order, plan
 from speechgpt_lib.pipeline.serve import StepServer
-from speechgpt_lib.runs.names import NOTEBOOKS
+from speechgpt_lib.runs.names import NOTEBOOKS, notebook_of
 
 
 class Parallel:
@@ -66,7 +66,8 @@ class Parallel:
         own = {n: self._steps_of(n) for n in self.missing}
         names = order(run.recipe, [name for steps in own.values() for name in steps])
         states = {p.step: p.state for p in plan(run, names)}
-        forced = {name for steps in own.values() for name in steps} if force else set()
+        made = {s for n, steps in own.items() for s in steps if notebook_of(s) == n.stem}
+        forced = made if force else set()  # not those that a notebook only shows
         todo = [name for name in names if states[name] != "reused" or name in forced]
         nodes = []
         for name in todo:

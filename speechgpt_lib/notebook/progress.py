@@ -35,6 +35,10 @@ class Reporter:
             disable=not self.console.is_terminal,
         )
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self.console.print(escape(line))
+
     def reused(self, name: str, state: dict) -> None:
         """A notebook whose executed copy still holds."""
         made = f"made {state['finished'][:16]} UTC in {clock(state['wall_seconds'])}"
@@ -83,7 +87,7 @@ class Reporter:
             def on_line(line: str) -> None:
                 self.live.update(task, line=escape(line.strip()[:80]))
                 if not line.startswith(" "):
-                    self.console.print(f"  {escape(line)}")
+                    self.say(f"  {line}")
 
             yield on_line
 

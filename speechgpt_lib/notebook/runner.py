@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
@@ -72,6 +74,7 @@ def run_notebooks(
     overrides: Mapping[str, object] | None = None,
     jobs: int = 1,
     on_progress: Callable[[str, int, int, str], None] | None = None,
+    console: Console | None = None,
 ) -> list[NotebookResult]:
     """Execute the notebooks of `recipe` (a name or a YAML path) with `run_dir` as their run directory.
 
@@ -80,6 +83,7 @@ def run_notebooks(
     overrides: dotted keys of the recipe → values.
     jobs: how many notebooks and steps may be under way at once; the results are the same.
     on_progress: called with (notebook, number of the cell, number of cells, cell id) before each cell.
+    console: where progress is shown; default: standard output.
 
     Raises UserError when a notebook or step fails (naming it and the error) or a signal ends the run; what is made
     is kept, and the same call resumes.
@@ -87,7 +91,8 @@ def run_notebooks(
     notebooks = find_notebooks(notebooks_dir)
     selected = select(notebooks, only)
     settings = load_recipe(recipe, overrides)
-    run = Run.create(Path(run_dir).expanduser().absolute(), settings)
+    reporter = Reporter(on_progress, console)
+    run = Run.create(Path(run_dir).expanduser().absolute(), settings, reporter.say)
     as_it_is = str(recipe) in BUILT_IN and not set(overrides or {}) - {"seed"}
     parameters = {
         # A path must mean the same in the notebook's folder as it did in the caller's.
@@ -100,7 +105,7 @@ def run_notebooks(
     keys = notebook_keys(
         notebooks, settings, (run.path / "recipe.yaml").read_text(encoding="utf-8")
     )
-    course = Course(run, notebooks, parameters, keys, Reporter(on_progress))
+    course = Course(run, notebooks, parameters, keys, reporter)
     busy = f"the notebooks in {run.path} are being executed by another process; wait or use another --run-dir"
     with locked(run.path / "notebooks" / ".lock", busy):
         results = (

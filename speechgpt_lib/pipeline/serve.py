@@ -54,7 +54,10 @@ class StepServer:
         except OSError:  # it has ended
             raise self._lost(step) from None
         for line in self.process.stdout:
-            answer = json.loads(line[1:]) if line.startswith(MARK) else {"say": line.rstrip()}
+            printed, mark, rest = line.partition(MARK)  # a library may leave its line open
+            answer = json.loads(rest) if mark else {"say": printed.rstrip()}
+            if mark and printed.strip():
+                say(printed.rstrip())
             if "say" in answer:
                 say(answer["say"])
             elif answer.get("error"):

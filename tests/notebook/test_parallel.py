@@ -113,6 +113,14 @@ def test_what_is_there_is_not_made_again_unless_forced(bench: Bench) -> None:
     assert bench.did == ["c", VOCODER], "its own steps alone are made anew"
 
 
+def test_what_a_notebook_only_shows_is_not_forced(bench: Bench, monkeypatch) -> None:
+    monkeypatch.setattr(graph, "SHOWN", {VOCODER: (f"{UNITS}/b",)})
+    bench.do()
+    bench.did.clear()
+    bench.do(only=[VOCODER], force=True)
+    assert bench.did == ["c", VOCODER]
+
+
 def test_one_notebook_brings_the_steps_it_needs(bench: Bench) -> None:
     bench.do(only=[SET])
     assert bench.did == ["a", "b", "d", SET]

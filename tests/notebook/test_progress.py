@@ -49,6 +49,7 @@ def test_a_terminal_sees_the_cell_and_the_last_line():
     with reporter.executing("01_unit_extraction", resumed=False) as (on_cell, on_line):
         on_cell(3, 20, "train-hubert")
         on_line("step 10 [loss 3.2]")
+        reporter.live.refresh()  # as it does ten times a second
     assert "01_unit_extraction 3/20" in file.getvalue() and "step 10 [loss 3.2]" in file.getvalue()
 
 

@@ -1,6 +1,7 @@
 """What is executed, what is reused, and what is said about it; real kernels where the order of things matters."""
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from rich.console import Console
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook import runner
@@ -78,6 +80,9 @@ def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(
 
     assert course() == []
     assert "00_units                             reused     made 20" in capsys.readouterr().out
+    elsewhere = Console(file=io.StringIO())
+    assert course(console=elsewhere) == [] and not capsys.readouterr().out
+    assert "00_units" in elsewhere.file.getvalue(), "with --json, progress goes to standard error"
     shutil.rmtree(
         tmp_path / "run/00_units/thing"
     )  # what 00 left is gone, and with it what followed from it

@@ -106,10 +106,7 @@ def test_a_list_of_corpora_replaces_the_recipes() -> None:
         ("corpora=lab", "corpora: .*found 'lab'"),
         ("corpora=[{reader: switchboard, root: x}]", "corpora.0: .*librispeech"),
         ("corpora=[{reader: vctk}]", "corpora.0.root: Field required"),
-        (
-            "corpora.0.reader=vctk",
-            "unknown key 'corpora.0.aligned_questions'; allowed here: .*root",
-        ),
+        ("corpora.0.reader=vctk", "unknown key 'corpora.0.target_voice'; allowed here: .*root"),
         ("corpora=[{reader: vctk, root: x, role: [test, voice]}]", "role test stands alone"),
         ("corpora=[{reader: vctk, root: x, role: singing}]", "corpora.0.role.0: .*'aligned'"),
         ("corpora=[{reader: vctk, root: x, held_out: 1.5}]", "corpora.0.held_out: .*less than 1"),

@@ -1,0 +1,181 @@
+"""Figures and report of a run: with a judge and without, with questions and without, and what was cut is counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.dialogue.speechgpt import Reply, Said
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.evaluation import measure
+from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
+from speechgpt_lib.evaluation.report import write_report
+from speechgpt_lib.language_model.generation import Written
+from speechgpt_lib.pipeline.graph import make
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.run import Run
+from tests.builders import noise, tiny_inventory
+from tests.pipeline.test_imports import libri
+
+
+class Judge:
+    """Hears what it was told to hear."""
+
+    def __init__(self, *heard: str):
+        self.heard = heard
+
+    def transcribe_many(self, waves) -> list[str]:
+        return [self.heard[k % len(self.heard)] for k, _ in enumerate(waves)]
+
+
+@dataclass
+class Parrot:
+    """A SpeechGPT that always says the same; every second answer meets its longest length."""
+
+    corpora: object
+    said: list[str] = field(default_factory=list)
+
+    def units(self, wave: np.ndarray) -> np.ndarray:
+        return np.array([1, 2])
+
+    def speak(self, units: np.ndarray) -> np.ndarray:
+        return np.zeros(640, np.float32)
+
+    def transcribe_many(self, waves) -> list[Written]:
+        return [Written("good day number 1", bool(k % 2)) for k, _ in enumerate(waves)]
+
+    def say_many(self, texts) -> list[Said]:
+        return [Said(np.array([1]), np.zeros(640, np.float32), False) for _ in texts]
+
+    def ask_many(self, waves, reply: str) -> list[Reply]:
+        spoken = (np.array([1]), np.zeros(640, np.float32)) if reply == "speech" else (None, None)
+        return [Reply("why", "so", *spoken, True, reply == "speech") for _ in waves]
+
+
+class Corpora:
+    """Corpora with these judges, or with the reason why there are none."""
+
+    def __init__(self, judges: dict | str):
+        self.found = judges
+
+    def judges(self) -> dict:
+        if isinstance(self.found, str):
+            raise UserError(self.found)
+        return self.found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run on a corpus of noise, with units; its models are empty folders."""
+    said: list[str] = []
+    tiny_inventory().save(tmp_path / "inventory")
+    changes = {"data": str(tmp_path), "corpora": libri(tmp_path), "imports.inventory": "inventory"}
+    run = Run.create(tmp_path / "run", load_recipe("smoke", changes), said.append)
+    for name in ("corpus", "inventory", "units"):
+        make(run, name)
+    for name in ("vocoder", "stage2", "stage3"):
+        run.step(name, lambda work: {}, settings={})
+    return run
+
+
+def parrot(run: Run, monkeypatch: pytest.MonkeyPatch, corpora: object) -> None:
+    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run: Parrot(corpora))
+
+
+def test_a_corpus_without_judge_and_questions_still_has_a_report(run: Run, monkeypatch) -> None:
+    own = open_corpora(run.recipe, run.require("corpus").path)
+    parrot(run, monkeypatch, own)
+    step = make(run, "evaluation")
+    figures = step.metrics["figures"]
+    assert figures.keys() == {"asr_wer"} and figures["asr_wer"]["n"] > 0
+    assert figures["asr_wer"]["low"] <= figures["asr_wer"]["value"] <= figures["asr_wer"]["high"]
+    assert step.metrics["cut"] == {"asr_wer": figures["asr_wer"]["n"] // 2}
+    report = write_report(run)
+    assert report == json.loads((run.path / "report.json").read_text())
+    assert report["qa_baseline"] is None and report["qa_by_kind"] == {}
+    assert report["cut"] == step.metrics["cut"] and report["cpu_seconds"]["value"] >= 0
+    assert report["machine"]["cpu"]["name"] and report["steps"]["01_unit_extraction/units"]
+    page = (run.path / "report.html").read_text()
+    assert "no questions with answers" in page
+    assert (
+        f"Answers cut at their longest length: {step.metrics['cut']['asr_wer']} of asr_wer" in page
+    )
+
+
+def test_with_a_judge_speech_is_measured_too(run: Run, monkeypatch) -> None:
+    parrot(run, monkeypatch, Corpora({"": Judge("good day number 1")}))
+    figures = make(run, "evaluation").metrics["figures"]
+    assert {"asr_wer", "tts_wer", "tts_wer_ceiling", "resynthesis_wer"} <= figures.keys()
+    assert figures["tts_wer"]["value"] == figures["tts_wer_ceiling"]["value"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three sentences as `corpora sample` writes them; two are questions."""
+    rows = [
+        {"path": "a.wav", "text": "good day number 1", "seen": True},
+        {"path": "b.wav", "text": "why is it", "answer": "so", "kind": "reason"},
+        {"path": "c.wav", "text": "why is it not", "answer": "no", "kind": "reason"},
+    ]
+    set_folder = tmp_path / "set"
+    set_folder.mkdir()
+    for row in rows:
+        soundfile.write(set_folder / row["path"], noise(0.5), 16_000)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (set_folder / "items.jsonl").write_text(lines)
+    return set_folder
+
+
+def test_a_set_is_scored_and_what_was_cut_is_counted(run: Run, folder: Path, monkeypatch) -> None:
+    parrot(run, monkeypatch, Corpora({"": Judge("so", "so")}))
+    report = evaluate_set(run, folder)
+    assert (report["items"], report["seen_in_training"]) == (3, 1)
+    assert report["cut"] == {"asr_wer": 1, "qa": 2}, "every second transcript, spoken answers"
+    assert report["qa_text_accuracy"]["value"] == report["qa_speech_accuracy"]["value"] == 0.5
+    assert report["qa_by_kind"].keys() == {"reason"} and len(report["transcripts"]) == 3
+    assert json.dumps(report)
+
+
+@pytest.mark.parametrize("judges", [{}, "the judge is not installed"])
+def test_a_set_without_a_judge_has_transcripts(run: Run, folder: Path, monkeypatch, judges) -> None:
+    parrot(run, monkeypatch, Corpora(judges))
+    report = evaluate_set(run, folder)
+    assert report["asr_wer"]["n"] == 3 and "qa_speech_accuracy" not in report
+    assert report["cut"] == {"asr_wer": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no items.jsonl in .*corpora sample"),
+        ("", "is empty: make a set"),
+        ("{\n", "line 1: expected an object with path and text"),
+        ('{"path": "a.wav"}\n', "line 1: expected an object with path and text"),
+        ('{"path": "none.wav", "text": "a"}\n', "none.wav"),
+    ],
+)
+def test_a_set_that_is_none_is_refused(
+    run: Run, folder: Path, text: str | None, words: str
+) -> None:
+    (folder / "items.jsonl").unlink()
+    if text is not None:
+        (folder / "items.jsonl").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        evaluate_set(run, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_every_kind_of_question_counts_the_same() -> None:
+    def item(kind: str, rank: int, answer: str = "yes") -> Item:
+        return Item(np.zeros(1), f"{kind} {rank}", answer, kind, "a", rank)
+
+    items = [item("b", 1)] * 5 + [item("a", 0)] * 3 + [item("c", 2, "")] * 9
+    assert [i.kind for i in balanced_questions(items, 2)] == ["a", "b", "a", "b"]
+    assert [i.kind for i in balanced_questions(items, 9)] == ["a", "b"] * 3
+    assert balanced_questions([item("c", 0, "")], 2) == []
