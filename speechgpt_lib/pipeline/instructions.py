@@ -28,6 +28,7 @@ from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.pipeline.vocoder import speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.text_to_unit.model import POSITIONS
 from speechgpt_lib.text_to_unit.speech import speech_voicing
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
@@ -77,17 +78,23 @@ def set_metrics(summary: dict) -> dict:
 
 
 def make_text_to_unit(job: Job) -> dict:
-    """Train the generator of speech on the transcripts and units of the voices that answer."""
+    """Train the generator of speech on the transcripts and units of the voices that answer.
+
+    Utterances that are too long for it are left out, and counted.
+    """
     inventory = job.inventory()
     where = {"voice": speaking_voices(job), "split": ["train", "voice"]}
     rows = read_units(job.path("units"), inventory.id, where)
-    pairs = [(row.text, row.units) for row in rows if row.text]
+    found = [(row.text, row.units) for row in rows if row.text]
+    pairs = [(text, units) for text, units in found if max(len(text), len(units)) < POSITIONS]
     settings = job.recipe.text_to_unit
     model, summary = train_text_to_unit(
         pairs, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
     )
+    if len(pairs) < len(found):
+        summary["too_long"] = len(found) - len(pairs)
     model.save(job.work)
-    test = held_out_sentences(job)
+    test = [row for row in held_out_sentences(job) if model.refuses(row.text) is None]
     if not test:
         return summary
     made = model.generate([row.text for row in test])
@@ -99,12 +106,15 @@ def make_voicing_evaluation(job: Job) -> dict:
 
     How far they are from the recorded units, and what the judge hears after the vocoder.
     """
-    test, vocoder = held_out_sentences(job), Vocoder.load(job.path("vocoder"))
+    voicings = {way: voicing(job, way) for way in ("text_to_unit", "tts")}
+    spoken, ways = held_out_sentences(job), voicings.values()
+    test = [row for row in spoken if not any(way.refuses(row.text) for way in ways)]
+    vocoder = Vocoder.load(job.path("vocoder"))
     judges = judges_if_installed(job.corpora(), job.run.say)
     texts, recorded = [row.text for row in test], [row.units for row in test]
-    ways = {way: voicing(job, way).generate(texts) for way in ("text_to_unit", "tts")}
+    made_by = {name: way.generate(texts) for name, way in voicings.items()}
     found: dict = {"sentences": len(texts)}
-    for way, made in (ways | {"recordings": recorded}).items():
+    for way, made in (made_by | {"recordings": recorded}).items():
         found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
         if judges:
             heard = judges[""].transcribe_many(vocoder.synthesize_many(made))
