@@ -1,4 +1,5 @@
-# Every target works in a virtual environment of its own, made from requirements.lock; nothing outside this folder is touched.
+# Every target works in a virtual environment of its own, made from requirements.lock; nothing
+# outside this folder is touched.
 # Another interpreter: make PYTHON=python3.12 tutorial
 
 PYTHON ?= python3
@@ -19,9 +20,9 @@ tutorial: install  ## train your own SpeechGPT on the lab recipe and hear it ans
 lab: install  ## open the notebooks in JupyterLab
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks
 
-fairseq: $(VENV)/.fairseq  ## install the real fairseq beside the rest, to compare with (1 minute; needs g++ and Python's headers)
+fairseq: $(VENV)/.fairseq  ## install the real fairseq, to compare with (needs g++ and Python's headers)
 
-quantized: $(VENV)/.quantized  ## install bitsandbytes, for stage 3 on an int8 or 4-bit base (130 MB)
+quantized: $(VENV)/.quantized  ## install bitsandbytes, for stage 3 on an int8 or 4-bit base
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2
@@ -40,8 +41,9 @@ clean:  ## remove the environment, builds and caches (keeps runs/)
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
-# Stamps are touched last, so an interrupted installation starts over.  torch stands in the lock as one exact version: a range
-# would let pip take a newer build with gigabytes of CUDA libraries even where a smaller one is at hand.
+# Stamps are touched last, so an interrupted installation starts over.  torch stands in the lock as
+# one exact version: a range would let pip take a newer build with gigabytes of CUDA libraries even
+# where a smaller one is at hand.
 $(VENV)/.lock: requirements.lock
 	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "not there"); \
 	case "$$version" in \
@@ -63,7 +65,8 @@ $(VENV)/.quantized: $(VENV)/.package
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps bitsandbytes==0.50.2
 	@touch $@
 
-# fairseq comes as sources.  Its own requirements name versions that can't be installed here: hence --no-deps and a list of its own.
+# fairseq comes as sources.  Its own requirements name versions that can't be installed here: hence
+# --no-deps and a list of its own.
 $(VENV)/.fairseq: $(VENV)/.package requirements-fairseq.lock
 	@command -v g++ >/dev/null || { \
 	echo "make: fairseq is compiled here, but there is no g++; on Debian and Ubuntu: apt install g++" >&2; exit 1; }

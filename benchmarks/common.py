@@ -33,7 +33,7 @@ def measure(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 
 def device_name(device: str = "cpu") -> str:
-    """The GPU's name; or the CPU's, its family, model and vector extensions, and the threads used."""
+    """The GPU's name; or the CPU's, with family, model, vector extensions and threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     cpu = cpu_facts()
@@ -42,7 +42,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def peaks(device: str = "cpu") -> dict[str, float]:
-    """GFLOP/s of matrix products in fp32 and bf16, measured here: what any ratio is to be seen beside."""
+    """GFLOP/s of matrix products in fp32 and bf16, measured here: a ratio means little without."""
     found = {"fp32": matmul_peak(device, "no"), "bf16": matmul_peak(device, "bf16")}
     return {name: round(value / 1e9, 1) for name, value in found.items()}
 
@@ -57,7 +57,7 @@ def finish(
 ) -> None:
     """Print the result as one JSON line, and write it to `out` as well.
 
-    device: "cpu" or "cuda"; facts: what else there is to say, such as the share of the peak reached.
+    device: "cpu" or "cuda"; facts: what else there is to say, such as the share of the peak.
     """
     packages = ("torch", "transformers", "numpy")
     versions = {package: importlib.metadata.version(package) for package in packages}

@@ -81,7 +81,9 @@ def figure_bundle(
     import matplotlib.pyplot as plt
 
     if not alt.strip():
-        raise UserError("show_figure needs an alt text: one sentence that says what there is to see")
+        raise UserError(
+            "show_figure needs an alt text: one sentence that says what there is to see"
+        )
     png = _render(fig)
     plt.close(fig)
     if name is not None and save_dir is not None:

@@ -1,4 +1,5 @@
-"""Commands as a user types them, in this process; and a small corpus of noise with units of its own."""
+"""Commands as a user types them, in this process; and a small corpus of noise with units of its
+own."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Done]:
 
 @dataclass(frozen=True)
 class Speech:
-    """A folder with two corpora of noise and an encoder with centroids, and the options that name them."""
+    """A folder with two corpora of noise and an encoder with centroids, and the options that name
+    them."""
 
     folder: Path
     recipe: tuple[object, ...]

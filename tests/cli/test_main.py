@@ -1,4 +1,5 @@
-"""The commands as a user types them, on a run whose wiring is whole but which has learned nothing."""
+"""The commands as a user types them, on a run whose wiring is whole but which has learned
+nothing."""
 
 from __future__ import annotations
 

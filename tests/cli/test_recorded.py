@@ -1,4 +1,5 @@
-"""A recorded corpus through the steps that `vocoder train`, `text-to-unit train` and `instruct build` make."""
+"""A recorded corpus through the steps that `vocoder train`, `text-to-unit train` and `instruct
+build` make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`speechgpt units …` as a user types it: foreign files, recorded corpora, several processes, mistakes."""
+"""`speechgpt units …` as a user types it: foreign files, recorded corpora, several processes,
+mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`speechgpt speak` and `speechgpt vocoder import` as a user types them: strings, streams, foreign inventories, mistakes."""
+"""`speechgpt speak` and `speechgpt vocoder import` as a user types them: strings, streams, foreign
+inventories, mistakes."""
 
 from __future__ import annotations
 

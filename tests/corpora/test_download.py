@@ -1,4 +1,5 @@
-"""Archives are fetched from a server of this machine: whole, in pieces, broken off, wrong, hostile; never half unpacked."""
+"""Archives are fetched from a server of this machine: whole, in pieces, broken off, wrong, hostile;
+never half unpacked."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ GOOD = tar_of(
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`; `breaks` holds for each coming connection after how many bytes it breaks off (None: it doesn't)."""
+    """Serves `content`; `breaks` holds for each coming connection after how many bytes it breaks
+    off (None: it doesn't)."""
 
     daemon_threads = True
 

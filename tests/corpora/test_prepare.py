@@ -1,4 +1,5 @@
-"""A corpus becomes a table, a quarantine and a summary: the same files however often the work was interrupted."""
+"""A corpus becomes a table, a quarantine and a summary: the same files however often the work was
+interrupted."""
 
 from __future__ import annotations
 

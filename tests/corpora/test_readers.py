@@ -1,4 +1,5 @@
-"""Each corpus' own layout becomes the same segments, whatever order the file system lists it in, without holding it in memory."""
+"""Each corpus' own layout becomes the same segments, whatever order the file system lists it in,
+without holding it in memory."""
 
 from __future__ import annotations
 
@@ -240,7 +241,8 @@ def test_gigaspeech_punctuation(options, expected):
 
 
 def test_gigaspeech_list_is_read_as_a_stream(tmp_path):
-    """The first recordings come although the end of the list is broken; where it breaks is an error in words."""
+    """The first recordings come although the end of the list is broken; where it breaks is an error
+    in words."""
     many = {
         f"A{k:03d}": [giga_segment(f"A{k:03d}_S0", 0, 1, "WORDS " * 200, "XL")] for k in range(300)
     }

@@ -19,7 +19,8 @@ RECIPE = smoke_recipe()
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speech without a process of its own: quicker, and as good for everything but the last bit of the samples."""
+    """Speech without a process of its own: quicker, and as good for everything but the last bit of
+    the samples."""
     monkeypatch.setattr(sample, "speak_all", lambda rows: [speak(row) for row in rows])
 
 

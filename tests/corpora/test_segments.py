@@ -1,4 +1,5 @@
-"""A segment's sound comes out at 16 kHz mono, exactly its own stretch; what is wrong with a file is said in one word."""
+"""A segment's sound comes out at 16 kHz mono, exactly its own stretch; what is wrong with a file is
+said in one word."""
 
 from __future__ import annotations
 
@@ -208,7 +209,8 @@ def test_a_file_that_changes_is_looked_at_again(tmp_path):
 
 
 def test_an_mp3_that_only_guesses_its_length_is_taken_as_it_is(tmp_path, reference):
-    """Common Voice's mp3 has no Xing frame: its length is a guess from the bit rate, here 4 ms too long."""
+    """Common Voice's mp3 has no Xing frame: its length is a guess from the bit rate, here 4 ms too
+    long."""
     name = "common_voice_en_651325.mp3"
     (tmp_path / name).symlink_to(reference / "speech/CommonVoice/real_clip" / name)
     guessed = check_segment(tmp_path, segment(name))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from speechgpt_lib.corpora import world
 
-# What is right is written down here once more, by hand: the world's own tables must not decide about themselves.
+# What is right is written down here once more, by hand: the world's own tables must not decide
+# about themselves.
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
 CAPITALS = {
     "france": "paris",
@@ -68,7 +69,8 @@ def test_answers_are_right(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", world.CONTEXT_KINDS)
 def test_some_kinds_can_be_answered_from_the_question_alone(kind: str) -> None:
-    """Whoever ignores the facts can't be right: each thing has many values, and both facts are asked for alike."""
+    """Whoever ignores the facts can't be right: each thing has many values, and both facts are
+    asked for alike."""
     rng = random.Random(2)
     found: dict[str, set[str]] = {}
     first = 0

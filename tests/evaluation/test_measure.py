@@ -1,4 +1,5 @@
-"""Figures and report of a run: with a judge and without, with questions and without, and what was cut is counted."""
+"""Figures and report of a run: with a judge and without, with questions and without, and what was
+cut is counted."""
 
 from __future__ import annotations
 

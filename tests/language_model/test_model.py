@@ -38,7 +38,8 @@ def test_it_starts_with_heads_that_look_back_a_fixed_distance() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_starts_as_an_induction_circuit(seed: int) -> None:
-    """In a random text said twice, the second time each token looks at what followed it the first time."""
+    """In a random text said twice, the second time each token looks at what followed it the first
+    time."""
     random = (
         torch.randperm(VOCABULARY.size - 40, generator=torch.Generator().manual_seed(seed))[:12] + 5
     )

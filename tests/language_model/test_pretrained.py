@@ -1,4 +1,5 @@
-"""A published LLaMA from disk: small folders as transformers saves them, with either kind of tokenizer, and what is wrong with others."""
+"""A published LLaMA from disk: small folders as transformers saves them, with either kind of
+tokenizer, and what is wrong with others."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ SHAPE = {"hidden_size": 32, "layers": 2, "heads": 4, "feed_forward": 48}
 
 
 def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> LlamaForCausalLM:
-    """A small LLaMA as transformers writes it, in half precision and shards as published models are."""
+    """A small LLaMA as transformers writes it, in half precision and shards as published models
+    are."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | config
     shape = {
@@ -60,7 +62,8 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fast_tokenizer() -> Tokenizer:
-    """As LLaMA 3's: byte-level BPE without a prefix blank, special tokens at the end, a beginning token put before every text."""
+    """As LLaMA 3's: byte-level BPE without a prefix blank, special tokens at the end, a beginning
+    token put before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -129,7 +132,8 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
 
 
 def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
-    """With `loss: all` everything after the release's meta prefix counts; with `answer` the answer alone."""
+    """With `loss: all` everything after the release's meta prefix counts; with `answer` the answer
+    alone."""
     vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
         20, "feed"
     )

@@ -1,4 +1,5 @@
-"""Builders for the notebook tests: tiny notebooks, and a Jupyter data folder that is not the account's own."""
+"""Builders for the notebook tests: tiny notebooks, and a Jupyter data folder that is not the
+account's own."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def private_jupyter(
 
 @pytest.fixture
 def notebook_json() -> Callable[..., dict]:
-    """A clean notebook as JSON: `cells` are (id, code); a title and, unless `parameters` is None, a parameters cell."""
+    """A clean notebook as JSON: `cells` are (id, code); a title and, unless `parameters` is None, a
+    parameters cell."""
 
     def build(*cells: tuple[str, str], parameters: str | None = PARAMETERS) -> dict:
         def code(name: str, source: str, tags: list[str]) -> dict:

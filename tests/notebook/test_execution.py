@@ -1,4 +1,5 @@
-"""Real kernels: each test takes a second or two.  Nothing that a notebook starts may outlive its run."""
+"""Real kernels: each test takes a second or two.  Nothing that a notebook starts may outlive its
+run."""
 
 import json
 import os
@@ -21,7 +22,8 @@ from speechgpt_lib.notebook.execution import (
     stop_on_signals,
 )
 
-# A cell whose child, in a session of its own like a training process, outlives it unless somebody looks for it.
+# A cell whose child, in a session of its own like a training process, outlives it unless somebody
+# looks for it.
 START_CHILD = """
 import subprocess, sys, time
 code = "import signal, time; signal.signal(signal.SIGTERM, signal.{handler}); print(1, flush=True); time.sleep(3600)"
@@ -58,7 +60,8 @@ def start_driver(notebook, target, root):
         stderr=subprocess.PIPE,
         text=True,
         cwd=root,
-        # As a terminal would start it, whatever the signals of the process that runs the tests are set to.
+        # As a terminal would start it, whatever the signals of the process that runs the tests are
+        # set to.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for line in driver.stdout:

@@ -1,4 +1,5 @@
-"""A training in a notebook: a curve that grows in its place, and a cell whose interruption ends every process."""
+"""A training in a notebook: a curve that grows in its place, and a cell whose interruption ends
+every process."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def below(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_interrupting_the_cell_stops_all_workers(tmp_path: Path, root: Path) -> None:
-    """A real kernel trains in two processes; its cell is interrupted: no orphan, a checkpoint, and the cell run again goes on."""
+    """A real kernel trains in two processes; its cell is interrupted: no orphan, a checkpoint, and
+    the cell run again goes on."""
     run = new_run(tmp_path / "run", steps=100_000)
     log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
     cell = f"""

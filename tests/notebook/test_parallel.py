@@ -1,4 +1,5 @@
-"""`run --jobs N` without kernels: which steps and notebooks are done, in which order, and what a failure leaves."""
+"""`run --jobs N` without kernels: which steps and notebooks are done, in which order, and what a
+failure leaves."""
 
 from __future__ import annotations
 

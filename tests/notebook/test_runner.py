@@ -1,4 +1,5 @@
-"""What is executed, what is reused, and what is said about it; real kernels where the order of things matters."""
+"""What is executed, what is reused, and what is said about it; real kernels where the order of
+things matters."""
 
 import fcntl
 import io
@@ -47,7 +48,8 @@ def unchanging_library(monkeypatch):
 
 @pytest.fixture
 def course(write_notebook, tmp_path):
-    """Notebook 00 makes a step that 01 reads; a function runs both and tells which were executed."""
+    """Notebook 00 makes a step that 01 reads; a function runs both and tells which were
+    executed."""
     write_notebook("00_units.ipynb", ("step", STEP.format(folder="00_units", size=1)))
     write_notebook(
         "01_end.ipynb", ("look", "print(open(run_dir + '/00_units/thing/value.txt').read())")
@@ -256,7 +258,8 @@ STEPS = {
 
 @pytest.fixture
 def small(write_notebook, tmp_path):
-    """Three notebooks of the course that make their steps; a function runs them in a run directory."""
+    """Three notebooks of the course that make their steps; a function runs them in a run
+    directory."""
     for name, steps in STEPS.items():
         write_notebook(f"{name}.ipynb", ("make", MAKE.format(names=steps)))
     tiny_inventory().save(tmp_path / "inventory")

@@ -1,4 +1,5 @@
-"""Things side by side: each after what it needs, never in more places than there are, whatever fails."""
+"""Things side by side: each after what it needs, never in more places than there are, whatever
+fails."""
 
 from __future__ import annotations
 

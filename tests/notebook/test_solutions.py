@@ -17,7 +17,8 @@ SOLUTION = re.compile(r"<details.*?^```python\n(.*?)^```", re.DOTALL | re.MULTIL
 
 
 def exercises_of(cells):
-    """(exercise id, name of the function, text of the first <details> after it) for each check in a notebook."""
+    """(exercise id, name of the function, text of the first <details> after it) for each check in a
+    notebook."""
     for place, cell in enumerate(cells):
         for exercise, name in (
             CHECK.findall("".join(cell["source"])) if cell["cell_type"] == "code" else ()

@@ -1,4 +1,5 @@
-"""What others made, in the place of a step: the steps after it can't tell, and a file that doesn't fit is refused."""
+"""What others made, in the place of a step: the steps after it can't tell, and a file that doesn't
+fit is refused."""
 
 from __future__ import annotations
 
@@ -230,7 +231,9 @@ def build_set(kind: str, folder: Path, inventory: str) -> Path:
 def test_a_set_as_jsonl_and_as_a_folder(with_inventory: NewRun, tmp_path: Path, kind: str) -> None:
     name, identity = f"{kind}_set", tiny_inventory().id
     built = build_set(kind, tmp_path, identity)
-    what = operator.attrgetter(*({"cross_modal": ("task", "text")}.get(kind, ("instruction", "response"))))
+    what = operator.attrgetter(
+        *({"cross_modal": ("task", "text")}.get(kind, ("instruction", "response")))
+    )
     rows = [what(row) for row in sets.read_set(built, identity)]
     export_jsonl(built, tmp_path / "x.jsonl")
     for source in ("x.jsonl", kind):

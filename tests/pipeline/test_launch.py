@@ -1,4 +1,5 @@
-"""Training in two processes on this machine: it equals one process, refuses to train alone, and leaves nothing behind.
+"""Training in two processes on this machine: it equals one process, refuses to train alone, and
+leaves nothing behind.
 
 The step that is trained is the text model's, which needs no input but the recipe.
 """
@@ -181,7 +182,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     ours, theirs = (
         load_file(run.require("text_model").path / "model.safetensors") for run in (one, two)
     )
-    # Adam divides by the size of a gradient: where that is all rounding, so is the direction of the update.
+    # Adam divides by the size of a gradient: where that is all rounding, so is the direction of the
+    # update.
     close = [
         torch.isclose(ours[name], theirs[name], atol=1e-4).float().mean().item() for name in ours
     ]
@@ -215,7 +217,8 @@ def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) 
 
 
 def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """A program that trains in two processes, and what stands below it (torchrun, two workers) once they have begun."""
+    """A program that trains in two processes, and what stands below it (torchrun, two workers) once
+    they have begun."""
     imports = "from speechgpt_lib.runs.run import Run; from speechgpt_lib.pipeline.launch import train_step"
     program = f"{imports}; train_step(Run.open({str(run.path)!r}), 'text_model', processes=2)"
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -238,7 +241,8 @@ def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.P
 
 
 def hear_interrupts() -> None:
-    """Whoever runs the tests in the background may have made them deaf to Ctrl-C, which children take over."""
+    """Whoever runs the tests in the background may have made them deaf to Ctrl-C, which children
+    take over."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,5 @@
-"""Several nodes, played by several launchers on this machine: each starts its own process, and all of them train as one."""
+"""Several nodes, played by several launchers on this machine: each starts its own process, and all
+of them train as one."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def torchrun(rank: int, port: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["eight_gpus.yaml", "nodes.yaml", "torchrun"])
 def test_every_launcher_makes_one_group(tmp_path: Path, root: Path, launcher: str) -> None:
-    """Two processes, on one machine or one on each of two: the losses of a single one, step by step, and one result."""
+    """Two processes, on one machine or one on each of two: the losses of a single one, step by
+    step, and one result."""
     alone, run = new_run(tmp_path / "alone", steps=4), new_run(tmp_path / "run", steps=4)
     launch.train_step(alone, "text_model")
     worker = ["-m", "speechgpt_lib.pipeline.worker", "text_model", str(run.path), "2"]
@@ -102,7 +104,8 @@ def test_every_launcher_makes_one_group(tmp_path: Path, root: Path, launcher: st
 
 @pytest.mark.slow
 def test_a_launch_that_would_train_alone_is_refused(tmp_path: Path, root: Path) -> None:
-    """`accelerate launch --cpu` passes over every launcher that makes a group; the worker has been told better."""
+    """`accelerate launch --cpu` passes over every launcher that makes a group; the worker has been
+    told better."""
     run = new_run(tmp_path / "run", steps=2)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     (done,) = together(

@@ -1,4 +1,5 @@
-"""The three stages on a published LLaMA, as `release` has them: its vocabulary, packing, masks, and a frozen base in fewer bytes."""
+"""The three stages on a published LLaMA, as `release` has them: its vocabulary, packing, masks, and
+a frozen base in fewer bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ PIECES = 1500
 
 
 def release_like(folder: Path) -> Recipe:
-    """`release` in the sizes of the smoke run: what makes it the release stays, batches and steps shrink."""
+    """`release` in the sizes of the smoke run: what makes it the release stays, batches and steps
+    shrink."""
     smoke, release = load_recipe("smoke"), load_recipe("release")
     language_model = release.language_model.model_copy(update=SHAPE | {"vocabulary": PIECES})
     changes: dict = {

@@ -1,4 +1,5 @@
-"""The vocoder's steps in a run: compared with and without discriminators, measured, for another number of units, for every voice."""
+"""The vocoder's steps in a run: compared with and without discriminators, measured, for another
+number of units, for every voice."""
 
 from __future__ import annotations
 
