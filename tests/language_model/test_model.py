@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from speechgpt_lib.corpora.lab_corpus import LabReader
 
 from speechgpt_lib.corpora import lab_text, world
 from speechgpt_lib.corpora.corpus import Corpora
-from speechgpt_lib.corpora.lab_corpus import LabReader
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 from speechgpt_lib.language_model.adapters import add_lora, load_adapter, save_adapter
