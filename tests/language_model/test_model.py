@@ -7,10 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from speechgpt_lib.corpora.lab_corpus import LabReader
 
-from speechgpt_lib.corpora import lab_text, world
-from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 from speechgpt_lib.language_model.adapters import add_lora, load_adapter, save_adapter
@@ -20,11 +17,9 @@ from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.stages import Replay, stage2_plan, unit_perplexity
 from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
-from speechgpt_lib.recipes.sources import LabCorpus
-from tests.builders import few_steps, tiny_language_model, tiny_vocabulary
+from tests.builders import few_steps, lab_corpora, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
-LAB = Corpora((LabReader(LabCorpus()),))
 
 
 def test_it_starts_with_heads_that_look_back_a_fixed_distance() -> None:
@@ -38,18 +33,15 @@ def test_it_starts_with_heads_that_look_back_a_fixed_distance() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_starts_as_an_induction_circuit(seed: int) -> None:
-    """In a random text said twice, the second time each token looks at what followed it the first
-    time."""
-    random = (
-        torch.randperm(VOCABULARY.size - 40, generator=torch.Generator().manual_seed(seed))[:12] + 5
-    )
-    ids = [1, *random.tolist(), *random.tolist()]
+    """In a random text said twice, each token looks at what followed it the first time."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randperm(VOCABULARY.size - 40, generator=generator)[:12] + 5
+    ids = [1, *words.tolist(), *words.tolist()]
     again = torch.arange(16, 25)
     found = {}
     for start in (True, False):
-        model = tiny_language_model(
-            VOCABULARY, seed, hidden_size=192, heads=6, induction_start=start
-        )
+        shape = {"hidden_size": 192, "heads": 6, "induction_start": start}
+        model = tiny_language_model(VOCABULARY, seed, **shape)
         found[start] = attention_maps(model, ids)[1][0, again, again - 11].mean().item()
     assert found[True] > 0.45 and found[False] < 0.1
 
@@ -75,11 +67,8 @@ def test_the_loss_is_the_weighted_mean_of_what_counts() -> None:
         expected = 0.0
         for row in rows:
             logs = torch.log_softmax(model(torch.tensor([row.ids])).logits[0], -1)
-            expected -= sum(
-                w * logs[k - 1, i]
-                for k, (i, w) in enumerate(zip(row.ids, row.weights, strict=True))
-                if k
-            )
+            counted = zip(row.ids[1:], row.weights[1:], strict=True)
+            expected -= sum(w * logs[k, i] for k, (i, w) in enumerate(counted))
     assert weight == 8 and total.item() == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -88,19 +77,17 @@ def test_answers_count_and_text_counts_more() -> None:
     tokens = row_to_tokens(row, VOCABULARY, "answer", 5.0)
     prompt, reply = VOCABULARY.encode_row(row)
     assert tokens.weights == [0.0] * len(prompt) + [5.0] * len(reply)
-    spoken = row_to_tokens(
-        cross_modal_row("tts", "Say it.", "the dog", np.array([1, 2])), VOCABULARY, "answer", 5.0
-    )
-    assert spoken.weights[-5:] == [5.0, 1.0, 1.0, 5.0, 5.0]
-    assert row_to_tokens(row, VOCABULARY, "all").weights == [0.0] + [1.0] * (
-        len(prompt) + len(reply) - 1
-    )
+    spoken = cross_modal_row("tts", "Say it.", "the dog", np.array([1, 2]))
+    weights = row_to_tokens(spoken, VOCABULARY, "answer", 5.0).weights
+    assert weights[-5:] == [5.0, 1.0, 1.0, 5.0, 5.0]
+    learned = len(prompt) + len(reply) - 1
+    assert row_to_tokens(row, VOCABULARY, "all").weights == [0.0] + [1.0] * learned
 
 
 def rows_of_length(epoch: int, step: int) -> list[TokenRow]:
+    counts = [k % 30 + 1 for k in range(50)]
     return [
-        TokenRow([1] + [100 * epoch + k + 3] * (k % 30 + 1), [0.0] + [1.0] * (k % 30 + 1))
-        for k in range(50)
+        TokenRow([1] + [100 * epoch + k + 3] * n, [0.0] + [1.0] * n) for k, n in enumerate(counts)
     ]
 
 
@@ -110,19 +97,14 @@ def test_batches_depend_on_the_step_alone_and_cover_an_epoch() -> None:
     for step in (7, 2, 11, 0):
         assert torch.equal(second(step)[0], order[step][0])
     size = len(first._plan(0, 0))
-    seen = [
-        int(row[1])
-        for step in range(size)
-        for row in EpochBatches(rows_of_length, 200, seed=0)(step)[0]
-    ]
+    seen = [int(row[1]) for step in range(size) for row in first(step)[0]]
     assert sorted(seen) == [k + 3 for k in range(50)]
 
 
 def test_ranks_share_a_batch_without_overlap() -> None:
-    whole = EpochBatches(rows_of_length, 200, seed=0)(3)[0][:, 1].tolist()
-    parts = [
-        EpochBatches(rows_of_length, 200, seed=0)(3, rank, 2)[0][:, 1].tolist() for rank in range(2)
-    ]
+    batches = EpochBatches(rows_of_length, 200, seed=0)
+    whole = batches(3)[0][:, 1].tolist()
+    parts = [batches(3, rank, 2)[0][:, 1].tolist() for rank in range(2)]
     assert sorted(parts[0] + parts[1]) == sorted(whole)
 
 
@@ -134,29 +116,23 @@ def test_rows_that_are_too_long_or_missing_are_refused() -> None:
 
 
 def test_documents_never_hold_a_held_out_question() -> None:
-    rows = document_rows(VOCABULARY, LAB.documents(random.Random(0), 600))
+    corpora = lab_corpora()
+    rows = document_rows(VOCABULARY, corpora.documents(random.Random(0), 600))
     texts = [VOCABULARY.decode_text(row.ids).split(" ;")[0] for row in rows]
-    held_out = {
-        q.text
-        for kind in world.KINDS
-        for q in lab_text.held_out_questions(random.Random(1), kind, 400)
-    }
+    held_out = {question.text for question in corpora.held_out_questions(400)}
     assert held_out and not held_out & set(texts)
     assert all(len(row.ids) == len(row.weights) for row in rows)
 
 
 def test_decoding_in_batches_equals_one_by_one_and_stops() -> None:
     model = tiny_language_model(VOCABULARY, seed=3)
-    prompts = [
-        question_prompt(VOCABULARY, t)
-        for t in ("what is two plus two", "hello", "the dog is red and the cat is blue")
-    ]
+    texts = ("what is two plus two", "hello", "the dog is red and the cat is blue")
+    prompts = [question_prompt(VOCABULARY, text) for text in texts]
     together = generate(model, VOCABULARY, prompts, 12)
     assert together == [generate(model, VOCABULARY, [p], 12)[0] for p in prompts]
     with torch.no_grad():  # a model that always says <eoa>
-        model.get_input_embeddings().weight[VOCABULARY.marker("<eoa>")] = (
-            100 * model.get_input_embeddings().weight[:3].sum(0)
-        )
+        table = model.get_input_embeddings().weight
+        table[VOCABULARY.marker("<eoa>")] = 100 * table[:3].sum(0)
         always = generate(model, VOCABULARY, prompts, 12)
     assert all(len(ids) <= 12 for ids in always)
     with pytest.raises(UserError, match="reads 1024"):
@@ -202,9 +178,8 @@ def test_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary() -> None:
     model = tiny_language_model(VOCABULARY)
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
-    assert unit_perplexity(model, VOCABULARY, [np.array([1, 2, 3])]) == pytest.approx(
-        VOCABULARY.size, rel=1e-3
-    )
+    perplexity = unit_perplexity(model, VOCABULARY, [np.array([1, 2, 3])])
+    assert perplexity == pytest.approx(VOCABULARY.size, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +188,11 @@ def test_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary() -> None:
 def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own: int) -> None:
     listening = [cross_modal_row("asr", "Write.", "the dog", np.array([1, 2]))] * 9
     speaking = [cross_modal_row("tts", "Say.", "the dog", np.array([1, 2]))] * 4
-    settings = Stage2Settings(
-        speaking=speaking_share, replay={"text": 0.5, "units": 0.25}, optimization=few_steps(1)
-    )
+    shares = {"text": 0.5, "units": 0.25}
+    settings = Stage2Settings(speaking=speaking_share, replay=shares, optimization=few_steps(1))
     encoded = [[row_to_tokens(row, VOCABULARY) for row in rows] for rows in (listening, speaking)]
-    plan = stage2_plan(VOCABULARY, *encoded, Replay(LAB, [np.array([1])]), settings, 0)
+    replay = Replay(lab_corpora(), [np.array([1])])
+    plan = stage2_plan(VOCABULARY, *encoded, replay, settings, 0)
     assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 

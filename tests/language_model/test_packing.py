@@ -39,11 +39,6 @@ BACK_ENDS = (
 )
 
 
-def utilisation(rows: list[TokenRow], bins: list[list[int]], block: int) -> float:
-    """The share of the blocks' tokens that are no padding."""
-    return sum(len(rows[k]) for chosen in bins for k in chosen) / (len(bins) * block)
-
-
 def rows_of_lengths(lengths, seed: int = 0) -> list[TokenRow]:
     rng = random.Random(seed)
     return [

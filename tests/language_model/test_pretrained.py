@@ -1,9 +1,9 @@
-"""A published LLaMA from disk: small folders as transformers saves them, with either kind of
-tokenizer, and what is wrong with others."""
+"""A published LLaMA from disk, with either kind of tokenizer, and what is wrong with others."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import cross_modal_row
+from speechgpt_lib.language_model import pretrained
 from speechgpt_lib.language_model.generation import parse_chain
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
@@ -29,28 +30,18 @@ SHAPE = {"hidden_size": 32, "layers": 2, "heads": 4, "feed_forward": 48}
 
 
 def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> LlamaForCausalLM:
-    """A small LLaMA as transformers writes it, in half precision and shards as published models
-    are."""
+    """A small LLaMA as transformers writes it, in half precision and shards as if published."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | config
-    shape = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-    }
+    shape = {pretrained.SHAPE[name]: size for name, size in SHAPE.items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **ids)).to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB")
     return model
 
 
-def settings(vocabulary: int, **changes) -> LanguageModelSettings:
-    values = SHAPE | {
-        "vocabulary": vocabulary,
-        "induction_start": False,
-        "optimization": few_steps(1),
-    }
-    return LanguageModelSettings(**(values | changes))
+def load(folder: Path, vocabulary: int = 1500, **changes):
+    values = SHAPE | {"vocabulary": vocabulary, "induction_start": False} | changes
+    return load_pretrained(folder, LanguageModelSettings(**values, optimization=few_steps(1)))
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +53,18 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fast_tokenizer() -> Tokenizer:
-    """As LLaMA 3's: byte-level BPE without a prefix blank, special tokens at the end, a beginning
-    token put before every text."""
+    """As LLaMA 3's: byte-level BPE without a prefix blank, special tokens at the end.
+
+    One of them is put before every text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(
-        lab_texts(0, 200),
-        trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False),
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken("<|begin_of_text|>", special=True), AddedToken("<|end_of_text|>", special=True)]
-    )
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(lab_texts(0, 200), trainer)
+    special = ("<|begin_of_text|>", "<|end_of_text|>")
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in special])
     begin = tokenizer.token_to_id("<|begin_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
@@ -87,16 +77,15 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama3") / "llama-fast"
     tokenizer = fast_tokenizer()
     pieces = tokenizer.get_vocab_size()
-    published(
-        folder, pieces + 5, bos_token_id=pieces - 2, eos_token_id=[pieces - 1, pieces - 3]
-    )  # more embeddings than pieces
+    ends = {"bos_token_id": pieces - 2, "eos_token_id": [pieces - 1, pieces - 3]}
+    published(folder, pieces + 5, **ends)  # more embeddings than pieces
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
 def test_weights_come_whole_in_full_precision(sentencepiece_folder: Path) -> None:
     assert len(list(sentencepiece_folder.glob("model-*.safetensors"))) > 1, "in shards"
-    model, vocabulary = load_pretrained(sentencepiece_folder, settings(1500))
+    model, vocabulary = load(sentencepiece_folder)
     original = LlamaForCausalLM.from_pretrained(
         sentencepiece_folder, dtype=torch.float32, local_files_only=True
     )
@@ -107,7 +96,7 @@ def test_weights_come_whole_in_full_precision(sentencepiece_folder: Path) -> Non
 
 def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> None:
     tokenizer = fast_tokenizer()
-    model, before = load_pretrained(fast_folder, settings(tokenizer.get_vocab_size() + 5))
+    model, before = load(fast_folder, tokenizer.get_vocab_size() + 5)
     assert isinstance(before, Vocabulary) and before.size == model.config.vocab_size
     after = before.expand(20, "feed")
     assert after.text_size == before.size and after.marker("<sosp>") == before.size + 20
@@ -115,15 +104,13 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
     assert ids == tokenizer.encode(" what is two plus three", add_special_tokens=False).ids
     assert after.decode_text(ids) == "what is two plus three"
     assert after.begin == tokenizer.token_to_id("<|begin_of_text|>") and after.end in after.stops
-    assert after.begin not in after.encode_text("say <|begin_of_text|>"), (
-        "text never becomes a special token"
-    )
+    said = after.encode_text("say <|begin_of_text|>")
+    assert after.begin not in said, "text never becomes a special token"
     expand_model(model, before, after, 0)
     save_model(model, after, tmp_path / "m")
     again, vocabulary = load_model(tmp_path / "m")
-    assert vocabulary.begin == after.begin and vocabulary.encode_text(
-        "the dog"
-    ) == after.encode_text("the dog")
+    assert vocabulary.begin == after.begin
+    assert vocabulary.encode_text("the dog") == after.encode_text("the dog")
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]))
     prompt, answer = vocabulary.encode_row(row)
@@ -132,41 +119,28 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
 
 
 def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
-    """With `loss: all` everything after the release's meta prefix counts; with `answer` the answer
-    alone."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
-        20, "feed"
-    )
+    """With `loss: all` everything after the release's meta prefix counts; else the answer alone."""
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]), "release")
     prompt, answer = vocabulary.encode_row(row)
     prefix = vocabulary.encode_prefix()
     assert prompt[: len(prefix)] == prefix and prompt[len(prefix)] == vocabulary.marker("[Human]")
-    learned = row_to_tokens(row, vocabulary, "all")
-    assert learned.weights == [0.0] * len(prefix) + [1.0] * (
-        len(prompt) - len(prefix) + len(answer)
-    )
-    assert row_to_tokens(row, vocabulary, "answer").weights == [0.0] * len(prompt) + [1.0] * len(
-        answer
-    )
+    learned = len(prompt) - len(prefix) + len(answer)
+    weights = row_to_tokens(row, vocabulary, "all").weights
+    assert weights == [0.0] * len(prefix) + [1.0] * learned
+    weights = row_to_tokens(row, vocabulary, "answer").weights
+    assert weights == [0.0] * len(prompt) + [1.0] * len(answer)
 
 
 def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     """Where the chain's markers are no tokens, they are told by their spelling."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
-        20, "feed"
-    )
-    ids = [
-        *vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]"),
-        *vocabulary.encode_units(np.array([1, 2, 3])),
-    ]
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
+    ids = vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]")
+    ids += vocabulary.encode_units(np.array([1, 2, 3]))
     whole = [*ids, *vocabulary.encode_text("<eoa>")]
     chain = parse_chain(whole, vocabulary, "speech_speech")
-    assert (chain.tq, chain.ta, chain.ua.tolist(), chain.wellformed) == (
-        "what is it",
-        "the dog",
-        [1, 2, 3],
-        True,
-    )
+    assert (chain.tq, chain.ta) == ("what is it", "the dog")
+    assert chain.ua.tolist() == [1, 2, 3] and chain.wellformed
     assert parse_chain([*whole, vocabulary.marker("<eos>")], vocabulary, "speech_speech").wellformed
     assert not parse_chain(ids, vocabulary, "speech_speech").wellformed
     assert not parse_chain(whole, vocabulary, "speech_text").wellformed
@@ -177,9 +151,7 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     sentencepiece_folder: Path, tmp_path: Path
 ) -> None:
     """Pieces, units and six markers; another number of units is no such model."""
-    (tmp_path / "tokenizer.model").write_bytes(
-        (sentencepiece_folder / "tokenizer.model").read_bytes()
-    )
+    shutil.copy(sentencepiece_folder / "tokenizer.model", tmp_path)
     original = published(tmp_path, 1500 + 20 + 6)
     model, vocabulary = load_pretrained_with_units(tmp_path, 20, "feed")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
@@ -231,7 +203,7 @@ def test_what_is_wrong_is_said(
         (folder / path.name).write_bytes(path.read_bytes())
     broken(folder, damage)
     with pytest.raises(UserError, match=message):
-        load_pretrained(folder, settings(1500))
+        load(folder)
 
 
 class Hostile:
@@ -249,21 +221,19 @@ def test_hostile_weights_run_nothing(tmp_path: Path, sentencepiece_folder: Path)
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
     torch.save({"lm_head.weight": Hostile(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="weights in .* were not read"):
-        load_pretrained(tmp_path, settings(1500))
+        load(tmp_path)
     assert not (tmp_path / "trace").exists()
 
 
 def test_older_weights_in_one_pickle_are_read_too(
     tmp_path: Path, sentencepiece_folder: Path
 ) -> None:
-    original, _ = load_pretrained(sentencepiece_folder, settings(1500))
+    original, _ = load(sentencepiece_folder)
     for name in ("config.json", "tokenizer.model"):
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
-    torch.save(
-        {name: tensor.half() for name, tensor in original.state_dict().items()},
-        tmp_path / "pytorch_model.bin",
-    )
-    model, _ = load_pretrained(tmp_path, settings(1500))
+    halves = {name: tensor.half() for name, tensor in original.state_dict().items()}
+    torch.save(halves, tmp_path / "pytorch_model.bin")
+    model, _ = load(tmp_path)
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True)
@@ -272,6 +242,6 @@ def test_older_weights_in_one_pickle_are_read_too(
 
 def test_the_recipe_must_be_about_this_model(sentencepiece_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="language_model.layers is 3, the model in .* has 2"):
-        load_pretrained(sentencepiece_folder, settings(1500, layers=3))
+        load(sentencepiece_folder, layers=3)
     with pytest.raises(UserError, match="no config.json in .*none"):
-        load_pretrained(tmp_path / "none", settings(1500))
+        load(tmp_path / "none")
