@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.frozen_base import store_as
 from speechgpt_lib.recipes.schema import LoraSettings
+from speechgpt_lib.runs.artefacts import read_json, write_json
 
 CONFIG = "adapter_config.json"
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
@@ -80,6 +81,10 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Adapters, and the embeddings they trained, into `folder`; of the base only its id."""
     # Without the argument peft looks the base up to compare vocabularies.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    config = read_json(folder / CONFIG)
+    # peft keeps sets, whose order changes from process to process.
+    config |= {k: sorted(v) for k, v in config.items() if k == "target_modules" and v}
+    write_json(folder / CONFIG, config)
 
 
 def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:

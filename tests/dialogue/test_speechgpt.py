@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt_lib.corpora.corpus import Corpora
-from speechgpt_lib.corpora.lab_corpus import LabReader
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
 from speechgpt_lib.recipes.schema import GenerationSettings, LoraSettings
-from speechgpt_lib.recipes.sources import LabCorpus
-from tests.builders import noise, tiny_inventory, tiny_language_model, tiny_vocabulary
+from tests.builders import lab_corpora, noise, tiny_inventory, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
 NEW = range(VOCABULARY.text_size, VOCABULARY.size)
-LAB = Corpora((LabReader(LabCorpus()),))
+LAB = lab_corpora()
 LIMITS = GenerationSettings(transcript=12, speech=20, spoken_answer=24, written_answer=16)
 IDS = torch.tensor([[1, 5, 9, VOCABULARY.text_size + 3, 40]])
 
