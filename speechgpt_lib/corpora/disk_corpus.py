@@ -85,11 +85,14 @@ class DiskReader(Corpus):
             return None
         if not isinstance(row, Segment):
             return row
-        text = self.normalise(row.text or "") if self._split != "unlabelled" else ""
-        held_out = is_held_out(text or row.id, self.settings.held_out)
-        split = "test" if held_out else self._split
-        if split == "train" and not text:  # nothing says what is spoken
-            split = "voice" if "voice" in self.settings.role else "unlabelled"
+        split, role = self._split, self.settings.role
+        text = self.normalise(row.text or "") if split != "unlabelled" else ""
+        if text and is_held_out(text, self.settings.held_out):
+            split = "test"
+        if not text and split == "test":  # nothing to measure with
+            return None
+        if not text and split == "train":
+            split = "voice" if "voice" in role else "unlabelled"
         return replace(row, text=text or None, split=split)
 
     @property

@@ -99,7 +99,7 @@ def prepare(
     rows = rows if change is None else filter(None, map(change, rows))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        what = "found its layout, but the lists there are empty"
+        what = "found its layout, but nothing of what is asked for"
         raise UserError(f"no utterance of {find_corpus(corpus).title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}
