@@ -12,7 +12,7 @@ entry in memory at a time.  Text comes in capitals with punctuation as tags:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,7 @@ from typing import BinaryIO
 import ijson
 
 from speechgpt_lib.corpora.catalogue import require_corpus
-from speechgpt_lib.corpora.lists import chosen_splits
+from speechgpt_lib.corpora.lists import Names, chosen_splits
 from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 from speechgpt_lib.errors import UserError
 
@@ -30,10 +30,7 @@ NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 
 
 def rows(
-    root: Path | str,
-    split: str | Sequence[str] | None = None,
-    punctuation: bool = True,
-    lower: bool = False,
+    root: Path | str, split: Names = None, punctuation: bool = True, lower: bool = False
 ) -> Iterator[Row]:
     """Segments in the order of `GigaSpeech.json`.
 

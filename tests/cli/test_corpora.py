@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from speechgpt_lib.cli import corpora as corpora_commands
 from speechgpt_lib.cli.main import app
-from speechgpt_lib.corpora.archives import ARCHIVES
+from speechgpt_lib.corpora.catalogue import ARCHIVES
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.corpora import download as room
-from speechgpt_lib.corpora.archives import ARCHIVES, Archive
+from speechgpt_lib.corpora.catalogue import ARCHIVES, Archive
 from speechgpt_lib.corpora.download import download, find_archive, unpack
 from speechgpt_lib.errors import UserError
 
