@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -103,6 +103,11 @@ def _holds(folder: Path, corpus: Published) -> bool:
         return False
 
 
+def _published(name: str, manual: Sequence[str] = (), **facts: str) -> Published:
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(manual, 1))
+    return Published(name, is_here=_IS_HERE[name], manual=steps or None, **facts)
+
+
 def _archive(group: dict, part: str, md5: str, hours: float, size: str) -> Archive:
     name, url, folder = (group[key].format(part) for key in ("name", "url", "folder"))
     return Archive(name, group["corpus"], url, md5, folder, hours, size)
@@ -117,9 +122,6 @@ _IS_HERE: dict[str, Callable[[Path], bool]] = {
     "vctk": lambda root: any((root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48")),
 }
 _LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-CORPORA = {
-    name: Published(name, is_here=_IS_HERE[name], **facts)
-    for name, facts in _LISTED["corpora"].items()
-}
+CORPORA = {name: _published(name, **facts) for name, facts in _LISTED["corpora"].items()}
 _ALL = [_archive(group, *row) for group in _LISTED["archives"] for row in group["files"]]
 ARCHIVES = {archive.name: archive for archive in _ALL}

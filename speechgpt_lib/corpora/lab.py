@@ -41,9 +41,18 @@ class LabReader(Corpus):
     settings: LabCorpus
     name: str = "lab"
 
-    def build(self, folder: Path, seed: int) -> list[Path]:
-        """Speak the corpus into Parquet shards."""
-        return build_corpus(self.settings, seed, folder)
+    def build(
+        self, folder: Path, seed: int, processes: int = 2, shard_size: int = 400
+    ) -> list[Path]:
+        """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
+        plan = plan_corpus(self.settings, seed)
+        starts = range(0, len(plan), shard_size)
+        shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
+        jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
+        missing = [job for job in jobs if not job[0].exists()]
+        for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
+            pass
+        return shards
 
     def answers(self, utterance: Utterance) -> bool:
         """Only the target voice."""
@@ -131,20 +140,6 @@ def all_answers() -> list[str]:
     for kind in world.KINDS:
         found |= {world.sample_question(rng, kind).answer for _ in range(4000)}
     return sorted(found)
-
-
-def build_corpus(
-    settings: LabCorpus, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
-) -> list[Path]:
-    """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
-    plan = plan_corpus(settings, seed)
-    starts = range(0, len(plan), shard_size)
-    shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
-    jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
-    missing = [job for job in jobs if not job[0].exists()]
-    for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
-        pass
-    return shards
 
 
 def speak(utterance: Utterance) -> Utterance:

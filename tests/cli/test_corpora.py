@@ -126,8 +126,8 @@ def test_download_names_the_next_command(tmp_path, monkeypatch):
     (tmp_path / "LibriSpeech/dev-clean").mkdir(parents=True)  # fetched before
     text = corpora("download", "dev-clean", "-o", tmp_path)
     assert (
-        f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE --split dev-clean"
-        in text
+        f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE "
+        "--split dev-clean" in text
     )
     with corpora_commands._progress_bar("a.tar.gz") as progress:
         progress(1, None)

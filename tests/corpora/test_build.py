@@ -176,6 +176,8 @@ def test_recipes_that_cannot_work_are_refused_in_one_line(data, tmp_path):
         "no folder at": [TRAIN | {"root": "elsewhere"}, TEST],
         "no utterance of Libri-Light": [TRAIN, LIGHT | {"role": "test"}],
     }
+    with pytest.raises(UserError, match="corpora.*role"):
+        recipe(data, TRAIN | {"role": []})
     for number, (words, corpora) in enumerate(refused.items()):
         with pytest.raises(UserError, match=re.escape(words)) as error:
             build(tmp_path / str(number), data, *corpora)

@@ -123,8 +123,9 @@ def test_common_voice_quotes_mean_nothing(tmp_path):
     "columns",
     [
         layouts.COLUMNS,
-        "client_id path sentence up_votes down_votes age gender accent".split(),  # until 6
-        "client_id path sentence up_votes down_votes age gender accents locale segment".split(),  # until 12
+        # until release 6, and until 12
+        "client_id path sentence up_votes down_votes age gender accent".split(),
+        "client_id path sentence up_votes down_votes age gender accents locale segment".split(),
         layouts.COLUMNS[::-1],
     ],
 )
