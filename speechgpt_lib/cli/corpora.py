@@ -30,8 +30,7 @@ ShareOption = Annotated[
 @corpora_app.command("list")
 def list_corpora(as_json: JsonOption = False) -> None:
     """List the corpora that can be read, and the archives that can be fetched."""
-    from speechgpt_lib.corpora.archives import ARCHIVES
-    from speechgpt_lib.corpora.catalogue import CORPORA
+    from speechgpt_lib.corpora.catalogue import ARCHIVES, CORPORA
 
     rows = [
         {

@@ -32,28 +32,20 @@ def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:
     except soundfile.LibsndfileError as error:
         why = f"({error.error_string}): expected {formats}"
         raise UserError(f"{path} is not a readable sound file {why}") from None
-    return to_mono_16k(samples, rate, str(path))
-
-
-def to_mono_16k(samples: np.ndarray, rate: int, where: str = "audio") -> np.ndarray:
-    """Average channels of `samples` (n,) or (n, channels) and resample from `rate` Hz to 16 kHz.
-
-    Raises BadAudio, which names `where`: shorter than 25 ms, or not finite.
-    """
-    wave = to_16_khz(mono(np.asarray(samples, dtype=np.float32)), rate)
-    refuse_short(where, len(wave))
-    refuse_not_finite(where, wave)
+    wave = to_16_khz(mono(samples), rate)
+    refuse_short(path, len(wave))
+    refuse_not_finite(path, wave)
     return wave
 
 
-def write_audio(path: Path | str, wave: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
-    """Write float samples (n,) in [-1, 1] as 16-bit wav or flac, by the suffix, atomically."""
+def write_audio(path: Path | str, wave: np.ndarray) -> Path:
+    """Write float samples (n,) at 16 kHz in [-1, 1] as 16-bit wav or flac, atomically."""
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".wav", ".flac"):
         raise UserError(f"cannot write {path}: the name must end in .wav or .flac")
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
+            soundfile.write(temporary, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16")
         except soundfile.LibsndfileError as error:
             why = f"({error.error_string}): is the disk full?"
             raise UserError(f"could not write {path} {why}") from None

@@ -1,12 +1,14 @@
-"""The corpora of recorded speech: what they are, their folders, and which corpus a folder holds."""
+"""The corpora and archives listed in `catalogue.yaml`, and which corpus a folder holds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+import yaml
 
 from speechgpt_lib.corpora.lists import chapters, files, folders, subset_folders
 from speechgpt_lib.errors import UserError
@@ -14,10 +16,7 @@ from speechgpt_lib.errors import UserError
 
 @dataclass(frozen=True)
 class Published:
-    """A corpus as published, with its hours and licence.
-
-    `manual`: the steps to get one that can't be fetched without an agreement.
-    """
+    """A corpus as published; `manual`: how to get one that asks for an agreement."""
 
     name: str
     title: str
@@ -26,6 +25,24 @@ class Published:
     layout: str
     is_here: Callable[[Path], bool]
     manual: str | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that anyone may fetch; `folder` is what it unpacks to in the download folder."""
+
+    name: str
+    corpus: str
+    url: str
+    md5: str
+    folder: str
+    hours: float
+    size: str
+
+    @property
+    def file(self) -> str:
+        """The file's name, the last part of its address."""
+        return self.url.rpartition("/")[2]
 
 
 def find_corpus(name: str) -> Published:
@@ -86,79 +103,25 @@ def _holds(folder: Path, corpus: Published) -> bool:
         return False
 
 
-_LIBRISPEECH = Published(
-    "librispeech",
-    "LibriSpeech",
-    "982 h, with text",
-    "CC BY 4.0",
-    "SUBSET/SPEAKER/CHAPTER/*.flac and *.trans.txt, with subsets such as dev-clean",
-    lambda root: _has_chapters(root, ".trans.txt"),
-)
-_COMMON_VOICE = Published(
-    "common_voice",
-    "Common Voice",
-    "depends on release and language, with text",
-    "CC0 1.0",
-    "clips/*.mp3 and train.tsv, dev.tsv, test.tsv, validated.tsv, in one folder a language",
-    lambda root: bool(language_folders(root)),
-    """\
-1. Make an account where Mozilla gives Common Voice away: commonvoice.mozilla.org leads there \
-(Mozilla Data Collective).
-2. Agree to the terms (CC0; nobody may try to find out who speaks), choose language and release, \
-download.
-3. tar -xzf cv-corpus-*.tar.gz -C DIR
-4. speechgpt corpora prepare common_voice DIR/cv-corpus-RELEASE -o TABLE \
---split train --split dev --split test""",
-)
-_GIGASPEECH = Published(
-    "gigaspeech",
-    "GigaSpeech",
-    "10,000 h (XL), with text",
-    "Apache 2.0 for the transcripts; the audio for research only, on application",
-    "GigaSpeech.json and audio/SOURCE/*/*.opus",
-    lambda root: (root / "GigaSpeech.json").is_file(),
-    """\
-1. Fill in the form that github.com/SpeechColab/GigaSpeech links to under Download; a mail with a \
-password follows.
-2. git clone https://github.com/SpeechColab/GigaSpeech.git, and put the password where its README \
-says.
-3. utils/download_gigaspeech.sh DIR      (about 1 TB for the whole; the README tells how to fetch \
-a subset)
-4. speechgpt corpora prepare gigaspeech DIR -o TABLE --split XS""",
-)
-_LIBRI_LIGHT = Published(
-    "libri_light",
-    "Libri-Light",
-    "57,704 h, without text",
-    "public domain (LibriVox)",
-    "SUBSET/SPEAKER/BOOK/*.flac, a .json with voice_activity beside each, with the subsets small, "
-    "medium, large",
-    lambda root: _has_chapters(root, ".json", ".flac"),
-)
-_LJ_SPEECH = Published(
-    "lj_speech",
-    "LJSpeech",
-    "24 h of one speaker, with text",
-    "public domain (LibriVox)",
-    "metadata.csv and wavs/*.wav",
-    lambda root: (root / "metadata.csv").is_file() and (root / "wavs").is_dir(),
-    """\
-1. Get LJSpeech-1.1.tar.bz2 (2.6 GB) from keithito.com/LJ-Speech-Dataset.
-2. tar -xjf LJSpeech-1.1.tar.bz2 -C DIR
-3. speechgpt corpora prepare lj_speech DIR/LJSpeech-1.1 -o TABLE""",
-)
-_VCTK = Published(
-    "vctk",
-    "VCTK",
-    "44 h of 110 speakers, with text",
-    "CC BY 4.0",
-    "wav48_silence_trimmed/SPEAKER/*_mic1.flac (or wav48/SPEAKER/*.wav) and txt/SPEAKER/*.txt",
-    lambda root: any((root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48")),
-    """\
-1. Get VCTK-Corpus-0.92.zip (11 GB) from Edinburgh DataShare (datashare.ed.ac.uk, handle \
-10283/3443).
-2. unzip VCTK-Corpus-0.92.zip -d DIR
-3. speechgpt corpora prepare vctk DIR -o TABLE""",
-)
-_ALL = (_LIBRISPEECH, _COMMON_VOICE, _GIGASPEECH, _LIBRI_LIGHT, _LJ_SPEECH, _VCTK)
-CORPORA = {corpus.name: corpus for corpus in _ALL}
+def _published(name: str, manual: Sequence[str] = (), **facts: str) -> Published:
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(manual, 1))
+    return Published(name, is_here=_IS_HERE[name], manual=steps or None, **facts)
+
+
+def _archive(group: dict, part: str, md5: str, hours: float, size: str) -> Archive:
+    name, url, folder = (group[key].format(part) for key in ("name", "url", "folder"))
+    return Archive(name, group["corpus"], url, md5, folder, hours, size)
+
+
+_IS_HERE: dict[str, Callable[[Path], bool]] = {
+    "librispeech": lambda root: _has_chapters(root, ".trans.txt"),
+    "common_voice": lambda root: bool(language_folders(root)),
+    "gigaspeech": lambda root: (root / "GigaSpeech.json").is_file(),
+    "libri_light": lambda root: _has_chapters(root, ".json", ".flac"),
+    "lj_speech": lambda root: (root / "metadata.csv").is_file() and (root / "wavs").is_dir(),
+    "vctk": lambda root: any((root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48")),
+}
+_LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CORPORA = {name: _published(name, **facts) for name, facts in _LISTED["corpora"].items()}
+_ALL = [_archive(group, *row) for group in _LISTED["archives"] for row in group["files"]]
+ARCHIVES = {archive.name: archive for archive in _ALL}

@@ -7,19 +7,17 @@ Columns are found by name: releases have 8 to 13 of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from speechgpt_lib.corpora.catalogue import language_folders, require_corpus
-from speechgpt_lib.corpora.lists import chosen_splits, files, text_lines
+from speechgpt_lib.corpora.lists import Names, chosen_splits, files, text_lines
 from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 from speechgpt_lib.errors import UserError
 
 RATE = 48_000  # Hz, of most clips; older ones differ, the file's header knows
 DEFAULT = ("train", "dev", "test")
 _NO_SPLIT = {"clip_durations", "reported", "times", "unvalidated_sentences", "validated_sentences"}
-
-Names = str | Sequence[str] | None
 
 
 def rows(root: Path | str, split: Names = None, language: Names = None) -> Iterator[Row]:

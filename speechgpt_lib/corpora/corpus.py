@@ -26,14 +26,11 @@ HELD_OUT = ("test", "test_voice")
 
 
 class Piece(NamedTuple):
-    """A stretch of a document, with the weight of its words in the loss.
-
-    `last` is that of its last word; None: the same.
-    """
+    """A stretch of a document, with the weight of its words in the loss."""
 
     text: str
     weight: float
-    last: float | None = None
+    last: float | None = None  # weight of its last word; None: the same
 
 
 Document = tuple[Piece, ...]
@@ -62,15 +59,12 @@ class Corpus:
 
     def build(self, folder: Path, seed: int) -> list[Path]:
         """Write its part of the utterance table into `folder`, keep what is there; its shards."""
-        raise NotImplementedError
 
     def answers(self, utterance: Utterance) -> bool:
         """Whether this is the voice that is to answer."""
-        raise NotImplementedError
 
     def normalise(self, text: str) -> str:
         """A text in the corpus' own spelling, in which transcripts are compared."""
-        raise NotImplementedError
 
     def unknown_words(self, text: str) -> list[str]:
         """Words that this corpus never says; none where its language is open."""

@@ -36,18 +36,11 @@ class DiskReader(Corpus):
         """Look at every file and write which can be used to `folder/name`; the sound stays."""
         s = self.settings
         chosen = self._chosen(seed) if s.utterances else None
-        prepare(
-            s.reader,
-            self.root,
-            folder / self.name,
-            s.splits,
-            shard_size=1000,
-            change=lambda row: self._placed(row, chosen),
-            say=self.say,
-            **s.model_dump(include={"decode", "max_bad_share", "longest_s"}),
-            **s.options,
-        )
-        return table_shards(folder / self.name)
+        out, place = folder / self.name, functools.partial(self._placed, chosen)
+        options = s.model_dump(include={"decode", "max_bad_share", "longest_s"}) | s.options
+        options |= {"shard_size": 1000, "change": place, "say": self.say}
+        prepare(s.reader, self.root, out, s.splits, **options)
+        return table_shards(out)
 
     def answers(self, utterance: Utterance) -> bool:
         """With the role `voice`, all that train."""
@@ -79,17 +72,20 @@ class DiskReader(Corpus):
         identities = (row.id for row in rows if isinstance(row, Segment))
         return set(heapq.nsmallest(s.utterances, identities, key=lambda i: _rank(f"{seed} {i}")))
 
-    def _placed(self, row: Row, chosen: set[str] | None) -> Row | None:
+    def _placed(self, chosen: set[str] | None, row: Row) -> Row | None:
         """The row in its split of the recipe, with its text as this corpus spells it."""
         if chosen is not None and row.id not in chosen:
             return None
         if not isinstance(row, Segment):
             return row
-        text = self.normalise(row.text or "") if self._split != "unlabelled" else ""
-        held_out = is_held_out(text or row.id, self.settings.held_out)
-        split = "test" if held_out else self._split
-        if split == "train" and not text:  # nothing says what is spoken
-            split = "voice" if "voice" in self.settings.role else "unlabelled"
+        split, role = self._split, self.settings.role
+        text = self.normalise(row.text or "") if split != "unlabelled" else ""
+        if text and is_held_out(text, self.settings.held_out):
+            split = "test"
+        if not text and split == "test":  # nothing to measure with
+            return None
+        if not text and split == "train":
+            split = "voice" if "voice" in role else "unlabelled"
         return replace(row, text=text or None, split=split)
 
     @property

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from speechgpt_lib.corpora.archives import ARCHIVES, Archive
-from speechgpt_lib.corpora.catalogue import CORPORA
+from speechgpt_lib.corpora.catalogue import ARCHIVES, CORPORA, Archive
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import replace
 
@@ -63,18 +62,17 @@ def download(
     `wait_s` seconds between them.
     progress: is told (bytes that are there, bytes in all or None).
 
-    Raises UserError: no network, an error of the server, a full disk, a wrong checksum, an archive
-    that can't be unpacked safely.
+    Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
     """
     out = Path(out).expanduser()
     folder, path = out / archive.folder, out / archive.file
+    part = path.with_name(f".{path.name}.part")
     if folder.is_dir():
         say(f"{folder} is there already")
         return folder
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (path.is_file() and _md5(path) == archive.md5):
-            part = out / f".{archive.file}.part"
             _fetch(archive.url, part, attempts, wait_s, say, progress)
             if (found := _md5(part)) != archive.md5:
                 part.unlink()
@@ -98,23 +96,18 @@ def _fetch(
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
     while True:
-        before = _size(part)
+        before, reason = _size(part), "the connection ended early"
         try:
             if _fetch_rest(url, part, progress):
                 return
-            reason = "the connection ended early"
-        except requests.HTTPError as error:
-            status = f"{error.response.status_code} {error.response.reason}"
-            if error.response.status_code < 500:
-                what = f"{host} answers {status} for {url}"
-                raise UserError(f"{what}: was the archive moved?") from None
-            reason = f"it answers {status}"
         except requests.RequestException as error:
-            reason = _plainly(error)
-            if not (reached or _size(part) > before):
+            reason, answered = _plainly(error), isinstance(error, requests.HTTPError)
+            if not answered and not reached and _size(part) == before:
                 cure = f"without it, fetch {url} elsewhere, put it into {part.parent}"
                 cure = f"this needs the internet; {cure} and give the same command again"
                 raise UserError(f"no connection to {host} ({reason}): {cure}") from None
+            if answered and error.response.status_code < 500:
+                raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         reached, failures = True, 0 if _size(part) > before else failures + 1
         if failures >= attempts:
             what = f"{_size(part)} bytes are kept: the same command goes on there"
@@ -140,7 +133,9 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
         have = have if goes_on else 0  # a server that can't resume sends all of it again
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        _require_space(part.parent, int(length or 0))
+        if (free := shutil.disk_usage(part.parent).free) < int(length or 0) + SPACE_LEFT:
+            what = f"{free / 1e9:.1f} GB free, the download needs {int(length or 0) / 1e9:.1f} GB"
+            raise UserError(f"{part.parent} has {what} more: give another folder with -o")
         with open(part, "ab" if goes_on else "wb") as file:
             progress(have, total)
             for chunk in answer.iter_content(CHUNK):
@@ -172,12 +167,9 @@ def unpack(path: Path, out: Path, folder: str) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
         replace(aside / folder, out / folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        cure = "nothing was changed; delete it and download it again"
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        cure = "nothing was changed; is the disk full? if not, delete it and download it again"
         raise UserError(f"{path} can't be unpacked ({error}): {cure}") from None
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"could not unpack {path}: {why}; nothing was changed") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -193,13 +185,6 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Non
     tar.extract(member, folder)
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed + SPACE_LEFT > free:
-        what = f"{free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB more"
-        raise UserError(f"{folder} has {what}: give another folder with -o")
-
-
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -211,6 +196,8 @@ def _size(path: Path) -> int:
 
 def _plainly(error: Exception) -> str:
     """The last words of a chain of wrapped errors: what happened, without addresses of objects."""
+    if isinstance(error, requests.HTTPError):
+        return f"answers {error.response.status_code} {error.response.reason}"
     text = str(error)
     if found := re.search(r"(?:\[Errno -?\d+\]|Errno -?\d+\)?:?) ([A-Za-z][^'\")\]]*)", text):
         return found[1].strip()

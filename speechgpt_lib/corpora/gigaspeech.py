@@ -11,16 +11,16 @@ entry in memory at a time.  Text comes in capitals with punctuation as tags:
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import ijson
 
 from speechgpt_lib.corpora.catalogue import require_corpus
-from speechgpt_lib.corpora.lists import chosen_splits
+from speechgpt_lib.corpora.lists import Names, chosen_splits
 from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 from speechgpt_lib.errors import UserError
 
@@ -30,10 +30,7 @@ NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 
 
 def rows(
-    root: Path | str,
-    split: str | Sequence[str] | None = None,
-    punctuation: bool = True,
-    lower: bool = False,
+    root: Path | str, split: Names = None, punctuation: bool = True, lower: bool = False
 ) -> Iterator[Row]:
     """Segments in the order of `GigaSpeech.json`.
 
@@ -46,16 +43,13 @@ def rows(
     asked = ("XL", "DEV", "TEST") if split is None else split
     asked = [asked] if isinstance(asked, str) else asked
     names = chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
+    spelled = functools.partial(plain_text, punctuation=punctuation, lower=lower)
     for recording, language in _recordings(root / "GigaSpeech.json"):
         for segment in recording.get("segments") or []:
             inside = (name for name in names if f"{{{name}}}" in segment.get("subsets", ()))
             if (subset := next(inside, None)) is None:
                 continue
-            row = _segment(recording, segment, language, subset)
-            if isinstance(row, Segment):
-                yield replace(row, text=plain_text(row.text, punctuation, lower))
-            else:
-                yield row
+            yield _segment(recording, segment, (language, subset), spelled)
 
 
 def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> str:
@@ -91,8 +85,9 @@ def _language(file: BinaryIO) -> str:
     raise UserError(f"{file.name} has no list `audios`: is it GigaSpeech's?")
 
 
-def _segment(recording: dict, segment: dict, language: str, subset: str) -> Row:
-    """The segment with its text as it stands in the list."""
+def _segment(
+    recording: dict, segment: dict, of: tuple[str, str], spelled: Callable[[str], str]
+) -> Row:
     path, id = str(recording.get("path", "")), str(segment.get("sid", ""))
     start, end, text = (segment.get(key) for key in ("begin_time", "end_time", "text_tn"))
     timed = isinstance(start, int | float) and isinstance(end, int | float) and start < end
@@ -104,4 +99,4 @@ def _segment(recording: dict, segment: dict, language: str, subset: str) -> Row:
     speakers = (source.get("speaker") for source in (segment, recording))
     speaker = next((name for name in speakers if name and name != "N/A"), "")
     rate = int(recording.get("sample_rate") or 16_000)
-    return Segment(id, path, float(start), float(end), rate, text, speaker, language, subset)
+    return Segment(id, path, float(start), float(end), rate, spelled(text), speaker, *of)

@@ -24,12 +24,7 @@ from speechgpt_lib.corpora import lab_text, world
 from speechgpt_lib.corpora.corpus import Corpus, Document, Question
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
-from speechgpt_lib.metrics.judge import (
-    SpeechJudge,
-    bigram_judge,
-    grammar_from_templates,
-    template_judge,
-)
+from speechgpt_lib.metrics import judge
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.processes import run_in_processes
@@ -46,9 +41,18 @@ class LabReader(Corpus):
     settings: LabCorpus
     name: str = "lab"
 
-    def build(self, folder: Path, seed: int) -> list[Path]:
-        """Speak the corpus into Parquet shards."""
-        return build_corpus(self.settings, seed, folder)
+    def build(
+        self, folder: Path, seed: int, processes: int = 2, shard_size: int = 400
+    ) -> list[Path]:
+        """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
+        plan = plan_corpus(self.settings, seed)
+        starts = range(0, len(plan), shard_size)
+        shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
+        jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
+        missing = [job for job in jobs if not job[0].exists()]
+        for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
+            pass
+        return shards
 
     def answers(self, utterance: Utterance) -> bool:
         """Only the target voice."""
@@ -82,15 +86,17 @@ class LabReader(Corpus):
         found = (world.distinct(one, per_kind, True, 100 * per_kind) for one in samples)
         return [question for questions in found for question in questions]
 
-    def judges(self) -> dict[str, SpeechJudge]:
+    def judges(self) -> dict[str, judge.SpeechJudge]:
         """One that hears whole sentences of the grammar, one that hears any sequence of words."""
         closed = [*world.STATEMENTS, *(answer for _, answer in world.QUESTIONS.values())]
         closed += [world.QUESTIONS[kind][0] for kind in world.CONTEXT_KINDS]
         opened = [world.QUESTIONS[kind][0] for kind in world.KNOWLEDGE_KINDS]
         openings = [opening for opening in world.OPENINGS if opening]
-        grammar = grammar_from_templates(closed, world.SLOTS, opened=opened, openings=openings)
-        words = world.vocabulary()
-        return {"": template_judge(grammar), "_bigram": bigram_judge(_sentences(), words=words)}
+        grammar = judge.grammar_from_templates(
+            closed, world.SLOTS, opened=opened, openings=openings
+        )
+        anything = judge.bigram_judge(_sentences(), words=world.vocabulary())
+        return {"": judge.template_judge(grammar), "_bigram": anything}
 
 
 def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
@@ -134,20 +140,6 @@ def all_answers() -> list[str]:
     for kind in world.KINDS:
         found |= {world.sample_question(rng, kind).answer for _ in range(4000)}
     return sorted(found)
-
-
-def build_corpus(
-    settings: LabCorpus, seed: int, folder: Path, processes: int = 2, shard_size: int = 400
-) -> list[Path]:
-    """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
-    plan = plan_corpus(settings, seed)
-    starts = range(0, len(plan), shard_size)
-    shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
-    jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
-    missing = [job for job in jobs if not job[0].exists()]
-    for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
-        pass
-    return shards
 
 
 def speak(utterance: Utterance) -> Utterance:

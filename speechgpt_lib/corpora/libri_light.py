@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from speechgpt_lib.corpora.catalogue import require_corpus
-from speechgpt_lib.corpora.lists import chapters, chosen_splits, files, subset_folders
+from speechgpt_lib.corpora.lists import Names, chapters, chosen_splits, files, subset_folders
 from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 
 RATE = 16_000  # Hz
@@ -26,7 +26,7 @@ Span = tuple[float, float]  # start and end in seconds
 
 def rows(
     root: Path | str,
-    split: str | Sequence[str] | None = None,
+    split: Names = None,
     maximum_s: float = MAXIMUM_S,
     pause_s: float = PAUSE_S,
     whole_files: bool = False,

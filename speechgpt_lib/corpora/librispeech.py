@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from speechgpt_lib.corpora.catalogue import require_corpus
-from speechgpt_lib.corpora.lists import chapters, chosen_splits, files, subset_folders, transcripts
+from speechgpt_lib.corpora.lists import (
+    Names,
+    chapters,
+    chosen_splits,
+    files,
+    subset_folders,
+    transcripts,
+)
 from speechgpt_lib.corpora.segments import Row, Segment, Skipped
 
 RATE = 16_000  # Hz
 
 
-def rows(root: Path | str, split: str | Sequence[str] | None = None) -> Iterator[Row]:
+def rows(root: Path | str, split: Names = None) -> Iterator[Row]:
     """Utterances sorted by subset, speaker, chapter and name, one chapter in memory at a time.
 
     split: subsets such as dev-clean; None is all that are there.

@@ -9,6 +9,9 @@ from pathlib import Path
 from speechgpt_lib.corpora.segments import Skipped
 from speechgpt_lib.errors import UserError
 
+Names = str | Sequence[str] | None  # one, several, or all
+Parse = Callable[[str], tuple[str, str]]  # a line → id and text
+
 
 def folders(root: Path) -> list[str]:
     """Names of the folders in `root`, sorted; hidden ones don't count."""
@@ -38,9 +41,7 @@ def chapters(root: Path, subsets: Sequence[str]) -> Iterator[tuple[str, str, str
                 yield subset, speaker, f"{subset}/{speaker}/{chapter}"
 
 
-def chosen_splits(
-    asked: str | Sequence[str] | None, there: Sequence[str], where: Path
-) -> list[str]:
+def chosen_splits(asked: Names, there: Sequence[str], where: Path) -> list[str]:
     """The splits asked for in the order of `there`, all for None.
 
     Raises UserError, which names those that are there.
@@ -64,14 +65,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def transcripts(
-    recordings: Iterable[str],
-    lists: dict[str, Path],
-    parse: Callable[[str], tuple[str, str]],
+    recordings: Iterable[str], lists: dict[str, Path], parse: Parse
 ) -> Iterator[Skipped | tuple[str, str | None]]:
     """(id, text) for each recording or line of `lists`, sorted by id; text None without a line.
 
     A line without a recording is given all the same: its check finds the file `missing`.
-    lists: name in the corpus → path; `parse` splits a line into id and text.
+    lists: name in the corpus → path.
     Lines that are not UTF-8 or have no text come as Skipped, before the others.
     """
     found: dict[str, str | None] = dict.fromkeys(recordings)

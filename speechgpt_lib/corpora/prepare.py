@@ -10,21 +10,15 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple
 from itertools import chain, islice
 from pathlib import Path
 
-from speechgpt_lib.corpora import (
-    common_voice,
-    gigaspeech,
-    libri_light,
-    librispeech,
-    lj_speech,
-    vctk,
-)
+from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, studio
 from speechgpt_lib.corpora.catalogue import find_corpus
+from speechgpt_lib.corpora.lists import Names
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Row, Segment, Skipped, check_segment
 from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.tables import (
@@ -43,25 +37,23 @@ READERS = {
     "common_voice": common_voice.rows,
     "gigaspeech": gigaspeech.rows,
     "libri_light": libri_light.rows,
-    "lj_speech": lj_speech.rows,
-    "vctk": vctk.rows,
+    "lj_speech": studio.lj_speech,
+    "vctk": studio.vctk,
 }
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
 GIVE_UP = 1000  # bad utterances from the first on: a corpus without its audio, don't look further
 
 
-def read_rows(
-    corpus: str, root: Path, split: str | Sequence[str] | None, options: dict
-) -> Iterator[Row]:
+def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[Row]:
     """The rows that the reader of `corpus` gives; `options` are its own, such as `lower`.
 
     Raises UserError: no such corpus, no such option, or another corpus there.
     """
+    title = find_corpus(corpus).title
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
-        title, there = find_corpus(corpus).title, ", ".join(known) or "none"
-        raise UserError(f"{title} has no option {unknown}: there are {there}")
+        raise UserError(f"{title} has no option {unknown}: there are {', '.join(known) or 'none'}")
     return READERS[corpus](root, split, **options)
 
 
@@ -69,7 +61,7 @@ def prepare(
     corpus: str,
     root: Path | str,
     out: Path | str,
-    split: str | Sequence[str] | None = None,
+    split: Names = None,
     decode: bool = False,
     max_bad_share: float = 0.05,
     longest_s: float = MAXIMUM_S,
@@ -99,7 +91,7 @@ def prepare(
     rows = rows if change is None else filter(None, map(change, rows))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        what = "found its layout, but the lists there are empty"
+        what = "found its layout, but nothing of what is asked for"
         raise UserError(f"no utterance of {find_corpus(corpus).title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}

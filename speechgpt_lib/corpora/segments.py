@@ -42,20 +42,18 @@ SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One utterance: seconds `start` to `end` of the sound file `path`.
+    """One utterance, a stretch of a sound file.
 
-    `path` is relative to the corpus' root, with `/` between folders.  `end` is None for a whole
-    file of which nothing is known yet; `check_segment` fills it in.  `sample_rate` is in Hz: what
-    the corpus promises, or once checked what the decoder really gives (for Opus often 48 kHz,
-    whatever was recorded).  `text` is None where there is no transcript.
+    What the corpus promises; `check_segment` fills in what the decoder really gives (a rate of
+    often 48 kHz for Opus, whatever was recorded).
     """
 
     id: str
-    path: str
-    start: float
-    end: float | None
-    sample_rate: int
-    text: str | None
+    path: str  # relative to the corpus' root, with `/` between folders
+    start: float  # seconds
+    end: float | None  # seconds; None for a whole file of which nothing is known yet
+    sample_rate: int  # Hz
+    text: str | None  # None where there is no transcript
     speaker: str
     language: str
     split: str
@@ -68,12 +66,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that gives no utterance: `reason` is a word of the list above, `detail` was found."""
+    """A row that gives no utterance."""
 
     path: str
     id: str
-    reason: str
-    detail: str
+    reason: str  # a word of the list above
+    detail: str  # what was found
 
 
 Row = Segment | Skipped
@@ -95,9 +93,8 @@ def read_segment(root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_
 def read_part(root: Path | str, segment: Segment, start: int, count: int) -> np.ndarray:
     """Samples `start` to `start + count` at 16 kHz of a segment's sound, float32 (count,).
 
-    Reads little more of the file than these.  Where the file has another rate, what lies up to
-    0.1 s around is resampled with them, so that they are (to about 1e-4) what `read_segment` gives
-    there.  What lies behind the end is 0.  Raises BadAudio.
+    Where the file has another rate, what lies up to 0.1 s around is resampled with them, so that
+    they are (to about 1e-4) those of `read_segment`.  Behind the end they are 0.  Raises BadAudio.
     """
     path = Path(root) / segment.path
     header = inspect(path)
@@ -116,10 +113,9 @@ def read_part(root: Path | str, segment: Segment, start: int, count: int) -> np.
 def check_segment(
     root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_S, decoded: bool = False
 ) -> Segment:
-    """`segment` with `end` and `sample_rate` as the file has them.
+    """`segment` with `end` and `sample_rate` as the file has them.  Raises BadAudio.
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
-    Raises BadAudio as `read_segment` would.
     """
     path = Path(root) / segment.path
     header = inspect(path)

@@ -12,13 +12,13 @@ format, and says so by itself in FLAC only.  What is looked at here, without dec
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 import soundfile
@@ -45,9 +45,7 @@ class BadAudio(UserError):
 
 
 def mono(samples: np.ndarray) -> np.ndarray:
-    """Samples (n,) or (n, channels) → (n,): channels are averaged, never concatenated."""
-    if samples.ndim == 1:
-        return samples
+    """Samples (n, channels) → (n,): channels are averaged, never concatenated."""
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 
@@ -61,8 +59,8 @@ def to_16_khz(wave: np.ndarray, rate: int) -> np.ndarray:
 def refuse_short(path: Path | str, samples: float) -> None:
     """Raise BadAudio("too_short") for fewer samples at 16 kHz than HuBERT needs for one frame."""
     if samples < MINIMUM_SAMPLES:
-        what = f"{max(samples, 0):.0f} samples at 16 kHz, at least {MINIMUM_SAMPLES} (25 ms)"
-        raise BadAudio("too_short", path, f"{what} are needed")
+        what = f"{max(samples, 0):.0f} samples at 16 kHz, at least {MINIMUM_SAMPLES} are needed"
+        raise BadAudio("too_short", path, what)
 
 
 def refuse_not_finite(path: Path | str, wave: np.ndarray) -> None:
@@ -74,29 +72,22 @@ def refuse_not_finite(path: Path | str, wave: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: `rate` in Hz as decoded, `frames` (samples a channel), `format`.
+    """What a file says of itself."""
 
-    `counted` is false where `frames` is only a guess from the bit rate.  `damage` says how one sees
-    that the file is cut off, or is None.
-    """
-
-    rate: int
-    frames: int
-    format: str
-    counted: bool
-    damage: str | None
+    rate: int  # Hz, as decoded
+    frames: int  # samples a channel
+    format: str  # as libsndfile names it
+    counted: bool  # false where `frames` is only a guess from the bit rate
+    damage: str | None  # how one sees that the file is cut off
 
 
 def inspect(path: Path) -> Header:
-    """Read the header and look at the tail.
-
-    Raises BadAudio: missing, empty, not_audio, truncated (can't even be opened).
-    """
+    """Read the header and look at the tail.  Raises BadAudio where it can't even be opened."""
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except OSError as error:
         raise BadAudio("missing", path, error.strerror or str(error)) from None
-    if not path.is_file():
+    if not S_ISREG(stat.st_mode):
         raise BadAudio("missing", path, "that is a folder or a device, not a file")
     if stat.st_size == 0:
         raise BadAudio("empty", path, "0 bytes")
@@ -115,7 +106,7 @@ def _inspect(path: Path, size: int, modified_ns: int) -> Header:
         elif file.format in ("WAV", "WAVEX", "RF64"):
             damage = _wav_damage(file)
         elif file.frames >= _UNKNOWN:
-            what = "its header does not say how long it is, as of a pipe: encode it again"
+            what = "its header does not say how long it is: encode it again, but into no pipe"
             raise BadAudio("truncated", path, what)
         elif file.format == "FLAC":
             damage = _flac_damage(file)
@@ -153,17 +144,15 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         with open(path, "rb") as raw:
             begin = raw.read(4)
+        file = soundfile.SoundFile(path)
     except OSError as error:
         raise BadAudio("missing", path, error.strerror or str(error)) from None
-    try:
-        file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError:
         bare_mp3 = begin[:1] == b"\xff" and begin[1:2] >= b"\xe0"  # without tags
-        if begin.startswith(_MAGIC) or bare_mp3:
-            what = f"begins like a sound file ({begin!r}), but too little of it can be read"
-            raise BadAudio("truncated", path, what) from None
-        what = f"begins with {begin!r}: not wav, flac, ogg, opus or mp3"
-        raise BadAudio("not_audio", path, what) from None
+        known = begin.startswith(_MAGIC) or bare_mp3
+        what = "too little of it can be read" if known else "not wav, flac, ogg, opus or mp3"
+        what = f"it begins with {begin!r}: {what}"
+        raise BadAudio("truncated" if known else "not_audio", path, what) from None
     with file:
         yield file
 
@@ -198,12 +187,9 @@ def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:
-    """Look at the last page (RFC 3533), which has at most 65,307 bytes.
-
-    It is 27 bytes of header, a table of the segments' lengths, and the segments.
-    """
+    """Look at the last page (RFC 3533): 27 bytes, a table of segments' lengths, the segments."""
     with open(path, "rb") as raw:
-        raw.seek(max(0, size - 2 * 65_307))
+        raw.seek(max(0, size - 2 * 65_307))  # a page has at most so many bytes
         tail = raw.read()
     page = tail.rfind(b"OggS")
     table = tail[page + 27 : page + 27 + tail[page + 26]] if 0 <= page < len(tail) - 26 else b""

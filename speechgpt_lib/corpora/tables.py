@@ -14,7 +14,7 @@ import io
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -32,19 +32,17 @@ from speechgpt_lib.runs.artefacts import atomic_path
 
 TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")
 _TEXT = pyarrow.string()
-_PHONE = pyarrow.struct(
-    [("start", pyarrow.float32()), ("end", pyarrow.float32()), ("label", _TEXT)]
-)
+_INT, _SINGLE, _DOUBLE = pyarrow.int32(), pyarrow.float32(), pyarrow.float64()
+_PHONE = pyarrow.struct([("start", _SINGLE), ("end", _SINGLE), ("label", _TEXT)])
 SPOKEN_SCHEMA = pyarrow.schema(
-    [(name, _TEXT) for name in ("id", "text", "answer", "kind", "voice")]
-    + [("rate", pyarrow.int32()), ("pitch", pyarrow.float32()), ("split", _TEXT)]
-    + [("seconds", pyarrow.float32()), ("audio", pyarrow.binary())]
-    + [("phones", pyarrow.list_(_PHONE))]
+    [(name, _TEXT) for name in TEXT_COLUMNS[:-1]]
+    + [("rate", _INT), ("pitch", _SINGLE), ("split", _TEXT), ("seconds", _SINGLE)]
+    + [("audio", pyarrow.binary()), ("phones", pyarrow.list_(_PHONE))]
 )
 RECORDED_SCHEMA = pyarrow.schema(
     [(name, _TEXT) for name in TEXT_COLUMNS]
-    + [("seconds", pyarrow.float64()), ("path", _TEXT), ("start", pyarrow.float64())]
-    + [("end", pyarrow.float64()), ("sample_rate", pyarrow.int32()), ("language", _TEXT)]
+    + [("seconds", _DOUBLE), ("path", _TEXT), ("start", _DOUBLE), ("end", _DOUBLE)]
+    + [("sample_rate", _INT), ("language", _TEXT)]
 )
 QUARANTINE_SCHEMA = pyarrow.schema([(name, _TEXT) for name in ("path", "id", "reason", "detail")])
 ROW_GROUP = 4096
@@ -53,30 +51,27 @@ PARTS, SUMMARY = "parts", "summary.json"  # of `prepare`: what it has while at w
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance of one voice; `split` is one of those in `corpus.py`.
-
-    `wave` is float32 (samples,) at 16 kHz, `audio` the same as FLAC, both only where they were
-    read.  `path`, relative to `root`, and `start` and `end` in seconds say where recorded speech
-    lies.  `rate` (words a minute) and `pitch` are those of synthesized speech.
-    """
+    """One utterance of one voice, synthesized (with rate and pitch) or recorded (with a path)."""
 
     id: str
     text: str
     answer: str
     kind: str
     voice: str
-    split: str
+    split: str  # one of those in corpus.py
     seconds: float = 0.0
-    rate: int = 0
-    pitch: float = 1.0
-    path: str = ""
-    start: float = 0.0
+    rate: int = 0  # words a minute
+    pitch: float = 1.0  # times the voice's own
+    path: str = ""  # relative to `root`
+    start: float = 0.0  # seconds
     end: float | None = None
-    sample_rate: int = SAMPLE_RATE
+    sample_rate: int = SAMPLE_RATE  # Hz
     language: str = "en"
     root: str = ""
-    wave: np.ndarray | None = field(default=None, repr=False)
-    audio: bytes = field(default=b"", repr=False)
+    wave: np.ndarray | None = field(default=None, repr=False)  # float32 (samples,) at 16 kHz
+    audio: bytes = field(
+        default=b"", repr=False
+    )  # the same as FLAC; both only where they were read
     phones: list[Phone] = field(default_factory=list, repr=False)
 
     @property
@@ -108,9 +103,8 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
 def write_segments(path: Path, segments: Iterable[Segment], root: Path | str) -> None:
     """Write recorded utterances, whose files lie below `root`."""
     rows = (
-        {"id": s.id, "text": s.text or "", "answer": "", "kind": "speech", "voice": s.speaker}
-        | {"split": s.split, "seconds": s.seconds, "path": s.path, "start": s.start, "end": s.end}
-        | {"sample_rate": s.sample_rate, "language": s.language}
+        {"text": s.text or "", "answer": "", "kind": "speech", "voice": s.speaker}
+        | {n: getattr(s, n) for n in ("id", "split", *RECORDED_SCHEMA.names[6:])}
         for s in segments
     )
     _write(path, rows, RECORDED_SCHEMA.with_metadata({"root": str(root)}))
@@ -118,8 +112,7 @@ def write_segments(path: Path, segments: Iterable[Segment], root: Path | str) ->
 
 def write_quarantine(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write what can't be used."""
-    names = QUARANTINE_SCHEMA.names
-    _write(path, (dict(zip(names, astuple(s), strict=True)) for s in skipped), QUARANTINE_SCHEMA)
+    _write(path, map(asdict, skipped), QUARANTINE_SCHEMA)
 
 
 def read_quarantine(path: Path) -> Iterator[Skipped]:

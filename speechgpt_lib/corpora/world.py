@@ -1,8 +1,8 @@
 """The lab world: a closed language that a small model learns in minutes.
 
-Every sentence is a template whose slots are filled from short word lists, so the same table drives
-three things: the sampler that writes the corpus, the grammar of the independent speech judge, and
-the list of words that the lab model knows.
+Every sentence is a template whose slots are filled from short word lists, so one table (world.yaml)
+drives three things: the sampler that writes the corpus, the grammar of the independent speech
+judge, and the list of words that the lab model knows.
 
 Four kinds of question test *knowledge* (sums, capitals, opposites, comparisons).  The others can be
 answered only from the question itself: who is where, what has which colour, who owns what.  A
@@ -16,58 +16,24 @@ import random
 import re
 import zlib
 from collections.abc import Callable
+from pathlib import Path
+
+import yaml
 
 from speechgpt_lib.corpora.corpus import Question
 
-SLOTS: dict[str, tuple[str, ...]] = {
-    "color": ("red", "blue", "green", "yellow", "black", "white", "brown", "orange"),
-    "animal": ("dog", "cat", "horse", "cow", "bird", "fish", "rabbit", "lion", "tiger", "monkey"),
-    "name": ("anna", "peter", "maria", "david", "lucy", "robert"),
-    "place": ("house", "garden", "school", "river", "forest", "market", "kitchen"),
-    "verb": ("sees", "likes", "finds", "follows"),
-    "adjective": ("big", "small", "old", "young", "happy", "sad", "fast", "slow"),
-    "number": tuple(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen".split()
-    ),
-    "country": ("france", "japan", "italy", "spain", "egypt", "england", "russia", "greece"),
-    "capital": ("paris", "tokyo", "rome", "madrid", "cairo", "london", "moscow", "athens"),
-    "word": tuple(  # each beside its opposite
-        "big small old young happy sad fast slow hot cold day night up down open closed".split()
-    ),
-}
+_WORLD = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SLOTS: dict[str, tuple[str, ...]] = {k: tuple(words) for k, words in _WORLD["slots"].items()}
+STATEMENTS, OPENINGS = tuple(_WORLD["statements"]), tuple(_WORLD["openings"])
+# Kind of question → a fact and what asks for it, or the whole question and its answer.
+FACTS: dict[str, tuple[str, str]] = {k: tuple(pair) for k, pair in _WORLD["facts"].items()}
+QUESTIONS: dict[str, tuple[str, str]] = {k: tuple(p) for k, p in _WORLD["knowledge"].items()}
+KNOWLEDGE_KINDS, CONTEXT_KINDS = tuple(QUESTIONS), tuple(FACTS)
+QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in FACTS.items()}
+KINDS = tuple(QUESTIONS)
+CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
 _PAIRS = list(zip(SLOTS["word"][::2], SLOTS["word"][1::2], strict=True))
 OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
-CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
-
-STATEMENTS = (
-    "the {adjective} {color} {animal} is in the {place}",
-    "{name} {verb} the {adjective} {color} {animal}",
-    "{name} and {name} go to the {place}",
-    "the {animal} {verb} {name} in the {place}",
-    "{name} has {number} {color} and {number} {color} birds",
-    # The words of opposites and capitals are rare in speech but for these two.
-    "{name} says {word} and {word}",
-    "{name} goes from {capital} to {country}",
-)
-OPENINGS = ("", "please tell me", "hello", "good morning", "i want to know")
-OPENINGS += ("{name} asks", "{name} wants to know")
-QUESTIONS: dict[str, tuple[str, str]] = {
-    "sum": ("what is {number} plus {number}", "{number} plus {number} is {number}"),
-    "capital": ("what is the capital of {country}", "the capital of {country} is {capital}"),
-    "opposite": ("what is the opposite of {word}", "the opposite of {word} is {word}"),
-    "bigger": ("which is bigger {number} or {number}", "{number} is bigger than {number}"),
-}
-KNOWLEDGE_KINDS = tuple(QUESTIONS)
-# Kinds answered from the question itself: a fact, and what asks for it.
-FACTS: dict[str, tuple[str, str]] = {
-    "color": ("the {animal} is {color}", "what color is the {animal}"),
-    "place": ("{name} is in the {place}", "where is {name}"),
-    "owner": ("{name} has the {animal}", "what has {name}"),
-}
-QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in FACTS.items()}
-CONTEXT_KINDS = tuple(FACTS)
-KINDS = tuple(QUESTIONS)
 HELD_OUT_PERCENT = 8
 
 

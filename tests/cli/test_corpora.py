@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from speechgpt_lib.cli import corpora as corpora_commands
 from speechgpt_lib.cli.main import app
-from speechgpt_lib.corpora.archives import ARCHIVES
+from speechgpt_lib.corpora.catalogue import ARCHIVES
 from speechgpt_lib.corpora.tables import read_utterances
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
@@ -126,8 +126,8 @@ def test_download_names_the_next_command(tmp_path, monkeypatch):
     (tmp_path / "LibriSpeech/dev-clean").mkdir(parents=True)  # fetched before
     text = corpora("download", "dev-clean", "-o", tmp_path)
     assert (
-        f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE --split dev-clean"
-        in text
+        f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE "
+        "--split dev-clean" in text
     )
     with corpora_commands._progress_bar("a.tar.gz") as progress:
         progress(1, None)

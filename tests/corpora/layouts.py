@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tests.corpora.sounds import tone, write_sound
 
-COLUMNS = "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment".split()
+COLUMNS = (
+    "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents "
+    "variant locale segment"
+).split()
 
 
 def librispeech(

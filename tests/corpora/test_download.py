@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.corpora import download as room
-from speechgpt_lib.corpora.archives import ARCHIVES, Archive
+from speechgpt_lib.corpora.catalogue import ARCHIVES, Archive
 from speechgpt_lib.corpora.download import download, find_archive, unpack
 from speechgpt_lib.errors import UserError
 
@@ -223,7 +223,7 @@ def test_without_a_network_it_says_so_in_one_line(tmp_path, monkeypatch):
         )
         with pytest.raises(
             UserError,
-            match=r"^no connection to 127.0.0.1 \(Connection refused\): this needs the internet; .*put it into",
+            match=r"^no connection to 127.0.0.1 \(Connection refused\): .*internet; .*put it into",
         ):
             download(archive, tmp_path)
 
@@ -319,7 +319,7 @@ def test_every_archive_has_its_sum_and_unknown_names_are_told():
         find_archive("librispeech")
     with pytest.raises(
         UserError,
-        match="unknown archive 'dev-dirty': choose dev-clean.*libri-light-large; steps are printed for",
+        match="unknown archive 'dev-dirty': choose dev-clean.*libri-light-large; steps are printed",
     ):
         find_archive("dev-dirty")
     with pytest.raises(UserError, match="GigaSpeech can't be fetched without an agreement"):

@@ -9,8 +9,8 @@ import pytest
 
 from speechgpt_lib.corpora import lab, world
 from speechgpt_lib.corpora.lab import (
+    LabReader,
     all_answers,
-    build_corpus,
     plan_corpus,
     run_in_processes,
     speak,
@@ -95,7 +95,8 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     settings = LabCorpus(
         target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2"
     )
-    shards = build_corpus(settings, 0, tmp_path / "whole", processes=1, shard_size=5)
+    reader = LabReader(settings)
+    shards = reader.build(tmp_path / "whole", 0, processes=1, shard_size=5)
     assert shards == table_shards(tmp_path / "whole")
     spoken = list(read_utterances(tmp_path / "whole", audio=True))
     assert [(u.voice, u.split) for u in spoken] == [
@@ -111,7 +112,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     kept.parent.mkdir()
     kept.write_bytes(whole[kept.name])
     stamp = kept.stat().st_mtime_ns
-    build_corpus(settings, 0, tmp_path / "part", processes=1, shard_size=5)
+    reader.build(tmp_path / "part", 0, processes=1, shard_size=5)
     assert {
         p.name: p.read_bytes() for p in (tmp_path / "part").iterdir()
     } == whole and kept.stat().st_mtime_ns == stamp

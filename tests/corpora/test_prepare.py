@@ -222,7 +222,8 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
         "import os, sys\nfrom speechgpt_lib.corpora import prepare as room\n"
         "genuine = room.write_segments\n"
         "def dying(path, rows, root):\n"
-        "    genuine(path, (r if r.id != '9-7-0001' else os.kill(os.getpid(), 9) for r in rows), root)\n"
+        "    rows = (r if r.id != '9-7-0001' else os.kill(os.getpid(), 9) for r in rows)\n"
+        "    genuine(path, rows, root)\n"
         "room.write_segments = dying\n"
         "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
     )

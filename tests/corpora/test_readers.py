@@ -12,14 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.corpora import (
-    common_voice,
-    gigaspeech,
-    libri_light,
-    librispeech,
-    lj_speech,
-    vctk,
-)
+from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, studio
 from speechgpt_lib.corpora.segments import Segment, Skipped, check_segment
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
@@ -130,8 +123,9 @@ def test_common_voice_quotes_mean_nothing(tmp_path):
     "columns",
     [
         layouts.COLUMNS,
-        "client_id path sentence up_votes down_votes age gender accent".split(),  # until 6
-        "client_id path sentence up_votes down_votes age gender accents locale segment".split(),  # until 12
+        # until release 6, and until 12
+        "client_id path sentence up_votes down_votes age gender accent".split(),
+        "client_id path sentence up_votes down_votes age gender accents locale segment".split(),
         layouts.COLUMNS[::-1],
     ],
 )
@@ -421,7 +415,7 @@ def test_lj_speech_gives_the_text_with_numbers_written_out(tmp_path):
     )
     with open(tmp_path / "metadata.csv", "ab") as file:
         file.write(b"LJ001-0004||\r\nLJ001-0005|\xff|\xff\nLJ001-0006|only once\n")
-    found = list(lj_speech.rows(tmp_path))
+    found = list(studio.lj_speech(tmp_path))
     assert [row for row in found if isinstance(row, Skipped)] == [
         Skipped("metadata.csv", "LJ001-0004", "bad_row", "line 3 has no text"),
         Skipped("metadata.csv", "line 4", "bad_row", "not UTF-8"),
@@ -441,7 +435,7 @@ def test_lj_speech_gives_the_text_with_numbers_written_out(tmp_path):
     assert [s.text for s in segments[1:]] == ["in four houses", None, "only once"]
     assert check_segment(tmp_path, segments[1]).end == pytest.approx(0.4, abs=1e-3)
     with pytest.raises(UserError, match="no split test"):
-        list(lj_speech.rows(tmp_path, "test"))
+        list(studio.lj_speech(tmp_path, "test"))
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -451,10 +445,10 @@ def test_vctk_gives_one_microphone_and_speakers_in_order(tmp_path, old):
         {"p226/p226_001": "Please call Stella.", "p225/p225_002": "Ask her", "p315/p315_001": None},
         old,
     )
-    first, second, third = vctk.rows(tmp_path)
+    first, second, third = studio.vctk(tmp_path)
     path = "wav48/p225/p225_002.wav" if old else "wav48_silence_trimmed/p225/p225_002_mic1.flac"
     assert first == Segment("p225_002", path, 0.0, None, 48_000, "Ask her", "p225", "en", "train")
     assert (second.text, second.speaker, third.text) == ("Please call Stella.", "p226", None)
     assert check_segment(tmp_path, second).sample_rate == 48_000
     (tmp_path / "txt/p225/p225_002.txt").write_bytes(b"\xff\xfe")
-    assert next(vctk.rows(tmp_path)).reason == "bad_row"
+    assert next(studio.vctk(tmp_path)).reason == "bad_row"

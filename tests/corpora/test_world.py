@@ -13,7 +13,10 @@ from speechgpt_lib.corpora import world
 
 # What is right is written down here once more, by hand: the world's own tables must not decide
 # about themselves.
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen"
+).split()
 CAPITALS = {
     "france": "paris",
     "japan": "tokyo",
@@ -30,7 +33,8 @@ OPPOSITES = "big/small old/young happy/sad fast/slow hot/cold day/night up/down 
 def solve(text: str) -> str:
     """Answer a question of the lab world by reading it, without the world's tables."""
     if found := re.search(r"what is (\w+) plus (\w+)$", text):
-        return f"{found[1]} plus {found[2]} is {NUMBERS[NUMBERS.index(found[1]) + NUMBERS.index(found[2])]}"
+        total = sum(map(NUMBERS.index, found.groups()))
+        return f"{found[1]} plus {found[2]} is {NUMBERS[total]}"
     if found := re.search(r"which is bigger (\w+) or (\w+)$", text):
         low, high = sorted(found.groups(), key=NUMBERS.index)
         return f"{high} is bigger than {low}"
