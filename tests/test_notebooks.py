@@ -104,7 +104,7 @@ def test_recorded_speech_goes_the_same_way(
         "field room hall town barn".split(),
     )
     turns = [
-        f"[Human]: Where is the {thing}?<eoh> [MOSS]: The {thing} is in the {place}.<eoa>"
+        f"[Human]: where is the {thing}<eoh> [MOSS]: the {thing} is in the {place}<eoa>"
         for thing in things
         for place in places
     ]

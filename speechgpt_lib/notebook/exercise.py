@@ -1,9 +1,10 @@
-"""**Try it yourself**: a learner's function → todo, pass or fail, and a function that works either way.
+"""**Try it yourself**: a learner's function → a verdict, and a function that works either way.
 
     merge = check("1.a", merge)
 
-`check` never raises: it shows its verdict and returns the learner's function when that passes, else the reference, so
-the cells below always run.  What an exercise asks stands in its notebook, its cases and reference in `exercises`.
+`check` never raises: it shows its verdict and returns the learner's function when that passes, else
+the reference, so the cells below always run.  What an exercise asks stands in its notebook, its
+cases and reference in `exercises`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Verdict:
 
 
 def check(exercise_id: str, learners_function: Callable | None) -> Callable:
-    """Show how `learners_function` does on the cases of an exercise; return it if it passes, else the reference."""
+    """Show how a function does on an exercise; return it if it passes, else the reference."""
     from IPython.display import Markdown, display
 
     exercise = EXERCISES.get(exercise_id)
@@ -48,7 +49,7 @@ def check(exercise_id: str, learners_function: Callable | None) -> Callable:
 
 
 def judge(exercise: Exercise, function: Callable | None) -> Verdict:
-    """Compare `function` with the reference on copies of every case, which either may change freely."""
+    """Compare `function` with the reference on copies of every case."""
     if not callable(function):
         return Verdict("todo", f"Write the function and run its cell again. {_USES_REFERENCE}")
     failures, unanswered = [], 0
@@ -79,8 +80,8 @@ def judge(exercise: Exercise, function: Callable | None) -> Verdict:
 def difference(expected: Any, got: Any, tolerance: float = 1e-4, where: str = "") -> str | None:
     """The first difference between two values in words, or None when they agree.
 
-    Lists, tuples, arrays and tensors are compared element by element whatever their type, floats with a relative and
-    absolute `tolerance` (NaN equals NaN), everything else exactly.
+    Lists, tuples, arrays and tensors are compared element by element whatever their type, floats
+    with a relative and absolute `tolerance` (NaN equals NaN), everything else exactly.
     """
     expected, got = _plain(expected), _plain(got)
     at = f"at {where}: " if where else ""
@@ -106,7 +107,9 @@ def _same(expected: Any, got: Any, tolerance: float) -> bool:
     if isinstance(expected, _NUMBER) and isinstance(got, _NUMBER):
         if expected == got or (_is_nan(expected) and _is_nan(got)):
             return True
-        counts = isinstance(expected, int) and isinstance(got, int)  # right or wrong, nothing between
+        counts = isinstance(expected, int) and isinstance(
+            got, int
+        )  # right or wrong, nothing between
         return not counts and bool(np.isclose(got, expected, rtol=tolerance, atol=tolerance))
     alike = type(expected) is type(got) or (isinstance(expected, Set) and isinstance(got, Set))
     return alike and expected == got

@@ -1,7 +1,7 @@
-"""The cases of every **Try it yourself**, by its id ("1.a": the first of notebook 01), with its reference solution.
+"""The cases and the reference solution of every **Try it yourself**, by its id ("1.a").
 
-Each case is a tuple of arguments; between them the cases of an exercise cover the empty input, the smallest one and
-whatever is usually forgotten.
+Each case is a tuple of arguments; between them the cases of an exercise cover the empty input, the
+smallest one and whatever is usually forgotten.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Notebooks → what is wrong with them, as file:cell messages: `python -m speechgpt_lib.notebook.lint notebooks`.
+"""What is wrong with notebooks: `python -m speechgpt_lib.notebook.lint notebooks`.
 
-Checked is what keeps notebooks reviewable (no outputs, stable readable cell ids), runnable headlessly (one cell of
-literal parameters, nothing that only works on one machine or only in JupyterLab) and readable (a title, short cells
-of short lines, exercises).
+Checked is what keeps notebooks reviewable (no outputs, stable readable cell ids), runnable
+headlessly (one cell of literal parameters, nothing that only works on one machine or only in
+JupyterLab) and readable (a title, short cells of short lines, exercises).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _nodes(tree: list[ast.stmt]) -> list[ast.AST]:
 
 
 def _strings(tree: list[ast.stmt]) -> list[str]:
-    """Literal texts; of an f-string only its first part, since a later one may well start with a slash."""
+    """Literal texts; of an f-string only its first part: later ones may start with a slash."""
     nodes = _nodes(tree)
     joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
     later = {id(part) for node in joined for part in node.values[1:]}

@@ -99,7 +99,7 @@ def test_in_the_lab_the_running_question_is_spoken(tmp_path):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """The session of a recipe whose corpora are recordings: six of one speaker, and one of another."""
+    """The session of a recipe whose corpora are recordings: four to learn from, one held out."""
     rng = np.random.default_rng(0)
     waves = [(0.1 * rng.standard_normal(16_000 * k)).astype(np.float32) for k in (1, 2, 3, 1, 4)]
     clips = [Clip(wave, f"sentence {len(wave)}", "1") for wave in waves]
