@@ -1,8 +1,9 @@
-"""One notebook and its parameters → an executed, trusted copy, through papermill, interruptible and without orphans.
+"""One notebook and its parameters → an executed, trusted copy, without orphans, by papermill.
 
-papermill is imported here and only here: it takes two seconds, which a run that reuses everything need not spend.
-What it leaves open is closed: unknown parameters are errors, signals reach the running cell, an interrupted or failed
-copy never carries the name of a good one, and the kernel is always this interpreter, started below `keeper`.
+papermill is imported here and only here: it takes two seconds, which a run that reuses everything
+need not spend. What it leaves open is closed: unknown parameters are errors, signals reach the
+running cell, an interrupted or failed copy never carries the name of a good one, and the kernel is
+always this interpreter, started below `keeper`.
 """
 
 from __future__ import annotations
@@ -29,15 +30,10 @@ from nbformat.sign import NotebookNotary
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 LOG = "kernel.log"
-GRACE_S = (
-    20.0  # an interrupted cell may finish its checkpoint; containers and Slurm allow 10 to 90 s
-)
+GRACE_S = 20.0  # for an interrupted cell to save; containers and Slurm allow 10 to 90 s
 
 
 class Stopped(Exception):
@@ -45,7 +41,10 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Turns a signal into an interrupt of the running cell; after `grace_s` or a second one the kernel is ended."""
+    """Turns a signal into an interrupt of the running cell; a second one ends the kernel.
+
+    So does the end of `grace_s`.
+    """
 
     def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
@@ -72,7 +71,7 @@ class Stop:
             self._timer.cancel()
 
     def _send(self, number: int) -> None:
-        """An interrupt goes to the kernel's group; the end goes to the keeper alone, which stops all below it."""
+        """Interrupt the kernel's group, or end the keeper alone, which stops all below it."""
         pid = getattr(self.kernel and self.kernel.provisioner, "pid", None)
         if pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -81,7 +80,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[Stop]:
-    """Route the signals that end a run to `stop` during the block; Python allows this in the main thread only."""
+    """Route the signals that end a run to `stop` during the block (in the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -95,14 +94,12 @@ def stop_on_signals(stop: Stop) -> Iterator[Stop]:
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Raise UserError for a parameter that the notebook does not declare; papermill would only warn."""
+    """Raise UserError for an undeclared parameter, of which papermill would only warn."""
     known = set(papermill.inspect_notebook(_literal(notebook)))
-    unknown = sorted(set(parameters) - known)
-    if unknown:
-        raise UserError(
-            f"{notebook.name}: unknown parameter {', '.join(unknown)}; its cell tagged `parameters` declares "
-            f"{', '.join(sorted(known)) or 'none'}; add the missing line there"
-        )
+    if unknown := sorted(set(parameters) - known):
+        found = f"{notebook.name}: unknown parameter {', '.join(unknown)}"
+        declared = f"its cell tagged `parameters` declares {', '.join(sorted(known)) or 'none'}"
+        raise UserError(f"{found}; {declared}; add the missing line there")
 
 
 def execute(
@@ -113,13 +110,14 @@ def execute(
     on_cell: Callable[[int, int, str], None] = lambda number, cells, cell_id: None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Execute `notebook` in its own folder; the copy appears as `target` when the last cell has ended well.
+    """Execute `notebook` in its own folder into `target`, which appears when all has gone well.
 
-    `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line printed.  The copy under
-    way is `*.partial.ipynb`; an interrupted one stays there, a failed one is `*.failed.ipynb`.
+    `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line
+    printed.  The copy under way is `*.partial.ipynb`; an interrupted one stays there, a failed one
+    is `*.failed.ipynb`.
 
-    Raises UserError naming notebook, cell and error when a cell fails or the kernel dies, Stopped when `stop` was
-    called.
+    Raises UserError naming notebook, cell and error when a cell fails or the kernel dies, Stopped
+    when `stop` was called.
     """
     partial, failed = target.with_suffix(".partial.ipynb"), target.with_suffix(".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,45 +129,40 @@ def execute(
         if cell.cell_type == "code":
             current["id"] = cell.id
         on_cell(cell_index + 1, len(source.cells) + 1, cell.id)
-        stop.check()  # an idle kernel ignores interrupts, so one that came between two cells takes effect here
+        stop.check()  # an idle kernel ignores what comes between two cells
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    message = None
-    with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as folder:
+        scratch = Path(folder)
+        options = {
+            "kernel_name": "python3",
+            "kernel_manager_class": _kernel_manager_class(scratch, stop),
+            "resources": {"metadata": {"path": str(notebook.parent)}},
+            "progress_bar": False,
+            "coalesce_streams": True,
+            "autosave_cell_every": 30,
+            "start_timeout": 120,
+            "on_cell_start": cell_start,
+            "stdout_file": _Lines(on_line),
+        }
+        message = None
         try:
-            papermill.execute_notebook(
-                source,
-                _literal(partial),
-                parameters=parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                coalesce_streams=True,
-                autosave_cell_every=30,
-                start_timeout=120,
-                resources={"metadata": {"path": str(notebook.parent)}},
-                kernel_manager_class=_kernel_manager_class(Path(scratch), stop),
-                on_cell_start=cell_start,
-                stdout_file=_Lines(on_line),
-            )
+            papermill.execute_notebook(source, _literal(partial), parameters, **options)
         except papermill.PapermillExecutionError as error:
             message = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
         except DeadKernelError:
-            message = (
-                f"the kernel died, most often because memory ran out{_last_words(Path(scratch))}"
-            )
+            why = _last_words(scratch)
+            message = f"the kernel died, most often because memory ran out{why}"
         except OSError as error:
             message = f"{error.strerror or error} ({error.filename or partial}); free the cause"
-        except (
-            RuntimeError
-        ) as error:  # jupyter_client's "Kernel died before replying to kernel_info" and the like
-            message = f"the kernel could not be used: {error}{_last_words(Path(scratch))}"
+        except RuntimeError as error:  # "Kernel died before replying to kernel_info" and the like
+            message = f"the kernel could not be used: {error}{_last_words(scratch)}"
     stop.check()
     if message:
         if partial.exists():
             os.replace(partial, failed)
-        raise UserError(
-            f"{notebook.name}, cell {current['id']}: {message} (see {failed}; after the cure the same command resumes)"
-        )
+        cure = f"(see {failed}; after the cure the same command resumes)"
+        raise UserError(f"{notebook.name}, cell {current['id']}: {message} {cure}")
     sign(partial)
     os.replace(partial, target)
     failed.unlink(missing_ok=True)
@@ -178,22 +171,20 @@ def execute(
 def _last_words(scratch: Path) -> str:
     """The last line the kernel wrote outside of its notebook, as " (it said: …)"."""
     with contextlib.suppress(OSError):
-        lines = (scratch / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        return next(
-            (f" (it said: {line.strip()[:300]})" for line in reversed(lines) if line.strip()), ""
-        )
+        lines = (scratch / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip()]
+        return f" (it said: {said[-1][:300]})" if said else ""
     return ""
 
 
 def sign(notebook: Path) -> None:
-    """Mark a notebook as trusted on this account: an untrusted one shows no widgets and plays no sound."""
+    """Mark a notebook as trusted here: an untrusted one shows no widgets and plays no sound."""
     notary = NotebookNotary()
     try:
         notary.sign(nbformat.read(notebook, as_version=4))
     except (OSError, sqlite3.Error) as error:  # a read-only home must not cost the run
-        print(
-            f"{notebook.name} is not marked as trusted ({error}); to see all of it: `jupyter trust {notebook}`"
-        )
+        cure = f"to see all of it: `jupyter trust {notebook}`"
+        print(f"{notebook.name} is not marked as trusted ({error}); {cure}")
     finally:
         notary.store.close()
 
@@ -214,32 +205,22 @@ class _Lines:
 
 
 def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]:
-    """A kernel manager for this interpreter, whatever kernels are installed, that keeps its files in `scratch`."""
+    """A manager of kernels of this interpreter, which keeps its files in `scratch`."""
+    # The notebook must import the library that its key was computed from, installed or not.
+    library = str(Path(speechgpt_lib.__file__).parents[1])
     environment = {
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         "IPYTHONDIR": str(scratch / "ipython"),
-        # The notebook must import the library that its key was computed from, installed or not.
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(speechgpt_lib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([library, os.environ.get("PYTHONPATH", "")]),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every cell's output
     }
-    spec = KernelSpec(
-        argv=[
-            sys.executable,
-            "-m",
-            "speechgpt_lib.notebook.keeper",
-            str(scratch / LOG),
-            "-f",
-            "{connection_file}",
-        ],
-        display_name="Python 3 (ipykernel)",
-        language="python",
-        env=environment,
-    )
+    keeper = ["-m", "speechgpt_lib.notebook.keeper", str(scratch / LOG)]
+    command = [sys.executable, *keeper, "-f", "{connection_file}"]
+    name = {"display_name": "Python 3 (ipykernel)", "language": "python"}
+    spec = KernelSpec(argv=command, env=environment, **name)
 
-    # Sockets in a private folder rather than TCP ports, which parallel runs can take from each other.  The system
-    # limits such a path to about 104 bytes.
+    # Sockets in a private folder rather than TCP ports, which parallel runs can take from each
+    # other.  The system limits such a path to about 104 bytes.
     socket = str(scratch / "socket")
     transport = {"transport": "ipc", "ip": socket} if len(os.fsencode(socket)) < 95 else {}
 

@@ -1,8 +1,9 @@
-"""Figures, sounds and tables in a notebook: matplotlib figure, waveform or rows → HTML with alt text and a caption.
+"""Figures, sounds and tables in a notebook, as HTML with alt text and a caption.
 
-JupyterLab drops the alt text of PNG outputs, an untrusted notebook plays no sound, and `IPython.display.Audio`
-makes every clip equally loud.  So everything a reader sees or hears goes through the three functions here.  Figures
-and clips can also be written as files into the run directory, where they are found without Jupyter.
+JupyterLab drops the alt text of PNG outputs, an untrusted notebook plays no sound, and
+`IPython.display.Audio` makes every clip equally loud.  So everything a reader sees or hears goes
+through the three functions here.  Figures and clips can also be written as files into the run
+directory, where they are found without Jupyter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from speechgpt_lib.runs.artefacts import atomic_path
 if TYPE_CHECKING:  # it takes a second to import; a notebook that only plays sounds needn't wait
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), "Color Universal Design": told apart with any kind of colour vision, and in grey.
+# Okabe and Ito (2008), "Color Universal Design": told apart by everybody, and in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 LARGEST_FIGURE = 150_000  # bytes of PNG; ten figures fit a notebook of 1.5 MB
 LONGEST_CLIP_S = 8.0  # seconds embedded of one clip; 16 kHz costs 43 KB a second
@@ -48,7 +49,7 @@ _STYLE = {
 
 
 def use_house_style() -> None:
-    """Set matplotlib's defaults: readable sizes, few lines, colours that everybody can tell apart."""
+    """Set matplotlib's defaults: readable sizes, few lines, colours that all can tell apart."""
     import matplotlib
 
     matplotlib.rcParams.update(_STYLE | {"axes.prop_cycle": matplotlib.cycler(color=COLORS)})
@@ -64,10 +65,10 @@ def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] | None =
 def show_figure(
     fig: Figure, alt: str, caption: str, name: str | None = None, save_dir: Path | str | None = None
 ) -> None:
-    """Show a matplotlib figure as HTML and close it; with `name` and `save_dir` also write it there as PNG.
+    """Show a matplotlib figure as HTML and close it; with `name` and `save_dir` also save it.
 
-    `alt` says what there is to see to somebody who can't see it; `caption` stands below.  The resolution is 100 dots
-    an inch, less when the PNG would exceed 150 kB.
+    `alt` says what there is to see to somebody who can't see it; `caption` stands below.  The
+    resolution is 100 dots an inch, less when the PNG would exceed 150 kB.
     """
     from IPython.display import display
 
@@ -95,9 +96,10 @@ def figure_bundle(
 
 
 def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | str | None = None) -> None:
-    """Show a player for a mono waveform (array or tensor, full scale ±1) at `sample_rate` Hz, as loud as it is.
+    """Show a player for a wave (samples,) of full scale ±1 at `sample_rate` Hz, as loud as it is.
 
-    With `path` the whole clip is written there as 16-bit WAV; the notebook itself holds its first 8 seconds at most.
+    With `path` the whole clip is written there as 16-bit WAV; the notebook itself holds its first 8
+    seconds at most.
 
     Raises UserError when `wave` is empty or not one-dimensional.
     """
@@ -120,7 +122,7 @@ def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | str | Non
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], caption: str) -> None:
-    """Show rows (mappings, whose keys become the head) as an HTML table; numbers are rounded to 3 digits."""
+    """Show rows (mappings, whose keys become the head) as a table; numbers get 3 digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     number = int | float | np.number
@@ -140,7 +142,7 @@ def show_table(rows: Sequence[Mapping[str, Any]], caption: str) -> None:
 
 
 def wav_bytes(samples: np.ndarray, sample_rate: int) -> bytes:
-    """A mono 16-bit WAV file in memory.  Floats are clipped at ±1, full scale; 16-bit integers are taken as is."""
+    """A mono 16-bit WAV file in memory.  Floats are clipped at ±1, 16-bit integers taken as is."""
     samples = np.asarray(samples)
     if samples.dtype != np.int16:
         clipped = np.clip(np.nan_to_num(samples.astype(np.float64)), -1, 1)

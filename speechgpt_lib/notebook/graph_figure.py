@@ -1,4 +1,4 @@
-"""A picture of the graph of steps: each in the row of its notebook, with what would become of it."""
+"""A picture of the graph of steps: each in the row of its notebook, coloured by its state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 1.75, 0.75  # inches between the middles of boxes
 
 
 def places(planned: Sequence[Planned]) -> dict[str, tuple[int, int]]:
-    """Step → (column, row): a row for each notebook, and every step to the right of what it needs."""
+    """Step → (column, row): a row a notebook, and every step to the right of what it needs."""
     rows = {name: row for row, name in enumerate(sorted({step.notebook for step in planned}))}
     found: dict[str, tuple[int, int]] = {}
     for step in planned:

@@ -1,10 +1,11 @@
-"""A notebook kernel that leaves nothing behind: connection file → ipykernel, and the end of every process it started.
+"""A notebook kernel that leaves nothing behind: it ends with every process it started.
 
-`python -m speechgpt_lib.notebook.keeper LOG_FILE -f CONNECTION_FILE` stands between the notebook runner and the
-kernel.  It starts the kernel with its own interpreter and waits.  When the kernel ends, when the keeper is asked to
-stop (SIGTERM) or when the runner is gone (even by SIGKILL), every descendant is stopped: first politely, so that a
-training child can save and stop its workers, then by force. Without it the children of an interrupted cell, which
-often live in sessions of their own, would go on training.
+`python -m speechgpt_lib.notebook.keeper LOG_FILE -f CONNECTION_FILE` stands between the notebook
+runner and the kernel.  It starts the kernel with its own interpreter and waits.  When the kernel
+ends, when the keeper is asked to stop (SIGTERM) or when the runner is gone (even by SIGKILL), every
+descendant is stopped: first politely, so that a training child can save and stop its workers, then
+by force. Without it the children of an interrupted cell, which often live in sessions of their own,
+would go on training.
 """
 
 from __future__ import annotations
@@ -26,18 +27,17 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def keep(log_file: str, *arguments: str) -> int:
-    """Run `ipykernel_launcher` with `arguments` until it, the runner or this process ends; returns its exit code.
+    """Run `ipykernel_launcher` until it, the runner or this process ends; returns its exit code.
 
-    What the kernel writes past its notebook (a crash's last words, an echo of its children's output) goes to
-    `log_file`, in a folder made for this kernel alone.
+    What the kernel writes past its notebook (a crash's last words, an echo of its children's
+    output) goes to `log_file`, in a folder made for this kernel alone.
     """
-    # Named by the starter; asking for the parent's id here would come too late if that is gone already.
+    # Named by the starter: by now the parent may be gone.
     runner = int(os.environ.get("JPY_PARENT_PID") or os.getppid())
     adopt_orphans()
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append("stop"))
-    # An interrupt goes to the whole group and is meant for the kernel.  A handler, unlike SIG_IGN, is not passed on
-    # to the child.
+    # An interrupt is meant for the kernel.  A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGINT, lambda *_: None)
     command = [sys.executable, "-m", "ipykernel_launcher", *arguments]
     # The kernel watches the process named here and exits when its parent is another.
@@ -55,13 +55,13 @@ def keep(log_file: str, *arguments: str) -> int:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent dies, so that they can be found (Linux only)."""
+    """Become the parent of descendants whose own parent dies (Linux only), to find them."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap(kernel: int) -> int | None:
-    """Collect every child that ended, adopted ones too; returns the kernel's exit code once it has ended."""
+    """Collect every child that ended, adopted ones too; returns the kernel's exit code, if any."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -74,7 +74,7 @@ def reap(kernel: int) -> int | None:
 
 
 def stop_descendants(patience_s: float = PATIENCE_S) -> None:
-    """Ask all descendants of this process to stop, wait, and kill those that are left, until there are none."""
+    """Ask all descendants to stop, wait, and kill those that are left, until there are none."""
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         left = [p for p in psutil.Process().children(recursive=True) if alive(p)]
         for process in left:

@@ -1,4 +1,4 @@
-"""A training in a notebook: its loss drawn while it runs, in one process or several, and nothing left behind when the cell is stopped."""
+"""A training in a notebook: its loss drawn while it runs, in one process or in several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARE = 0.05  # of the time that drawing may take
 
 
 class LossCurve:
-    """Told the rows of a metrics log, draws the loss over the steps, always in the same place; once a second at most.
+    """Told the rows of a metrics log, draws the loss in the same place, once a second at most.
 
     A headless run keeps the last picture only.
     """
@@ -48,15 +48,16 @@ class LossCurve:
         fig, ax = plt.subplots(figsize=(7, 2.6))
         ax.plot([r["step"] for r in self.rows], [r["loss"] for r in self.rows], linewidth=1.2)
         ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel="step", ylabel="loss", title=self.title)
-        alt = f"The loss over {self.rows[-1]['step']} of {self.steps} steps, now {self.rows[-1]['loss']:.3f}."
-        bundle = figure_bundle(fig, alt, describe(self.rows[-1], self.steps))
+        last = self.rows[-1]
+        alt = f"The loss over {last['step']} of {self.steps} steps, now {last['loss']:.3f}."
+        bundle = figure_bundle(fig, alt, describe(last, self.steps))
         display(bundle, raw=True, display_id=self.place, update=self.drawn > 0)
         self.drawn, now = len(self.rows), time.monotonic()
         self.next = now + max(1.0, (now - started) / SHARE)
 
 
 def describe(row: dict, steps: int | None = None) -> str:
-    """A row of the log in words: how far (of `steps`, where that is known), how fast, how long still."""
+    """A row of the log in words: how far (of `steps`, if known), how fast, how long still."""
     parts = [f"step {row['step']}" + (f" of {steps}" if steps else ""), f"loss {row['loss']:.3f}"]
     if row.get("tokens_per_second"):
         parts.append(f"{row['tokens_per_second']:,.0f} tokens a second")
@@ -90,18 +91,17 @@ def capture(show: Callable, *arguments: object) -> str:
 
 
 def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:
-    """Make the trained step `name` ("stage1") and draw its loss meanwhile; prints the command that does the same in a terminal.
+    """Make the trained step `name` ("stage1"), draw its loss and print the command that does it.
 
-    Interrupting the cell stops every process after its current step, with a checkpoint; the same cell, or that command, goes on from there.
+    Interrupting the cell stops every process after its current step, with a checkpoint; the same
+    cell, or that command, goes on from there.
     """
     options = f" --processes {processes}" * (processes > 1) + " --force" * force
-    print(
-        f"in a terminal: speechgpt train {name} --run {os.path.relpath(run.path, Path.cwd().parent)}{options}"
-    )
+    where = os.path.relpath(run.path, Path.cwd().parent)
+    print(f"in a terminal: speechgpt train {name} --run {where}{options}")
     settings = run.recipe.language_model if name == "text_model" else getattr(run.recipe, name)
-    curve = LossCurve(
-        f"{name}, {processes} process{'es' * (processes > 1)}", settings.optimization.steps
-    )
+    title = f"{name}, {processes} process{'es' * (processes > 1)}"
+    curve = LossCurve(title, settings.optimization.steps)
     try:
         return train_step(run, name, processes, force, curve)
     finally:

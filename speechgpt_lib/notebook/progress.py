@@ -1,4 +1,4 @@
-"""What `speechgpt run` says: a line for each notebook and step, and in a terminal a live one for each that is under way."""
+"""What `speechgpt run` says: a line for each notebook and step, live where it is under way."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ LARGEST_COPY = 1_500_000  # bytes; a heavier notebook opens slowly and can't be 
 
 
 class Reporter:
-    """Says what is reused, resumed and executed; `on_cell` is told (notebook, number, cells, cell id) as well.
+    """Says what is reused, resumed and executed.
 
-    Several notebooks and steps may be under way at once: there is one display for all of them.
+    `on_cell` is told (notebook, number, cells, cell id) as well.  Several notebooks and steps may
+    be under way at once: there is one display for all of them.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Reporter:
     def executing(
         self, name: str, resumed: bool
     ) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
-        """Gives two functions: one is told each cell, the other each line that the notebook prints."""
+        """Give two functions: one is told each cell, the other each line that is printed."""
         self._line(name, "resuming" if resumed else "executing", "")
         with self._task(name) as task:
 
@@ -81,7 +82,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def making(self, step: str) -> Iterator[Callable[[str], None]]:
-        """Gives a function that is told each line a step says: progress is shown live, the rest printed."""
+        """Give a function that is told each line of a step: progress is live, the rest printed."""
         with self._task(step) as task:
 
             def on_line(line: str) -> None:

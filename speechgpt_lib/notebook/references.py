@@ -1,4 +1,4 @@
-"""Reference solutions of the exercises, each as a learner would write it and not as the library does it."""
+"""Reference solutions of the exercises, as a learner would write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections import Counter
 
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen".split()
+NUMBERS += "fourteen fifteen sixteen seventeen eighteen".split()
 
 
 def add_in_words(question: str) -> str:
@@ -46,7 +47,8 @@ def seconds_of(durations: list[int]) -> float:
 
 
 def paper_row(description: str, given: str, answer: str) -> str:
-    return f"[Human]:{description.removesuffix('.')}. This is input: {given}<eoh>.[SpeechGPT]: {answer}<eos>.."
+    asked = f"[Human]:{description.removesuffix('.')}. This is input: {given}<eoh>."
+    return f"{asked}[SpeechGPT]: {answer}<eos>.."
 
 
 def choose(identity: str, seed: int, count: int) -> int:

@@ -1,4 +1,4 @@
-"""The session cell of a notebook: its parameters → an open run, and speech of the run's own corpora to look at."""
+"""The session cell of a notebook: its parameters → an open run, and speech to look at."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ EXAMPLE_S = 4.0  # what a recorded example should last
 class Clip:
     """Speech to look at: wave (samples,) at 16 kHz, its words and its voice.
 
-    phones: (start s, end s, label), empty where nobody has aligned them.  answer: "" where it is no question.
+    phones: (start s, end s, label), empty where nobody has aligned them.  answer: "" where it is no
+    question.
     """
 
     wave: np.ndarray
@@ -58,7 +59,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Session:
-    """The open run of a notebook; `device` ("cpu", "cuda", "mps") is resolved, `force` is for `make`."""
+    """The open run of a notebook; `device` ("cpu", "cuda") is resolved, `force` is for `make`."""
 
     run: Run
     device: str
@@ -75,7 +76,7 @@ class Session:
         return next((c for c in self.recipe.corpora if isinstance(c, LabCorpus)), None)
 
     def make(self, step: str | Definition, on_log: OnLog = None) -> Step:
-        """The finished step `step` ("units"), made unless it is there already; what it needs must be finished."""
+        """The finished step `step` ("units"), made unless it is there; what it needs must be."""
         return make(self.run, step, self.force, on_log)
 
     def require(self, *names: str) -> dict[str, Step]:
@@ -96,7 +97,7 @@ class Session:
         return open_corpora(self.recipe, corpus and corpus.path)
 
     def example(self) -> Clip:
-        """The clip that goes through all notebooks: the lab's question, or a held-out recording with text."""
+        """The clip that goes through all notebooks: the lab's question, or a held-out recording."""
         if self.lab:
             return self.say(QUESTION, self.lab.target_voice, ANSWER)
         corpus = make(self.run, "corpus").path
@@ -110,7 +111,7 @@ class Session:
         return Clip(wave, text, voice, tuple((p.start, p.end, p.label) for p in phones), answer)
 
     def voices(self, text: str = ANSWER) -> dict[str, Clip]:
-        """A clip for each role that voices have: `text` in the lab's voices, or recordings of the corpus."""
+        """A clip for each role of voices: `text` in the lab's voices, or recordings."""
         if lab := self.lab:
             chosen = (lab.target_voice, lab.aligned_voices[0], lab.held_out_voice)
             roles = ("answers you", "understood", "held out")
@@ -129,7 +130,7 @@ class Session:
         return [Clip.of(u) for u in read_utterances(corpus, "bytes", phones=True, where=chosen)]
 
     def media(self, notebook: str) -> Path:
-        """The folder for a notebook's figures and clips as files: <run>/notebooks/media/<notebook>."""
+        """The folder for a notebook's figures and clips: <run>/notebooks/media/<notebook>."""
         return self.run.path / "notebooks" / "media" / notebook
 
 
@@ -140,9 +141,10 @@ def start(
     device: str | None = None,
     force: bool = False,
 ) -> Session:
-    """Open the run directory for a recipe and print versions, device, threads, seed and where the results go.
+    """Open the run directory for a recipe; print versions, device, threads, seed and the folder.
 
-    `seed` and `device` replace the recipe's when given.  Random numbers of Python, numpy and torch start at the seed.
+    `seed` and `device` replace the recipe's when given.  Random numbers of Python, numpy and torch
+    start at the seed.
 
     Raises UserError for an unknown recipe or device, or a folder that can't be written.
     """
@@ -166,7 +168,7 @@ def start(
 
 
 def show_results(session: Session, notebook: str) -> None:
-    """A table of what a notebook's steps ("01_unit_extraction") left behind: files, sizes, hashes and cost."""
+    """Show what the steps of a notebook ("01_unit_extraction") left: files, sizes, hashes, cost."""
     rows = []
     for step in session.run.steps():
         if step.name.startswith(notebook + "/"):
@@ -182,7 +184,7 @@ def show_results(session: Session, notebook: str) -> None:
 
 
 def write_librispeech(root: Path, clips: Sequence[Clip], broken: int) -> None:
-    """Write clips in LibriSpeech's layout, the last one into test-clean; number `broken` is silence."""
+    """Write clips in LibriSpeech's layout, the last into test-clean; number `broken` is silent."""
     for split, numbers in (("dev-clean", range(len(clips) - 1)), ("test-clean", [len(clips) - 1])):
         chapter = root / split / "1" / str(len(numbers))
         chapter.mkdir(parents=True)

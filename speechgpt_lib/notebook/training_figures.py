@@ -1,4 +1,4 @@
-"""Pictures of trainings: curves of a metrics log, and how rows of different lengths fill a batch."""
+"""Pictures of trainings: curves of a metrics log, and how rows fill a batch."""
 
 from __future__ import annotations
 

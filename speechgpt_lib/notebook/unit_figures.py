@@ -33,7 +33,7 @@ def unit_colors(count: int):
 
 
 def paint(ax: Axes, units: np.ndarray, count: int, box: tuple | None = None) -> None:
-    """Draw units (n,) of an inventory of `count` as a coloured strip; box: left, right, bottom, top."""
+    """Draw units (n,) of `count` kinds as a coloured strip; box: left, right, bottom, top."""
     look = {"aspect": "auto", "interpolation": "nearest", "cmap": unit_colors(count)}
     ax.imshow(np.asarray(units)[None], extent=box, vmin=0, vmax=count - 1, **look)
     ax.grid(False)
@@ -64,7 +64,7 @@ def _is_wave(lane: str | np.ndarray) -> bool:
 
 
 def draw_wave(wave: np.ndarray, phones: Phones = (), seconds: float = 1.5) -> Figure:
-    """The first `seconds` of a wave (samples,), with the phones that were spoken where they are known."""
+    """The first `seconds` of a wave (samples,), with the phones where they are known."""
     fig, ax = new_axes(size=(9, 2.4))
     ax.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.5)
     top = 1.2 * np.abs(wave).max()
@@ -137,7 +137,7 @@ def spectrogram_with_units(
     phones: Phones = (),
     seconds: float = 1.6,
 ) -> Figure:
-    """A wave (samples,) as spectrogram; below it its merged units (n,) as long as they last in frames.
+    """A wave (samples,) as spectrogram; below it its merged units (n,) and durations (frames).
 
     The first `seconds` of it; `count` is the size of the unit inventory.
     """
@@ -254,7 +254,7 @@ def draw_durations(
 
 
 def _decibels(wave: np.ndarray) -> np.ndarray:
-    """Loudness (times, frequencies up to `HIGHEST_HZ`) in dB below the loudest, a window each 10 ms."""
+    """Loudness (times, frequencies to `HIGHEST_HZ`) in dB below the loudest, every 10 ms."""
     width, hop = SAMPLE_RATE // 40, SAMPLE_RATE // 100
     windows = np.lib.stride_tricks.sliding_window_view(wave, width)[::hop] * np.hanning(width)
     power = np.abs(np.fft.rfft(windows, 512)) ** 2

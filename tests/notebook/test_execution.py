@@ -26,8 +26,10 @@ from speechgpt_lib.notebook.execution import (
 # looks for it.
 START_CHILD = """
 import subprocess, sys, time
-code = "import signal, time; signal.signal(signal.SIGTERM, signal.{handler}); print(1, flush=True); time.sleep(3600)"
-child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.{handler}); "
+code += "print(1, flush=True); time.sleep(3600)"
+options = {{"start_new_session": True, "stdout": subprocess.PIPE}}
+child = subprocess.Popen([sys.executable, "-c", code], **options)
 child.stdout.readline()
 print("child", child.pid, flush=True)
 """
@@ -38,7 +40,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
 with stop_on_signals(Stop()) as stop:
     try:
-        execute(Path(sys.argv[1]), Path(sys.argv[2]), {}, stop, on_line=lambda line: print(line, flush=True))
+        paths = map(Path, sys.argv[1:3])
+        execute(*paths, {}, stop, on_line=lambda line: print(line, flush=True))
     except (Stopped, UserError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -207,7 +210,8 @@ def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path):
     # The child's parent is gone before the notebook ends, so it is nobody's child any more.
     start = (
         "import subprocess, sys\n"
-        'code = \'import subprocess, sys; c = [sys.executable, "-c", "import time; time.sleep(3600)"]; \'\n'
+        "code = 'import subprocess, sys; c = [sys.executable, \"-c\", '\n"
+        "code += '\"import time; time.sleep(3600)\"]; '\n"
         "code += 'print(subprocess.Popen(c, start_new_session=True, stdout=-3, stderr=-3).pid)'\n"
         "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
     )

@@ -32,7 +32,7 @@ def write(tmp_path, notebook_json):
 
 def test_a_clean_notebook_passes_with_a_warning_on_its_length(write, capsys):
     path = write(("load-audio", "x = 1"), ("magic", "%matplotlib inline\nx + 1"))
-    assert lint(path) == ([], ["-: 5 code cells, 15 to 30 are usual"])
+    assert lint(path) == ([], ["-: 5 code cells, 15 to 33 are usual"])
     assert main([str(path.parent)]) == 0
     assert "1 notebooks, 0 problems" in capsys.readouterr().out
 
@@ -43,6 +43,7 @@ def test_a_clean_notebook_passes_with_a_warning_on_its_length(write, capsys):
         (("a1b2c3d4", "x"), "a1b2c3d4: its id is not readable"),
         (("Load_Audio", "x"), "Load_Audio: its id is not readable"),
         (("long", "x\n" * 20 + "x"), "long: 21 lines, at most 20"),
+        (("wide", "x\ny = " + "1" * 85), "wide: line 2 has 89 columns, at most 88"),
         (("shell", "!ls"), "shell: a shell or install command"),
         (("shell", "names = !ls"), "shell: a shell or install command"),
         (("install", "if True:\n    %pip install x"), "install: a shell or install command"),
@@ -61,6 +62,11 @@ def test_a_clean_notebook_passes_with_a_warning_on_its_length(write, capsys):
 def test_bad_cells_are_named(write, cell, message):
     problems, _ = lint(write(cell))
     assert any(problem.startswith(message) for problem in problems), problems
+
+
+def test_most_cells_are_short(write):
+    long = [(f"long-{letter}", "x\n" * 8 + "x") for letter in "abcd"]
+    assert lint(write(*long))[0] == ["-: half of its code cells have 9 lines or more, expected 8"]
 
 
 @pytest.mark.parametrize(

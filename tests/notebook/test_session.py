@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt_lib.corpora.speech import Phone
+from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.notebook.session import require, show_results, start
+from speechgpt_lib.notebook.session import (
+    ANSWER,
+    QUESTION,
+    Clip,
+    show_results,
+    start,
+    write_librispeech,
+)
+from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training.devices import resolve_device
 
@@ -22,12 +32,8 @@ def test_start_opens_the_run_and_says_what_matters(tmp_path, monkeypatch, capsys
     assert f"torch {torch.__version__}" in said and f"{torch.get_num_threads()} threads" in said
     assert "recipe   lab, seed 3" in said and "results  ../runs/lab\n" in said
     assert session.run.path.samefile(tmp_path / "../runs/lab")
-    assert (session.recipe.name, session.recipe.seed, session.device, session.force) == (
-        "lab",
-        3,
-        "cpu",
-        False,
-    )
+    recipe = session.recipe
+    assert (recipe.name, recipe.seed, session.device, session.force) == ("lab", 3, "cpu", False)
     assert Run.open(session.run.path).recipe == session.recipe
     assert session.media("01_units") == session.run.path / "notebooks/media/01_units"
 
@@ -66,17 +72,71 @@ def test_device_that_is_not_there(monkeypatch):
 
 def test_require_and_results(tmp_path, capsys):
     session = start("lab", str(tmp_path))
-    with pytest.raises(
-        UserError, match="run notebook 01_unit_extraction.ipynb first, or `speechgpt run"
-    ):
-        require(session, "01_unit_extraction/hubert")
+    needed = "run notebook 01_unit_extraction.ipynb first, or `speechgpt run"
+    with pytest.raises(UserError, match=needed):
+        session.require("hubert")
     show_results(session, "01_unit_extraction")
     assert "nothing in 01_unit_extraction yet" in capsys.readouterr().out
-    made = session.run.step("01_unit_extraction/hubert", make, settings={})
-    assert (
-        require(session, "01_unit_extraction/hubert")["01_unit_extraction/hubert"].key == made.key
-    )
+    made = session.run.step("hubert", make, settings={})
+    assert session.require("hubert")["hubert"].key == made.key
     assert "found    01_unit_extraction/hubert (made 20" in capsys.readouterr().out
     show_results(session, "01_unit_extraction")
     shown = capsys.readouterr().out
     assert "units.txt" in shown and made.facts["outputs"]["units.txt"]["sha256"][:8] in shown
+
+
+def test_in_the_lab_the_running_question_is_spoken(tmp_path):
+    session = start("smoke", str(tmp_path))
+    clip = session.example()
+    assert (clip.text, clip.answer, clip.voice) == (QUESTION, ANSWER, session.lab.target_voice)
+    assert clip.wave.dtype == np.float32 and 3 < len(clip.wave) / 16_000 < 8
+    labels = "".join(label for _, _, label in clip.phones)
+    assert labels and clip.phones[-1][1] <= len(clip.wave) / 16_000
+    voices = session.voices("no")
+    assert list(voices) == ["answers you", "understood", "held out"]
+    assert len({clip.voice for clip in voices.values()}) == 3
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The session of a recipe whose corpora are recordings: four to learn from, one held out."""
+    rng = np.random.default_rng(0)
+    waves = [(0.1 * rng.standard_normal(16_000 * k)).astype(np.float32) for k in (1, 2, 3, 1, 4)]
+    clips = [Clip(wave, f"sentence {len(wave)}", "1") for wave in waves]
+    write_librispeech(tmp_path / "LibriSpeech", clips, broken=3)
+    reader = {"reader": "librispeech", "root": "LibriSpeech"}
+    learned = reader | {"splits": ["dev-clean"], "role": ["aligned", "voice"], "decode": True}
+    corpora = [
+        learned | {"max_bad_share": 0.5},
+        reader | {"splits": ["test-clean"], "role": "test"},
+    ]
+    changes = {"data": str(tmp_path), "corpora": corpora}
+    recipe = tmp_path / "recorded.yaml"
+    recipe.write_text(dump_recipe(load_recipe("smoke", changes)))
+    return start(str(recipe), str(tmp_path / "run"))
+
+
+def test_elsewhere_a_held_out_recording_is_the_example(recorded):
+    assert recorded.lab is None
+    clip = recorded.example()
+    assert (clip.text, clip.answer, clip.phones) == ("sentence 64000", "", ())
+    assert len(clip.wave) == 64_000 and recorded.example().text == clip.text
+    assert [len(c.wave) for c in recorded.clips(3, "train")] == [16_000, 32_000, 48_000]
+    assert [c.text for c in recorded.voices().values()] == ["sentence 16000"]
+    assert recorded.corpora().held_out_questions(1) == []
+
+
+def test_clips_are_spread_over_the_table(tmp_path):
+    session = start("smoke", str(tmp_path))
+    wave, phones = np.zeros(800, np.float32), [Phone(0.0, 0.05, "a")]
+    spoken = [
+        Utterance(f"{k:02d}", "a", "", "speech", "Male1", "test", 0.05, wave=wave, phones=phones)
+        for k in range(12)
+    ]
+
+    def write(work):
+        write_shard(work / "utterances-00000.parquet", spoken)
+
+    session.run.step("corpus", write, settings={})
+    clips = session.clips(4)
+    assert len(clips) == 4 and clips[0].phones == ((0.0, pytest.approx(0.05), "a"),)
