@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speechgpt_lib.corpora.corpus import Corpora
-from speechgpt_lib.corpora.lab_corpus import LabReader
+from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
