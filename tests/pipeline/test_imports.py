@@ -23,7 +23,7 @@ from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.interchange import export_jsonl
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
 from speechgpt_lib.language_model.model import load_model, save_model
-from speechgpt_lib.pipeline.graph import make, make_all, plan
+from speechgpt_lib.pipeline.graph import make, make_all, order, plan
 from speechgpt_lib.pipeline.instructions import voicing
 from speechgpt_lib.pipeline.step import Job
 from speechgpt_lib.recipes.loading import load_recipe
@@ -147,11 +147,27 @@ def test_transformers_encoder_with_centroids(new_run: NewRun, tmp_path: Path, ki
     assert step.metrics["id"] == UnitInventory.create(encoder, 2, KMeansUnits(centroids)).id
 
 
+def test_an_encoder_alone_gets_centroids_of_the_runs_speech(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    make_encoder().save_pretrained(tmp_path / "hubert")
+    run = new_run(8, inventory={"encoder": "hubert", "layer": 2})
+    recipe = load_recipe(run.path / "recipe.yaml", {"corpora": libri(tmp_path)})
+    run = Run.create(run.path, recipe, say=lambda line: None)
+    assert order(recipe, ["inventory"]) == ["corpus", "inventory"]
+    make(run, "corpus")
+    step, inventory = imported(run, "inventory"), inventory_of(run)
+    assert (inventory.count, inventory.layer, step.metrics["id"]) == (8, 2, inventory.id)
+    assert inventory.encode(noise(9000))[0].max() < 8
+    other = Run.create(run.path, load_recipe(run.path / "recipe.yaml", {"units.clusters": 5}))
+    assert plan(other, ["inventory"])[-1].state == "imported", "its k-means is made anew"
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ({"layer": 9}, "layer 9"),
-        ({"centroids": "nine.npy"}, "has 9 units, the recipe expects units.clusters: 20"),
+        ({"centroids": "nine.npy"}, "has 9 units, units.clusters is 20"),
         ({"centroids": "narrow.npy"}, "centroids have width 31 but layer 2 gives 32"),
         ({"centroids": "hubert.pt"}, "hubert.pt is no whole joblib file"),
         ({"encoder": "km.npy.pt"}, "km.npy.pt"),
