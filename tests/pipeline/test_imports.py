@@ -408,8 +408,8 @@ def test_what_was_imported_learns_and_talks(new_run: NewRun, tmp_path: Path) -> 
     run = new_run(inventory="inventory", **sources)
     recipe = load_recipe(run.path / "recipe.yaml", {"corpora": libri(tmp_path)})
     run = Run.create(run.path, recipe, say=lambda line: None)
-    needed = order(recipe, ["stage3", "vocoder"])
-    assert needed == ["corpus", "inventory", "stage2", "units", "chain_set", "stage3", "vocoder"]
+    needed = {"corpus", "inventory", "stage2", "units", "chain_set", "stage3", "vocoder"}
+    assert set(order(recipe, ["stage3", "vocoder"])) == needed
     stage3, _ = make_all(run, ["stage3", "vocoder"])
     assert stage3.metrics["steps"] == 4 and stage3.metrics["chain_accuracy"] is None
     speechgpt = SpeechGPT.load(run)
