@@ -221,7 +221,8 @@ def test_a_worker_without_its_fellow_trains_nothing(tmp_path: Path, root: Path) 
 def training_tree(run: Run, root: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A program that trains in two processes, and what stands below it (torchrun, two workers) once
     they have begun."""
-    imports = "from speechgpt_lib.runs.run import Run; from speechgpt_lib.pipeline.launch import train_step"
+    launcher = "from speechgpt_lib.pipeline.launch import train_step"
+    imports = f"from speechgpt_lib.runs.run import Run; {launcher}"
     program = f"{imports}; train_step(Run.open({str(run.path)!r}), 'text_model', processes=2)"
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
