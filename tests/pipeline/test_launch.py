@@ -1,7 +1,6 @@
 """Training in two processes on this machine: it equals one process, refuses to train alone, and
 leaves nothing behind.
 
-It equals one process, refuses to train alone, and leaves nothing behind.
 The step that is trained is the text model's, which needs no input but the recipe.
 """
 
