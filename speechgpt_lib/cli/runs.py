@@ -112,13 +112,14 @@ def make(
     """Make steps of a recipe and what they need; stopped and started again, it goes on."""
     import transformers
 
-    from speechgpt_lib.pipeline.launch import launch_steps
+    from speechgpt_lib.pipeline.launch import check_steps, launch_steps
     from speechgpt_lib.runs.run import Run
 
     transformers.logging.set_verbosity_error()
-    settings = load(recipe, changes, seed)
+    settings, part = load(recipe, changes, seed), shard_slice(shards)
+    check_steps(steps, part, force)  # before anything is written
     run = Run.create(run_dir or Path("runs") / settings.name, settings, say)
-    made = launch_steps(run, steps, processes, force, _progress(), shard_slice(shards))
+    made = launch_steps(run, steps, processes, force, _progress(), part)
     facts = {step.name: {"folder": str(step.path), **step.metrics} for step in made}
     emit(facts, "\n".join(str(step.path) for step in made), as_json)
 

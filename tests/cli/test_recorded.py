@@ -73,7 +73,7 @@ def test_a_corpus_gets_a_vocoder_and_a_text_to_unit_model(command, speech, tmp_p
 def test_a_cross_modal_set_of_a_corpus(command, speech, tmp_path: Path):
     run, release = tmp_path / "run", ("--set", "instructions.templates=release")
     shares = ("--set", "instructions.chain_shares={speech_speech: 1.0}")
-    build = ("instruct", "build", "--only", "cross_modal", *speech.recipe, *release, *shares)
+    build = ("make", "cross_modal_set", *speech.recipe, *release, *shares)
     build = (*build, "--run-dir", run, "--json")
     part = command(*build, "--shards", "0:1")
     assert part.returncode == 0, part.stderr
@@ -93,8 +93,6 @@ def test_a_cross_modal_set_of_a_corpus(command, speech, tmp_path: Path):
     assert refused.returncode == 1 and "belong to the templates" in refused.stderr
     wrong = command(*build, "--set", "instructions.templates=mine")
     assert wrong.returncode == 1 and "'paper' or 'release'" in wrong.stderr
-    wrong = command(*build, "--only", "songs")
-    assert wrong.returncode == 1 and "choose cross_modal or chain" in wrong.stderr
 
 
 @pytest.mark.slow
@@ -102,7 +100,7 @@ def test_written_dialogues_are_voiced(command, speech, tmp_path: Path):
     (tmp_path / "moss.json").write_text(json.dumps(MOSS))
     dialogues = ("--set", f"instructions.dialogues={tmp_path / 'moss.json'}")
     more = ("--set", "instructions.classroom=true", "--run-dir", tmp_path / "run", "--json")
-    build = ("instruct", "build", "--only", "chain", *speech.recipe, *TTS, *dialogues, *more)
+    build = ("make", "chain_set", *speech.recipe, *TTS, *dialogues, *more)
     made = metrics(command(*build))
     assert made["rows"] + made["held_out"] == 2
     folder = Path(made["folder"])

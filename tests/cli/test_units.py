@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from speechgpt_lib.cli import runs
 from speechgpt_lib.runs.artefacts import hash_file
 from speechgpt_lib.units.extract import read_units
 
@@ -105,7 +106,7 @@ def test_an_inventory_is_trained_and_used(command, speech, tmp_path: Path):
         ("corpora.0.splits=[train-clean-999]", "dev-clean"),
         ("corpora.0.held_out=0", "no corpus of the recipe has held-out speech"),
         ("corpora.1.root=A", "3-4-0000"),
-        ("units.clusters=8", "has 9 units, the recipe expects units.clusters: 8"),
+        ("units.clusters=8", "has 9 units, units.clusters is 8"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_units(command, speech, tmp_path: Path, change, words):
@@ -135,3 +136,14 @@ def test_more_jobs_than_memory_are_refused_before_anything_is_written(command, t
     done = command("run", *given)
     assert done.returncode == 1 and "error: --jobs 100000: the run may be killed" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_progress_is_said_now_and_then(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 11))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    tell = runs._progress()
+    tell({"step": 3, "loss": 2.5, "seconds_left": 75.0})
+    for row in ({"shards": 1, "of": 4, "seconds": 2.0}, {"rows": 7}):
+        tell(row)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["  step 3, loss 2.500, 1:15 min left", "  1 of 4 shards"]

@@ -235,7 +235,8 @@ def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
 
 
 def test_reusing_needs_neither_torch_nor_papermill(root):
-    code = "import sys, speechgpt_lib.notebook.runner; print({'torch', 'papermill'} & set(sys.modules))"
+    heavy = "{'torch', 'papermill'} & set(sys.modules)"
+    code = f"import sys, speechgpt_lib.notebook.runner; print({heavy})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmarks.llama_reference import train_tokenizer
+from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.chain import build_chain
@@ -23,7 +24,7 @@ from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.interchange import export_jsonl
 from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
 from speechgpt_lib.language_model.model import load_model, save_model
-from speechgpt_lib.pipeline.graph import make, make_all, plan
+from speechgpt_lib.pipeline.graph import make, make_all, order, plan
 from speechgpt_lib.pipeline.instructions import voicing
 from speechgpt_lib.pipeline.step import Job
 from speechgpt_lib.recipes.loading import load_recipe
@@ -39,7 +40,7 @@ from tests.instructions.tables import Spelling, dialogues, unit_rows, write_tabl
 from tests.language_model.test_pretrained import SHAPE, published
 from tests.units.test_features import make_encoder, noise
 from tests.units.test_foreign import kmeans_of, write
-from tests.vocoder.test_published import written
+from tests.vocoder.test_published import CONFIG, written
 
 COUNT, PIECES = 20, 1500
 NewRun = Callable[..., Run]
@@ -147,11 +148,27 @@ def test_transformers_encoder_with_centroids(new_run: NewRun, tmp_path: Path, ki
     assert step.metrics["id"] == UnitInventory.create(encoder, 2, KMeansUnits(centroids)).id
 
 
+def test_an_encoder_alone_gets_centroids_of_the_runs_speech(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    make_encoder().save_pretrained(tmp_path / "hubert")
+    run = new_run(8, inventory={"encoder": "hubert", "layer": 2})
+    recipe = load_recipe(run.path / "recipe.yaml", {"corpora": libri(tmp_path)})
+    run = Run.create(run.path, recipe, say=lambda line: None)
+    assert order(recipe, ["inventory"]) == ["corpus", "inventory"]
+    make(run, "corpus")
+    step, inventory = imported(run, "inventory"), inventory_of(run)
+    assert (inventory.count, inventory.layer, step.metrics["id"]) == (8, 2, inventory.id)
+    assert inventory.encode(noise(9000))[0].max() < 8
+    other = Run.create(run.path, load_recipe(run.path / "recipe.yaml", {"units.clusters": 5}))
+    assert plan(other, ["inventory"])[-1].state == "imported", "its k-means is made anew"
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ({"layer": 9}, "layer 9"),
-        ({"centroids": "nine.npy"}, "has 9 units, the recipe expects units.clusters: 20"),
+        ({"centroids": "nine.npy"}, "has 9 units, units.clusters is 20"),
         ({"centroids": "narrow.npy"}, "centroids have width 31 but layer 2 gives 32"),
         ({"centroids": "hubert.pt"}, "hubert.pt is no whole joblib file"),
         ({"encoder": "km.npy.pt"}, "km.npy.pt"),
@@ -375,3 +392,28 @@ def test_a_stage2_model_that_does_not_fit_is_refused(
     refused(with_inventory(stage2=str(llama)), "stage2", words)
     refused(with_inventory(stage2="inventory-20"), "stage2", "no config.json")
     refused(with_inventory(stage2="absent"), "stage2", "not there.*--set data=DIR.*=null")
+
+
+@pytest.mark.slow
+def test_what_was_imported_learns_and_talks(new_run: NewRun, tmp_path: Path) -> None:
+    """Inventory, vocoder, chains and stage 2 from outside; stage 3 is trained on them here."""
+    inventory = tiny_inventory()
+    inventory.save(tmp_path / "inventory")
+    written(tmp_path, CONFIG | {"num_embeddings": COUNT})
+    export_jsonl(build_set("chain", tmp_path, inventory.id), tmp_path / "chain.jsonl")
+    vocabulary = tiny_vocabulary(COUNT, inventory.id)
+    save_model(tiny_language_model(vocabulary), vocabulary, tmp_path / "model")
+    vocoder = {"checkpoint": "vocoder.pt", "config": "config.json"}
+    sources = {"chain_set": "chain.jsonl", "stage2": "model", "vocoder": vocoder}
+    run = new_run(inventory="inventory", **sources)
+    recipe = load_recipe(run.path / "recipe.yaml", {"corpora": libri(tmp_path)})
+    run = Run.create(run.path, recipe, say=lambda line: None)
+    needed = {"corpus", "inventory", "stage2", "units", "chain_set", "stage3", "vocoder"}
+    assert set(order(recipe, ["stage3", "vocoder"])) == needed
+    stage3, _ = make_all(run, ["stage3", "vocoder"])
+    assert stage3.metrics["steps"] == 4 and stage3.metrics["chain_accuracy"] is None
+    speechgpt = SpeechGPT.load(run)
+    reply = speechgpt.ask(noise(16_000))
+    assert reply.wave is None or len(reply.wave)
+    assert len(speechgpt.speak(np.array([1, 2, 19]))) >= 3 * 320
+    assert isinstance(speechgpt.transcribe([noise(9000)])[0], str)
