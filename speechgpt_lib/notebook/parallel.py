@@ -1,4 +1,5 @@
-"""Several notebooks and steps of a run at once: steps in processes that are kept, notebooks in kernels, one display."""
+"""Several notebooks and steps of a run at once: steps in processes that are kept, notebooks in
+kernels, one display."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ from speechgpt_lib.runs.names import NOTEBOOKS, notebook_of
 
 
 class Parallel:
-    """The notebooks `missing` of a `runner.Course`, and the steps that they need and that are not there yet.
+    """The notebooks `missing` of a `runner.Course`, and the steps that they need and that are not
+    there yet.
 
-    A step that can't share its processor takes all places, so its threads, and with them its results, are the same
-    as when it runs alone.
+    A step that can't share its processor takes all places, so its threads, and with them its
+    results, are the same as when it runs alone.
     """
 
     def __init__(self, course: Any, missing: list[Path], jobs: int):
@@ -89,7 +91,8 @@ class Parallel:
         return notebook_steps(self.course.run.recipe, notebook.stem) if known else []
 
     def _before(self, notebook: Path) -> set[str]:
-        """Of a notebook that is none of the course's own: all before it, whose results it may read."""
+        """Of a notebook that is none of the course's own: all before it, whose results it may
+        read."""
         if notebook.stem in NOTEBOOKS:
             return set()
         return {other.stem for other in self.missing[: self.missing.index(notebook)]}

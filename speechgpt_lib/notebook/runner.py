@@ -1,11 +1,14 @@
-"""A recipe → its notebooks, executed into the run directory; those whose key is unchanged are reused.
+"""A recipe → its notebooks, executed into the run directory; those whose key is unchanged are
+reused.
 
     runs/lab/notebooks/01_unit_extraction.ipynb           the executed copy
-    runs/lab/notebooks/01_unit_extraction.json            its key, its cost and what it left in the run directory
-    runs/lab/notebooks/01_unit_extraction.partial.ipynb   under way or interrupted; *.failed.ipynb ended in an error
+    runs/lab/notebooks/01_unit_extraction.json            its key, its cost and what it left in the
+    run directory runs/lab/notebooks/01_unit_extraction.partial.ipynb   under way or interrupted;
+    *.failed.ipynb ended in an error
 
-A notebook's *key* is a hash of its source, the recipe with what it imports, and the library's sources: all that the
-keys of its steps depend on.  So an edit in one notebook leaves the others as they are.  Reusing costs no more than these
+A notebook's *key* is a hash of its source, the recipe with what it imports, and the library's
+sources: all that the keys of its steps depend on.  So an edit in one notebook leaves the others as
+they are.  Reusing costs no more than these
 hashes: papermill and torch are not imported for it.
 """
 
@@ -40,7 +43,8 @@ LOG = "steps.log"  # in the run directory: what processes that make steps write 
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """An executed notebook: its copy, and what making it cost (wall seconds; MiB held by the process tree)."""
+    """An executed notebook: its copy, and what making it cost (wall seconds; MiB held by the
+    process tree)."""
 
     name: str
     path: Path
@@ -76,17 +80,19 @@ def run_notebooks(
     on_progress: Callable[[str, int, int, str], None] | None = None,
     console: Console | None = None,
 ) -> list[NotebookResult]:
-    """Execute the notebooks of `recipe` (a name or a YAML path) with `run_dir` as their run directory.
+    """Execute the notebooks of `recipe` (a name or a YAML path) with `run_dir` as their run
+    directory.
 
     only: numbers or names ("3", "03", "03_cross_modal_instructions").
     force: execute again what could be reused, and make the notebooks' steps anew.
     overrides: dotted keys of the recipe → values.
     jobs: how many notebooks and steps may be under way at once; the results are the same.
-    on_progress: called with (notebook, number of the cell, number of cells, cell id) before each cell.
+    on_progress: called with (notebook, number of the cell, number of cells, cell id) before each
+        cell.
     console: where progress is shown; default: standard output.
 
-    Raises UserError when a notebook or step fails (naming it and the error) or a signal ends the run; what is made
-    is kept, and the same call resumes.
+    Raises UserError when a notebook or step fails (naming it and the error) or a signal ends the
+    run; what is made is kept, and the same call resumes.
     """
     notebooks = find_notebooks(notebooks_dir)
     selected = select(notebooks, only)
@@ -106,7 +112,8 @@ def run_notebooks(
         notebooks, settings, (run.path / "recipe.yaml").read_text(encoding="utf-8")
     )
     course = Course(run, notebooks, parameters, keys, reporter)
-    busy = f"the notebooks in {run.path} are being executed by another process; wait or use another --run-dir"
+    busy = f"the notebooks in {run.path} are being executed by another process"
+    busy += "; wait or use another --run-dir"
     with locked(run.path / "notebooks" / ".lock", busy):
         results = (
             _in_order(course, selected) if jobs == 1 else _side_by_side(course, selected, jobs)
@@ -116,7 +123,8 @@ def run_notebooks(
 
 
 def _in_order(course: Course, selected: list[Path]) -> list[NotebookResult]:
-    # Imported where they are needed: papermill takes two seconds, which a run that reuses everything need not spend.
+    # Imported where they are needed: papermill takes two seconds, which a run that reuses
+    # everything need not spend.
     results = []
     for notebook in selected:
         state = reusable(course, notebook)
@@ -133,7 +141,8 @@ def _in_order(course: Course, selected: list[Path]) -> list[NotebookResult]:
 
 
 def _side_by_side(course: Course, selected: list[Path], jobs: int) -> list[NotebookResult]:
-    """Steps in processes of their own, each as soon as it can; a notebook once its steps are there, which it finds finished."""
+    """Steps in processes of their own, each as soon as it can; a notebook once its steps are there,
+    which it finds finished."""
     states = {notebook: reusable(course, notebook) for notebook in selected}
     missing = [notebook for notebook in selected if states[notebook] is None]
     for notebook in selected:
@@ -148,7 +157,8 @@ def _side_by_side(course: Course, selected: list[Path], jobs: int) -> list[Noteb
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
-    """The `NN_*.ipynb` of `folder` in order; by default the clone's, else those installed with the package."""
+    """The `NN_*.ipynb` of `folder` in order; by default the clone's, else those installed with the
+    package."""
     clone = Path(speechgpt_lib.__file__).parents[1] / "notebooks"
     choices = [Path(folder)] if folder else [clone, Path(sys.prefix) / "share/speechgpt/notebooks"]
     for choice in choices:
@@ -156,13 +166,13 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
         if found:
             return found
     where = " or ".join(str(choice.absolute()) for choice in choices)
-    raise UserError(
-        f"no notebooks (NN_*.ipynb) in {where}: clone the repository and install it with `pip install -e .`"
-    )
+    how = "clone the repository and install it with `pip install -e .`"
+    raise UserError(f"no notebooks (NN_*.ipynb) in {where}: {how}")
 
 
 def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
-    """Those of `notebooks` named in `only`, in their own order; all of them when `only` is None or empty."""
+    """Those of `notebooks` named in `only`, in their own order; all of them when `only` is None or
+    empty."""
     chosen = set()
     for wanted in only or []:
         name = Path(wanted.strip()).name.removesuffix(".ipynb")
@@ -172,17 +182,18 @@ def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
             if p.stem == name or (name.isdecimal() and int(p.stem[:2]) == int(name))
         ]
         if not matches:
-            raise UserError(
-                f"no notebook {wanted!r} in {notebooks[0].parent}; choose from {', '.join(p.stem for p in notebooks)}"
-            )
+            known, folder = ", ".join(p.stem for p in notebooks), notebooks[0].parent
+            raise UserError(f"no notebook {wanted!r} in {folder}; choose from {known}")
         chosen.update(matches)
     return [p for p in notebooks if p in chosen] if only else list(notebooks)
 
 
 def notebook_keys(notebooks: list[Path], recipe: Recipe, recipe_text: str) -> dict[Path, str]:
-    """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run directory holds it.
+    """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run
+    directory holds it.
 
-    A notebook that is none of the course's own may read anything that those before it left, so they count too.
+    A notebook that is none of the course's own may read anything that those before it left, so they
+    count too.
     """
     sources = [getattr(recipe.imports, name) for name in type(recipe.imports).model_fields]
     known = {"recipe": recipe_text, "library": library_hash()}
@@ -206,12 +217,14 @@ def source_of(notebook: Path) -> list[list]:
             for c in cells
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{notebook} is not a readable notebook ({type(error).__name__}: {error}); restore it from git"
+        why = f"{type(error).__name__}: {error}"
+        message = f"{notebook} is not a readable notebook ({why}); restore it from git"
         raise UserError(message) from None
 
 
 def library_hash(folder: Path | None = None) -> str:
-    """SHA-256 over the package's version and files, without the recipes: the chosen one is in the run directory."""
+    """SHA-256 over the package's version and files, without the recipes: the chosen one is in the
+    run directory."""
     folder = folder or Path(speechgpt_lib.__file__).parent
     digest = hashlib.sha256(speechgpt_lib.__version__.encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -224,8 +237,9 @@ def library_hash(folder: Path | None = None) -> str:
 def reusable(course: Course, notebook: Path) -> dict | None:
     """The state of an executed notebook that still holds, else None.
 
-    It holds when the key is the same and the copy and everything that the notebook left in the run directory are still
-    there.  A notebook that is none of the course's own must also be younger than all before it.
+    It holds when the key is the same and the copy and everything that the notebook left in the run
+    directory are still there.  A notebook that is none of the course's own must also be younger
+    than all before it.
     """
     state = {} if course.force else read_state(course.run, notebook)
     finished = state.get("finished") and state["key"] == course.keys[notebook]
@@ -296,7 +310,8 @@ def _result(run: Run, notebook: Path, state: dict, reused: bool) -> NotebookResu
 
 
 def _intact(run: Run, name: str, key: str) -> bool:
-    """Whether step `name` still has `key` and its files their sizes (hashing them would cost minutes)."""
+    """Whether step `name` still has `key` and its files their sizes (hashing them would cost
+    minutes)."""
     step = run.find(name)
     return step is not None and step.key == key
 

@@ -1,4 +1,5 @@
-"""Things that need each other in part, done side by side: each as soon as what it needs is done and there is room."""
+"""Things that need each other in part, done side by side: each as soon as what it needs is done and
+there is room."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ LOOK_S = 0.2  # between two looks at whether to stop
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to do: names of what it needs, how many places it takes, and the function that does it."""
+    """One thing to do: names of what it needs, how many places it takes, and the function that does
+    it."""
 
     name: str
     needs: frozenset[str]
@@ -33,8 +35,8 @@ def run_side_by_side(
 ) -> Outcome:
     """Do all nodes in at most `places` places at once, earlier ones first.
 
-    A node that fails keeps those that need it from being begun; the others go on.  Once `stopped()` is true nothing
-    more is begun.  A node that wants more places than there are takes them all.
+    A node that fails keeps those that need it from being begun; the others go on.  Once `stopped()`
+    is true nothing more is begun.  A node that wants more places than there are takes them all.
     """
     waiting = {node.name: node for node in nodes}
     running: dict[Future, Node] = {}
