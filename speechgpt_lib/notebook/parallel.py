@@ -24,8 +24,8 @@ class Parallel:
     """The notebooks `missing` of a `runner.Course`, and the steps that they need and that are not
     there yet.
 
-    A step that can't share its processor takes all places, so its threads, and with them its
-    results, are the same as when it runs alone.
+    A step keeps the threads that it has when it runs alone, and with them its results.  So one
+    that takes all of them has only notebooks beside it, which draw and need little.
     """
 
     def __init__(self, course: Any, missing: list[Path], jobs: int):
@@ -76,14 +76,13 @@ class Parallel:
             step = STEPS[name]
             needs = frozenset(need for need in step.inputs(run.recipe) if need in todo)
             half = step.cost.threads == "half" and run.recipe.device == "cpu"
-            places = max(1, self.jobs // 2) if half else self.jobs
-            nodes.append(Node(name, needs, places, self._make(name, name in forced)))
+            share = 0.5 if half else 1.0
+            nodes.append(Node(name, needs, share, self._make(name, name in forced)))
         for notebook, steps in own.items():
             needs = {name for name in order(run.recipe, steps) if name in todo}
             needs |= self._before(notebook)
-            nodes.append(
-                Node(notebook.stem, frozenset(needs), 1, self._notebook(notebook, execute))
-            )
+            show = self._notebook(notebook, execute)
+            nodes.append(Node(notebook.stem, frozenset(needs), 0.0, show))
         return nodes
 
     def _steps_of(self, notebook: Path) -> list[str]:

@@ -1,5 +1,4 @@
-"""Things that need each other in part, done side by side: each as soon as what it needs is done and
-there is room."""
+"""Things that need each other in part, done side by side: each as soon as it can be."""
 
 from __future__ import annotations
 
@@ -12,12 +11,14 @@ LOOK_S = 0.2  # between two looks at whether to stop
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to do: names of what it needs, how many places it takes, and the function that does
-    it."""
+    """One thing to do: its name, what it needs, its share of the processor, and its function.
+
+    Shares of what runs at once add up to 1 at most; a thing with share 0 runs beside anything.
+    """
 
     name: str
     needs: frozenset[str]
-    places: int
+    share: float
     do: Callable[[], object]
 
 
@@ -31,25 +32,25 @@ class Outcome:
 
 
 def run_side_by_side(
-    nodes: Iterable[Node], places: int, stopped: Callable[[], bool] = lambda: False
+    nodes: Iterable[Node], jobs: int, stopped: Callable[[], bool] = lambda: False
 ) -> Outcome:
-    """Do all nodes in at most `places` places at once, earlier ones first.
+    """Do all nodes, at most `jobs` at once, earlier ones first.
 
-    A node that fails keeps those that need it from being begun; the others go on.  Once `stopped()`
-    is true nothing more is begun.  A node that wants more places than there are takes them all.
+    A node that fails keeps those that need it from being begun; the others go on.  Once
+    `stopped()` is true nothing more is begun.
     """
     waiting = {node.name: node for node in nodes}
     running: dict[Future, Node] = {}
     done: dict[str, object] = {}
     failed: dict[str, BaseException] = {}
-    with ThreadPoolExecutor(places) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         while True:
-            free = places - sum(min(node.places, places) for node in running.values())
             for node in list(waiting.values()):
-                ready = not (node.needs & (waiting.keys() | failed.keys() | _names(running)))
-                if ready and min(node.places, places) <= free and not stopped():
+                unfinished = {*waiting, *failed, *(other.name for other in running.values())}
+                share = sum(other.share for other in running.values()) + node.share
+                room = len(running) < jobs and share <= 1
+                if room and not node.needs & unfinished and not stopped():
                     running[pool.submit(node.do)] = waiting.pop(node.name)
-                    free -= min(node.places, places)
             if not running:
                 return Outcome(done, failed, tuple(waiting))
             for future in wait(running, LOOK_S, FIRST_COMPLETED).done:
@@ -58,7 +59,3 @@ def run_side_by_side(
                     failed[node.name] = error
                 else:
                     done[node.name] = future.result()
-
-
-def _names(running: dict[Future, Node]) -> set[str]:
-    return {node.name for node in running.values()}

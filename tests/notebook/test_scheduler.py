@@ -1,5 +1,4 @@
-"""Things side by side: each after what it needs, never in more places than there are, whatever
-fails."""
+"""Things side by side: each after what it needs, within the jobs and the processor that there are."""
 
 from __future__ import annotations
 
@@ -16,18 +15,16 @@ from speechgpt_lib.notebook.scheduler import Node, Outcome, run_side_by_side
 class Work:
     """Functions to do that note when they begin and end, and what runs beside them."""
 
-    def __init__(self, places: int = 2):
-        self.places = places
+    def __init__(self):
         self.lock, self.running, self.events = threading.Lock(), {}, []
-        self.most = 0
+        self.most, self.most_share = 0, 0.0
 
-    def node(self, name: str, needs: Iterable[str] = (), places: int = 1, fails: bool = False):
-        taken = min(places, self.places)
-
+    def node(self, name: str, needs: Iterable[str] = (), share: float = 0.0, fails: bool = False):
         def do() -> str:
             with self.lock:
-                self.running[name] = taken
-                self.most = max(self.most, sum(self.running.values()))
+                self.running[name] = share
+                self.most = max(self.most, len(self.running))
+                self.most_share = max(self.most_share, sum(self.running.values()))
                 self.events.append(f"+{name}")
             time.sleep(0.002)
             with self.lock:
@@ -37,7 +34,7 @@ class Work:
                 raise ValueError(f"{name} failed")
             return name.upper()
 
-        return Node(name, frozenset(needs), places, do)
+        return Node(name, frozenset(needs), share, do)
 
 
 def test_each_begins_after_what_it_needs() -> None:
@@ -69,12 +66,18 @@ def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:
     assert str(outcome.failed["a"]) == "a failed" and len(outcome.failed) == 1
 
 
-def test_one_that_wants_more_places_than_there_are_has_them_alone() -> None:
+def test_those_that_take_the_whole_processor_run_one_after_the_other() -> None:
     work = Work()
-    nodes = [work.node("a"), work.node("wide", places=9), work.node("b")]
-    assert len(run_side_by_side(nodes, 2).done) == 3
-    begun = work.events.index("+wide")
-    assert work.events[begun + 1] == "-wide"
+    nodes = [work.node("a", share=1), work.node("b", share=1), work.node("c"), work.node("d")]
+    assert len(run_side_by_side(nodes, 2).done) == 4
+    assert work.most_share == 1 and work.most == 2, "beside them runs what needs little"
+    assert work.events.index("-a") < work.events.index("+b")
+
+
+def test_two_halves_run_side_by_side() -> None:
+    work = Work()
+    run_side_by_side([work.node(name, share=0.5) for name in "abcd"], 4)
+    assert work.most == 2 and work.most_share == 1
 
 
 def test_nothing_more_is_begun_once_it_is_stopped() -> None:
@@ -100,15 +103,15 @@ def test_nothing_to_do_is_done() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_graph_is_done_in_an_order_that_fits(data: st.DataObject) -> None:
-    count, places = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3))
-    work, needs = Work(places), {}
+    count, jobs = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 3))
+    work, needs = Work(), {}
     for k in range(count):
         chosen = data.draw(st.sets(st.integers(0, k - 1), max_size=3)) if k else set()
         needs[str(k)] = {str(n) for n in chosen}
-    nodes = [work.node(n, needs[n], data.draw(st.integers(1, 3))) for n in needs]
+    nodes = [work.node(n, needs[n], data.draw(st.sampled_from([0, 0.5, 1]))) for n in needs]
     shuffled = data.draw(st.permutations(nodes))
-    assert run_side_by_side(shuffled, places).done.keys() == needs.keys()
+    assert run_side_by_side(shuffled, jobs).done.keys() == needs.keys()
     for name, wanted in needs.items():
         for need in wanted:
             assert work.events.index(f"-{need}") < work.events.index(f"+{name}")
-    assert work.most <= places
+    assert work.most <= jobs and work.most_share <= 1
