@@ -1,4 +1,4 @@
-"""Things side by side: each after what it needs, within the jobs and the processor that there are."""
+"""Things side by side: each after what it needs, within the jobs and the processor there are."""
 
 from __future__ import annotations
 
