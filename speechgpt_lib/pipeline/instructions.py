@@ -229,6 +229,12 @@ def _sizes(recipe: Recipe, *paths: str | None) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files}
 
 
+# What of the instruction settings makes the chain set.
+CHAIN = (
+    *("chain_shares", "written_dialogues", "answers_from", "questions_from", "templates"),
+    *("synthesiser", "synthesiser_voice", "dialogues", "classroom"),
+    *("maximum_response_words", "held_out_share"),
+)
 STEPS = (
     Definition(
         "cross_modal_set",
@@ -245,7 +251,7 @@ STEPS = (
         ("corpus", "units", "inventory"),
         lambda recipe: recipe.text_to_unit.model_dump(mode="json"),
         make_text_to_unit,
-        version=2,
+        version=3,
         cost=Cost(processes=True, gpu=True),
         bring=import_text_to_unit,
         bring_needs=("inventory",),
@@ -259,18 +265,7 @@ STEPS = (
     Definition(
         "chain_set",
         _chain_needs,
-        _set_settings(
-            "chain_shares",
-            "written_dialogues",
-            "answers_from",
-            "questions_from",
-            "synthesiser",
-            "synthesiser_voice",
-            "templates",
-            "dialogues",
-            "classroom",
-            "maximum_response_words",
-        ),
+        _set_settings(*CHAIN),
         make_chain_set,
         version=3,
         bring=import_chain_set,
