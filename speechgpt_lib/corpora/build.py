@@ -68,12 +68,9 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
 
 
 def _first_twice(folder: Path, hashes: np.ndarray) -> str | None:
-    """The first utterance id that occurs twice, if any; the table is read only where hashes do."""
+    """The first utterance id that occurs twice; `hashes` of all ids, sorted, say if one may."""
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    seen: set[str] = set()
-    for u in read_utterances(folder) if suspects else ():
-        if u.id in seen:
-            return u.id
-        if hash(u.id) in suspects:
-            seen.add(u.id)
-    return None
+    if not suspects:
+        return None
+    found = Counter(u.id for u in read_utterances(folder) if hash(u.id) in suspects)
+    return next((name for name, times in found.items() if times > 1), None)

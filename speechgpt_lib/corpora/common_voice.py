@@ -24,9 +24,8 @@ def rows(root: Path | str, split: Names = None, language: Names = None) -> Itera
     """Utterances in the order of the lists.
 
     root: the folder of one language, or of a release with one folder a language.
-    split: names of TSV files (train, dev, test, validated, other, invalidated); None is train, dev
-    and test, as far as they are there.  `validated` contains these three and can't be asked for
-    beside them.
+    split: names of TSV files (train, dev, test, validated, other, invalidated); None is the first
+    three.  `validated` contains these and can't be asked for beside them.
     language: folders to read, such as en; None is all that are there.
     """
     root = require_corpus(root, "common_voice")

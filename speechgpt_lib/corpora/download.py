@@ -57,9 +57,7 @@ def download(
 ) -> Path:
     """Fetch, check and unpack `archive` into `out`; the folder that it unpacked to.
 
-    keep_archive: leave the .tar.gz beside it.
-    attempts: broken connections in a row, without a byte in between, that are put up with;
-    `wait_s` seconds between them.
+    attempts: broken connections in a row, without a byte in between, `wait_s` seconds apart.
     progress: is told (bytes that are there, bytes in all or None).
 
     Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
@@ -103,9 +101,9 @@ def _fetch(
         except requests.RequestException as error:
             reason, answered = _plainly(error), isinstance(error, requests.HTTPError)
             if not answered and not reached and _size(part) == before:
-                cure = f"without it, fetch {url} elsewhere, put it into {part.parent}"
-                cure = f"this needs the internet; {cure} and give the same command again"
-                raise UserError(f"no connection to {host} ({reason}): {cure}") from None
+                why = f"no connection to {host} ({reason}): this needs the internet; without it"
+                cure = f"fetch {url} elsewhere, put it into {part.parent}"
+                raise UserError(f"{why}, {cure} and give the same command again") from None
             if answered and error.response.status_code < 500:
                 raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         reached, failures = True, 0 if _size(part) > before else failures + 1

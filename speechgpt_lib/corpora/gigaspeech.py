@@ -36,8 +36,6 @@ def rows(
 
     split: subsets (XL, L, M, S, XS, DEV, TEST); None is XL, DEV and TEST, which is everything.
     A segment carries the first of those asked for that it belongs to.
-    punctuation, lower: see the table above.
-    Segments marked as silence, noise, music or other come as `not_speech`.
     """
     root = require_corpus(root, "gigaspeech")
     asked = ("XL", "DEV", "TEST") if split is None else split

@@ -74,15 +74,13 @@ def prepare(
 ) -> dict:
     """Check every utterance of `corpus` in the folder `root`, write its table to `out`; a summary.
 
-    decode: look at every sample too (finds silence, NaN and damage inside a file), not only at
-    headers and tails.
+    decode: look at every sample too (finds silence, NaN, damage inside), not at headers only.
     max_bad_share: a greater share of bad utterances is an error.  A single one never is, so that
     tiny sets don't fail by it, unless the limit is 0 or nothing else is left.
     longest_s: utterances longer than this (s) are `too_long`.
-    workers: threads that look at files; they don't change the result.
+    workers: threads that look at files.
     force: prepare again what is there (after a repair of the corpus).
     change: what becomes of each row that the reader gives; None leaves it out.
-    options: the reader's own, such as `lower` for GigaSpeech.
 
     Raises UserError: no such corpus there, other settings than before, or too many bad utterances.
     """

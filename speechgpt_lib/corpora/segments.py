@@ -129,7 +129,7 @@ def check_segment(
 
 
 def _frames(path: Path, header: Header, segment: Segment, maximum_s: float) -> tuple[int, int]:
-    """First frame and the frame after the last, at the file's own rate, checked with the header."""
+    """First frame and the frame after the last, at the file's rate, checked with the header."""
     if segment.end is None and header.damage:
         raise BadAudio("truncated", path, header.damage)
     rate = header.rate

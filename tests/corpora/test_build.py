@@ -69,13 +69,8 @@ def test_each_role_has_its_split(data, tmp_path):
         ("voice", "LJ", True),
         ("test", "3", True),
     }
-    assert [told[name] for name in ("train", "unlabelled", "voice", "test", "test_voice")] == [
-        8,
-        2,
-        2,
-        2,
-        0,
-    ]
+    counts = {"train": 8, "unlabelled": 2, "voice": 2, "test": 2, "test_voice": 0}
+    assert {name: told[name] for name in counts} == counts
     assert told["utterances"] == len(rows) == 14 and told["voices"] == ["1", "100", "2", "3", "LJ"]
     assert told["hours"] == round(sum(u.seconds for u in rows) / 3600, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -99,16 +94,15 @@ def test_the_voices_that_answer(data, tmp_path):
         assert told["speaking"] == ["100"] and told["voice"] == 2, "the order makes no difference"
 
 
-def test_what_has_no_text_is_neither_trained_on_nor_measured_with_as_text(data, tmp_path):
+def test_what_has_no_text_is_speech_alone_and_never_test(tmp_path):
     root = layouts.librispeech(tmp_path / "data/speech", {"dev/1/1": SENTENCES[:3], "t/2/2": ["A"]})
     for name in ("dev/1/1/1-1.trans.txt", "t/2/2/2-2.trans.txt"):
         path = root / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     layouts.librispeech(root, {"t/4/4": ["B"]})
-    roles = {"aligned": "unlabelled", "voice": "voice"}
-    for role, split in roles.items():
-        settings = speech("dev", role=["aligned"] if role == "aligned" else ["aligned", role])
-        told, rows = build(tmp_path / role, tmp_path / "data", settings, speech("t", role="test"))
+    for split, role in (("unlabelled", ["aligned"]), ("voice", ["aligned", "voice"])):
+        corpora = speech("dev", role=role), speech("t", role="test")
+        _, rows = build(tmp_path / split, tmp_path / "data", *corpora)
         assert [u.split for u in rows] == [split, "train", "train", "test"]
         assert [bool(u.text) for u in rows] == [False, True, True, True]
 
@@ -116,9 +110,8 @@ def test_what_has_no_text_is_neither_trained_on_nor_measured_with_as_text(data, 
 def test_a_share_of_the_sentences_is_held_out(data, tmp_path):
     _, rows = build(tmp_path, data, TRAIN | {"held_out": 0.5}, LIGHT | {"held_out": 0.9})
     for u in rows:
-        assert u.split == (
-            "unlabelled" if not u.text else "test" if is_held_out(u.text, 0.5) else "train"
-        )
+        spoken = "test" if is_held_out(u.text, 0.5) else "train"
+        assert u.split == (spoken if u.text else "unlabelled")
     assert {u.split for u in rows} == {"train", "test", "unlabelled"}
 
 
@@ -234,13 +227,12 @@ def test_a_killed_build_resumes_to_the_same_files(data, tmp_path):
     program = (
         "import json, os, sys\n"
         "from pathlib import Path\n"
-        "from speechgpt_lib.corpora import build, prepare, tables\n"
+        "from speechgpt_lib.corpora import build, prepare\n"
         "from speechgpt_lib.recipes.schema import Recipe\n"
         "genuine = prepare.write_segments\n"
         "def dying(path, rows, root):\n"
-        "    rows = list(rows)\n"
-        "    last = os.kill if 'light' in str(path) else None\n"
-        "    genuine(path, (r if not last else last(os.getpid(), 9) for r in rows), root)\n"
+        "    fatal = 'light' in str(path)\n"
+        "    genuine(path, (os.kill(os.getpid(), 9) if fatal else row for row in rows), root)\n"
         "prepare.write_segments = dying\n"
         "build.build_table(Recipe(**json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
     )
@@ -253,14 +245,12 @@ def test_a_killed_build_resumes_to_the_same_files(data, tmp_path):
     left = [path for path in (tmp_path / "killed").rglob("*.parquet") if path.is_file()]
     assert any(path.parent.name.startswith(".utterances-") for path in left), "half-written"
     assert [path.parent.name for path in table_shards(tmp_path / "killed")] == ["librispeech-0"]
-    stamp = (tmp_path / "killed/librispeech-0/utterances-00000.parquet").stat().st_mtime_ns
+    kept = tmp_path / "killed/librispeech-0/utterances-00000.parquet"
+    stamp = kept.stat().st_mtime_ns
     lines = []
     build_table(settings, tmp_path / "killed", lines.append)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-    assert (
-        tmp_path / "killed/librispeech-0/utterances-00000.parquet"
-    ).stat().st_mtime_ns == stamp, "what was finished is kept"
-    assert "is prepared already" in lines[0]
+    assert kept.stat().st_mtime_ns == stamp and "is prepared already" in lines[0]
 
 
 # --- text, of one corpus and of several ---
@@ -277,13 +267,7 @@ def test_documents_are_transcripts_of_the_training_side(data, tmp_path):
     assert {text for ((text, weight, last),) in documents} == learned
     assert documents == opened.documents(random.Random(3), 200)
     assert opened.documents(random.Random(3), 0) == []
-    silent = open_corpora(recipe(data, LIGHT, TRAIN), tmp_path).members[0]
-    assert (
-        DiskReader(silent.settings, silent.root, "x", tmp_path / "libri_light-1").documents(
-            random.Random(0), 5
-        )
-        == []
-    )
+    assert opened.members[1].documents(random.Random(0), 5) == [], "it has no text"
 
 
 class Talking(LabReader):
@@ -356,10 +340,5 @@ def test_real_speech_of_four_corpora_becomes_one_table(reference, tmp_path):
 
 
 def test_a_reader_of_the_recipe_is_a_small_object(data):
-    settings = DiskCorpus(**TRAIN)
-    reader = open_corpora(recipe(data, TRAIN, TEST)).members[0]
-    assert (reader.settings, reader.root, reader.name) == (
-        settings,
-        data / "speech",
-        "librispeech-0",
-    )
+    (reader,) = open_corpora(recipe(data, TRAIN), say=print).members
+    assert reader == DiskReader(DiskCorpus(**TRAIN), data / "speech", "librispeech-0")

@@ -99,15 +99,15 @@ def test_extraction_keeps_whole_shards_and_refuses_other_inventories(tmp_path: P
     for k in range(2):
         shard = tmp_path / "corpus" / f"utterances-{k:05d}.parquet"
         write_shard(shard, map(speak, plan[2 * k : 2 * k + 2]))
-    arguments = (tmp_path / "corpus", tmp_path / "inventory", inventory.id, tmp_path / "units")
-    facts = extract_units(*arguments, processes=1)
+    arguments = (tmp_path / "corpus", tmp_path / "inventory", tmp_path / "units")
+    facts = extract_units(*arguments)
     rows = list(read_units(tmp_path / "units", inventory.id))
-    assert facts["utterances"] == 4 and [r.id for r in rows] == [p["id"] for p in plan]
+    assert facts["utterances"] == 4 and [r.id for r in rows] == [u.id for u in plan]
     assert sum(len(r.frames) for r in rows) == facts["frames"]
     files = sorted((tmp_path / "units").iterdir())
     stamp, content = files[0].stat().st_mtime_ns, files[1].read_bytes()
     files[1].unlink()
-    extract_units(*arguments, processes=1)
+    extract_units(*arguments)
     assert files[0].stat().st_mtime_ns == stamp and files[1].read_bytes() == content
     with pytest.raises(UserError, match="inventory"):
         next(read_units(tmp_path / "units", "another"))
