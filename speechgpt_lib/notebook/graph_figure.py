@@ -18,14 +18,15 @@ STATES = {  # what `plan` says of a step → its colour
     "remade": "#fbe3b5",
     "imported": "#ecd5e6",
 }
-WIDTH, HEIGHT = 1.75, 0.75  # inches between the middles of boxes
+WIDTH, HEIGHT = 1.4, 0.7  # inches between the middles of boxes
 
 
 def places(planned: Sequence[Planned]) -> dict[str, tuple[int, int]]:
     """Step → (column, row): a row a notebook, and every step to the right of what it needs."""
     rows = {name: row for row, name in enumerate(sorted({step.notebook for step in planned}))}
+    needed = {need for step in planned for need in step.needs}
     found: dict[str, tuple[int, int]] = {}
-    for step in planned:
+    for step in sorted(planned, key=lambda step: step.step not in needed):  # what none needs: last
         before = [found[need][0] for need in step.needs]
         beside = [column for column, row in found.values() if row == rows[step.notebook]]
         found[step.step] = (max([-1, *before, *beside]) + 1, rows[step.notebook])
@@ -53,19 +54,25 @@ def draw_graph(planned: Sequence[Planned]) -> Figure:
     at, pale = places(planned), implied(planned)
     columns, rows = (max(place[k] for place in at.values()) + 1 for k in (0, 1))
     fig, ax = new_axes(size=(WIDTH * columns, HEIGHT * rows))
+    boxes = {}
+    for step in planned:
+        box = {"boxstyle": "round,pad=0.4", "edgecolor": "#555555", "facecolor": STATES[step.state]}
+        name = step.step.replace("_", "\n")
+        text = ax.text(*at[step.step], name, ha="center", va="center", fontsize=9, bbox=box)
+        boxes[step.step] = text.get_bbox_patch()
     for step in planned:
         for need in step.needs:
             weak = (step.step, need) in pale
+            (x, y), (left, above) = at[step.step], at[need]
+            bend = 0.25 if y == above and x - left > 1 else 0  # around what stands between
             look = {"arrowstyle": "-" if weak else "-|>", "alpha": 0.2 if weak else 1.0}
-            look |= {"color": "#666666", "shrinkA": 14, "shrinkB": 14}
-            ax.annotate("", at[step.step], at[need], arrowprops=look)
-    for step in planned:
-        box = {"boxstyle": "round,pad=0.4", "edgecolor": "#555555", "facecolor": STATES[step.state]}
-        name = step.step.replace("_", " ")
-        ax.text(*at[step.step], name, ha="center", va="center", fontsize=9, bbox=box)
+            look |= {"patchA": boxes[need], "patchB": boxes[step.step], "shrinkA": 0}
+            look |= {"color": "#666666", "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
+            ax.annotate("", (x, y), (left, above), arrowprops=look)
     for name, row in {step.notebook: at[step.step][1] for step in planned}.items():
         ax.text(-0.75, row, name[:2], ha="right", va="center", weight="bold")
-    for state in dict.fromkeys(step.state for step in planned):
+    states = {step.state for step in planned}
+    for state in [state for state in STATES if state in states]:
         ax.plot([], [], "s", color=STATES[state], markeredgecolor="#555555", label=state)
     ax.legend(loc="upper right")
     ax.set(xlim=(-0.8, columns - 0.4), ylim=(rows - 0.5, -0.6))

@@ -28,7 +28,8 @@ TRAINED = tuple(name for name, step in STEPS.items() if step.cost.processes)
 # What notebooks show besides the steps that they make.
 SHOWN = {
     "02_unit_vocoder": ("units", "inventory"),
-    "06_stage1_modality_adaptation": ("text_model",),
+    "06_stage1_modality_adaptation": ("text_model", "vocoder"),
+    "07_stage2_cross_modal_finetuning": ("vocoder",),
     "09_talk_to_speechgpt": ("stage1",),
     "10_scale_out": ("units", "expanded_model"),
 }
@@ -82,8 +83,12 @@ def default_steps(recipe: Recipe) -> list[str]:
 
 def notebook_steps(recipe: Recipe, notebook: str) -> list[str]:
     """The steps that a notebook makes, and those that it shows."""
-    own = [name for name in order(recipe) if notebook_of(name) == notebook]
-    return own + [name for name in SHOWN.get(notebook, ()) if name in order(recipe)]
+    known = order(recipe)
+    own = [name for name in known if notebook_of(name) == notebook]
+    shown = SHOWN.get(notebook, ())
+    if notebook == NOTEBOOKS[0] and all(corpus.reader != "lab" for corpus in recipe.corpora):
+        shown = ("corpus",)  # its example is a recording
+    return own + [name for name in shown if name in known]
 
 
 def settings_of(step: Definition, recipe: Recipe) -> object:

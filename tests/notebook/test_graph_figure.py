@@ -36,7 +36,7 @@ def test_boxes_have_the_colour_of_what_becomes_of_them(planned) -> None:
     (ax,) = fig.axes
     boxes = {text.get_text(): text.get_bbox_patch() for text in ax.texts if text.get_bbox_patch()}
     for step in planned:
-        color = boxes[step.step.replace("_", " ")].get_facecolor()
+        color = boxes[step.step.replace("_", "\n")].get_facecolor()
         assert plt.matplotlib.colors.to_hex(color) == STATES[step.state]
     shown = [text.get_text() for text in ax.get_legend().get_texts()]
     assert set(shown) == {step.state for step in planned}

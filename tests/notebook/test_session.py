@@ -1,4 +1,6 @@
+import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from speechgpt_lib.notebook.session import (
     start,
     write_librispeech,
 )
+from speechgpt_lib.pipeline.graph import notebook_steps, order
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training.devices import resolve_device
@@ -140,3 +143,17 @@ def test_clips_are_spread_over_the_table(tmp_path):
     session.run.step("corpus", write, settings={})
     clips = session.clips(4)
     assert len(clips) == 4 and clips[0].phones == ((0.0, pytest.approx(0.05), "a"),)
+
+
+@pytest.mark.parametrize("recipe", ["smoke", "recorded"])
+def test_what_a_notebook_asks_for_is_there_when_it_runs_beside_others(recipe, root, request):
+    """`--jobs` begins a notebook once `notebook_steps`, and all that these need, are finished."""
+    known = load_recipe("smoke") if recipe == "smoke" else request.getfixturevalue(recipe).recipe
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        calls = re.findall(r"session\.(?:make|require)\(([^)]*)", code)
+        asked = {name for call in calls for name in re.findall(r'"(\w+)"', call)}
+        if recipe == "recorded" and "session.example()" in code:
+            asked.add("corpus")
+        assert asked <= set(order(known, notebook_steps(known, path.stem))), path.name
