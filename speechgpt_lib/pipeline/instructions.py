@@ -231,10 +231,9 @@ def _sizes(recipe: Recipe, *paths: str | None) -> dict[str, int]:
 
 # What of the instruction settings makes the chain set.
 CHAIN = (
-    *("chain_shares", "written_dialogues", "answers_from", "questions_from", "templates"),
-    *("synthesiser", "synthesiser_voice", "dialogues", "classroom"),
-    *("maximum_response_words", "held_out_share"),
-)
+    "chain_shares written_dialogues answers_from questions_from synthesiser synthesiser_voice "
+    "templates dialogues classroom maximum_response_words held_out_share"
+).split()
 STEPS = (
     Definition(
         "cross_modal_set",
