@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import heapq
 import random
 import re
@@ -17,6 +16,7 @@ from speechgpt_lib.corpora.prepare import prepare, read_rows
 from speechgpt_lib.corpora.segments import Row, Segment
 from speechgpt_lib.corpora.tables import Utterance, read_utterances, table_shards
 from speechgpt_lib.recipes.sources import DiskCorpus
+from speechgpt_lib.runs.seeds import rank
 
 MOST_TEXTS = 100_000  # transcripts that documents are drawn from
 WITH_TEXT = ("train", "voice")
@@ -63,14 +63,14 @@ class DiskReader(Corpus):
     def _transcripts(self) -> tuple[str, ...]:
         spoken = read_utterances(self.table, where={"split": WITH_TEXT})
         texts = dict.fromkeys(u.text for u in spoken if u.text)
-        return tuple(heapq.nsmallest(MOST_TEXTS, texts, key=_rank))
+        return tuple(heapq.nsmallest(MOST_TEXTS, texts, key=rank))
 
     def _chosen(self, seed: int) -> set[str]:
         """Ids with the smallest hashes: a sample that doesn't depend on the order of the lists."""
         s = self.settings
         rows = read_rows(s.reader, self.root, s.splits, s.options)
         identities = (row.id for row in rows if isinstance(row, Segment))
-        return set(heapq.nsmallest(s.utterances, identities, key=lambda i: _rank(f"{seed} {i}")))
+        return set(heapq.nsmallest(s.utterances, identities, key=lambda i: rank(i, seed)))
 
     def _placed(self, chosen: set[str] | None, row: Row) -> Row | None:
         """The row in its split of the recipe, with its text as this corpus spells it."""
@@ -94,7 +94,3 @@ class DiskReader(Corpus):
         roles = ("aligned", "voice", "unlabelled", "test")
         first = next(role for role in roles if role in self.settings.role)
         return "train" if first == "aligned" else first
-
-
-def _rank(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -10,6 +10,7 @@ where there is none.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ import pyarrow.parquet
 import soundfile
 
 from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
+from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
@@ -168,6 +170,16 @@ def read_utterances(
                 row["phones"] = [Phone(**p) for p in row.get("phones", ())]
             u = Utterance(**row, root=root)
             yield replace(u, wave=u.read(), audio=b"") if audio is True else u
+
+
+def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
+    """The utterances that `where` names, with their sound; unreadable ones are left out.
+
+    The extraction of units has put those into quarantine and counted them.
+    """
+    for utterance in read_utterances(folder, audio="bytes", where=where):
+        with contextlib.suppress(BadAudio):
+            yield replace(utterance, wave=utterance.read(), audio=b"")
 
 
 def decode(audio: bytes) -> np.ndarray:

@@ -17,7 +17,7 @@ from rapidfuzz.distance import Levenshtein
 
 from speechgpt_lib.corpora.audio import read_audio, write_audio
 from speechgpt_lib.corpora.corpus import Judge
-from speechgpt_lib.corpora.tables import read_utterances
+from speechgpt_lib.corpora.tables import hear
 from speechgpt_lib.dialogue.speechgpt import Reply, SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
@@ -282,7 +282,7 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
 def held_out(run: Run, split: str) -> list[Item]:
     """The held-out utterances of a split ("test", "test_voice") with their sound, in a seeded
     order."""
-    rows = read_utterances(run.require("corpus").path, audio=True, where={"split": split})
+    rows = hear(run.require("corpus").path, {"split": split})
     ranks: dict[str, int] = {}
     items = []
     for u in rows:

@@ -3,8 +3,6 @@ units of every utterance."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import heapq
 from pathlib import Path
 
@@ -13,13 +11,12 @@ import torch
 
 from speechgpt_lib.corpora.build import build_table
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
-from speechgpt_lib.corpora.sound_files import BadAudio
-from speechgpt_lib.corpora.tables import Utterance, read_utterances
+from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.seeds import shuffled
+from speechgpt_lib.runs.seeds import rank, shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.encode import Extraction
@@ -43,23 +40,10 @@ def training_speech(corpus: Path, count: int, seed: int) -> list[Utterance]:
     left out."""
     identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
     if len(identities) > MOST_SHUFFLED:
-        chosen = set(heapq.nsmallest(count, identities, key=lambda i: _rank(f"{seed} {i}")))
+        chosen = set(heapq.nsmallest(count, identities, key=lambda i: rank(i, seed)))
     else:
         chosen = set(shuffled(identities, seed)[:count])
-    found = []
-    for u in read_utterances(corpus, audio="bytes", where={"id": chosen}):
-        with contextlib.suppress(BadAudio):  # the extraction counts it
-            found.append(with_sound(u))
-    return found
-
-
-def with_sound(utterance: Utterance) -> Utterance:
-    """The utterance with its sound read.  Raises BadAudio."""
-    return Utterance(**(vars(utterance) | {"wave": utterance.read(), "audio": b""}))
-
-
-def _rank(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return list(hear(corpus, {"id": chosen}))
 
 
 def make_corpus(job: Job) -> dict:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora.tables import Utterance, read_utterances
+from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_originals
 from speechgpt_lib.pipeline.imports import import_vocoder
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
-from speechgpt_lib.pipeline.units import load_encoder, training_speech, with_sound
+from speechgpt_lib.pipeline.units import load_encoder, training_speech
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -73,7 +73,7 @@ def with_clusters(clusters: int) -> Definition:
         other = settings.model_copy(update={"clusters": clusters})
         inventory = cluster_layer(load_encoder(job), speech, other, job.recipe.seed)
         inventory.save(job.work / "inventory")
-        spoken = read_utterances(corpus, audio=True, where=learned_speech(job))
+        spoken = hear(corpus, learned_speech(job))
         frames = {u.id: inventory.kmeans.assign(inventory.features(u.wave)) for u in spoken}
         summary = _train(job, frames, inventory)
         chosen = held_out_speech(job, None, job.recipe.evaluation.vocoder_utterances)
@@ -114,7 +114,7 @@ def held_out_speech(job: Job, inventory_id: str | None, count: int) -> list[Unit
 def with_waves(corpus: Path, rows: Sequence[UnitRow]) -> list[Original]:
     """Held-out utterances with their sound."""
     chosen = {row.id: row for row in rows}
-    spoken = read_utterances(corpus, audio=True, where={"id": list(chosen)})
+    spoken = hear(corpus, {"id": list(chosen)})
     return [Original(u.wave, u.text, chosen[u.id].units, chosen[u.id].durations) for u in spoken]
 
 
@@ -138,7 +138,7 @@ def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech
     many = job.recipe.vocoder.all_voices
     if all(u.path for u in chosen):
         return SpeechOnDisk([(u, frames[u.id]) for u in chosen], many), chosen[0]
-    pairs = [(frames[u.id], with_sound(u).wave) for u in chosen]
+    pairs = [(frames[u.id], u.read()) for u in chosen]
     return SpeechInMemory(pairs, count, [u.voice for u in chosen] if many else None), chosen[0]
 
 

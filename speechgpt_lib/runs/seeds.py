@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def rank(text: str, seed: int = 0) -> bytes:
+    """A place in a random order, which depends on the text and the seed alone."""
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
