@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from speechgpt_lib.notebook.figure import figure_bundle
+from speechgpt_lib.notebook.figure import figure_bundle, new_axes
 from speechgpt_lib.notebook.progress import clock
 from speechgpt_lib.pipeline.launch import train_step
 from speechgpt_lib.runs.processes import interrupts_later
@@ -41,11 +41,11 @@ class LossCurve:
 
     @interrupts_later()
     def draw(self) -> None:
-        import matplotlib.pyplot as plt
+        """Draw all rows so far, in place of the picture before."""
         from IPython.display import display
 
         started = time.monotonic()
-        fig, ax = plt.subplots(figsize=(7, 2.6))
+        fig, ax = new_axes(size=(7, 2.6))
         ax.plot([r["step"] for r in self.rows], [r["loss"] for r in self.rows], linewidth=1.2)
         ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel="step", ylabel="loss", title=self.title)
         last = self.rows[-1]

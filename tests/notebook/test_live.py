@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
-from tests.training.test_launch import new_run
 
-from speechgpt_lib import pipeline
 from speechgpt_lib.notebook import live
+from speechgpt_lib.notebook.figure import show_table
 from speechgpt_lib.notebook.live import LossCurve, describe
+from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.training.log import read_metrics
+from tests.pipeline.test_launch import new_run
 
 
 @pytest.fixture
@@ -65,6 +66,24 @@ def test_a_row_in_words() -> None:
     )
 
 
+def test_rows_are_said_now_and_then(capsys) -> None:
+    tell = live.say_every(2, "masked_accuracy", "loss")
+    for step in range(1, 5):
+        tell({"step": step, "loss": 2.0})
+    assert capsys.readouterr().out == "step 2: loss 2.00\nstep 4: loss 2.00\n"
+    assert describe({"step": 3, "loss": 2.5}) == "step 3, loss 2.500"
+
+
+def test_what_is_shown_becomes_html_for_a_widget() -> None:
+    def show(rows: list) -> None:
+        show_table(rows, "A <table>.")
+        print("1 < 2")
+
+    markup = live.capture(show, [{"a": 1}])
+    assert "<table>" in markup and "A &lt;table&gt;." in markup
+    assert markup.endswith("<br>1 &lt; 2")
+
+
 def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, capsys) -> None:
     run = new_run(tmp_path / "run", steps=3)
     step = live.train_live(run, "text_model")
@@ -96,7 +115,7 @@ def below(pid: int) -> list[psutil.Process]:
     return [
         p
         for p in psutil.Process(pid).children(recursive=True)
-        if "speechgpt_lib.training.worker" in p.cmdline()
+        if "speechgpt_lib.pipeline.worker" in p.cmdline()
     ]
 
 
@@ -105,7 +124,7 @@ def test_interrupting_the_cell_stops_all_workers(tmp_path: Path, root: Path) -> 
     """A real kernel trains in two processes; its cell is interrupted: no orphan, a checkpoint, and
     the cell run again goes on."""
     run = new_run(tmp_path / "run", steps=100_000)
-    log = run.path / f"{pipeline.TEXT_MODEL}.partial" / "metrics.jsonl"
+    log = run.path / f"{folder_of('text_model')}.partial" / "metrics.jsonl"
     cell = f"""
 from speechgpt_lib.notebook.live import train_live
 from speechgpt_lib.runs.run import Run
