@@ -152,8 +152,9 @@ def test_what_a_notebook_asks_for_is_there_when_it_runs_beside_others(recipe, ro
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        calls = re.findall(r"session\.(?:make|require)\(([^)]*)", code)
-        asked = {name for call in calls for name in re.findall(r'"(\w+)"', call)}
+        required = re.findall(r"session\.require\(([^)]*)", code)
+        asked = {name for call in required for name in re.findall(r'"(\w+)"', call)}
+        asked |= set(re.findall(r'session\.make\("(\w+)"', code))
         if recipe == "recorded" and "session.example()" in code:
             asked.add("corpus")
         assert asked <= set(order(known, notebook_steps(known, path.stem))), path.name
