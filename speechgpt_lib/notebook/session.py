@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import random
@@ -17,8 +18,9 @@ import torch
 import speechgpt_lib
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, Corpora
+from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.speech import synthesize
-from speechgpt_lib.corpora.tables import Utterance, read_utterances
+from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.figure import show_table, use_house_style
 from speechgpt_lib.pipeline.graph import make
@@ -102,8 +104,10 @@ class Session:
             return self.say(QUESTION, self.lab.target_voice, ANSWER)
         corpus = make(self.run, "corpus").path
         known = [u for u in read_utterances(corpus, where={"split": HELD_OUT}) if u.text]
-        chosen = min(known, key=lambda u: (abs(u.seconds - EXAMPLE_S), u.id))
-        return Clip.of(next(read_utterances(corpus, audio="bytes", where={"id": chosen.id})))
+        for u in sorted(known, key=lambda u: (abs(u.seconds - EXAMPLE_S), u.id)):
+            for heard in hear(corpus, {"id": u.id}):
+                return Clip.of(heard)
+        raise UserError("no held-out recording with text can be read: see the corpus' quarantine")
 
     def say(self, text: str, voice: str, answer: str = "") -> Clip:
         """A sentence in one of the lab's voices."""
@@ -116,18 +120,24 @@ class Session:
             chosen = (lab.target_voice, lab.aligned_voices[0], lab.held_out_voice)
             roles = ("answers you", "understood", "held out")
             return {role: self.say(text, v) for role, v in zip(roles, chosen, strict=True)}
-        first: dict[str, Utterance] = {}
+        first: dict[str, Clip] = {}
         for u in read_utterances(make(self.run, "corpus").path, audio="bytes"):
-            if u.voice not in {other.voice for other in first.values()}:
-                first.setdefault(f"split {u.split}", u)
-        return {role: Clip.of(u) for role, u in first.items()}
+            role = f"split {u.split}"
+            if role not in first and u.voice not in {clip.voice for clip in first.values()}:
+                with contextlib.suppress(BadAudio):
+                    first[role] = Clip.of(u)
+        return first
 
     def clips(self, count: int, split: str = "test") -> list[Clip]:
         """About `count` utterances of a split, spread evenly over their table."""
         corpus, where = self.run.require("corpus").path, {"split": split}
         ids = [u.id for u in read_utterances(corpus, where=where)]
         chosen = {"id": ids[:: max(1, round(len(ids) / count))]}
-        return [Clip.of(u) for u in read_utterances(corpus, "bytes", phones=True, where=chosen)]
+        found = []
+        for u in read_utterances(corpus, "bytes", phones=True, where=chosen):
+            with contextlib.suppress(BadAudio):  # the extraction counts it
+                found.append(Clip.of(u))
+        return found
 
     def media(self, notebook: str) -> Path:
         """The folder for a notebook's figures and clips: <run>/notebooks/media/<notebook>."""
