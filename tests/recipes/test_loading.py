@@ -132,17 +132,3 @@ def test_overrides_of_a_file_of_ones_own(tmp_path: Path) -> None:
     assert load_recipe("smoke", {"seed": 7}).seed == 7
     with pytest.raises(UserError, match="mine.yaml: unknown key 'x'"):
         load_recipe(tmp_path / "mine.yaml", {"x": 7})
-
-
-@pytest.mark.slow
-def test_nothing_is_written_before_validation(tmp_path: Path, speechgpt) -> None:
-    for command in (["run"], ["run", "--dry-run"], ["make", "units"], ["units", "extract"]):
-        options = ["--recipe", "smoke", "--run-dir", tmp_path / "run"]
-        done = speechgpt(*command, *options, "--set", "stage2.optimization.steps=-1")
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert "stage2.optimization.steps" in done.stderr and "greater than 0" in done.stderr
-        assert not list(tmp_path.iterdir())
-    for command in (["make", "stage4"], ["make", "stage1", "--shards", "0:1"]):
-        done = speechgpt(*command, "--recipe", "smoke", "--run-dir", tmp_path / "run")
-        assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
-        assert not list(tmp_path.iterdir()), command
