@@ -38,8 +38,8 @@ def import_inventory(job: Job) -> dict:
     if isinstance(source, str):
         found = open_inventory(_there(job, source))
     else:
-        centroids = str(_there(job, source.centroids))
-        found = open_inventory(None, encoder_source(job, source), source.layer, centroids)
+        encoder, centroids = encoder_source(job, source), _there(job, source.centroids)
+        found = open_inventory(None, encoder, source.layer, str(centroids))
     expected = job.recipe.units.clusters
     if found.count != expected:
         raise UserError(

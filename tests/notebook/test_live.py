@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
 
 from speechgpt_lib.notebook import live
@@ -79,7 +80,11 @@ def test_what_is_shown_becomes_html_for_a_widget() -> None:
         show_table(rows, "A <table>.")
         print("1 < 2")
 
-    markup = live.capture(show, [{"a": 1}])
+    InteractiveShell.instance()  # as in a notebook: elsewhere there is nothing to show in
+    try:
+        markup = live.capture(show, [{"a": 1}])
+    finally:
+        InteractiveShell.clear_instance()
     assert "<table>" in markup and "A &lt;table&gt;." in markup
     assert markup.endswith("<br>1 &lt; 2")
 

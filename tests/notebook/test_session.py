@@ -94,7 +94,7 @@ def test_in_the_lab_the_running_question_is_spoken(tmp_path):
     assert (clip.text, clip.answer, clip.voice) == (QUESTION, ANSWER, session.lab.target_voice)
     assert clip.wave.dtype == np.float32 and 3 < len(clip.wave) / 16_000 < 8
     labels = "".join(label for _, _, label in clip.phones)
-    assert labels and clip.phones[-1][1] <= len(clip.wave) / 16_000
+    assert labels and clip.phones[-1][1] <= len(clip.wave) / 16_000 + 1e-3
     voices = session.voices("no")
     assert list(voices) == ["answers you", "understood", "held out"]
     assert len({clip.voice for clip in voices.values()}) == 3
