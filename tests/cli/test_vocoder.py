@@ -108,7 +108,7 @@ def test_a_stream_of_characters_sounds_the_same_in_the_end(published, tmp_path):
         (["<sosp><1><12><eosp>"], "unit id 12 is out of range"),
         (["<sosp><1><eosp>", "--inventory", "inventory-b"], "inventory-b"),
         (["<sosp><1><eosp>", "--stream"], "standard input"),
-        (["nothing of the kind"], "unbalanced"),
+        (["nothing of the kind"], "no unit at"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(speechgpt, published, tmp_path, arguments, words):

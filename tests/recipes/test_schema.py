@@ -71,7 +71,7 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
             "stage1.optimization.precision: .*'no' or 'bf16'",
         ),
         (("instructions", "templates"), "own", "instructions.templates: .*'paper' or 'release'"),
-        (("instructions", "templates"), "release", "templates: release knows speech_speech only"),
+        (("instructions", "templates"), "release", "templates: release has speech_speech only"),
         (
             ("instructions", "chain_shares"),
             {"speech_speech": 1.5, "text_text": -0.5},
@@ -107,7 +107,7 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
         (
             ("language_model", "heads"),
             4,
-            "language_model: .*at least 5 heads.*induction_start: false",
+            "language_model: induction_start needs at least 5 heads.*false",
         ),
     ],
 )
