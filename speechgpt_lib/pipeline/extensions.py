@@ -24,9 +24,7 @@ def ablate(run: Run, without: str) -> dict:
     report."""
     if without not in STAGES:
         raise UserError(f"unknown stage {without!r}: choose {', '.join(STAGES)}")
-    made = [
-        name for name in order(run.recipe, ["evaluation"]) if name not in (*STAGES, "evaluation")
-    ]
+    made = set(order(run.recipe, ["evaluation"])) - {*STAGES, "evaluation"}
     steps = {name: name for name in made}
     # A stage is left out by letting the model before it stand in its place.
     steps["stage1"] = "expanded_model" if without == "stage1" else "stage1"

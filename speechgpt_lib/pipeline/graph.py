@@ -68,8 +68,7 @@ def order(recipe: Recipe, names: Iterable[str] | None = None) -> list[str]:
 
 
 def default_steps(recipe: Recipe) -> list[str]:
-    """What the notebooks make under a recipe: not those steps that an import leaves without a
-    purpose."""
+    """What the notebooks make: without those steps that an import leaves without a purpose."""
     ends = [name for name in STEPS if STEPS[name].imported(recipe) is None]
     if recipe.imports.inventory is not None:  # no encoder of our own to look into
         ends = [name for name in ends if name not in ("hubert", "unit_grid")]
@@ -126,11 +125,8 @@ def make(
     return run.step(step.name, work_on, settings=settings, inputs=inputs, **more)
 
 
-def make_all(
-    run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None
-) -> list[Step]:
-    """The steps `names` and, before them, what they need; with `force` these steps alone are made
-    anew."""
+def make_all(run: Run, names: Iterable[str], force: bool = False, on_log: OnLog = None) -> list:
+    """These steps and, before them, what they need; `force` makes these alone anew."""
     names = [find_step(name).name for name in names]
     wanted = order(run.recipe, names)
     made = {name: make(run, name, force and name in names, on_log) for name in wanted}
@@ -194,9 +190,8 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
         return "made", "it is not there yet"
     if force:
         return "remade", "forced"
-    changed = [
-        need for need, known in there.facts["inputs"].items() if keys.get(need) != known["key"]
-    ]
+    inputs = there.facts["inputs"].items()
+    changed = [need for need, known in inputs if keys.get(need) != known["key"]]
     if there.facts["settings"] != settings:
         return "remade", "its settings changed"
     return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"

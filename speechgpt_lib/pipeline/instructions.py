@@ -11,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.instructions.card import source_facts
 from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain
@@ -27,7 +28,7 @@ from speechgpt_lib.pipeline.imports import (
     import_cross_modal_set,
     import_text_to_unit,
 )
-from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.pipeline.step import TRAINED, Cost, Definition, Job, part
 from speechgpt_lib.pipeline.vocoder import speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
@@ -39,6 +40,7 @@ from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.units.extract import UnitRow, read_units
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
+OWN_SPLIT = "the corpora's own: held-out questions are left out"
 SHARD = 1000  # dialogues in a shard, where there is no end of them
 
 
@@ -111,10 +113,8 @@ def _fits(text: str, units: np.ndarray) -> bool:
 
 
 def make_voicing_evaluation(job: Job) -> dict:
-    """Both ways from text to units on held-out sentences.
-
-    How far they are from the recorded units, and what the judge hears after the vocoder.
-    """
+    """Both ways from text to units on held-out sentences: how far they are from the recorded
+    units, and what the judge hears after the vocoder."""
     vocoder = Vocoder.load(job.path("vocoder"))
     engines = {way: voicing(job, way) for way in ("text_to_unit", "tts")}
     judges = judges_if_installed(job.corpora(), job.run.say)
@@ -134,15 +134,11 @@ def make_voicing_evaluation(job: Job) -> dict:
 
 
 def make_chain_set(job: Job) -> dict:
-    """Quadruplets of the corpora's spoken questions and of written ones, which are voiced; so is
-    every answer."""
+    """Quadruplets of the corpora's questions, spoken or written; what is written is voiced."""
     settings, inventory = job.recipe.instructions, job.inventory()
     rows = read_units(job.path("units"), inventory.id, {"split": "train"})
-    spoken = [
-        Dialogue(row.id, row.text, row.answer, row.kind, row.units, "corpus")
-        for row in rows
-        if row.answer
-    ]
+    asked = (row for row in rows if row.answer)
+    spoken = [Dialogue(r.id, r.text, r.answer, r.kind, r.units, "corpus") for r in asked]
     own, report = [*spoken, *_written(job)], Report()
     stream = chain(own, _moss(job, report)) if settings.dialogues else own
     summary = build_chain(
@@ -156,13 +152,16 @@ def make_chain_set(job: Job) -> dict:
         held_out_share=settings.held_out_share if settings.dialogues else 0.0,
         # One shard, if one can: an answer that many questions have sounds the same in all of them.
         shard_size=SHARD if settings.dialogues else max(1, len(own)),
-        split_rule=None
-        if settings.dialogues
-        else "the corpora's own: held-out questions are left out",
+        split_rule=None if settings.dialogues else OWN_SPLIT,
         sources=corpus_facts(job.recipe) + ([source_facts("moss")] if settings.dialogues else []),
         selection=report.funnel if settings.dialogues else None,
         on_rows=None if job.on_log is None else lambda count: job.on_log({"rows": count}),
     )
+    if settings.dialogues and not summary["statistics"]["rows"]:
+        lost = report.dropped + Counter(summary["quarantined"])
+        why = ", ".join(f"{reason} {n}" for reason, n in lost.most_common(4)) or "nothing in it"
+        what = f"{settings.dialogues}: none of {report.records} records became a row ({why})"
+        raise UserError(f"{what}; expected dialogues of MOSS, see docs/speech-instruct.md")
     counts = {"spoken": len(spoken), "voiced": summary["statistics"]["rows"] - len(spoken)}
     kinds = {"formats": summary["statistics"]["counts"], "kinds": Counter(d.kind for d in own)}
     return set_metrics(summary) | counts | kinds
@@ -177,8 +176,7 @@ def held_out_sentences(job: Job) -> list[UnitRow]:
 
 
 def voicing(job: Job, way: str) -> Voicing:
-    """A way from text to units: "text_to_unit", the model, or "tts", a synthesiser and the unit
-    extractor."""
+    """From text to units by the model "text_to_unit", or by "tts", a synthesiser and extractor."""
     if way == "text_to_unit":
         return TextToUnit.load(job.path("text_to_unit"))
     settings = job.recipe.instructions
@@ -223,10 +221,8 @@ def _set_settings(*names: str) -> Callable[[Recipe], dict]:
 
 def _sizes(recipe: Recipe, *paths: str | None) -> dict[str, int]:
     found = [data_path(recipe, path) for path in paths if path]
-    files = [
-        f for p in found for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file()
-    ]
-    return {file.name: file.stat().st_size for file in files}
+    files = (file for path in found for file in [path, *sorted(path.rglob("*"))])
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
 # What of the instruction settings makes the chain set.
@@ -248,10 +244,10 @@ STEPS = (
     Definition(
         "text_to_unit",
         ("corpus", "units", "inventory"),
-        lambda recipe: recipe.text_to_unit.model_dump(mode="json"),
+        part("text_to_unit"),
         make_text_to_unit,
         version=3,
-        cost=Cost(processes=True, gpu=True),
+        cost=TRAINED,
         bring=import_text_to_unit,
         bring_needs=("inventory",),
     ),

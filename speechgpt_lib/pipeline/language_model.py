@@ -22,7 +22,7 @@ from speechgpt_lib.language_model.token_table import write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
-from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.pipeline.step import TRAINED, Definition, Job, part
 from speechgpt_lib.recipes.schema import Recipe, StageSettings
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -36,14 +36,12 @@ def make_text_model(job: Job) -> dict:
     settings, corpora, seed = job.recipe.language_model, job.corpora(), job.recipe.seed
     parts = [part for row in _example_rows() for part in row.prompt + row.answer]
     words = [part.value for part in parts if part.kind == "template"]
-    vocabulary = Vocabulary(
-        train_text_tokenizer([*corpora.texts(seed), *words], settings.vocabulary)
-    )
+    texts = [*corpora.texts(seed), *words]
+    vocabulary = Vocabulary(train_text_tokenizer(texts, settings.vocabulary))
     model = build_model(settings, vocabulary.size, seed)
     plan = stages.text_plan(vocabulary, corpora, settings.optimization.steps, seed)
-    stage = StageSettings(
-        tokens_per_batch=settings.tokens_per_batch, optimization=settings.optimization
-    )
+    batches = {"tokens_per_batch": settings.tokens_per_batch}
+    stage = StageSettings(optimization=settings.optimization, **batches)
     summary = stages.fit(model, plan, stage, job.work, job.training)
     save_model(model, vocabulary, job.work)
     questions = corpora.held_out_questions(job.recipe.evaluation.text_questions)
@@ -67,9 +65,8 @@ def make_expanded_model(job: Job) -> dict:
     settings, inventory = job.recipe.language_model, job.inventory()
     model, before = load_model(job.path("text_model"))
     after = before.expand(inventory.count, inventory.id)
-    centroids = None
-    if settings.new_embeddings == "centroids":
-        centroids = inventory.kmeans.centroids
+    by_sound = settings.new_embeddings == "centroids"
+    centroids = inventory.kmeans.centroids if by_sound else None
     probe = torch.tensor([[before.begin, *before.encode_text("the big dog is in the house")]])
     with torch.inference_mode():
         old_logits = model(probe).logits  # (1, tokens, vocabulary)
@@ -207,12 +204,11 @@ def _stage_settings(name: str, *instructions: str):
 
 
 ROWS = ("templates", "loss", "text_weight")
-TRAINED = Cost(processes=True, gpu=True)
 STEPS = (
     Definition(
         "text_model",
         _text_needs,
-        lambda recipe: recipe.language_model.model_dump(mode="json"),
+        part("language_model"),
         make_text_model,
         cost=TRAINED,
         bring=import_text_model,
@@ -220,9 +216,7 @@ STEPS = (
     Definition(
         "expanded_model",
         ("text_model", "inventory"),
-        lambda recipe: recipe.language_model.model_dump(
-            mode="json", include={"new_embeddings", "multiple"}
-        ),
+        part("language_model", "new_embeddings", "multiple"),
         make_expanded_model,
     ),
     Definition(

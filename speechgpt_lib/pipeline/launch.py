@@ -58,9 +58,8 @@ def check_steps(names: Iterable[str], shards: slice | None, force: bool) -> list
         raise UserError("--force and --shards exclude each other: remove the step's folder instead")
     if shards is not None and not find_step(names[-1]).cost.splittable:
         split = ", ".join(name for name, step in STEPS.items() if step.cost.splittable)
-        raise UserError(
-            f"{names[-1]} can't be made in parts, so --shards is not for it; these can: {split}"
-        )
+        what = f"{names[-1]} can't be made in parts, so --shards is not for it"
+        raise UserError(f"{what}; these can: {split}")
     return names
 
 
@@ -78,8 +77,7 @@ def train_step(
         raise UserError(f"{name} is no training: choose one of {', '.join(TRAINED)}")
     planned = plan(run, [name], force)[-1]
     # Each of several processes makes its own part; this one joins them.
-    alone = processes == 1 or planned.state in ("reused", "imported")
-    if alone:
+    if processes == 1 or planned.state in ("reused", "imported"):
         return make(run, name, force, on_log)
     target = folder_of(name)
     if force:  # else workers might still see checkpoints that the first one is about to drop
@@ -134,30 +132,16 @@ class Follower:
 def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -> list[str]:
     """The command that starts `processes` workers as one group; each is told how many there must
     be."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(processes),
-    ]
-    return [
-        *launcher,
-        "-m",
-        "speechgpt_lib.pipeline.worker",
-        name,
-        str(run.path),
-        str(processes),
-        *["force"] * force,
-    ]
+    count, options = str(processes), ["force"] if force else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+    worker = ["-m", "speechgpt_lib.pipeline.worker", name, str(run.path), count]
+    return [sys.executable, *launcher, *worker, *options]
 
 
 def _reason(log: Path) -> str:
     """The first line in which a worker said why it ended, else the first error of any kind."""
-    lines = [
-        re.sub(r"^\[rank\d+\]: ", "", line) for line in log.read_text(errors="replace").splitlines()
-    ]
+    text = re.sub(r"(?m)^\[rank\d+\]: ", "", log.read_text(errors="replace"))
+    lines = text.splitlines()
     own = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     other = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return next(iter(own + other), "no reason given").removeprefix("error: ")

@@ -17,15 +17,19 @@ from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.inventory import UnitInventory
 
 OnLog = Callable[[dict], None] | None
+Settings = Callable[[Recipe], Any]
+
+
+def part(section: str, *names: str) -> Settings:
+    """A section of the recipe, or those of its keys that are named, as what makes a step's key."""
+    chosen = {section: set(names) or True}
+    return lambda recipe: recipe.model_dump(mode="json", include=chosen)[section]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A step under way: its run, the folder `work` for its results, and the finished steps that it
-    needs.
-
-    `shards`: of a step that may be split, the part that is made here.
-    """
+    """A step under way: its run, the folder `work` for its results, the finished steps that it
+    needs, and of a step that may be split the `shards` that are made here."""
 
     run: Run
     work: Path
@@ -63,17 +67,19 @@ Needs = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: whether several processes can train it, gain by a GPU, or share its
-    shards.
+    """Whether several processes can train a step, it gains by a GPU, or they can share its shards.
 
-    `threads` are those on a CPU: "all", or "half", where a second half gains little and another
-    step can use it.
+    `threads` on a CPU: "all", or "half", where the other half gains little and another step can
+    use it.
     """
 
     processes: bool = False
     gpu: bool = False
     splittable: bool = False
     threads: str = "all"
+
+
+TRAINED = Cost(processes=True, gpu=True)
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,19 @@ class Definition:
     needs: names of the steps whose results it reads, perhaps by what the recipe says.
     settings: the part of the recipe that makes its key, as JSON values.
     make: writes the results into `job.work` and returns metrics.
-    bring: the same from a file or folder that somebody else made, where the recipe's `imports` name
-        one.
-    bring_needs: what an import is checked against.
-    bring_settings: what else of the recipe an import depends on.
+    bring: the same from a file or folder that somebody else made, which `imports` names.
+    bring_needs, bring_settings: what an import is checked against and depends on.
     """
 
     name: str
     needs: Needs
-    settings: Callable[[Recipe], Any]
+    settings: Settings
     make: Callable[[Job], dict | None]
     version: int = 1
     cost: Cost = field(default_factory=Cost)
     bring: Callable[[Job], dict | None] | None = None
     bring_needs: Needs = ()
-    bring_settings: Callable[[Recipe], Any] = lambda recipe: None
+    bring_settings: Settings = lambda recipe: None
 
     def imported(self, recipe: Recipe) -> Any:
         """What the recipe imports instead of making this step, or None."""

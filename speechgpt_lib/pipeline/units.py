@@ -14,7 +14,7 @@ from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
-from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.pipeline.step import TRAINED, Cost, Definition, Job, part
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import rank, shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -29,15 +29,13 @@ from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.mfcc import mfcc
 from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
 
-MOST_SHUFFLED = (
-    100_000  # ids that are shuffled in memory; of more, those with the smallest hashes are taken
-)
+# As many ids are shuffled in memory; of more, those with the smallest hashes are taken.
+MOST_SHUFFLED = 100_000
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
 def training_speech(corpus: Path, count: int, seed: int) -> list[Utterance]:
-    """A seeded sample of training utterances over all voices, with their sound; unreadable ones are
-    left out."""
+    """A seeded sample of training utterances over all voices, those that can be read."""
     identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
     if len(identities) > MOST_SHUFFLED:
         chosen = set(heapq.nsmallest(count, identities, key=lambda i: rank(i, seed)))
@@ -105,10 +103,7 @@ def compare_units(
     corpus: Path, inventory: UnitInventory, mfcc_units: KMeansUnits, per_voice: int = 40
 ) -> dict:
     """Quality of HuBERT units and of MFCC units on held-out utterances, against the phones that
-    were spoken.
-
-    {} where the corpus has no phones.
-    """
+    were spoken; {} where the corpus has none."""
     if not (heard := aligned(corpus, per_voice)):
         return {}
     waves, phones, voices = zip(*heard, strict=True)
@@ -122,8 +117,7 @@ def compare_units(
 def aligned(
     corpus: Path, per_voice: int
 ) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
-    """Held-out utterances with their phones, the same number of each voice: (wave, [(start s, end
-    s, label)], voice)."""
+    """(wave, [(start s, end s, phone)], voice) of held-out utterances, as many of each voice."""
     chosen, taken = [], {}
     for u in read_utterances(corpus, audio="bytes", phones=True, where={"split": list(HELD_OUT)}):
         taken[u.voice] = taken.get(u.voice, 0) + 1
@@ -133,8 +127,7 @@ def aligned(
 
 
 def make_unit_grid(job: Job) -> dict:
-    """Quality of units by layer and number of clusters, beside those that the recipe chose; no rows
-    without phones."""
+    """Quality of units by layer and number of clusters, around those that the recipe chose."""
     corpus, seed, chosen = job.path("corpus"), job.recipe.seed, job.recipe.units.clusters
     if not (held_out := aligned(corpus, 20)):
         return {"rows": [], "why": "the corpus has no phones to compare units with"}
@@ -149,15 +142,9 @@ def make_units(job: Job) -> dict:
     chosen = job.recipe.units.extraction
     device = resolve_device(job.recipe.device)
     settings = Extraction(device, chosen.precision, chosen.batch_seconds, chosen.long_audio)
-    return extract_units(
-        job.path("corpus"),
-        job.path("inventory"),
-        job.work,
-        settings,
-        shards=job.shards,
-        max_bad_share=chosen.max_bad_share,
-        on_log=job.on_log,
-    )
+    folders = job.path("corpus"), job.path("inventory"), job.work
+    more = {"max_bad_share": chosen.max_bad_share, "on_log": job.on_log}
+    return extract_units(*folders, settings, shards=job.shards, **more)
 
 
 def _hubert_settings(recipe: Recipe) -> dict:
@@ -165,35 +152,25 @@ def _hubert_settings(recipe: Recipe) -> dict:
     return recipe.units.hubert.model_dump(mode="json") | layer
 
 
-def _inventory_settings(recipe: Recipe) -> dict:
-    return recipe.units.model_dump(mode="json", include={"layer", "clusters", "kmeans_frames"})
-
-
 def _corpus_settings(recipe: Recipe) -> dict:
     disk = any(corpus.reader != "lab" for corpus in recipe.corpora)
     return recipe.model_dump(mode="json", include={"corpora"} | ({"data"} if disk else set()))
 
 
+CLUSTERING = part("units", "layer", "clusters", "kmeans_frames")
 STEPS = (
     Definition("corpus", (), _corpus_settings, make_corpus),
-    Definition(
-        "hubert", ("corpus",), _hubert_settings, make_hubert, cost=Cost(processes=True, gpu=True)
-    ),
+    Definition("hubert", ("corpus",), _hubert_settings, make_hubert, cost=TRAINED),
     Definition(
         "inventory",
         ("corpus", "hubert"),
-        _inventory_settings,
+        CLUSTERING,
         make_inventory,
         bring=bring_inventory,
         bring_needs=_bring_needs,
-        bring_settings=_inventory_settings,
+        bring_settings=CLUSTERING,
     ),
-    Definition(
-        "unit_grid",
-        ("corpus", "hubert"),
-        lambda recipe: {"clusters": recipe.units.clusters},
-        make_unit_grid,
-    ),
+    Definition("unit_grid", ("corpus", "hubert"), part("units", "clusters"), make_unit_grid),
     Definition(
         "units",
         ("corpus", "inventory"),

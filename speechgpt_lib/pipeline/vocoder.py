@@ -16,7 +16,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_originals
 from speechgpt_lib.pipeline.imports import import_vocoder
-from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.pipeline.step import TRAINED, Definition, Job, part
 from speechgpt_lib.pipeline.units import load_encoder, training_speech
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
@@ -59,11 +59,9 @@ def make_vocoder_evaluation(job: Job) -> dict:
 
 
 def with_clusters(clusters: int) -> Definition:
-    """The step of the same vocoder for another number of units, to hear what fewer or more of them
-    keep.
+    """The step of the same vocoder for another number of units, to hear what they keep.
 
-    No other step needs it.  Its folder holds the inventory, the vocoder, and the figures of its
-    evaluation.
+    No other step needs it.  Its folder holds the inventory and the vocoder.
     """
 
     def make(job: Job) -> dict:
@@ -103,8 +101,7 @@ def learned_speech(job: Job) -> dict:
 
 
 def held_out_speech(job: Job, inventory_id: str | None, count: int) -> list[UnitRow]:
-    """Held-out sentences of the voices that answer, in a seeded order; of all voices, where those
-    have none."""
+    """Held-out sentences of the voices that answer, else of all, in a seeded order."""
     rows = list(read_units(job.path("units"), inventory_id, {"split": "test"}))
     voices = set(speaking_voices(job))
     own = [row for row in shuffled(rows, job.recipe.seed) if row.voice in voices]
@@ -125,14 +122,11 @@ def _recoded(original: Original, inventory: UnitInventory) -> Original:
 
 def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech, Utterance]:
     """The speech to learn from, with the units of each utterance, and its first utterance."""
-    found = [
-        u for u in read_utterances(job.path("corpus"), audio="bytes", where=learned_speech(job))
-    ]
-    found = [u for u in shuffled(found, job.recipe.seed) if u.id in frames]
+    found = read_utterances(job.path("corpus"), audio="bytes", where=learned_speech(job))
+    found = [u for u in shuffled(list(found), job.recipe.seed) if u.id in frames]
     if not found:
-        raise UserError(
-            "no utterance to learn a voice from: give a corpus of the recipe role voice or aligned"
-        )
+        cure = "give a corpus of the recipe role voice or aligned"
+        raise UserError(f"no utterance to learn a voice from: {cure}")
     voices = set(speaking_voices(job))  # the first speaker is the one that answers by default
     chosen = sorted(found[: job.recipe.vocoder.utterances], key=lambda u: u.voice not in voices)
     many = job.recipe.vocoder.all_voices
@@ -177,10 +171,10 @@ STEPS = (
     Definition(
         "vocoder",
         ("corpus", "units", "inventory"),
-        lambda recipe: recipe.vocoder.model_dump(mode="json"),
+        part("vocoder"),
         make_vocoder,
         version=2,
-        cost=Cost(processes=True, gpu=True),
+        cost=TRAINED,
         bring=import_vocoder,
         bring_needs=("inventory",),
     ),

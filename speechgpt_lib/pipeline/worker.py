@@ -27,15 +27,11 @@ from speechgpt_lib.runs.run import Run
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     """Take part in making step `name` of a run, as one of `processes` processes."""
-    signal.signal(
-        signal.SIGTERM, _interrupt
-    )  # the training loop answers it by itself, with a checkpoint
-    # torchrun gives each worker a session of its own: without this a killed launcher leaves them
-    # running
+    signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers with a checkpoint
+    # torchrun gives each worker a session of its own: a killed launcher would leave them running.
     end_with_parent()
     rank = int(os.environ.get("RANK", 0))
-    # What the run is told is how many there must be, not how many there are: the training loop
-    # refuses when the two differ.
+    # The run is told how many there must be; the training loop refuses if others are there.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     if torch.cuda.is_available():
