@@ -24,8 +24,8 @@ class Parallel:
     """The notebooks `missing` of a `runner.Course`, and the steps that they need and that are not
     there yet.
 
-    A step keeps the threads that it has when it runs alone, and with them its results.  So one
-    that takes all of them has only notebooks beside it, which draw and need little.
+    A step keeps the threads that it has when it runs alone, and with them its results: one that
+    takes all of them has nothing beside it.  Notebooks mostly draw, which takes one thread.
     """
 
     def __init__(self, course: Any, missing: list[Path], jobs: int):
@@ -82,7 +82,7 @@ class Parallel:
             needs = {name for name in order(run.recipe, steps) if name in todo}
             needs |= self._before(notebook)
             show = self._notebook(notebook, execute)
-            nodes.append(Node(notebook.stem, frozenset(needs), 0.0, show))
+            nodes.append(Node(notebook.stem, frozenset(needs), 0.5, show))
         return nodes
 
     def _steps_of(self, notebook: Path) -> list[str]:

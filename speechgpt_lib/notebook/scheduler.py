@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -11,10 +11,7 @@ LOOK_S = 0.2  # between two looks at whether to stop
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to do: its name, what it needs, its share of the processor, and its function.
-
-    Shares of what runs at once add up to 1 at most; a thing with share 0 runs beside anything.
-    """
+    """One thing to do: its name, what it needs, its share of the processor, and its function."""
 
     name: str
     needs: frozenset[str]
@@ -31,15 +28,30 @@ class Outcome:
     left: tuple[str, ...]
 
 
+def heights(nodes: Sequence[Node]) -> dict[str, int]:
+    """Name → how many nodes stand in the longest chain that begins with it."""
+    found: dict[str, int] = {}
+
+    def height(name: str) -> int:
+        if name not in found:
+            after = (node.name for node in nodes if name in node.needs)
+            found[name] = 1 + max(map(height, after), default=0)
+        return found[name]
+
+    return {node.name: height(node.name) for node in nodes}
+
+
 def run_side_by_side(
     nodes: Iterable[Node], jobs: int, stopped: Callable[[], bool] = lambda: False
 ) -> Outcome:
-    """Do all nodes, at most `jobs` at once, earlier ones first.
+    """Do all nodes, at most `jobs` at once, whose shares add up to 1 at most.
 
-    A node that fails keeps those that need it from being begun; the others go on.  Once
-    `stopped()` is true nothing more is begun.
+    First comes what the longest chain of others waits for.  A node that fails keeps those that need
+    it from being begun; the others go on.  Once `stopped()` is true nothing more is begun.
     """
-    waiting = {node.name: node for node in nodes}
+    nodes = list(nodes)
+    height = heights(nodes)
+    waiting = {n.name: n for n in sorted(nodes, key=lambda n: -height[n.name])}
     running: dict[Future, Node] = {}
     done: dict[str, object] = {}
     failed: dict[str, BaseException] = {}

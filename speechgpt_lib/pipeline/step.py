@@ -69,14 +69,14 @@ Needs = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
 class Cost:
     """Whether several processes can train a step, it gains by a GPU, or they can share its shards.
 
-    `threads` on a CPU: "all", or "half", where the other half gains little and another step can
-    use it.
+    `threads` on a CPU: "half", which leaves room for another step, or "all", where these gain much
+    or no other step is left to run beside it.
     """
 
     processes: bool = False
     gpu: bool = False
     splittable: bool = False
-    threads: str = "all"
+    threads: str = "half"
 
 
 TRAINED = Cost(processes=True, gpu=True)

@@ -51,8 +51,8 @@ class Optimization(Section):
     # full: weights, gradients and moments shared out over processes (FSDP2)
     sharding: Literal["none", "full"] = "none"
     save_every_s: Positive = 60.0  # seconds between checkpoints
-    # compile the layers with torch's inductor: pays on GPUs, and wants a C++ compiler
-    compile: bool = False
+    # compile the layers with torch's inductor; auto: where there is the C++ compiler it wants
+    compile: bool | Literal["auto"] = False
     keep: Count = 2  # checkpoints kept, the newest ones
     # if set, end after so many tokens (padding not counted), however many steps are left
     most_tokens: int | None = Field(None, gt=0)

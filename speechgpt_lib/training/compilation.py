@@ -15,16 +15,17 @@ from torch import nn
 from speechgpt_lib.errors import UserError
 
 
-def compile_layers(modules: Iterable[nn.Module], undo: bool = False) -> None:
-    """Compile (or give back) every element of a `ModuleList` in place; names and weights stay.
+def resolve_compile(setting: bool | str) -> bool:
+    """What `compile: auto` means here; UserError for `true` where there is no C++ compiler."""
+    found = bool(shutil.which("g++")) or sys.platform != "linux"
+    if setting is True and not found:
+        what = "compile: true needs a C++ compiler, and there is no g++ on this machine"
+        raise UserError(f"{what}: install one or set compile: false")
+    return found if setting == "auto" else setting
 
-    Raises UserError where there is no C++ compiler, which torch needs.
-    """
-    if not undo and not shutil.which("g++") and sys.platform == "linux":
-        raise UserError(
-            "compile: true needs a C++ compiler, and there is no g++ on this machine: "
-            "install one or set compile: false"
-        )
+
+def compile_layers(modules: Iterable[nn.Module], undo: bool = False) -> None:
+    """Compile (or give back) every element of a `ModuleList` in place; names and weights stay."""
     lists = [m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)]
     for layer in (layer for layers in lists for layer in layers):
         if undo:

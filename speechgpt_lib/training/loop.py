@@ -25,7 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
-from speechgpt_lib.training.compilation import compile_layers
+from speechgpt_lib.training.compilation import compile_layers, resolve_compile
 from speechgpt_lib.training.devices import resolve_precision
 from speechgpt_lib.training.failures import memory_explained, not_finite
 from speechgpt_lib.training.log import MetricsLog
@@ -102,7 +102,8 @@ class Training:
 
     def __init__(self, task: Task, settings: Optimization, work: Path, options: TrainingOptions):
         precision = resolve_precision(settings.precision, options.device)
-        self.settings = settings.model_copy(update={"precision": precision})
+        chosen = {"precision": precision, "compile": resolve_compile(settings.compile)}
+        self.settings = settings.model_copy(update=chosen)
         self.task, self.work, self.options = task, work, options
         self.modules = dict(task.modules)
         self.phases = task.phases or {"model": list(task.modules)}

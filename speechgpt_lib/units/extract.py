@@ -32,7 +32,6 @@ from speechgpt_lib.corpora.tables import (
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
-from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
@@ -101,7 +100,7 @@ def extract_units(
     settings = settings or Extraction()
     plan = plan_shards(corpus, inventory, out, settings)
     missing = [job for job in plan[shards] if not job.target.exists()]
-    processes = usable_cores() if settings.device == "cpu" else 1
+    processes = torch.get_num_threads() if settings.device == "cpu" else 1
     for done, seconds in enumerate(run_in_processes(encode_shard, missing, processes), 1):
         if on_log is not None:
             on_log({"shards": done, "of": len(missing), "seconds": seconds})
