@@ -160,7 +160,7 @@ def _corpus_settings(recipe: Recipe) -> dict:
 ALONE = Cost(processes=True, gpu=True, threads="all")
 CLUSTERING = part("units", "layer", "clusters", "kmeans_frames")
 STEPS = (
-    Definition("corpus", (), _corpus_settings, make_corpus),
+    Definition("corpus", (), _corpus_settings, make_corpus, cost=Cost(threads="all")),
     Definition("hubert", ("corpus",), _hubert_settings, make_hubert, cost=ALONE),
     Definition(
         "inventory",

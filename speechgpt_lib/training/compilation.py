@@ -26,6 +26,10 @@ def resolve_compile(setting: bool | str) -> bool:
 
 def compile_layers(modules: Iterable[nn.Module], undo: bool = False) -> None:
     """Compile (or give back) every element of a `ModuleList` in place; names and weights stay."""
+    import torch._inductor.config
+
+    # Its pool of compiling processes would take more memory than a small model, and saves little.
+    torch._inductor.config.compile_threads = 1
     lists = [m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)]
     for layer in (layer for layers in lists for layer in layers):
         if undo:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.training.muon import Muon
 
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
@@ -39,7 +40,7 @@ def make_optimizers(
             fused=True,
         )
     if matrices:
-        optimizers[MATRICES] = torch.optim.Muon(
+        optimizers[MATRICES] = Muon(
             [{"params": matrices, "scale": settings.matrix_learning_rate / rate}],
             rate,
             settings.matrix_weight_decay,

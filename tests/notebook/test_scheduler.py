@@ -52,6 +52,13 @@ def test_one_place_keeps_the_order_given() -> None:
     assert [event for event in work.events if event[0] == "+"] == ["+d", "+a", "+c", "+b"]
 
 
+def test_what_the_longest_chain_waits_for_comes_first() -> None:
+    work = Work()
+    nodes = [work.node("a"), work.node("b"), work.node("c", "b"), work.node("d", "c")]
+    run_side_by_side(nodes, 1)
+    assert [event for event in work.events if event[0] == "+"] == ["+b", "+c", "+a", "+d"]
+
+
 def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:
     work = Work()
     nodes = [

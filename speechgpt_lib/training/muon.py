@@ -1,0 +1,67 @@
+"""Muon (Jordan 2024): steps of a matrix whose singular values are all near one.
+
+torch has it for one matrix at a time and in bf16.  In a small model the matrices are many: here
+all of one shape go through the iteration together, and in fp32 on a processor that would only
+emulate bf16 (a hundred times slower).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from speechgpt_lib.training.devices import resolve_precision
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon`, whose settings and state it keeps, with another `step`."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    alike[min(matrix.shape), max(matrix.shape)].append(matrix)
+            for matrices in alike.values():
+                self._move(matrices, group)
+
+    def _move(self, matrices: list[Tensor], group: dict) -> None:
+        updates = []
+        for matrix in matrices:
+            state = self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+            update = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
+            updates.append(update.T if matrix.shape[0] > matrix.shape[1] else update)
+        # (matrices, rows, columns), rows ≤ columns
+        stacked = torch.stack(updates).to(dtype_on(updates[0].device.type))
+        for matrix, update in zip(matrices, orthogonal(stacked, group), strict=True):
+            update = update.T if matrix.shape[0] > matrix.shape[1] else update
+            rate = group["lr"] * 0.2 * max(matrix.shape) ** 0.5  # as long a step as AdamW's
+            matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+@functools.cache
+def dtype_on(device: str) -> torch.dtype:
+    """bfloat16 where the device computes in it itself; the iteration needs no more."""
+    return torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
+
+
+def orthogonal(x: Tensor, group: dict) -> Tensor:
+    """(matrices, rows, columns) → the same shape, singular values brought near one.
+
+    Newton and Schulz's iteration: an odd polynomial of a matrix acts on its singular values alone.
+    """
+    a, b, c = group["ns_coefficients"]
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        square = x @ x.mT  # (matrices, rows, rows)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
