@@ -4,6 +4,7 @@ units of every utterance."""
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from speechgpt_lib.units.encode import Extraction
 from speechgpt_lib.units.extract import extract_units
 from speechgpt_lib.units.foreign import encoder_from
 from speechgpt_lib.units.grid import quality_grid
-from speechgpt_lib.units.hubert import build_encoder, normalise_utterance
+from speechgpt_lib.units.hubert import build_encoder, normalise_utterance, to_16_bits
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.mfcc import mfcc
@@ -34,14 +35,14 @@ MOST_SHUFFLED = 100_000
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
-def training_speech(corpus: Path, count: int, seed: int) -> list[Utterance]:
+def training_speech(corpus: Path, count: int, seed: int) -> Iterator[Utterance]:
     """A seeded sample of training utterances over all voices, those that can be read."""
     identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
     if len(identities) > MOST_SHUFFLED:
         chosen = set(heapq.nsmallest(count, identities, key=lambda i: rank(i, seed)))
     else:
         chosen = set(shuffled(identities, seed)[:count])
-    return list(hear(corpus, {"id": chosen}))
+    return hear(corpus, {"id": chosen})
 
 
 def make_corpus(job: Job) -> dict:
@@ -53,7 +54,7 @@ def make_hubert(job: Job) -> dict:
     """Pre-train the encoder on a sample of all voices."""
     settings = job.recipe.units.hubert
     speech = training_speech(job.path("corpus"), settings.utterances, job.recipe.seed)
-    waves = [u.wave for u in speech]
+    waves = [to_16_bits(u.wave) for u in speech]  # half the memory
     encoder, targets, summary = train_encoder(waves, job.recipe.units, job.work, job.training)
     targets.save(job.work / "mfcc_centroids.safetensors")
     save_module(encoder, job.work / "encoder.safetensors")

@@ -102,6 +102,16 @@ def normalise_utterance(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / (features.std(0) + 1e-3)
 
 
+def to_16_bits(wave: np.ndarray) -> np.ndarray:
+    """float32 samples in [-1, 1] → int16, as most sound files hold them."""
+    return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
+
+
+def samples_of(wave: np.ndarray) -> np.ndarray:
+    """A wave held as int16 or float32 → float32 (samples,)."""
+    return wave if wave.dtype == np.float32 else wave.astype(np.float32) / 32768
+
+
 def pretrain_hubert(
     waves: list[np.ndarray],
     settings: HubertSettings,
@@ -109,7 +119,7 @@ def pretrain_hubert(
     options: TrainingOptions,
     features: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[HubertModel, KMeansUnits, dict]:
-    """Trains an encoder on float32 waves (samples,) at 16 kHz.
+    """Trains an encoder on waves (samples,) at 16 kHz, float32 or int16.
 
     `features` gives the frames (n, width) whose clusters are the targets: hidden states of an
     encoder of the iteration before, or MFCCs where None.  Returns (encoder, the k-means of its
@@ -117,7 +127,7 @@ def pretrain_hubert(
     """
     seed, device = options.seed, options.device
     frames_of = features or (lambda wave: normalise_utterance(mfcc(torch.from_numpy(wave))).numpy())
-    described = [frames_of(wave) for wave in waves]
+    described = [frames_of(samples_of(wave)) for wave in waves]
     clusters = fit_kmeans(described, settings.target_clusters, seed, frames=60_000)
     targets = [clusters.assign(frames) for frames in described]
     del described
@@ -135,7 +145,7 @@ def pretrain_hubert(
         chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, (len(waves[i]) - crop) // HOP)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
-        crops = np.stack([waves[i][s * HOP : s * HOP + crop] for i, s in mine])
+        crops = np.stack([samples_of(waves[i][s * HOP : s * HOP + crop]) for i, s in mine])
         labels = np.stack([targets[i][s : s + frames] for i, s in mine])
         return torch.from_numpy(crops), torch.from_numpy(labels)
 

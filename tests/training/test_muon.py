@@ -29,27 +29,41 @@ def train(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps: 
         optimizer.step()
 
 
-def test_the_iteration_moves_singular_values_alone() -> None:
+def test_the_polynomials_move_singular_values_alone_and_near_one() -> None:
     torch.manual_seed(0)
-    x, group = torch.randn(3, 4, 7), Muon(matrices(0), **SETTINGS).defaults
-    a, b, c = group["ns_coefficients"]
-    found = orthogonal(x, group).numpy()
-    for given, result in zip(x.double().numpy(), found, strict=True):
+    x = torch.randn(3, 4, 7)
+    for given, found in zip(x.double().numpy(), orthogonal(x).numpy(), strict=True):
         left, values, right = np.linalg.svd(given / np.linalg.norm(given), full_matrices=False)
-        for _ in range(group["ns_steps"]):
+        for a, b, c in muon.POLYNOMIALS:
             values = a * values + b * values**3 + c * values**5
-        np.testing.assert_allclose(result, left @ np.diag(values) @ right, atol=2e-5)
-        assert values.min() > 0.3 and values.max() < 1.3
+        np.testing.assert_allclose(found, left @ np.diag(values) @ right, atol=2e-5)
+    values = torch.logspace(np.log10(0.005), 0, 2000)
+    for a, b, c in muon.POLYNOMIALS:
+        values = a * values + b * values**3 + c * values**5
+    assert (values - 1).abs().max() < 0.51
 
 
-def test_steps_as_torch_does_one_matrix_at_a_time() -> None:
+def test_all_at_once_is_one_by_one() -> None:
+    together, alone = matrices(1), matrices(1)
+    train(Muon(together, **SETTINGS), together, range(5))
+    for k, weight in enumerate(alone):
+        optimizer = Muon([weight], **SETTINGS)
+        for step in range(5):
+            torch.manual_seed(step)
+            weight.grad = [torch.randn(other.shape) for other in alone][k]
+            optimizer.step()
+    for own, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+
+
+def test_goes_where_torchs_goes() -> None:
     ours, theirs = matrices(1), matrices(1)
-    start = copy.deepcopy(ours)
+    start = matrices(1)
     train(Muon(ours, **SETTINGS), ours, range(5))
     train(torch.optim.Muon(theirs, **SETTINGS), theirs, range(5))
     for before, own, other in zip(start, ours, theirs, strict=True):
-        moved = (other - before).norm()
-        assert (own - other).norm() < 0.03 * moved, "torch computes in bf16"
+        cosine = torch.cosine_similarity((own - before).flatten(), (other - before).flatten(), 0)
+        assert cosine > 0.9
 
 
 def test_one_without_gradient_stays_and_state_is_torchs() -> None:
