@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from speechgpt_lib import __version__, doctor
+from speechgpt_lib.cli.main import main
 
 CARD = [
     "jupyterlab",
@@ -393,3 +394,9 @@ def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_pa
     ]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7
+
+
+def test_the_installed_command_is_this_packages(root) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    value, group = project["scripts"]["speechgpt"], "console_scripts"
+    assert importlib.metadata.EntryPoint("speechgpt", value, group).load() is main
