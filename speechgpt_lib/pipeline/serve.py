@@ -32,7 +32,9 @@ class StepServer:
     """The handle.  One thread at a time may use it."""
 
     def __init__(self, run: Path, log: Path):
-        command = [sys.executable, "-m", "speechgpt_lib.pipeline.serve", str(run)]
+        # Not -m: processes that a step starts would import this module anew, and torch with it.
+        program = "import sys; from speechgpt_lib.pipeline.serve import serve; serve(sys.argv[1])"
+        command = [sys.executable, "-c", program, str(run)]
         with open(log, "a") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -124,7 +126,3 @@ def _tell(**answer: Any) -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])
