@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow
-import pyarrow.compute
 import pyarrow.parquet
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
-from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.descriptions import TASKS, draw, load_descriptions
-from speechgpt_lib.instructions.duplicates import Duplicates, find_duplicates
+from speechgpt_lib.instructions.duplicates import find_duplicates
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
 from speechgpt_lib.instructions.records import read_batches, split_lists
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, is_made
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
+from speechgpt_lib.units.extract import unit_tables
 from speechgpt_lib.units.inventory import check_inventory
 
 BATCH = 4096  # rows in memory
@@ -49,12 +48,6 @@ class Pairing:
     def lists(self) -> Lists:
         """The descriptions of each task."""
         return self.descriptions or {task: load_descriptions(task) for task in TASKS}
-
-    def rule(self) -> str:
-        """Says which rows are held out, for the data card."""
-        if self.held_out_splits:
-            return f"split {' or '.join(self.held_out_splits)} of the corpus"
-        return rule(self.held_out_share)
 
     def holds_out(self, text: str, split: str) -> bool:
         """Whether a row is kept out of training."""
@@ -99,34 +92,26 @@ def build_cross_modal(
     chosen = range(len(tables))[shards]
     keys = {k: hash_json({"table": hash_file(tables[k])} | facts.metadata()) for k in chosen}
     missing = [k for k in chosen if not is_made(out, k, keys[k])]
-    duplicates = find_duplicates(tables) if missing else Duplicates({})
+    first = find_duplicates(tables) if missing else {}
     for k in missing:
         with ShardWriter(out, k, facts, keys[k]) as writer:
-            for rows in _write(writer, tables[k], pairing, duplicates):
+            for rows in _write(writer, tables[k], pairing, first):
                 if on_rows is not None:
                     on_rows(rows)
+    split_rule = f"split {' or '.join(pairing.held_out_splits)} of the corpus"
+    split_rule = split_rule if pairing.held_out_splits else rule(pairing.held_out_share)
     source_facts = source_facts or [{"path": str(source)} for source in sources]
-    more = {"pairing": pairing.pairing}
-    return finish(out, len(tables), facts, source_facts, pairing.rule(), **more)
-
-
-def unit_tables(folder: Path) -> list[Path]:
-    """The shards of a unit table, in `folder` or in the folder `units` there."""
-    folder = Path(folder).expanduser()
-    folder = folder / "units" if (folder / "units").is_dir() else folder
-    tables = sorted(folder.glob("units-*.parquet"))
-    if not tables:
-        cure = "run notebook 01_unit_extraction.ipynb or speechgpt units extract first"
-        raise UserError(f"no unit table in {folder}: {cure}")
-    return tables
+    return finish(out, len(tables), facts, source_facts, split_rule, pairing=pairing.pairing)
 
 
 def _write(
-    writer: ShardWriter, table: Path, pairing: Pairing, duplicates: Duplicates
+    writer: ShardWriter, table: Path, pairing: Pairing, first: dict[bytes, tuple[Path, int]]
 ) -> Iterator[int]:
-    """Write the rows of a unit table, batch by batch; yields how many each batch gives."""
-    lists, start = pairing.lists(), 0
-    names = ("id", "text", "voice", "split")
+    """Write the rows of a unit table, batch by batch; yields how many each batch gives.
+
+    `first` says where an id that occurs several times stands first: that row is kept.
+    """
+    lists, start, names = pairing.lists(), 0, ("id", "text", "voice", "split")
     for batch in read_batches(table, BATCH, [*names, "units"]):
         rows, units = [], split_lists(batch["units"])
         columns = (_strings(batch[name]) for name in names)
@@ -138,32 +123,24 @@ def _write(
                     raise BadRow("broken UTF-8", "its id or text is missing or no UTF-8")
                 check_text(text, "text")
                 check_units(units[k], writer.facts.unit_count)
-                duplicates.check(identity, table, start + k)
+                place = first.get(identity.encode(), here := (table, start + k))
+                if place != here:
+                    raise BadRow("duplicate id", "the same id stands in {}, row {}".format(*place))
             except BadRow as bad:
                 writer.refuse(str(table), f"row {start + k}", str(identity), bad)
                 continue
             held_out = pairing.holds_out(text, split)
             for task in pairing.tasks(identity, voice):
                 name = f"{task}-{identity}"
-                description = draw(lists[task], task, name, pairing.seed)
-                rows.append((k, held_out, name, task, description))
-        if rows:
-            _add(writer, batch, *zip(*rows, strict=True))
+                rows.append((k, held_out, name, task, draw(lists[task], task, name, pairing.seed)))
+        if rows:  # the other columns of the numbered pairs stay as they are
+            pairs, held_out, *made = zip(*rows, strict=True)
+            taken = batch.take(pyarrow.array(pairs, pyarrow.int32()))
+            columns = dict(zip(("id", "task", "description"), made, strict=True))
+            columns |= {name: taken[name] for name in ("text", "voice", "units")}
+            writer.add(pyarrow.table(columns).select(writer.schema.names), held_out)
         start += batch.num_rows
         yield len(rows)
-
-
-def _add(
-    writer: ShardWriter, batch: pyarrow.RecordBatch, pairs, held_out, ids, tasks, descriptions
-) -> None:
-    """Write rows made of the numbered pairs of a batch; their other columns stay as they are."""
-    taken = batch.take(pyarrow.array(pairs, pyarrow.int32()))
-    columns = {"id": ids, "task": tasks, "description": descriptions}
-    columns |= {name: taken[name] for name in ("text", "voice", "units")}
-    rows, mask = pyarrow.table(columns).select(writer.schema.names), pyarrow.array(held_out)
-    writer.add(rows.filter(pyarrow.compute.invert(mask)))
-    if any(held_out):
-        writer.add(rows.filter(mask), held_out=True)
 
 
 def _strings(column: pyarrow.Array) -> list[str | None]:

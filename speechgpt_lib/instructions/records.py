@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow
@@ -17,8 +17,9 @@ import pyarrow.parquet
 
 from speechgpt_lib.errors import UserError
 
-Kind = Literal["cross_modal", "chain"]
-_TURNS = ("instruction", "response")
+# The task or format that rows are counted by, all texts by name, the units (n,) that are shown.
+Content = tuple[str, dict[str, str], tuple[np.ndarray, ...]]
+NO_UNITS = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +36,12 @@ class CrossModalRecord:
     voice: str
     units: np.ndarray
     verbatim: str | None = None
-    measures: ClassVar = ("units", "words")
+    sizes: ClassVar = ("units", "words")
 
     @property
-    def group(self) -> str:
-        """What rows are counted by."""
-        return self.task
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """All that is written in the row, by name."""
-        return {"description": self.description, "text": self.text}
-
-    @property
-    def shown(self) -> tuple[np.ndarray, ...]:
-        """The units (n,) that the row shows."""
-        return (self.units,)
+    def content(self) -> Content:
+        """What the row says."""
+        return self.task, {"description": self.description, "text": self.text}, (self.units,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +59,19 @@ class ChainRecord:
     instruction_units: np.ndarray
     response_units: np.ndarray
     verbatim: str | None = None
-    measures: ClassVar = tuple(f"{turn}_{of}" for of in ("units", "words") for turn in _TURNS)
+    sizes: ClassVar = ("instruction_units", "response_units", "instruction_words", "response_words")
 
     @property
-    def group(self) -> str:
-        """What rows are counted by."""
-        return self.format
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """All that is written in the row, by name."""
-        return {"instruction": self.instruction, "response": self.response}
-
-    @property
-    def shown(self) -> tuple[np.ndarray, ...]:
-        """The units (n,) of both turns, empty where the format has text only."""
-        none = np.array([], dtype=np.int64)
-        heard = self.instruction_units if self.format.startswith("speech") else none
-        return heard, self.response_units if self.format.endswith("speech") else none
+    def content(self) -> Content:
+        """What the row says; a format that is text only shows no units."""
+        heard = self.instruction_units if self.format.startswith("speech") else NO_UNITS
+        spoken = self.response_units if self.format.endswith("speech") else NO_UNITS
+        texts = {"instruction": self.instruction, "response": self.response}
+        return self.format, texts, (heard, spoken)
 
 
 Record = CrossModalRecord | ChainRecord
-RECORDS: dict[Kind, type[Record]] = {"cross_modal": CrossModalRecord, "chain": ChainRecord}
+RECORDS: dict[str, type[Record]] = {"cross_modal": CrossModalRecord, "chain": ChainRecord}
 _TYPES = {"str": pyarrow.string(), "np.ndarray": pyarrow.list_(pyarrow.int16())}
 SCHEMAS = {
     kind: pyarrow.schema([(f.name, _TYPES[f.type]) for f in fields(record) if f.type in _TYPES])
@@ -134,7 +116,8 @@ def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
 
 def row_digest(record: Record) -> int:
     """SHA-256 of what a row says: its texts and shown units, but not its id, voice or place."""
-    digest = hashlib.sha256("\x1f".join((record.group, *record.texts.values())).encode())
-    for units in record.shown:
+    group, texts, shown = record.content
+    digest = hashlib.sha256("\x1f".join((group, *texts.values())).encode())
+    for units in shown:
         digest.update(b"\x1f" + units.astype("<i2").tobytes())
     return int.from_bytes(digest.digest(), "big")
