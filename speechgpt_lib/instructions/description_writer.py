@@ -70,26 +70,8 @@ class Progress:
 
     def cost(self, prices: Prices) -> float | None:
         """What the answers cost."""
-        if prices is None:
-            return None
-        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
-
-    def text(self) -> str:
-        """The file of descriptions."""
-        return "".join(f"{line}\n" for line in self.accepted)
-
-    def facts(self, temperature: float, prices: Prices) -> dict:
-        """What is known of a finished file."""
-        facts = asdict(self) | {
-            "refused": dict(Counter(reason for _, reason in self.refused)),
-            "temperature": temperature,
-            "cost": self.cost(prices),
-            "prices_per_million": prices and list(prices),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "sha256": hashlib.sha256(self.text().encode()).hexdigest(),
-        }
-        del facts["accepted"]
-        return facts
+        counts = (self.prompt_tokens, self.completion_tokens)
+        return prices and sum(n * price for n, price in zip(counts, prices, strict=True)) / 1e6
 
 
 def load_prompt(name: str, count: int = IN_PROMPT) -> str:
@@ -144,9 +126,18 @@ def write_descriptions(
     server.connect()
     write_json(kept_in, asdict(progress))  # before anything is paid for: can it be written at all?
     _fill(progress, server, kept_in, max_requests, prices)
-    facts = progress.facts(server.temperature, prices)
+    text = "".join(f"{line}\n" for line in progress.accepted)
+    facts = asdict(progress) | {
+        "refused": dict(Counter(reason for _, reason in progress.refused)),
+        "temperature": server.temperature,
+        "cost": progress.cost(prices),
+        "prices_per_million": prices and list(prices),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    del facts["accepted"]
     write_json(facts_path, facts)  # first: where `out` is, everything is
-    write_text(out, progress.text())
+    write_text(out, text)
     kept_in.unlink()
     return facts
 
@@ -155,11 +146,13 @@ def _fill(
     progress: Progress, server: ChatServer, kept_in: Path, max_requests: int, prices: Prices
 ) -> None:
     """Ask until there are enough descriptions; every answer is kept."""
-    idle = asked = 0
+    idle, begun = 0, progress.requests
     while (have := len(progress.accepted)) < (count := progress.count):
-        kept = f"{have} of {count} descriptions are kept in {kept_in}"
-        kept += ": the same command goes on there"
-        if asked >= max_requests or idle >= IDLE:
+        kept = (
+            f"{have} of {count} descriptions are kept in {kept_in}: the same command goes on there"
+        )
+        many = progress.requests - begun >= max_requests
+        if many or idle >= IDLE:
             why = f"{max_requests} requests were not enough"
             why = f"{IDLE} answers running brought nothing new" if idle >= IDLE else why
             raise UserError(f"{server.model}: {why}; {kept}, another model needs another --out")
@@ -171,14 +164,13 @@ def _fill(
             kept_in.unlink()
             raise
         new, refused = progress.take(answer)
-        asked, idle = asked + 1, 0 if new else idle + 1
+        idle = 0 if new else idle + 1
         write_json(kept_in, asdict(progress))
         brought = f"{new} new, {refused} refused" if new or refused else "no list in the answer"
-        cost = "" if prices is None else f", cost {progress.cost(prices):.4f}"
-        server.say(
-            f"request {progress.requests}: {brought}, {have + new} of {count} in all; "
-            f"{progress.prompt_tokens} + {progress.completion_tokens} tokens{cost}"
-        )
+        tokens = f"{progress.prompt_tokens} + {progress.completion_tokens} tokens"
+        tokens += "" if prices is None else f", cost {progress.cost(prices):.4f}"
+        told = f"request {progress.requests}: {brought}, {have + new} of {count} in all; {tokens}"
+        server.say(told)
 
 
 def _finished(out: Path, facts_path: Path, wanted: Progress) -> dict:
@@ -186,12 +178,9 @@ def _finished(out: Path, facts_path: Path, wanted: Progress) -> dict:
     cure = "choose another --out, or move it away"
     if not (out.is_file() and facts_path.is_file()):
         raise UserError(f"{out} is there, but not {facts_path} that would say what it is: {cure}")
-    facts, asked = read_json(facts_path), vars(wanted)
-    names = [name for name in (*MADE_BY, "count") if facts.get(name) != asked[name]]
-    if other := [f"{name} {facts.get(name)}, asked for {asked[name]}" for name in names]:
-        raise UserError(
-            f"{out} was made with {'; '.join(other)}: choose another --out, or delete it"
-        )
+    facts = read_json(facts_path)
+    if other := _differences(facts, wanted, "asked for", *MADE_BY, "count"):
+        raise UserError(f"{out} was made with {other}: choose another --out, or delete it")
     if facts.get("sha256") != hash_file(out):
         raise UserError(f"{out} was changed since it was written: {cure}")
     return facts
@@ -206,8 +195,13 @@ def _resume(kept_in: Path, wanted: Progress) -> Progress:
         raise UserError(f"{kept_in} is not the progress of this command: {cure}")
     if not found["requests"]:
         return wanted
-    names = [name for name in MADE_BY if found[name] != fresh[name]]
-    if other := [f"{name} {found[name]}, now {fresh[name]}" for name in names]:
-        raise UserError(f"{kept_in} was begun with {'; '.join(other)}: {cure}")
+    if other := _differences(found, wanted, "now", *MADE_BY):
+        raise UserError(f"{kept_in} was begun with {other}: {cure}")
     kept = Progress(**{name: found[name] for name in fresh})
     return replace(kept, count=wanted.count, accepted=kept.accepted[: wanted.count])
+
+
+def _differences(found: dict, wanted: Progress, but: str, *names: str) -> str:
+    asked = vars(wanted)
+    other = (name for name in names if found.get(name) != asked[name])
+    return "; ".join(f"{name} {found.get(name)}, {but} {asked[name]}" for name in other)

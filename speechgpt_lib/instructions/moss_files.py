@@ -8,10 +8,9 @@ understood stands in its place as a BadRow.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import ijson
@@ -117,53 +116,37 @@ def _lines(file: Path) -> Iterator[tuple[str, object]]:
 
 def _json_records(file: Path, level: int) -> Iterator[tuple[str, object]]:
     """Records at `level` 1 (in a list) or 0 (one after another) → (record N, record or BadRow)."""
-    number, unfinished, found = 0, 0, []
-    next(collector := _collect(found, level))
+    number, depth, unfinished, chunk, fault = 0, 0, 0, None, None
+    events, builder = ijson.sendable_list(), ijson.ObjectBuilder()
     # use_float refuses numbers beyond 64 bits; otherwise one of 4300 digits ends the process.
-    parser = ijson.basic_parse_coro(collector, use_float=True, multiple_values=level == 0)
-    for chunk in _chunks(file):
-        fault = None
-        try:
-            parser.send(chunk) if chunk else parser.close()
-        except (ijson.JSONError, BadRow, ValueError) as error:
-            cause = error.detail if isinstance(error, BadRow) else str(error).split("\n")[0].strip()
-            fault = BadRow("broken JSON", cause[:120])
-        unfinished = len(chunk) if found else unfinished + len(chunk)
-        for record in found:  # also those before the fault
-            number += 1
-            yield f"record {number}", record
-        found.clear()
-        if unfinished > LONGEST_LINE:
-            fault = fault or BadRow("too long", f"a record of {_TOO_MUCH}")
-        if fault:
-            yield f"record {number + 1}", fault
-            return
-
-
-def _collect(found: list, level: int) -> Generator[None, tuple[str, object], None]:
-    """Takes ijson's events, appends the values at `level` to `found`."""
-    depth, builder = 0, ijson.ObjectBuilder()
-    while True:
-        event, value = yield
-        depth -= event in ("end_map", "end_array")
-        inside = depth >= level
-        depth += event in ("start_map", "start_array")
-        if depth > DEPTH:
-            raise BadRow("broken JSON", f"brackets nested more than {DEPTH} deep")
-        if inside:
-            builder.event(event, value)
-            if depth == level:
-                found.append(builder.value)
-                builder = ijson.ObjectBuilder()
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    """A file as UTF-8 without BOM; b"" ends it.  Broken bytes cost one turn and not the file."""
-    with open(file, "rb") as opened:
-        chunks = iter(lambda: opened.read(_CHUNK), b"")
-        for text in codecs.iterdecode(chunks, "utf-8-sig", errors="replace"):
-            yield text.encode()
-    yield b""
+    parser = ijson.basic_parse_coro(events, use_float=True, multiple_values=level == 0)
+    # Broken bytes cost one turn and not the file.
+    with open(file, encoding="utf-8-sig", errors="replace", newline="") as opened:
+        while chunk != b"" and fault is None:
+            chunk = opened.read(_CHUNK).encode()
+            try:
+                parser.send(chunk) if chunk else parser.close()
+            except (ijson.JSONError, ValueError) as error:
+                fault = BadRow("broken JSON", str(error).split("\n")[0].strip()[:120])
+            unfinished += len(chunk)
+            for event, value in events:  # also those before the fault
+                depth -= event in ("end_map", "end_array")
+                inside = depth >= level
+                depth += event in ("start_map", "start_array")
+                if depth > DEPTH:
+                    fault = BadRow("broken JSON", f"brackets nested more than {DEPTH} deep")
+                    break
+                if inside:
+                    builder.event(event, value)
+                if inside and depth == level:
+                    number, unfinished = number + 1, len(chunk)
+                    yield f"record {number}", builder.value
+                    builder = ijson.ObjectBuilder()
+            events.clear()
+            if unfinished > LONGEST_LINE and fault is None:
+                fault = BadRow("too long", f"a record of {_TOO_MUCH}")
+    if fault:
+        yield f"record {number + 1}", fault
 
 
 def _chat_turn(turn: object) -> str | BadRow:
