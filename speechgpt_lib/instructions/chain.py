@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
-from speechgpt_lib.instructions.duplicates import Seen
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
-from speechgpt_lib.instructions.records import ChainRecord, to_table
+from speechgpt_lib.instructions.records import ChainRecord, Seen, to_table
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, in_shards, is_made
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.runs.artefacts import hash_json

@@ -16,9 +16,8 @@ import pyarrow.parquet
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
 from speechgpt_lib.instructions.descriptions import TASKS, draw, load_descriptions
-from speechgpt_lib.instructions.duplicates import find_duplicates
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
-from speechgpt_lib.instructions.records import read_batches, split_lists
+from speechgpt_lib.instructions.records import find_duplicates, read_batches, split_lists
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, is_made
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
 from speechgpt_lib.units.extract import unit_tables

@@ -16,8 +16,7 @@ from typing import Literal
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chat_server import Answer, ChatServer
-from speechgpt_lib.instructions.description_lists import parse_list, sift
-from speechgpt_lib.instructions.descriptions import TASKS
+from speechgpt_lib.instructions.descriptions import TASKS, parse_list, sift
 from speechgpt_lib.runs.artefacts import hash_file, read_json, write_json, write_text
 
 # Prompt → its task.  The paper's own for TTS asks for ASR by mistake; `tts` is corrected.

@@ -16,25 +16,29 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from speechgpt_lib.corpora.held_out import same_words
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import records
 from speechgpt_lib.instructions.card import render
-from speechgpt_lib.instructions.parsing import BadRow
-from speechgpt_lib.instructions.records import Record
+from speechgpt_lib.instructions.descriptions import TASKS
+from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
+from speechgpt_lib.instructions.records import CrossModalRecord, Record, Seen
 from speechgpt_lib.instructions.statistics import Statistics
-from speechgpt_lib.instructions.templates import Row, chain_row, cross_modal_row
+from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, cross_modal_row
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json, write_text
 from speechgpt_lib.units.inventory import check_inventory
 
-MOST_UNITS = 1 << 15  # they are kept in 16 bits, of which one is for the sign
+MOST_PROBLEMS = 100  # after which the rest of a set is not looked at
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class SetFacts:
     settings: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.unit_count <= MOST_UNITS:
-            raise UserError(f"{self.unit_count} units: a set holds 1 to {MOST_UNITS:,} of them")
+        if not 0 < self.unit_count <= 1 << 15:  # they are kept in 16 bits
+            raise UserError(f"{self.unit_count} units: a set holds 1 to 32,768 of them")
 
     def metadata(self) -> dict[str, str]:
         """The facts as text, for the metadata of a shard."""
@@ -153,33 +157,59 @@ def finish(
     return summary
 
 
-def read_summary(folder: Path) -> dict:
-    """The summary of a set; a UserError where there is none, or a part of one only."""
+def read_summary(folder: Path, inventory_id: str | None = None) -> dict:
+    """The summary of a set; a UserError where it is missing, unfinished or of another inventory."""
     folder = Path(folder)
     if not _path(folder, 0).is_file():
         cure = "run notebooks 03 and 04, speechgpt instruct build, or instruct import"
         raise UserError(f"instruction set {folder} is missing: {cure}")
     if not (path := folder / "summary.json").is_file():
         raise UserError(f"{folder} is unfinished (no summary.json): start its command again")
-    return read_json(path)
+    summary = read_json(path)
+    if inventory_id is not None:
+        check_inventory(summary["inventory"], inventory_id, f"the reader of {folder}")
+    return summary
 
 
 def read_set(
     folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows"
 ) -> Iterator[Record]:
     """Stream the records of a set; refuses a set of another inventory than `inventory_id`."""
-    found = read_summary(folder)["inventory"]
-    if inventory_id is not None:
-        check_inventory(found, inventory_id, f"the reader of {folder}")
+    read_summary(folder, inventory_id)
     for shard in sorted(Path(folder).glob(f"{part}-*.parquet")):
         for batch in records.read_batches(shard, 1024):
             yield from records.to_records(batch)
 
 
+def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
+    """All that is wrong with the set in `folder`, with places; at most `MOST_PROBLEMS` things."""
+    summary, found, ids = read_summary(folder, inventory_id), Statistics(), Seen()
+    problems: list[str] = []
+    try:
+        held_out = {_words(record) for record in read_set(folder, part="held_out")}
+        for number, record in enumerate(read_set(folder)):
+            found.add(record)
+            reasons = list(_faults(record, summary["unit_count"]))
+            if not ids.is_new(record.id):
+                reasons.append(f"id {record.id!r} stands more than once")
+            if _words(record) in held_out:
+                reasons.append("its sentence is held out")
+            problems += [f"{folder}, row {number}: {reason}" for reason in reasons]
+            if len(problems) >= MOST_PROBLEMS:
+                return problems[:MOST_PROBLEMS]
+    except UserError as error:
+        return [*problems, str(error)]
+    if f"{found.digest:064x}" != summary["table_hash"]:
+        problems.append(f"{folder}: another table hash than in summary.json: was a shard changed?")
+    if (rows := found.groups.total()) != (wanted := summary["statistics"]["rows"]):
+        problems.append(f"{folder}: it has {rows} rows, summary.json says {wanted}")
+    return problems
+
+
 def record_to_row(record: Record, templates: str = "paper") -> Row:
     """A record of either set as a row in the given templates."""
     r = record
-    if isinstance(r, records.CrossModalRecord):
+    if isinstance(r, CrossModalRecord):
         row = cross_modal_row(r.task, r.description, r.text, r.units, templates)
     else:
         units = (r.instruction_units, r.response_units)
@@ -197,3 +227,23 @@ def _metadata(path: Path) -> dict[str, str]:
     except pyarrow.ArrowInvalid:
         raise UserError(f"{path} is damaged: delete it, build the set again") from None
     return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def _words(record: Record) -> int:
+    sentence = record.text if isinstance(record, CrossModalRecord) else record.instruction
+    return hash(same_words(sentence))
+
+
+def _faults(record: Record, unit_count: int) -> Iterator[str]:
+    """What is wrong with a row."""
+    group, texts, shown = record.content
+    if group not in (*TASKS, *CHAIN_FORMATS):
+        yield f"unknown task or format {group!r}"
+    checks = [partial(check_text, text or "", what) for what, text in texts.items()]
+    if group != "text_text":
+        checks.append(partial(check_units, np.concatenate(shown), unit_count))
+    for check in checks:
+        try:
+            check()
+        except BadRow as bad:
+            yield bad.detail
