@@ -1,8 +1,7 @@
 """Text → whether it had better not be read aloud in a classroom, by a list of words.
 
 A word list misses what is put in other words, and all that isn't English; and it over-blocks:
-history lessons have wars, chemistry has alcohol.  It makes a set of dialogues milder, not safe: a
-teacher should look at what is left, and write a list where this doesn't fit (`Filter.load(path)`).
+history lessons have wars.  A teacher should look at what is left, or write an own list.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from speechgpt_lib.errors import UserError
 
-SHORTEST_STEM = 3  # letters: a shorter one would match half the dictionary
 EXPECTED = "expected lines '# category', and under each its terms"
 
 
@@ -23,7 +21,6 @@ EXPECTED = "expected lines '# category', and under each its terms"
 class Filter:
     """Terms by category, and the pattern made of them: one group a category, in order."""
 
-    categories: tuple[str, ...]
     terms: dict[str, tuple[str, ...]]
     pattern: re.Pattern
 
@@ -35,8 +32,7 @@ class Filter:
         case, with `*` at its end if anything may follow (`gambl*`).  Blanks and hyphens match one
         another.  Raises UserError for a file that is missing, not UTF-8, or no such list.
         """
-        shipped = resources.files(__package__) / "data" / "classroom.txt"
-        source = shipped if path is None else Path(path)
+        source = Path(path) if path else resources.files(__package__) / "data" / "classroom.txt"
         try:
             text = source.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -45,14 +41,13 @@ class Filter:
         terms = _parse(text, str(source))
         groups = ("|".join(map(_expression, sorted(found)[::-1])) for found in terms.values())
         pattern = re.compile(rf"(?<!\w)(?:{'|'.join(f'({group})' for group in groups)})(?!\w)")
-        return cls(tuple(terms), terms, pattern)
+        return cls(terms, pattern)
 
     def reason(self, text: str) -> str | None:
         """`category: what was found` for the first term in a text, or None."""
-        found = self.pattern.search(_plain(text))
-        if found is None:
-            return None
-        return f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}"
+        if found := self.pattern.search(_plain(text)):
+            return f"{list(self.terms)[found.lastindex - 1]}: {' '.join(found[0].split())}"
+        return None
 
 
 def _plain(text: str) -> str:
@@ -71,10 +66,10 @@ def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
         elif term and not category:
             raise UserError(f"{where} stands before any category: put '# category' above it")
         elif term:
-            stem = term.removesuffix("*")
-            short = stem != term and sum(map(str.isalpha, stem)) < SHORTEST_STEM
-            if "*" in stem or not any(map(str.isalnum, stem)) or short:
-                wanted = f"expected words, with at most one * after {SHORTEST_STEM} letters"
+            stem, star, more = term.partition("*")  # a short stem would match half the dictionary
+            short = star and sum(map(str.isalpha, stem)) < 3
+            if more or short or not any(map(str.isalnum, stem)):
+                wanted = "expected words, with at most one * after 3 letters"
                 raise UserError(f"{where} is no term: {wanted}")
             terms.setdefault(category, {})[term] = None
     if not terms:

@@ -15,8 +15,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chain import Dialogue
 from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.interchange import LONGEST_LINE
-from speechgpt_lib.instructions.moss import Report, count_words, read_moss, select
-from speechgpt_lib.instructions.moss_files import DEPTH
+from speechgpt_lib.instructions.moss import DEPTH, Report, count_words, read_moss, select
 
 RAINBOW = [
     ("How is a rainbow formed?", "By sunlight and rain."),
