@@ -36,9 +36,7 @@ def render(summary: dict) -> str:
     facts |= {f"{way} voiced by": name for way, name in summary.get("voicing", {}).items()}
     title, about = _WORDS["about"][kind]
     lines = [title, "", about, *_table(("", ""), facts.items())]
-    sources = [
-        (s.get("title", s.get("path", "?")), s.get("licence", UNKNOWN)) for s in summary["sources"]
-    ]
+    sources = [(source["title"], source.get("licence", UNKNOWN)) for source in summary["sources"]]
     lines += ["", "## Sources and licences", *_table(("source", "licence"), sources)]
     counts, shares = statistics["counts"], statistics["shares"]
     rows = [(name, f"{counts[name]:,}", f"{shares[name]:.1%}") for name in counts]

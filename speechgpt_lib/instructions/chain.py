@@ -96,7 +96,7 @@ def build_chain(
     more = {"voicing": voices, "format_shares": shares}
     more |= {"selection": selection()} if selection else {}
     split_rule = split_rule or (rule(held_out_share) if held_out_share else "none held out")
-    return finish(out, number + 1, facts, list(sources), split_rule, **more)
+    return finish(out, number + 1, facts, sources, split_rule, **more)
 
 
 def _usable(

@@ -6,8 +6,8 @@ any order and on any number of machines.  Memory holds a batch, whatever the cor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,6 @@ from speechgpt_lib.units.extract import unit_tables
 from speechgpt_lib.units.inventory import check_inventory
 
 BATCH = 4096  # rows in memory
-Lists = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,11 @@ class Pairing:
     held_out_splits: tuple[str, ...] = ()
     held_out_share: float = 0.002
     templates: str = "paper"
-    descriptions: Lists | None = field(default=None, hash=False)  # None: the shipped ones
+    descriptions: dict[str, tuple[str, ...]] | None = None  # None: the shipped ones
 
-    def lists(self) -> Lists:
+    def lists(self) -> dict[str, tuple[str, ...]]:
         """The descriptions of each task."""
         return self.descriptions or {task: load_descriptions(task) for task in TASKS}
-
-    def holds_out(self, text: str, split: str) -> bool:
-        """Whether a row is kept out of training."""
-        if self.held_out_splits:
-            return split in self.held_out_splits
-        return is_held_out(text, self.held_out_share)
 
     def tasks(self, identity: str, voice: str) -> tuple[str, ...]:
         """What a pair is asked for."""
@@ -69,15 +62,13 @@ def build_cross_modal(
     inventory_id: str,
     unit_count: int,
     shards: slice = slice(None),
-    source_facts: list[dict] | None = None,
-    on_rows: Callable[[int], None] | None = None,
+    source_facts: Sequence[dict] = (),
 ) -> dict:
     """Write the set of all pairs in the unit tables `sources` into `out`; keep finished shards.
 
-    `shards` are those that this call is to make, as for the jobs of an array.  `source_facts` are
-    for the data card; `on_rows` is told of rows as they are written.  Returns the summary, also in
-    summary.json once every shard is there.  Raises UserError where a table is missing, damaged or
-    of another inventory, or `out` holds another set.
+    `shards` are those that this call is to make, as for the jobs of an array; `source_facts` are
+    for the data card.  Returns the summary, also in summary.json once every shard is there.  Raises
+    UserError where a table is missing, damaged or of another inventory, or `out` holds another set.
     """
     tables = [table for source in sources for table in unit_tables(source)]
     for table in tables:
@@ -94,21 +85,17 @@ def build_cross_modal(
     first = find_duplicates(tables) if missing else {}
     for k in missing:
         with ShardWriter(out, k, facts, keys[k]) as writer:
-            for rows in _write(writer, tables[k], pairing, first):
-                if on_rows is not None:
-                    on_rows(rows)
-    split_rule = f"split {' or '.join(pairing.held_out_splits)} of the corpus"
-    split_rule = split_rule if pairing.held_out_splits else rule(pairing.held_out_share)
-    source_facts = source_facts or [{"path": str(source)} for source in sources]
+            _write(writer, tables[k], pairing, first)
+    splits = f"split {' or '.join(pairing.held_out_splits)} of the corpus"
+    split_rule = splits if pairing.held_out_splits else rule(pairing.held_out_share)
     return finish(out, len(tables), facts, source_facts, split_rule, pairing=pairing.pairing)
 
 
 def _write(
     writer: ShardWriter, table: Path, pairing: Pairing, first: dict[bytes, tuple[Path, int]]
-) -> Iterator[int]:
-    """Write the rows of a unit table, batch by batch; yields how many each batch gives.
-
-    `first` says where an id that occurs several times stands first: that row is kept.
+) -> None:
+    """Write the rows of a unit table; `first` says where an id that occurs several times stands
+    first: that row is kept.
     """
     lists, start, names = pairing.lists(), 0, ("id", "text", "voice", "split")
     for batch in read_batches(table, BATCH, [*names, "units"]):
@@ -128,7 +115,9 @@ def _write(
             except BadRow as bad:
                 writer.refuse(str(table), f"row {start + k}", str(identity), bad)
                 continue
-            held_out = pairing.holds_out(text, split)
+            held_out = split in pairing.held_out_splits
+            if not pairing.held_out_splits:
+                held_out = is_held_out(text, pairing.held_out_share)
             for task in pairing.tasks(identity, voice):
                 name = f"{task}-{identity}"
                 rows.append((k, held_out, name, task, draw(lists[task], task, name, pairing.seed)))
@@ -139,11 +128,10 @@ def _write(
             columns |= {name: taken[name] for name in ("text", "voice", "units")}
             writer.add(pyarrow.table(columns).select(writer.schema.names), held_out)
         start += batch.num_rows
-        yield len(rows)
 
 
 def _strings(column: pyarrow.Array) -> list[str | None]:
     """Texts of a column; None where the bytes are no UTF-8, which Parquet doesn't look at."""
     values = column.cast(pyarrow.binary()).to_pylist()
-    texts = [None if value is None else value.decode(errors="ignore") for value in values]
+    texts = (v if v is None else v.decode(errors="ignore") for v in values)
     return [t if t is None or t.encode() == v else None for t, v in zip(texts, values, strict=True)]

@@ -124,7 +124,7 @@ def is_made(folder: Path, number: int, key: str) -> bool:
 
 
 def finish(
-    folder: Path, shards: int, facts: SetFacts, sources: list[dict], split_rule: str, **more: object
+    folder: Path, shards: int, facts: SetFacts, sources: Sequence[dict], split_rule: str, **more
 ) -> dict:
     """Add up the shards; when all are there, write summary.json and CARD.md.
 
@@ -147,7 +147,7 @@ def finish(
         "held_out": counts.held_out,
         "held_out_rule": split_rule,
         "quarantined": dict(sorted(counts.reasons.items())),
-        "sources": sources,
+        "sources": list(sources),
         "statistics": counts.summary(),
         **more,
     }
