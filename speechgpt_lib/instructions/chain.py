@@ -40,12 +40,12 @@ class Dialogue:
 
 def choose_format(identity: str, shares: dict[str, float], seed: int) -> str:
     """A format by its share: a hash of id and seed draws it, so order and sharding don't matter."""
-    bounds = np.cumsum([shares.get(name, 0.0) for name in CHAIN_FORMATS])
+    formats = [name for name in CHAIN_FORMATS if shares.get(name)]
+    bounds = np.cumsum([shares[name] for name in formats])
     digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()
-    place = int(np.searchsorted(bounds, int.from_bytes(digest[:7], "big") / 2**56, side="right"))
-    # Rounding may leave the sum a hair below 1: a draw beyond it falls to the last format in use.
-    last = max(k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name))
-    return CHAIN_FORMATS[min(place, last)]
+    place = np.searchsorted(bounds, int.from_bytes(digest[:7], "big") / 2**56, side="right")
+    # Rounding may leave the sum a hair below 1: a draw beyond it falls to the last format.
+    return formats[min(place, len(formats) - 1)]
 
 
 def build_chain(

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from speechgpt_lib.corpora.held_out import is_held_out, rule
 from speechgpt_lib.instructions.descriptions import TASKS, draw, load_descriptions
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
-from speechgpt_lib.instructions.records import find_duplicates, read_batches, split_lists
+from speechgpt_lib.instructions.records import column_values, find_duplicates, read_batches
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, is_made
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
 from speechgpt_lib.units.extract import unit_tables
@@ -99,7 +99,7 @@ def _write(
     """
     lists, start, names = pairing.lists(), 0, ("id", "text", "voice", "split")
     for batch in read_batches(table, BATCH, [*names, "units"]):
-        rows, units = [], split_lists(batch["units"])
+        rows, units = [], column_values(batch["units"])
         columns = (_strings(batch[name]) for name in names)
         for k, (identity, text, voice, split) in enumerate(zip(*columns, strict=True)):
             if pairing.splits is not None and split not in pairing.splits + pairing.held_out_splits:

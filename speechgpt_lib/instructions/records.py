@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,13 +87,9 @@ def to_table(records: Iterable[Record], schema: pyarrow.Schema) -> pyarrow.Table
 
 
 def to_records(batch: pyarrow.RecordBatch) -> Iterator[Record]:
-    """Rows of a set's table as records; units become int64 arrays."""
+    """Rows of a set's table as records."""
     made = RECORDS["cross_modal" if "task" in batch.schema.names else "chain"]
-    columns = [
-        split_lists(c) if pyarrow.types.is_list(c.type) else c.to_pylist() for c in batch.columns
-    ]
-    for values in zip(*columns, strict=True):
-        yield made(*(v.astype(np.int64) if isinstance(v, np.ndarray) else v for v in values))
+    return map(made, *map(column_values, batch.columns))
 
 
 def read_batches(
@@ -107,11 +104,12 @@ def read_batches(
         raise UserError(f"{path} is damaged ({cause}): delete it and make it again") from None
 
 
-def split_lists(column: pyarrow.Array) -> list[np.ndarray]:
-    """A column of lists → an array for each row, without copying."""
-    values = column.values.to_numpy(zero_copy_only=False)
-    bounds = column.offsets.to_numpy()
-    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+def column_values(column: pyarrow.Array) -> list:
+    """The values of a column; lists of units become int64 arrays (n,)."""
+    if not pyarrow.types.is_list(column.type):
+        return column.to_pylist()
+    values = column.values.to_numpy(zero_copy_only=False).astype(np.int64)
+    return [values[a:b] for a, b in pairwise(column.offsets.to_numpy())]
 
 
 def row_digest(record: Record) -> int:
@@ -123,17 +121,14 @@ def row_digest(record: Record) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-class Seen:
+class Seen(set[int]):
     """Remembers texts by their hashes."""
-
-    def __init__(self) -> None:
-        self._hashes: set[int] = set()
 
     def is_new(self, text: str) -> bool:
         """Whether `text` is asked about for the first time."""
-        count = len(self._hashes)
-        self._hashes.add(hash(text))
-        return len(self._hashes) > count
+        count = len(self)
+        self.add(hash(text))
+        return len(self) > count
 
 
 def find_duplicates(tables: Sequence[Path]) -> dict[bytes, tuple[Path, int]]:

@@ -1,12 +1,8 @@
 """The two SpeechInstruct sets on disk: cross-modal pairs, and chain-of-modality quadruplets.
 
-    rows-00000.parquet …         training rows, a shard at a time
-    held_out-00000.parquet …     rows whose sentence is kept out of training
-    quarantine-00000.parquet …   what could not be used: where it stood, why
-    summary.json, CARD.md        counts, the set's hash, its data card; when every shard is there
-
-A table keeps what a row is made of, so a set can be shown in any templates.  A shard says in its
-metadata what it was made from: a second start keeps what is finished and refuses to mix.
+Shards are rows-00000.parquet (training), held_out-… (sentences kept out of it) and quarantine-…
+(what could not be used: where it stood, why).  Their metadata say what they were made from, so a
+second start keeps what is finished.  The last one adds summary.json and its data card, CARD.md.
 """
 
 from __future__ import annotations
