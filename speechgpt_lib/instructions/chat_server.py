@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from speechgpt_lib.errors import UserError
 
-LONGEST_WAIT_S = 60.0
+ATTEMPTS, LONGEST_WAIT_S = 4, 60.0  # of a request that fails in passing, with growing pauses
 KEY_PART = 8  # so many characters of a key, from its beginning, are as secret as the whole
 
 
@@ -38,7 +38,6 @@ class ChatServer:
     api_key: str | None = field(default=None, repr=False)  # OPENAI_API_KEY
     temperature: float = 1.0
     timeout: float = 60.0  # seconds without a byte
-    attempts: int = 4  # of a request that fails in passing, with growing pauses
     say: Callable[[str], None] = print
     sleep: Callable[[float], None] = time.sleep
 
@@ -70,7 +69,7 @@ class ChatServer:
     def ask(self, messages: list[dict]) -> Answer:
         """Send a conversation; all that can go wrong is a UserError without the key."""
         what = {"model": self.model, "messages": messages, "temperature": self.temperature}
-        for attempt in range(1, self.attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 raw = self._client.chat.completions.with_raw_response.create(**what)
                 answer = read_answer(raw.http_response.text)
@@ -79,11 +78,11 @@ class ChatServer:
                 return answer._replace(text=_hide(answer.text, key))
             except self._openai.OpenAIError as error:
                 reason, pause = self._failure(error)
-            if attempt < self.attempts:
+            if attempt < ATTEMPTS:
                 pause = min(LONGEST_WAIT_S, 2.0 ** (attempt - 1) if pause is None else pause)
                 self.say(f"{self._where}: {reason}; asking again in {pause:g} s")
                 self.sleep(pause)
-        raise UserError(f"{self._where}: {reason}, {self.attempts} times running")
+        raise UserError(f"{self._where}: {reason}, {ATTEMPTS} times running")
 
     def _failure(self, error) -> tuple[str, float | None]:
         """(what happened, the pause asked for); raises at once where asking again is of no use."""

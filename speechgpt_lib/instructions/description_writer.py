@@ -23,6 +23,7 @@ from speechgpt_lib.runs.artefacts import hash_file, read_json, write_json, write
 PROMPTS = {"asr": "asr", "tts": "tts", "tts_seed": "tts"}
 IN_PROMPT = 100  # the number of descriptions that the prompts ask for
 IDLE = 3  # answers running without anything new, after which a model is given up
+MOST_REQUESTS = 20  # that a call pays for
 MADE_BY = ("task", "prompt", "prompt_sha256", "model")
 Prices = tuple[float, float] | None  # of a million tokens of prompts, and of answers
 
@@ -89,16 +90,15 @@ def write_descriptions(
     *,
     prompt: str | None = None,
     count: int = 100,
-    max_requests: int = 20,
     price_in: float | None = None,
     price_out: float | None = None,
 ) -> dict:
     """Have a model write `count` descriptions into `out`, one a line.
 
     What is known of them goes into `OUT.json` and is returned.  `prompt` is one of `PROMPTS`, by
-    default the task's own; this call pays for `max_requests` answers at most.  Prices are of a
-    million tokens of prompts and of answers; both or neither.  Raises UserError for settings that
-    don't fit together or what is there, a server that fails, or too little that is new.
+    default the task's own; prices are of a million tokens of prompts and of answers, both or
+    neither.  Raises UserError for settings that don't fit together or what is there, a server that
+    fails, or too little that is new.
     """
     out, prompt = Path(out).expanduser(), prompt or task
     if task not in TASKS:
@@ -106,9 +106,8 @@ def write_descriptions(
     digest = hashlib.sha256(load_prompt(prompt).encode()).hexdigest()
     if PROMPTS[prompt] != task:
         raise UserError(f"prompt {prompt!r} is for {PROMPTS[prompt]}, not for {task}: leave it out")
-    numbers = {"count": count, "attempts": server.attempts, "max_requests": max_requests}
-    for name in (name for name in numbers if numbers[name] < 1):
-        raise UserError(f"{name} is {numbers[name]}: expected 1 or more")
+    if count < 1:
+        raise UserError(f"count is {count}: expected 1 or more")
     if (price_in is None) != (price_out is None):
         raise UserError("one price is given: expected that of prompts and that of answers")
     prices = None if price_in is None else (price_in, price_out)
@@ -124,7 +123,7 @@ def write_descriptions(
         server.say(f"{kept_in} has {len(progress.accepted)} of {count}: going on there")
     server.connect()
     write_json(kept_in, asdict(progress))  # before anything is paid for: can it be written at all?
-    _fill(progress, server, kept_in, max_requests, prices)
+    _fill(progress, server, kept_in, prices)
     text = "".join(f"{line}\n" for line in progress.accepted)
     facts = asdict(progress) | {
         "refused": dict(Counter(reason for _, reason in progress.refused)),
@@ -141,18 +140,14 @@ def write_descriptions(
     return facts
 
 
-def _fill(
-    progress: Progress, server: ChatServer, kept_in: Path, max_requests: int, prices: Prices
-) -> None:
+def _fill(progress: Progress, server: ChatServer, kept_in: Path, prices: Prices) -> None:
     """Ask until there are enough descriptions; every answer is kept."""
     idle, begun = 0, progress.requests
     while (have := len(progress.accepted)) < (count := progress.count):
-        kept = (
-            f"{have} of {count} descriptions are kept in {kept_in}: the same command goes on there"
-        )
-        many = progress.requests - begun >= max_requests
-        if many or idle >= IDLE:
-            why = f"{max_requests} requests were not enough"
+        kept = f"{have} of {count} descriptions are kept in {kept_in}"
+        kept += ": the same command goes on there"
+        if idle >= IDLE or progress.requests - begun >= MOST_REQUESTS:
+            why = f"{MOST_REQUESTS} requests were not enough"
             why = f"{IDLE} answers running brought nothing new" if idle >= IDLE else why
             raise UserError(f"{server.model}: {why}; {kept}, another model needs another --out")
         try:
