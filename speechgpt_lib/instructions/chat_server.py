@@ -5,6 +5,7 @@ The key goes to the server and nowhere else: no message and no answer repeats it
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import os
@@ -143,11 +144,8 @@ def _hide(text: str, key: str) -> str:
 
 def _retry_after(value: str) -> float | None:
     """The seconds of a Retry-After header: a number, or a date."""
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    return None

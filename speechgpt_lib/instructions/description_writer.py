@@ -125,14 +125,14 @@ def write_descriptions(
     write_json(kept_in, asdict(progress))  # before anything is paid for: can it be written at all?
     _fill(progress, server, kept_in, prices)
     text = "".join(f"{line}\n" for line in progress.accepted)
-    facts = asdict(progress) | {
-        "refused": dict(Counter(reason for _, reason in progress.refused)),
-        "temperature": server.temperature,
-        "cost": progress.cost(prices),
+    now, reasons = datetime.datetime.now(datetime.UTC), (reason for _, reason in progress.refused)
+    facts = asdict(progress) | {"refused": dict(Counter(reasons))}
+    facts |= {"temperature": server.temperature, "cost": progress.cost(prices)}
+    facts |= {
         "prices_per_million": prices and list(prices),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "date": now.isoformat(timespec="seconds"),
     }
+    facts |= {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     del facts["accepted"]
     write_json(facts_path, facts)  # first: where `out` is, everything is
     write_text(out, text)

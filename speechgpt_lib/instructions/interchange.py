@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,6 @@ from speechgpt_lib.instructions.templates import META_PREFIX, TEMPLATES
 from speechgpt_lib.runs.artefacts import atomic_path, hash_file, hash_json
 
 LONGEST_LINE = 1 << 24  # bytes
-SHARD_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Dialect:
 
     def line(self, prefix: str, text: str) -> str:
         """A row as a line, without the newline."""
-        items = [("prefix", prefix), ("plain_text", text)]
-        row = dict(items[::-1] if self.text_first else items)
+        row = {"prefix": prefix, "plain_text": text}
+        row = dict(reversed(row.items())) if self.text_first else row
         separators = (",", ":") if self.compact else None
         line = json.dumps(row, ensure_ascii=self.ascii_only, separators=separators)
         return line + "\r" * self.carriage_return
@@ -70,9 +71,7 @@ def read_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
     if not path.is_file():
         raise UserError(f"no file at {path}: expected a .jsonl file with prefix and plain_text")
     with open(path, "rb") as file:
-        for number in itertools.count(1):
-            if not (data := file.readline(longest + 1)):
-                return
+        for number, data in enumerate(iter(partial(file.readline, longest + 1), b""), 1):
             too_long = len(data) > longest and not data.endswith(b"\n")
             while too_long and data and not data.endswith(b"\n"):
                 data = file.readline(1 << 20)
@@ -104,11 +103,8 @@ def parse_line(
     prefix, text = row["prefix"], row["plain_text"]
     if strange := marker_in(prefix):
         raise BadRow("marker in prefix", f"the prefix has {strange} in it")
-    try:
-        (prefix + text).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise BadRow("broken UTF-8", f"half of a surrogate pair ({half!a})") from None
+    if half := re.search("[\ud800-\udfff]", prefix + text):
+        raise BadRow("broken UTF-8", f"half of a surrogate pair ({half[0]!a})")
     return *parse_row(text, unit_count, templates), prefix
 
 
@@ -138,20 +134,14 @@ def check_jsonl(
 
 def summarise_jsonl(path: Path, unit_count: int | None = None) -> dict:
     """What the data card of a JSONL file needs; its bad lines count as quarantined."""
-    found = check_jsonl(path, unit_count)
-    counts = found.statistics
-    return {
-        "kind": "cross_modal" if set(counts.groups) <= {"asr", "tts"} else "chain",
-        "inventory": "not said in the file",
-        "unit_count": unit_count or max(counts.unit_usage, default=-1) + 1,
-        "templates": ", ".join(sorted(found.templates)),
-        "table_hash": "import it to know",
-        "held_out": 0,
-        "held_out_rule": "not said in the file",
-        "quarantined": dict(sorted(found.reasons.items())),
-        "sources": [{"title": str(path)}],
-        "statistics": counts.summary(),
-    }
+    found, not_said = check_jsonl(path, unit_count), "not said in the file"
+    counts, quarantined = found.statistics, dict(sorted(found.reasons.items()))
+    kind = "cross_modal" if set(counts.groups) <= {"asr", "tts"} else "chain"
+    unit_count = unit_count or max(counts.unit_usage, default=-1) + 1
+    summary = {"kind": kind, "inventory": not_said, "unit_count": unit_count}
+    summary |= {"templates": ", ".join(sorted(found.templates)), "table_hash": "import it to know"}
+    summary |= {"held_out": 0, "held_out_rule": not_said, "quarantined": quarantined}
+    return summary | {"sources": [{"title": str(path)}], "statistics": counts.summary()}
 
 
 def export_jsonl(folder: Path, out: Path, templates: str | None = None, part: str = "rows") -> dict:
@@ -181,7 +171,7 @@ def export_jsonl(folder: Path, out: Path, templates: str | None = None, part: st
 
 
 def import_jsonl(
-    path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = SHARD_ROWS
+    path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = 50_000
 ) -> dict:
     """Read a JSONL file into a set, its bad lines into quarantine; ids are line numbers."""
     kind, templates, prefix, dialect = _look(path, unit_count)
@@ -191,8 +181,8 @@ def import_jsonl(
     for number, group in enumerate(sets.in_shards(read_lines(path), shard_rows)):
         if not sets.is_made(out, number, key):
             with sets.ShardWriter(out, number, facts, key, VERBATIM) as writer:
-                for start in range(0, len(group), 1000):
-                    _import(writer, group[start : start + 1000], path, prefix, dialect)
+                for lines in sets.in_shards(group, 1000):
+                    _import(writer, lines, path, prefix, dialect)
     sources = [{"name": path.name, "title": f"imported from {path.name}", "path": str(path)}]
     more = {"dialect": vars(dialect), "prefix": prefix}
     return sets.finish(out, number + 1, facts, sources, "as in the file", **more)

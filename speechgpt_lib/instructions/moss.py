@@ -67,14 +67,12 @@ class Report:
 
     def funnel(self) -> list[dict]:
         """{step, dropped, left} of each step that dropped anything, and of what is counted."""
-        rows = []
-        counts = (self.records, self.pairs, self.offered)
+        rows, counts = [], (self.records, self.pairs, self.offered)
         for (head, reasons), left in zip(REASONS.items(), counts, strict=True):
-            if left:
-                rows.append({"step": head, "dropped": 0, "left": left})
-            for reason in filter(self.dropped.get, reasons.split(", ")):
-                left -= self.dropped[reason]
-                rows.append({"step": reason, "dropped": self.dropped[reason], "left": left})
+            steps = [head, *filter(self.dropped.get, reasons.split(", "))] if left else []
+            for step in steps:
+                left -= self.dropped[step]
+                rows.append({"step": step, "dropped": self.dropped[step], "left": left})
         return [*rows, {"step": "kept", "dropped": 0, "left": self.kept}] if self.offered else rows
 
 
@@ -319,9 +317,8 @@ def _pair(piece: str | BadRow) -> tuple[str, str]:
     if shape != "HhMm":
         found = " ".join(mark[0] for mark in marks[:6]) or repr(piece.strip()[:40])
         raise BadRow(_FAULTS.get(shape, "turns out of order"), f"found {found}")
-    edges = [0, *(edge for mark in marks for edge in mark.span()), len(piece)]
-    texts = zip(edges[::2], edges[1::2], strict=True)
-    before, instruction, between, response, after = (" ".join(piece[a:b].split()) for a, b in texts)
+    texts = _MARK.split(piece)[::5]  # between them are the four groups of a mark
+    before, instruction, between, response, after = (" ".join(text.split()) for text in texts)
     if stray := before or between or after:
         raise BadRow("text outside a turn", f"found {stray[:40]!r}")
     if broken := _BROKEN.search(instruction + response):

@@ -135,18 +135,10 @@ def finish(
             what = f"made with other settings or of another inventory ({found})"
             raise UserError(f"{path} was {what}: delete it and build the set again")
         counts.merge(json.loads(metadata["counts"]))
-    summary = {
-        **wanted,
-        "unit_count": facts.unit_count,
-        "shards": f"{len(made)} of {shards}",
-        "table_hash": f"{counts.digest:064x}",
-        "held_out": counts.held_out,
-        "held_out_rule": split_rule,
-        "quarantined": dict(sorted(counts.reasons.items())),
-        "sources": list(sources),
-        "statistics": counts.summary(),
-        **more,
-    }
+    summary = {**wanted, "unit_count": facts.unit_count, "shards": f"{len(made)} of {shards}"}
+    summary |= {"table_hash": f"{counts.digest:064x}", "held_out": counts.held_out}
+    summary |= {"held_out_rule": split_rule, "quarantined": dict(sorted(counts.reasons.items()))}
+    summary |= {"sources": list(sources), "statistics": counts.summary(), **more}
     if len(made) == shards:
         write_json(folder / "summary.json", summary)
         write_text(folder / "CARD.md", render(summary))

@@ -63,13 +63,11 @@ class Statistics:
         """What people want to know: totals, shares, quantiles and histograms."""
         rows, groups = self.groups.total(), sorted(self.groups.items())
         most = sorted(self.unit_usage.items(), key=lambda found: (-found[1], found[0]))[:5]
-        return {
-            "rows": rows,
-            "counts": dict(groups),
-            "shares": {name: round(count / rows, 4) for name, count in groups},
-            "lengths": {name: _spread(self.lengths[name]) for name in sorted(self.lengths)},
-            "units": {"used": len(self.unit_usage), "most_frequent": list(map(list, most))},
-        }
+        units = {"used": len(self.unit_usage), "most_frequent": list(map(list, most))}
+        shares = {name: round(count / rows, 4) for name, count in groups}
+        lengths = {name: _spread(self.lengths[name]) for name in sorted(self.lengths)}
+        counts = {"rows": rows, "counts": dict(groups), "shares": shares}
+        return counts | {"lengths": lengths, "units": units}
 
 
 def _spread(lengths: Counter) -> dict:
