@@ -15,12 +15,12 @@ import pyarrow
 import pyarrow.parquet
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.descriptions import TASKS, draw, load_descriptions
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
 from speechgpt_lib.instructions.records import column_values, find_duplicates, read_batches
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, is_made
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
-from speechgpt_lib.units.extract import unit_tables
 from speechgpt_lib.units.inventory import check_inventory
 
 BATCH = 4096  # rows in memory
@@ -70,7 +70,10 @@ def build_cross_modal(
     for the data card.  Returns the summary, also in summary.json once every shard is there.  Raises
     UserError where a table is missing, damaged or of another inventory, or `out` holds another set.
     """
-    tables = [table for source in sources for table in unit_tables(source)]
+    tables = [t for source in sources for t in sorted(source.glob("units-*.parquet"))]
+    if not tables:
+        cure = "run notebook 01_unit_extraction.ipynb or speechgpt units extract first"
+        raise UserError(f"no unit table in {', '.join(map(str, sources))}: {cure}")
     for table in tables:
         metadata = pyarrow.parquet.read_schema(table).metadata or {}
         found = metadata.get(b"inventory", b"none").decode()

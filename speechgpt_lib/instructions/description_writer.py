@@ -125,13 +125,10 @@ def write_descriptions(
     write_json(kept_in, asdict(progress))  # before anything is paid for: can it be written at all?
     _fill(progress, server, kept_in, prices)
     text = "".join(f"{line}\n" for line in progress.accepted)
-    now, reasons = datetime.datetime.now(datetime.UTC), (reason for _, reason in progress.refused)
-    facts = asdict(progress) | {"refused": dict(Counter(reasons))}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    facts = asdict(progress) | {"refused": Counter(reason for _, reason in progress.refused)}
     facts |= {"temperature": server.temperature, "cost": progress.cost(prices)}
-    facts |= {
-        "prices_per_million": prices and list(prices),
-        "date": now.isoformat(timespec="seconds"),
-    }
+    facts |= {"prices_per_million": prices and list(prices), "date": now}
     facts |= {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     del facts["accepted"]
     write_json(facts_path, facts)  # first: where `out` is, everything is

@@ -17,7 +17,7 @@ import ijson
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chain import Dialogue
-from speechgpt_lib.instructions.classroom import Filter
+from speechgpt_lib.instructions.classroom import unsafe
 from speechgpt_lib.instructions.interchange import LONGEST_LINE, read_lines
 from speechgpt_lib.instructions.parsing import BadRow, marker_in
 from speechgpt_lib.instructions.records import Seen
@@ -104,14 +104,14 @@ def select(
     dialogues: Iterable[Dialogue],
     *,
     maximum_words: int = 35,
-    classroom: Filter | None = None,
+    classroom: bool = False,
     report: Report,
 ) -> Iterator[Dialogue]:
     """The dialogues that can become speech, in their order.
 
     The others are counted in `report` under the first reason they meet: a response of more than
     `maximum_words` (35 in the paper, section 3.2); marker or unit of ours; nothing to pronounce, or
-    code; the `classroom` filter; said before.
+    code; unsafe for a `classroom`; said before.
     """
     if maximum_words < 1:
         raise UserError(f"no response has {maximum_words} words: choose 1 or more (the paper: 35)")
@@ -128,9 +128,8 @@ def select(
                 raise BadRow("not speakable", "code")
             if not (_has_sound(d.instruction) and _has_sound(d.response)):
                 raise BadRow("not speakable", "no letter or digit")
-            for text in (d.instruction, d.response) if classroom else ():
-                if unsafe := classroom.reason(text):
-                    raise BadRow("unsafe for classrooms", unsafe)
+            if classroom and (reason := unsafe(d.instruction) or unsafe(d.response)):
+                raise BadRow("unsafe for classrooms", reason)
             if not seen.is_new(both.lower()):
                 raise BadRow("duplicate", "")
             report.kept += 1

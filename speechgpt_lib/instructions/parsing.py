@@ -7,6 +7,7 @@ guessed at.  Time is proportional to the row, whatever stands in it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -133,10 +134,8 @@ def _why(text: str) -> tuple[str, str]:
         return "template", "it has no [SpeechGPT]"
     if markers[-1] not in ("<eoa>", "<eos>"):
         return "no end marker", f"it ends in {text[-20:]!r}, expected <eoa> or <eos>: was it cut?"
-    known = [_MARKER.findall("".join(pieces[::2])) for pieces, _ in _CUT.values()]
-    for wanted in known if markers not in known else ():
-        rest = iter(markers)
-        if all(marker in rest for marker in wanted):  # some could be taken away
-            found = " ".join(markers[:12])
-            return "marker in text", f"its markers are {found}: one too many, or two rows in one"
+    known = [Counter(_MARKER.findall("".join(pieces[::2]))) for pieces, _ in _CUT.values()]
+    if (found := Counter(markers)) not in known and any(wanted < found for wanted in known):
+        told = " ".join(markers[:12])
+        return "marker in text", f"its markers are {told}: one too many, or two rows in one"
     return "template", f"it fits no template of paper or release: {text[:60]!r}…"

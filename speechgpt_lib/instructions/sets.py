@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -223,15 +222,14 @@ def _words(record: Record) -> int:
 
 
 def _faults(record: Record, unit_count: int) -> Iterator[str]:
-    """What is wrong with a row."""
+    """What is wrong with a row: its task or format, and the first that is with its content."""
     group, texts, shown = record.content
     if group not in (*TASKS, *CHAIN_FORMATS):
         yield f"unknown task or format {group!r}"
-    checks = [partial(check_text, text or "", what) for what, text in texts.items()]
-    if group != "text_text":
-        checks.append(partial(check_units, np.concatenate(shown), unit_count))
-    for check in checks:
-        try:
-            check()
-        except BadRow as bad:
-            yield bad.detail
+    try:
+        for what, text in texts.items():
+            check_text(text, what)
+        if group != "text_text":
+            check_units(np.concatenate(shown), unit_count)
+    except BadRow as bad:
+        yield bad.detail

@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.instructions.classroom import Filter
-
-
-@pytest.fixture(scope="module")
-def shipped() -> Filter:
-    return Filter.load()
+from speechgpt_lib.instructions.classroom import TERMS, unsafe
 
 
 @pytest.mark.parametrize(
@@ -28,8 +23,8 @@ def shipped() -> Filter:
         ("write my\nessay for me", "crime and cheating: write my essay for me"),
     ],
 )
-def test_every_category(shipped: Filter, text: str, reason: str) -> None:
-    assert shipped.reason(text) == reason
+def test_every_category(text: str, reason: str) -> None:
+    assert unsafe(text) == reason
 
 
 @pytest.mark.parametrize(
@@ -45,22 +40,21 @@ def test_every_category(shipped: Filter, text: str, reason: str) -> None:
         "你好",
     ],
 )
-def test_harmless_words(shipped: Filter, text: str) -> None:
-    assert shipped.reason(text) is None
+def test_harmless_words(text: str) -> None:
+    assert unsafe(text) is None
 
 
-def test_shipped_list(shipped: Filter) -> None:
-    assert len(shipped.terms) == 6
-    terms = [term for found in shipped.terms.values() for term in found]
+def test_shipped_list() -> None:
+    assert len(TERMS) == 6
+    terms = [term for found in TERMS.values() for term in found]
     assert 120 <= len(terms) <= 180 and len(set(terms)) == len(terms)
-    for category, found in shipped.terms.items():
+    for category, found in TERMS.items():
         for term in found:
-            assert shipped.reason(f"Well, {term.rstrip('*').upper()}!").startswith(category), term
+            assert unsafe(f"Well, {term.rstrip('*').upper()}!").startswith(category), term
 
 
 @given(st.text(st.characters(categories=["L"]), min_size=1))
 def test_only_stems_match_the_beginnings_of_words(rest: str) -> None:
-    words = Filter.load()
     plural = unicodedata.normalize("NFKC", rest).lower() == "s"  # which is in the list, too
-    assert plural or words.reason("idiot" + rest) is None
-    assert words.reason("a gambl" + rest).startswith("drugs, alcohol and gambling")
+    assert plural or unsafe("idiot" + rest) is None
+    assert unsafe("a gambl" + rest).startswith("drugs, alcohol and gambling")
