@@ -84,10 +84,9 @@ def build_chain(
         again = {k for k, d in enumerate(group) if not seen.is_new(d.id)}
         if not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:
-                good = list(_usable(writer, group, again, questions, answers))
                 rows = [
                     replace(row, format=choose_format(row.id, shares, seed))
-                    for row in _voiced(writer, good, questions, answers)
+                    for row in _voiced(writer, group, again, questions, answers)
                 ]
                 held_out = [is_held_out(row.instruction, held_out_share) for row in rows]
                 writer.add(to_table(rows, writer.schema), held_out)
@@ -99,10 +98,14 @@ def build_chain(
     return finish(out, number + 1, facts, sources, split_rule, **more)
 
 
-def _usable(
+def _voiced(
     writer: ShardWriter, group: list[Dialogue], again: set[int], asks: Voicing, answers: Voicing
-) -> Iterator[Dialogue]:
-    """The dialogues that can be used; numbers `again` have the id of one before."""
+) -> Iterator[ChainRecord]:
+    """The dialogues that can be used, as records without format; each text is voiced once.
+
+    Numbers `again` have the id of a dialogue before them.
+    """
+    good = []
     for k, d in enumerate(group):
         try:
             if k in again:
@@ -115,21 +118,15 @@ def _usable(
                     raise BadRow("can't be voiced", f"the {what}: {cause}")
             if d.units is not None:
                 check_units(d.units, writer.facts.unit_count)
-            yield d
+            good.append(d)
         except BadRow as bad:
             writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)
-
-
-def _voiced(
-    writer: ShardWriter, dialogues: list[Dialogue], asks: Voicing, answers: Voicing
-) -> Iterator[ChainRecord]:
-    """Dialogues with units, as records without format; each different text is voiced once."""
-    asked = _voice(asks, [d.instruction for d in dialogues if d.units is None])
-    answered = _voice(answers, [d.response for d in dialogues])
-    for d in dialogues:
-        heard, said = asked[d.instruction] if d.units is None else d.units, answered[d.response]
-        if len(heard) and len(said):
-            yield ChainRecord(d.id, "", d.kind, d.instruction, d.response, heard, said)
+    heard = _voice(asks, [d.instruction for d in good if d.units is None])
+    spoken = _voice(answers, [d.response for d in good])
+    for d in good:
+        units = (heard[d.instruction] if d.units is None else d.units, spoken[d.response])
+        if all(map(len, units)):
+            yield ChainRecord(d.id, "", d.kind, d.instruction, d.response, *units)
         else:
             bad = BadRow("no units", "its voicing gave none")
             writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)

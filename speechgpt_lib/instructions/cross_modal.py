@@ -23,8 +23,6 @@ from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, is_ma
 from speechgpt_lib.runs.artefacts import hash_file, hash_json
 from speechgpt_lib.units.inventory import check_inventory
 
-BATCH = 4096  # rows in memory
-
 
 @dataclass(frozen=True)
 class Pairing:
@@ -46,12 +44,6 @@ class Pairing:
     def lists(self) -> dict[str, tuple[str, ...]]:
         """The descriptions of each task."""
         return self.descriptions or {task: load_descriptions(task) for task in TASKS}
-
-    def tasks(self, identity: str, voice: str) -> tuple[str, ...]:
-        """What a pair is asked for."""
-        speaks = self.speaking_voices is None or voice in self.speaking_voices
-        tasks = TASKS if speaks else ("asr",)
-        return tasks if self.pairing == "both" else (draw(tasks, "task", identity, self.seed),)
 
 
 def build_cross_modal(
@@ -101,7 +93,7 @@ def _write(
     first: that row is kept.
     """
     lists, start, names = pairing.lists(), 0, ("id", "text", "voice", "split")
-    for batch in read_batches(table, BATCH, [*names, "units"]):
+    for batch in read_batches(table, 4096, [*names, "units"]):
         rows, units = [], column_values(batch["units"])
         columns = (_strings(batch[name]) for name in names)
         for k, (identity, text, voice, split) in enumerate(zip(*columns, strict=True)):
@@ -121,7 +113,11 @@ def _write(
             held_out = split in pairing.held_out_splits
             if not pairing.held_out_splits:
                 held_out = is_held_out(text, pairing.held_out_share)
-            for task in pairing.tasks(identity, voice):
+            speaks = pairing.speaking_voices is None or voice in pairing.speaking_voices
+            tasks = TASKS if speaks else ("asr",)
+            if pairing.pairing == "one":
+                tasks = (draw(tasks, "task", identity, pairing.seed),)
+            for task in tasks:
                 name = f"{task}-{identity}"
                 rows.append((k, held_out, name, task, draw(lists[task], task, name, pairing.seed)))
         if rows:  # the other columns of the numbered pairs stay as they are

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
+from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
-from speechgpt_lib.instructions.records import VERBATIM, ChainRecord, Record, to_table
-from speechgpt_lib.instructions.statistics import Statistics
+from speechgpt_lib.instructions.records import RECORDS, VERBATIM, ChainRecord, Record, to_table
 from speechgpt_lib.instructions.templates import META_PREFIX, TEMPLATES
 from speechgpt_lib.runs.artefacts import atomic_path, hash_file, hash_json
 
@@ -195,7 +195,7 @@ def _import(
     for line in lines:
         try:
             record, templates, own_prefix = parse_line(line, facts.unit_count, facts.templates)
-            if _kind(record) != facts.kind:
+            if not isinstance(record, RECORDS[facts.kind]):
                 raise BadRow("another kind", f"the file begins with rows of a {facts.kind} set")
         except BadRow as bad:
             writer.refuse(str(path), f"line {line.number}", "", bad)
@@ -219,7 +219,8 @@ def _look(path: Path, unit_count: int) -> tuple[str, str, str, Dialect]:
         except BadRow as error:
             reasons[str(error)[:100]] += 1
             continue
-        first = first or (_kind(record), templates, prefix)
+        kind = "chain" if isinstance(record, ChainRecord) else "cross_modal"
+        first = first or (kind, templates, prefix)
         text, found = _text(record, templates), line.data.decode()
         matches.update(way for way in ways if way.line(prefix, text) == found)
     if first is None:
@@ -234,7 +235,3 @@ def _look(path: Path, unit_count: int) -> tuple[str, str, str, Dialect]:
 def _text(record: Record, templates: str) -> str:
     name = record.format if isinstance(record, ChainRecord) else "cross_modal"
     return sets.record_to_row(record, templates).text(TEMPLATES[templates][name][2])
-
-
-def _kind(record: Record) -> str:
-    return "chain" if isinstance(record, ChainRecord) else "cross_modal"

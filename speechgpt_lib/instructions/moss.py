@@ -157,13 +157,11 @@ def _has_sound(text: str) -> bool:
 def _find_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"no MOSS data at {path}: download moss-002-sft-data yourself")
-    if not path.is_dir():
-        return [path]
-    found = (f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if files := sorted(found):
-        return files
-    names = ", ".join("*" + suffix for suffix in SUFFIXES)
-    raise UserError(f"{path} has no files named {names}: unpack moss-002-sft-data there")
+    found = [f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
+    if path.is_dir() and not found:
+        names = ", ".join("*" + suffix for suffix in SUFFIXES)
+        raise UserError(f"{path} has no files named {names}: unpack moss-002-sft-data there")
+    return sorted(found) or [path]
 
 
 def _pieces(file: Path, report: Report) -> Iterator[tuple[str, str, str | BadRow]]:

@@ -24,16 +24,13 @@ import pyarrow.parquet
 from speechgpt_lib.corpora.held_out import same_words
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import records
-from speechgpt_lib.instructions.card import render
+from speechgpt_lib.instructions.card import Statistics, render
 from speechgpt_lib.instructions.descriptions import TASKS
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
 from speechgpt_lib.instructions.records import CrossModalRecord, Record, Seen
-from speechgpt_lib.instructions.statistics import Statistics
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, cross_modal_row
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json, write_text
 from speechgpt_lib.units.inventory import check_inventory
-
-MOST_PROBLEMS = 100  # after which the rest of a set is not looked at
 
 
 @dataclass(frozen=True)
@@ -158,10 +155,8 @@ def read_summary(folder: Path, inventory_id: str | None = None) -> dict:
     return summary
 
 
-def read_set(
-    folder: Path, inventory_id: str | None = None, part: Literal["rows", "held_out"] = "rows"
-) -> Iterator[Record]:
-    """Stream the records of a set; refuses a set of another inventory than `inventory_id`."""
+def read_set(folder: Path, inventory_id: str | None = None, part: str = "rows") -> Iterator[Record]:
+    """Stream the records of a set, or its `part` "held_out"; refuses one of another inventory."""
     read_summary(folder, inventory_id)
     for shard in sorted(Path(folder).glob(f"{part}-*.parquet")):
         for batch in records.read_batches(shard, 1024):
@@ -169,7 +164,7 @@ def read_set(
 
 
 def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
-    """All that is wrong with the set in `folder`, with places; at most `MOST_PROBLEMS` things."""
+    """All that is wrong with the set in `folder`, with places; at most 100 things."""
     summary, found, ids = read_summary(folder, inventory_id), Statistics(), Seen()
     problems: list[str] = []
     try:
@@ -182,8 +177,8 @@ def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
             if _words(record) in held_out:
                 reasons.append("its sentence is held out")
             problems += [f"{folder}, row {number}: {reason}" for reason in reasons]
-            if len(problems) >= MOST_PROBLEMS:
-                return problems[:MOST_PROBLEMS]
+            if len(problems) >= 100:
+                return problems[:100]
     except UserError as error:
         return [*problems, str(error)]
     if f"{found.digest:064x}" != summary["table_hash"]:

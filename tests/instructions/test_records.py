@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.records import (
     SCHEMAS,
     VERBATIM,
@@ -20,7 +21,6 @@ from speechgpt_lib.instructions.records import (
     to_table,
 )
 from speechgpt_lib.instructions.sets import record_to_row
-from speechgpt_lib.instructions.statistics import Statistics
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 
 U, V = np.array([12, 7, 12]), np.array([3])
