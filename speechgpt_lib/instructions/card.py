@@ -20,16 +20,13 @@ UNKNOWN = "not known to this program: look it up before you pass the set on"
 
 @dataclass
 class Statistics:
-    """Counts of rows; `lengths` maps a size such as "words" to {length: rows}.
-
-    `digest` adds up the SHA-256 of the rows, mod 2^256; `reasons` are those of refused ones.
-    """
+    """Counts of rows, which add up over shards; `reasons` are those of refused ones."""
 
     groups: Counter = field(default_factory=Counter)  # rows a task or format
-    lengths: dict[str, Counter] = field(default_factory=dict)
+    lengths: dict[str, Counter] = field(default_factory=dict)  # "words" and such → {length: rows}
     unit_usage: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
-    digest: int = 0
+    digest: int = 0  # the SHA-256 of all rows, added up mod 2^256
     held_out: int = 0
 
     def add(self, record: Record) -> None:

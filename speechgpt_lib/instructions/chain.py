@@ -101,10 +101,7 @@ def build_chain(
 def _voiced(
     writer: ShardWriter, group: list[Dialogue], again: set[int], asks: Voicing, answers: Voicing
 ) -> Iterator[ChainRecord]:
-    """The dialogues that can be used, as records without format; each text is voiced once.
-
-    Numbers `again` have the id of a dialogue before them.
-    """
+    """Usable dialogues as records without format; numbers `again` have the id of one before."""
     good = []
     for k, d in enumerate(group):
         try:
@@ -133,5 +130,6 @@ def _voiced(
 
 
 def _voice(voicing: Voicing, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Text → units (n,); each different text is voiced once."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, voicing.generate(different), strict=True)) if different else {}

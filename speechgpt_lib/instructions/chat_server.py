@@ -47,15 +47,13 @@ class ChatServer:
         url = self.base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._key = key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (url or key):
-            own = "set OPENAI_API_KEY for OpenAI's own, or --base-url (OPENAI_BASE_URL) for another"
-            raise UserError(f"no server to ask: {own}")
+            raise UserError("no server to ask: set OPENAI_API_KEY for OpenAI's own, or --base-url")
         if url and not re.match(r"https?://[^/\s]", url):
             wanted = "expected one such as http://localhost:8000/v1"
             raise UserError(f"the base URL is {_hide(url, key)!r}: {wanted}")
         # Such a key would fail later, in a message that holds it.
         if not (key.isascii() and key.isprintable() and " " not in key):
-            pasted = "was OPENAI_API_KEY pasted whole, and nothing else?"
-            raise UserError(f"the key has characters in it that no key has: {pasted}")
+            raise UserError("the key has characters in it that no key has: was it pasted whole?")
         try:
             import openai
         except ImportError:

@@ -7,7 +7,7 @@ any order and on any number of machines.  Memory holds a batch, whatever the cor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,10 +41,6 @@ class Pairing:
     templates: str = "paper"
     descriptions: dict[str, tuple[str, ...]] | None = None  # None: the shipped ones
 
-    def lists(self) -> dict[str, tuple[str, ...]]:
-        """The descriptions of each task."""
-        return self.descriptions or {task: load_descriptions(task) for task in TASKS}
-
 
 def build_cross_modal(
     sources: Sequence[Path],
@@ -70,7 +66,8 @@ def build_cross_modal(
         metadata = pyarrow.parquet.read_schema(table).metadata or {}
         found = metadata.get(b"inventory", b"none").decode()
         check_inventory(found, inventory_id, f"the set in {out}")
-    settings = vars(pairing) | {"lists": pairing.lists()}
+    lists = pairing.descriptions or {task: load_descriptions(task) for task in TASKS}
+    settings = vars(pairing) | {"lists": lists}
     del settings["descriptions"]
     key = hash_json(settings)
     facts = SetFacts("cross_modal", inventory_id, unit_count, pairing.templates, key)
@@ -80,7 +77,7 @@ def build_cross_modal(
     first = find_duplicates(tables) if missing else {}
     for k in missing:
         with ShardWriter(out, k, facts, keys[k]) as writer:
-            _write(writer, tables[k], pairing, first)
+            _write(writer, tables[k], replace(pairing, descriptions=lists), first)
     splits = f"split {' or '.join(pairing.held_out_splits)} of the corpus"
     split_rule = splits if pairing.held_out_splits else rule(pairing.held_out_share)
     return finish(out, len(tables), facts, source_facts, split_rule, pairing=pairing.pairing)
@@ -92,7 +89,7 @@ def _write(
     """Write the rows of a unit table; `first` says where an id that occurs several times stands
     first: that row is kept.
     """
-    lists, start, names = pairing.lists(), 0, ("id", "text", "voice", "split")
+    lists, start, names = pairing.descriptions, 0, ("id", "text", "voice", "split")
     for batch in read_batches(table, 4096, [*names, "units"]):
         rows, units = [], column_values(batch["units"])
         columns = (_strings(batch[name]) for name in names)

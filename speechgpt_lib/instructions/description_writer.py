@@ -78,9 +78,8 @@ def load_prompt(name: str, count: int = IN_PROMPT) -> str:
     """A prompt of data/prompts, asking for `count` descriptions."""
     if name not in PROMPTS:
         raise UserError(f"unknown prompt {name!r}: expected one of {', '.join(PROMPTS)}")
-    file = resources.files(__package__) / "data" / "prompts" / f"{name}.txt"
-    text = file.read_text(encoding="utf-8").strip()
-    return re.sub(rf"\b{IN_PROMPT}\b", str(count), text)
+    text = (resources.files(__package__) / "data" / "prompts" / f"{name}.txt").read_text("utf-8")
+    return re.sub(rf"\b{IN_PROMPT}\b", str(count), text.strip())
 
 
 def write_descriptions(

@@ -1,8 +1,7 @@
 """Task descriptions: 100 ways to ask for a transcript, 100 to ask for a sentence to be spoken.
 
-The paper had GPT-4 write its 200; these are our own, with verbs varied and requests mixed with
-questions.  A language model's answer becomes more of them: its list is found, tidied, checked,
-compared.
+The paper had GPT-4 write its 200; these are our own.  A language model's answer can become more:
+its list is found, tidied, checked, compared.
 """
 
 from __future__ import annotations

@@ -83,11 +83,10 @@ def read_moss(path: Path | str, report: Report) -> Iterator[Dialogue]:
     turn: [Human]: …<eoh> [MOSS]: …<eoa>.  A record has its turns as such text in `plain_text`
     (moss-002), or in `chat: {turn_1: {Human, MOSS}, …}` with <|Human|>: and <|MOSS|>: (moss-003).
 
-    A sample is a turn pair, its white space collapsed; earlier turns of its dialogue are not kept.
-    Ids are `<record id>-<turn>`; without a new, usable id a record goes by its number: `#7-1`.  In
-    a folder the file's name stands before: `en_honesty.json/12-1`.  `report` counts what can't be
-    understood; only a fault in the JSON of a list costs the rest of the list.  Raises UserError
-    where nothing is there, or a file is in none of the forms.
+    A sample is a turn pair without the turns before it.  Ids are `<record id>-<turn>`; without a
+    new, usable id a record goes by its number: `#7-1`.  In a folder the file's name stands before:
+    `en_honesty.json/12-1`.  `report` counts what can't be understood; only a fault in the JSON of a
+    list costs the rest of the list.  Raises UserError where there is nothing in one of the forms.
     """
     path = Path(path)
     for file in _find_files(path):

@@ -118,10 +118,7 @@ def is_made(folder: Path, number: int, key: str) -> bool:
 def finish(
     folder: Path, shards: int, facts: SetFacts, sources: Sequence[dict], split_rule: str, **more
 ) -> dict:
-    """Add up the shards; when all are there, write summary.json and CARD.md.
-
-    Returns the summary, with `more` at its end.
-    """
+    """Add up the shards; returns the summary, with `more`, written once every shard is there."""
     counts, wanted, made = Statistics(), facts.metadata(), sorted(folder.glob("rows-*.parquet"))
     if strangers := set(made) - {_path(folder, k) for k in range(shards)}:
         raise UserError(f"{min(strangers)} is no shard of this set: choose another folder")
@@ -143,7 +140,6 @@ def finish(
 
 def read_summary(folder: Path, inventory_id: str | None = None) -> dict:
     """The summary of a set; a UserError where it is missing, unfinished or of another inventory."""
-    folder = Path(folder)
     if not _path(folder, 0).is_file():
         cure = "run notebooks 03 and 04, speechgpt instruct build, or instruct import"
         raise UserError(f"instruction set {folder} is missing: {cure}")
@@ -158,7 +154,7 @@ def read_summary(folder: Path, inventory_id: str | None = None) -> dict:
 def read_set(folder: Path, inventory_id: str | None = None, part: str = "rows") -> Iterator[Record]:
     """Stream the records of a set, or its `part` "held_out"; refuses one of another inventory."""
     read_summary(folder, inventory_id)
-    for shard in sorted(Path(folder).glob(f"{part}-*.parquet")):
+    for shard in sorted(folder.glob(f"{part}-*.parquet")):
         for batch in records.read_batches(shard, 1024):
             yield from records.to_records(batch)
 
