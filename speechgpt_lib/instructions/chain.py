@@ -76,10 +76,8 @@ def build_chain(
     settings = voices | {"shares": shares, "seed": seed, "held_out": held_out_share}
     facts = replace(facts, settings=hash_json(settings))
     for number, group in enumerate(in_shards(dialogues, shard_size)):
-        told = [
-            [d.id, d.instruction, d.response, None if d.units is None else d.units.tolist()]
-            for d in group
-        ]
+        units = [None if d.units is None else d.units.tolist() for d in group]
+        told = [[d.id, d.instruction, d.response, u] for d, u in zip(group, units, strict=True)]
         key = hash_json({"dialogues": told} | facts.metadata())
         again = {k for k, d in enumerate(group) if not seen.is_new(d.id)}
         if not is_made(out, number, key):

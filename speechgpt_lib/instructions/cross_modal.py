@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pyarrow
 import pyarrow.parquet
@@ -33,7 +32,7 @@ class Pairing:
     """
 
     seed: int = 0
-    pairing: Literal["one", "both"] = "one"
+    pairing: str = "one"
     speaking_voices: tuple[str, ...] | None = None  # whose pairs are asked for speech; None: all
     splits: tuple[str, ...] | None = None  # that are used; None: all
     held_out_splits: tuple[str, ...] = ()

@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chat_server import Answer, ChatServer
@@ -83,7 +82,7 @@ def load_prompt(name: str, count: int = IN_PROMPT) -> str:
 
 
 def write_descriptions(
-    task: Literal["asr", "tts"],
+    task: str,
     out: Path | str,
     server: ChatServer,
     *,

@@ -62,11 +62,9 @@ def draw(choices: Sequence[str], purpose: str, example_id: str, seed: int) -> st
 
 def read_descriptions(path: Path) -> tuple[str, ...]:
     """Descriptions of a file, one a line, such as `speechgpt instruct describe` writes."""
-    if not path.is_file():
-        raise UserError(f"no descriptions at {path}: write some with speechgpt instruct describe")
-    found = _lines(path)
-    if not found:
-        raise UserError(f"{path} has no descriptions: expected one a line")
+    if not (found := _lines(path) if path.is_file() else ()):
+        wanted = "expected one a line, such as speechgpt instruct describe writes"
+        raise UserError(f"no descriptions at {path}: {wanted}")
     for line in found:
         if SEPARATOR in line or set(line) & FORBIDDEN:
             raise UserError(f"{path}: {line!r} has {STRANGE} in it: they belong to the templates")

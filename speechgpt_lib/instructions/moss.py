@@ -76,7 +76,7 @@ class Report:
         return [*rows, {"step": "kept", "dropped": 0, "left": self.kept}] if self.offered else rows
 
 
-def read_moss(path: Path | str, report: Report) -> Iterator[Dialogue]:
+def read_moss(path: Path, report: Report) -> Iterator[Dialogue]:
     """Samples of a file, or of all files of a folder in order of their names; memory stays flat.
 
     A file is JSON (a list of records, or object after object), JSON lines, or text, turn after
@@ -88,7 +88,6 @@ def read_moss(path: Path | str, report: Report) -> Iterator[Dialogue]:
     `en_honesty.json/12-1`.  `report` counts what can't be understood; only a fault in the JSON of a
     list costs the rest of the list.  Raises UserError where there is nothing in one of the forms.
     """
-    path = Path(path)
     for file in _find_files(path):
         prefix = "" if file == path else f"{file.relative_to(path).as_posix()}/"
         for identity, place, piece in _pieces(file, report):

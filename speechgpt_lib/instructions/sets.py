@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow
@@ -37,7 +36,7 @@ from speechgpt_lib.units.inventory import check_inventory
 class SetFacts:
     """What all shards of a set share; `settings` is a hash of whatever else decides its rows."""
 
-    kind: Literal["cross_modal", "chain"]
+    kind: str  # cross_modal or chain
     inventory: str
     unit_count: int
     templates: str = "paper"
