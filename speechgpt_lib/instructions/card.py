@@ -75,9 +75,8 @@ class Statistics:
 
 def source_facts(name: str) -> dict:
     """Title and licence of a source: a corpus by its name, or one of `card.yaml`."""
-    corpus = CORPORA.get(name)
-    known = (corpus.title, corpus.licence) if corpus else (name, UNKNOWN)
-    title, licence = _WORDS["sources"].get(name, known)
+    corpora = {name: (corpus.title, corpus.licence) for name, corpus in CORPORA.items()}
+    title, licence = (corpora | _WORDS["sources"]).get(name, (name, UNKNOWN))
     return {"name": name, "title": title, "licence": licence}
 
 

@@ -134,8 +134,8 @@ def _why(text: str) -> tuple[str, str]:
         return "template", "it has no [SpeechGPT]"
     if markers[-1] not in ("<eoa>", "<eos>"):
         return "no end marker", f"it ends in {text[-20:]!r}, expected <eoa> or <eos>: was it cut?"
-    known = [Counter(_MARKER.findall("".join(pieces[::2]))) for pieces, _ in _CUT.values()]
-    if (found := Counter(markers)) not in known and any(wanted < found for wanted in known):
-        told = " ".join(markers[:12])
-        return "marker in text", f"its markers are {told}: one too many, or two rows in one"
+    known = [_MARKER.findall("".join(pieces[::2])) for pieces, _ in _CUT.values()]
+    if markers not in known and any(Counter(wanted) < Counter(markers) for wanted in known):
+        found = " ".join(markers[:12])
+        return "marker in text", f"its markers are {found}: one too many, or two rows in one"
     return "template", f"it fits no template of paper or release: {text[:60]!r}…"

@@ -25,10 +25,7 @@ NO_UNITS = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class CrossModalRecord:
-    """A pair of text and units (n,), and the description that asks for one of them.
-
-    `verbatim` is the line of an imported set that we would write differently, else None.
-    """
+    """A pair of text and units (n,), and the description that asks for one of them."""
 
     id: str
     task: str
@@ -36,7 +33,7 @@ class CrossModalRecord:
     text: str
     voice: str
     units: np.ndarray
-    verbatim: str | None = None
+    verbatim: str | None = None  # the line of an imported set that we would write differently
     sizes: ClassVar = ("units", "words")
 
     @property
@@ -47,14 +44,11 @@ class CrossModalRecord:
 
 @dataclass(frozen=True, eq=False)
 class ChainRecord:
-    """A quadruplet of instruction and response, as text and as units (n,).
-
-    `format` is one of four, `kind` says what is asked, `verbatim` as in CrossModalRecord.
-    """
+    """A quadruplet of instruction and response, as text and as units (n,)."""
 
     id: str
-    format: str
-    kind: str
+    format: str  # one of CHAIN_FORMATS
+    kind: str  # of question
     instruction: str
     response: str
     instruction_units: np.ndarray
