@@ -50,8 +50,8 @@ def check(
 ) -> None:
     """Report every row that is not well-formed, with line number and reason; exit code 1 if there
     is one."""
-    from speechgpt_lib.instructions.check import check_set
     from speechgpt_lib.instructions.interchange import check_jsonl
+    from speechgpt_lib.instructions.sets import check_set
     from speechgpt_lib.units.foreign import inventory_count, inventory_id
 
     if source.is_dir():

@@ -1,53 +1,88 @@
-"""The data card of a set in Markdown: what it is, its sources and licences, how much there is."""
+"""Counts of a set, and its data card in Markdown: what it is, sources and licences, how much."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechgpt_lib.corpora.catalogue import CORPORA
+import numpy as np
+import yaml
 
-ABOUT = {
-    "cross_modal": (
-        "# Cross-modal instructions",
-        "Each row asks, in one of many wordings, "
-        "for a transcript of speech (asr) or for speech of a text (tts).",
-    ),
-    "chain": (
-        "# Chain-of-modality instructions",
-        "Each row is a question and its answer, as text and as speech, "
-        "in one of four formats that let the answer go through text.",
-    ),
-}
-SOURCES = {  # title and licence of sources that are no corpus of recorded speech
-    "lab": (
-        "the lab corpus: sentences of a closed world, spoken by eSpeak NG",
-        "sentences: MIT, as this repository; "
-        "eSpeak NG is GPL-3.0, which doesn't extend to the speech it makes",
-    ),
-    "moss": (
-        "moss-002-sft-data (text dialogues)",
-        "CC BY-NC 4.0: no commercial use, and neither of what is made from it; "
-        "give credit to MOSS (Fudan University)",
-    ),
-    "descriptions": ("task descriptions written for this repository", "MIT"),
-}
+from speechgpt_lib.corpora.catalogue import CORPORA
+from speechgpt_lib.instructions.records import Record, row_digest
+
+QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 UNKNOWN = "not known to this program: look it up before you pass the set on"
 
 
-def source_facts(name: str, path: Path | str | None = None) -> dict:
-    """Title and licence of a source: a corpus by its name, or one of `SOURCES`."""
-    corpus = CORPORA.get(name)
-    known = (corpus.title, corpus.licence) if corpus else (name, UNKNOWN)
-    title, licence = SOURCES.get(name, known)
-    facts = {"name": name, "title": title, "licence": licence}
-    return facts | ({"path": str(path)} if path else {})
+@dataclass
+class Statistics:
+    """Counts of rows, which add up over shards; `reasons` are those of refused ones."""
+
+    groups: Counter = field(default_factory=Counter)  # rows a task or format
+    lengths: dict[str, Counter] = field(default_factory=dict)  # "words" and such → {length: rows}
+    unit_usage: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+    digest: int = 0  # the SHA-256 of all rows, added up mod 2^256
+    held_out: int = 0
+
+    def add(self, record: Record) -> None:
+        """Count a row; a size that it lacks (no units shown) is left out."""
+        group, texts, shown = record.content
+        self.groups[group] += 1
+        self.digest = (self.digest + row_digest(record)) % 2**256
+        words = [len(text.split()) for name, text in texts.items() if name != "description"]
+        for size, length in zip(record.sizes, [*map(len, shown), *words], strict=True):
+            if length:
+                self.lengths.setdefault(size, Counter())[length] += 1
+        for units in shown:
+            self.unit_usage.update(units.tolist())
+
+    def to_json(self) -> dict:
+        """All counts, sorted, so that equal rows give equal bytes."""
+        groups, usage = (dict(sorted(c.items())) for c in (self.groups, self.unit_usage))
+        lengths = {name: dict(sorted(self.lengths[name].items())) for name in sorted(self.lengths)}
+        of_rows = {"groups": groups, "lengths": lengths, "unit_usage": usage}
+        more = {"held_out": self.held_out, "reasons": self.reasons}
+        return {"statistics": of_rows, "digest": f"{self.digest:064x}", **more}
+
+    def merge(self, found: dict) -> None:
+        """Add what `to_json` gave for other rows; JSON has made texts of the numbers."""
+        of_rows = found["statistics"]
+        self.groups.update(of_rows["groups"])
+        self.reasons.update(found["reasons"])
+        numbers = [(self.unit_usage, of_rows["unit_usage"])]
+        for size, counts in of_rows["lengths"].items():
+            numbers.append((self.lengths.setdefault(size, Counter()), counts))
+        for counter, counts in numbers:
+            counter.update({int(number): count for number, count in counts.items()})
+        self.digest = (self.digest + int(found["digest"], 16)) % 2**256
+        self.held_out += found["held_out"]
+
+    def summary(self) -> dict:
+        """What people want to know: totals, shares, quantiles and histograms."""
+        rows, groups = self.groups.total(), sorted(self.groups.items())
+        most = sorted(self.unit_usage.items(), key=lambda found: (-found[1], found[0]))[:5]
+        units = {"used": len(self.unit_usage), "most_frequent": list(map(list, most))}
+        shares = {name: round(count / rows, 4) for name, count in groups}
+        lengths = {name: _spread(self.lengths[name]) for name in sorted(self.lengths)}
+        counts = {"rows": rows, "counts": dict(groups), "shares": shares}
+        return counts | {"lengths": lengths, "units": units}
+
+
+def source_facts(name: str) -> dict:
+    """Title and licence of a source: a corpus by its name, or one of `card.yaml`."""
+    corpora = {name: (corpus.title, corpus.licence) for name, corpus in CORPORA.items()}
+    title, licence = (corpora | _WORDS["sources"]).get(name, (name, UNKNOWN))
+    return {"name": name, "title": title, "licence": licence}
 
 
 def render(summary: dict) -> str:
     """The card of a set's summary."""
-    statistics, kind = summary["statistics"], summary["kind"]
-    count = summary["unit_count"]
+    statistics, kind, count = summary["statistics"], summary["kind"], summary["unit_count"]
     facts = {
         "training rows": f"{statistics['rows']:,}",
         "held-out rows": f"{summary['held_out']:,}",
@@ -57,45 +92,50 @@ def render(summary: dict) -> str:
         "templates": summary["templates"],
         "table hash": f"`{summary['table_hash']}`",
     }
-    for way, name in summary.get("voicing", {}).items():
-        facts[f"{way} voiced by"] = name
-    title, about = ABOUT[kind]
-    lines = [title, "", about, "", *_table(("", ""), facts.items()), ""]
-    titles = [source.get("title", source.get("path", "?")) for source in summary["sources"]]
-    licences = [source.get("licence", UNKNOWN) for source in summary["sources"]]
-    sources = zip(titles, licences, strict=True)
-    lines += ["## Sources and licences", "", *_table(("source", "licence"), sources), ""]
-    lines += [f"## Share of each {'task' if kind == 'cross_modal' else 'format'}", ""]
+    facts |= {f"{way} voiced by": name for way, name in summary.get("voicing", {}).items()}
+    title, about = _WORDS["about"][kind]
+    lines = [title, "", about, *_table(("", ""), facts.items())]
+    sources = [(source["title"], source.get("licence", UNKNOWN)) for source in summary["sources"]]
+    lines += ["", "## Sources and licences", *_table(("source", "licence"), sources)]
     counts, shares = statistics["counts"], statistics["shares"]
     rows = [(name, f"{counts[name]:,}", f"{shares[name]:.1%}") for name in counts]
+    lines += ["", f"## Share of each {'task' if kind == 'cross_modal' else 'format'}"]
     lines += [*_table(("", "rows", "share"), rows), "", "## Held-out sentences", ""]
     lines += [f"Rule: {summary['held_out_rule']}. No sentence stands on both sides."]
     if summary["quarantined"]:
         reasons = [(reason, f"{rows:,}") for reason, rows in summary["quarantined"].items()]
-        lines += ["", "## Quarantine", "", *_table(("reason", "rows"), reasons)]
+        lines += ["", "## Quarantine", *_table(("reason", "rows"), reasons)]
         lines += ["", "Each with its place in `quarantine-*.parquet`."]
     if "selection" in summary:
-        head = ("step", "dropped", "left")
         steps = [(s["step"], f"{s['dropped']:,}", f"{s['left']:,}") for s in summary["selection"]]
-        lines += ["", "## Selection", "", *_table(head, steps)]
-    lines += ["", "## Lengths", "", "A unit is one token of the language model; "]
-    lines[-1] += "a word is what stands between blanks."
+        lines += ["", "## Selection", *_table(("step", "dropped", "left"), steps)]
+    what = "A unit is one token of the language model; a word is what stands between blanks."
+    lines += ["", "## Lengths", "", what]
     for name, measure in statistics["lengths"].items():
         quantiles = ", ".join(f"{key} {value}" for key, value in measure["quantiles"].items())
         lines += ["", f"**{name.replace('_', ' ')}**: {measure['total']:,} in all; {quantiles}", ""]
-        lines += _bars(measure["histogram"])
+        most = max((entry["rows"] for entry in measure["histogram"]), default=1)
+        for first, last, rows in map(dict.values, measure["histogram"]):
+            span = f"{first}–{last}" if first != last else f"{first}"
+            lines.append(f"    {span:>11} {rows:>10,} {'█' * round(40 * rows / most)}")
     return "\n".join(lines) + "\n"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     first = "|" + "".join(f" {name} |" if name else " |" for name in head)
-    return [first, "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
+    return ["", first, "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _bars(histogram: list[dict]) -> list[str]:
-    most, lines = max((entry["rows"] for entry in histogram), default=1), []
-    for entry in histogram:
-        first, last, rows = entry["from"], entry["to"], entry["rows"]
-        span = f"{first}–{last}" if first != last else f"{first}"
-        lines.append(f"    {span:>11} {rows:>10,} {'█' * round(40 * rows / most)}")
-    return lines
+def _spread(lengths: Counter) -> dict:
+    """Total, quantiles and histogram of {length: rows}; the bins' edges double: 0, 1, 2, 3–4 …"""
+    items = sorted(lengths.items())
+    cumulated = np.cumsum([rows for _, rows in items])
+    quantiles, bins = dict.fromkeys(QUANTILES, 0), Counter()
+    for name, share in QUANTILES.items() if items else ():
+        quantiles[name] = items[np.searchsorted(cumulated, share * cumulated[-1])][0]
+    for length, rows in items:
+        last = 1 << (length - 1).bit_length() if length else 0
+        bins[last // 2 + 1 if last > 1 else last, last] += rows
+    histogram = [{"from": a, "to": b, "rows": rows} for (a, b), rows in sorted(bins.items())]
+    total = sum(length * rows for length, rows in items)
+    return {"total": total, "quantiles": quantiles, "histogram": histogram}

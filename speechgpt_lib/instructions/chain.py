@@ -7,34 +7,23 @@ extractor (what its authors recommend).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
-from speechgpt_lib.instructions.duplicates import Seen
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
-from speechgpt_lib.instructions.records import ChainRecord, to_table
+from speechgpt_lib.instructions.records import ChainRecord, Seen, to_table
 from speechgpt_lib.instructions.sets import SetFacts, ShardWriter, finish, in_shards, is_made
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS
 from speechgpt_lib.runs.artefacts import hash_json
+from speechgpt_lib.text_to_unit.speech import SpeechVoicing
+from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.units.inventory import check_inventory
 
-
-class Voicing(Protocol):
-    """Turns texts into merged units of `inventory` (its id); `name` says how, for card and keys."""
-
-    inventory: str
-    name: str
-
-    def generate(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Merged units (n,) of each text."""
-
-    def refuses(self, text: str) -> str | None:
-        """Why a text can't be voiced, or None."""
+Voicing = TextToUnit | SpeechVoicing
 
 
 @dataclass(frozen=True)
@@ -49,25 +38,14 @@ class Dialogue:
     source: str = ""  # where it comes from, such as path:line or path:record N
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How dialogues become rows."""
-
-    questions: Voicing
-    answers: Voicing
-    shares: dict[str, float]
-    seed: int
-    held_out_share: float
-
-
 def choose_format(identity: str, shares: dict[str, float], seed: int) -> str:
     """A format by its share: a hash of id and seed draws it, so order and sharding don't matter."""
-    bounds = np.cumsum([shares.get(name, 0.0) for name in CHAIN_FORMATS])
+    formats = [name for name in CHAIN_FORMATS if shares.get(name)]
+    bounds = np.cumsum([shares[name] for name in formats])
     digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()
-    place = int(np.searchsorted(bounds, int.from_bytes(digest[:7], "big") / 2**56, side="right"))
-    # Rounding may leave the sum a hair below 1: a draw beyond it falls to the last format in use.
-    last = max(k for k, name in enumerate(CHAIN_FORMATS) if shares.get(name))
-    return CHAIN_FORMATS[min(place, last)]
+    place = np.searchsorted(bounds, int.from_bytes(digest[:7], "big") / 2**56, side="right")
+    # Rounding may leave the sum a hair below 1: a draw beyond it falls to the last format.
+    return formats[min(place, len(formats) - 1)]
 
 
 def build_chain(
@@ -82,7 +60,7 @@ def build_chain(
     held_out_share: float = 0.0,
     split_rule: str | None = None,
     shard_size: int = 1000,
-    sources: list[dict] | None = None,
+    sources: Sequence[dict] = (),
     selection: Callable[[], list[dict]] | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> dict:
@@ -94,70 +72,62 @@ def build_chain(
     """
     for voicing in (questions, answers):
         check_inventory(voicing.inventory, facts.inventory, f"the set in {out}")
-    plan, seen = _Plan(questions, answers, shares, seed, held_out_share), Seen()
-    voices = {"questions": questions.name, "answers": answers.name}
+    voices, seen = {"questions": questions.name, "answers": answers.name}, Seen()
     settings = voices | {"shares": shares, "seed": seed, "held_out": held_out_share}
     facts = replace(facts, settings=hash_json(settings))
     for number, group in enumerate(in_shards(dialogues, shard_size)):
-        key = hash_json({"dialogues": list(map(_identity, group))} | facts.metadata())
-        new = [seen.is_new(dialogue.id) for dialogue in group]
+        units = [None if d.units is None else d.units.tolist() for d in group]
+        told = [[d.id, d.instruction, d.response, u] for d, u in zip(group, units, strict=True)]
+        key = hash_json({"dialogues": told} | facts.metadata())
+        again = {k for k, d in enumerate(group) if not seen.is_new(d.id)}
         if not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:
-                _write(writer, plan, group, new)
+                rows = [
+                    replace(row, format=choose_format(row.id, shares, seed))
+                    for row in _voiced(writer, group, again, questions, answers)
+                ]
+                held_out = [is_held_out(row.instruction, held_out_share) for row in rows]
+                writer.add(to_table(rows, writer.schema), held_out)
         if on_rows is not None:
             on_rows(len(group))
     more = {"voicing": voices, "format_shares": shares}
     more |= {"selection": selection()} if selection else {}
     split_rule = split_rule or (rule(held_out_share) if held_out_share else "none held out")
-    return finish(out, number + 1, facts, sources or [], split_rule, **more)
+    return finish(out, number + 1, facts, sources, split_rule, **more)
 
 
-def _identity(d: Dialogue) -> list:
-    return [d.id, d.instruction, d.response, None if d.units is None else d.units.tolist()]
-
-
-def _write(writer: ShardWriter, plan: _Plan, dialogues: list[Dialogue], new: list[bool]) -> None:
-    """Voice the dialogues of a shard, each different text once, and write their rows."""
+def _voiced(
+    writer: ShardWriter, group: list[Dialogue], again: set[int], asks: Voicing, answers: Voicing
+) -> Iterator[ChainRecord]:
+    """Usable dialogues as records without format; numbers `again` have the id of one before."""
     good = []
-    for d, is_new in zip(dialogues, new, strict=True):
+    for k, d in enumerate(group):
         try:
-            if not is_new:
+            if k in again:
                 raise BadRow("duplicate id", "the same id stands in a dialogue before it")
-            _check(d, plan, writer.facts.unit_count)
+            asked = asks if d.units is None else None  # None: it was really spoken
+            turns = (("instruction", d.instruction, asked), ("response", d.response, answers))
+            for what, text, voicing in turns:
+                check_text(text, what)
+                if voicing and (cause := voicing.refuses(text)):
+                    raise BadRow("can't be voiced", f"the {what}: {cause}")
+            if d.units is not None:
+                check_units(d.units, writer.facts.unit_count)
             good.append(d)
         except BadRow as bad:
             writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)
-    asked = _voice(plan.questions, [d.instruction for d in good if d.units is None])
-    answered = _voice(plan.answers, [d.response for d in good])
-    training, held_out = [], []
+    heard = _voice(asks, [d.instruction for d in good if d.units is None])
+    spoken = _voice(answers, [d.response for d in good])
     for d in good:
-        heard = asked[d.instruction] if d.units is None else d.units
-        spoken = answered[d.response]
-        if len(heard) == 0 or len(spoken) == 0:
+        units = (heard[d.instruction] if d.units is None else d.units, spoken[d.response])
+        if all(map(len, units)):
+            yield ChainRecord(d.id, "", d.kind, d.instruction, d.response, *units)
+        else:
             bad = BadRow("no units", "its voicing gave none")
             writer.refuse(d.source, f"dialogue {d.id}", d.id, bad)
-            continue
-        form = choose_format(d.id, plan.shares, plan.seed)
-        row = ChainRecord(d.id, form, d.kind, d.instruction, d.response, heard, spoken)
-        share = plan.held_out_share
-        (held_out if share and is_held_out(d.instruction, share) else training).append(row)
-    writer.add(to_table(training, writer.schema))
-    if held_out:
-        writer.add(to_table(held_out, writer.schema), held_out=True)
 
 
 def _voice(voicing: Voicing, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Text → units (n,); each different text is voiced once."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, voicing.generate(different), strict=True)) if different else {}
-
-
-def _check(d: Dialogue, plan: _Plan, unit_count: int) -> None:
-    """Raises BadRow for a dialogue that can't be used."""
-    asked = plan.questions if d.units is None else None  # None: it was really spoken
-    turns = (("instruction", d.instruction, asked), ("response", d.response, plan.answers))
-    for what, text, voicing in turns:
-        check_text(text, what)
-        if voicing and (cause := voicing.refuses(text)):
-            raise BadRow("can't be voiced", f"the {what}: {cause}")
-    if d.units is not None:
-        check_units(d.units, unit_count)

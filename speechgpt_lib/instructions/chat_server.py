@@ -5,29 +5,29 @@ The key goes to the server and nowhere else: no message and no answer repeats it
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from speechgpt_lib.errors import UserError
 
-LONGEST_WAIT_S = 60.0
+ATTEMPTS, LONGEST_WAIT_S = 4, 60.0  # of a request that fails in passing, with growing pauses
 KEY_PART = 8  # so many characters of a key, from its beginning, are as secret as the whole
-NO_KEY = "none"  # for servers that want none, though the client insists on one
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back; tokens are as the server counts them."""
+class Answer(NamedTuple):
+    """What came back, also where it is of no use; tokens are as the server counts them."""
 
-    text: str = ""  # also where it is of no use
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cut: bool = False  # at a limit
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cut: bool  # at a limit
 
 
 @dataclass
@@ -39,7 +39,6 @@ class ChatServer:
     api_key: str | None = field(default=None, repr=False)  # OPENAI_API_KEY
     temperature: float = 1.0
     timeout: float = 60.0  # seconds without a byte
-    attempts: int = 4  # of a request that fails in passing, with growing pauses
     say: Callable[[str], None] = print
     sleep: Callable[[float], None] = time.sleep
 
@@ -48,65 +47,64 @@ class ChatServer:
         url = self.base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._key = key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (url or key):
-            wanted = "set OPENAI_API_KEY for OpenAI's own, or --base-url (OPENAI_BASE_URL)"
-            raise UserError(f"no server to ask: {wanted} for another")
+            raise UserError("no server to ask: set OPENAI_API_KEY for OpenAI's own, or --base-url")
         if url and not re.match(r"https?://[^/\s]", url):
             wanted = "expected one such as http://localhost:8000/v1"
             raise UserError(f"the base URL is {_hide(url, key)!r}: {wanted}")
         # Such a key would fail later, in a message that holds it.
         if not (key.isascii() and key.isprintable() and " " not in key):
-            wanted = "was OPENAI_API_KEY pasted whole, and nothing else?"
-            raise UserError(f"the key has characters in it that no key has: {wanted}")
+            raise UserError("the key has characters in it that no key has: was it pasted whole?")
         try:
             import openai
         except ImportError:
             cure = "pip install 'speechgpt_lib[descriptions]'"
             raise UserError(f"this needs the package openai, which isn't here: {cure}") from None
-        self._openai = openai
-        options = {"base_url": url, "timeout": self.timeout, "max_retries": 0}
-        self._client = openai.OpenAI(api_key=key or NO_KEY, **options)
+        self._openai, options = openai, {"timeout": self.timeout, "max_retries": 0}
+        # Some servers want no key, but the client insists on one.
+        self._client = openai.OpenAI(api_key=key or "none", base_url=url, **options)
         # A password may stand in the address, too.
         self._where = self._safe(re.sub("//[^/@]*@", "//", str(self._client.base_url).rstrip("/")))
 
     def ask(self, messages: list[dict]) -> Answer:
         """Send a conversation; all that can go wrong is a UserError without the key."""
-        for attempt in range(1, self.attempts + 1):
+        what = {"model": self.model, "messages": messages, "temperature": self.temperature}
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                raw = self._client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=messages, temperature=self.temperature
-                )
+                raw = self._client.chat.completions.with_raw_response.create(**what)
                 answer = read_answer(raw.http_response.text)
                 # A shorter key may be a word of the answer.
                 key = self._key if len(self._key) >= KEY_PART else ""
-                return replace(answer, text=_hide(answer.text, key))
+                return answer._replace(text=_hide(answer.text, key))
             except self._openai.OpenAIError as error:
                 reason, pause = self._failure(error)
-            if attempt < self.attempts:
+            if attempt < ATTEMPTS:
                 pause = min(LONGEST_WAIT_S, 2.0 ** (attempt - 1) if pause is None else pause)
                 self.say(f"{self._where}: {reason}; asking again in {pause:g} s")
                 self.sleep(pause)
-        raise UserError(f"{self._where}: {reason}, {self.attempts} times running")
+        raise UserError(f"{self._where}: {reason}, {ATTEMPTS} times running")
 
     def _failure(self, error) -> tuple[str, float | None]:
         """(what happened, the pause asked for); raises at once where asking again is of no use."""
-        openai, where, model = self._openai, self._where, repr(self.model)
-        if isinstance(error, openai.APITimeoutError):
+        if isinstance(error, self._openai.APITimeoutError):
             return f"no answer in {self.timeout:g} seconds", None
-        if isinstance(error, openai.APIConnectionError):
+        if isinstance(error, self._openai.APIConnectionError):
             return f"no connection ({self._safe(str(error.__cause__ or error))})", None
-        if not isinstance(error, openai.APIStatusError):
-            raise UserError(f"{where}: {self._safe(str(error))}") from None
-        status, says = error.status_code, self._safe(_words(error))
+        if not isinstance(error, self._openai.APIStatusError):
+            raise UserError(f"{self._where}: {self._safe(str(error))}") from None
+        says = error.body  # what the server says: one of the usual fields of its body, or all of it
+        if isinstance(says, dict):
+            says = next((says[k] for k in ("message", "detail", "error") if says.get(k)), says)
+        status, says = error.status_code, self._safe(str(says or error.response.reason_phrase))
         if status >= 500 or status in (408, 409, 429):
-            pause = _retry_after(error.response.headers.get("Retry-After"))
+            pause = _retry_after(error.response.headers.get("Retry-After", ""))
             return f"it answers {status}: {says}", pause
         told = {  # a 401 without its words: OpenAI repeats both ends of a wrong key
             401: "refuses the key (401): is OPENAI_API_KEY the right one for this server?",
-            403: f"refuses this to the key (403: {says}): may it use {model}?",
-            404: f"has no model {model}, or is not a base URL ({says}): "
+            403: f"refuses this to the key (403: {says}): may it use {self.model!r}?",
+            404: f"has no model {self.model!r}, or is not a base URL ({says}): "
             "check --model and --base-url",
         }
-        raise UserError(f"{where} {told.get(status, f'answers {status}: {says}')}") from None
+        raise UserError(f"{self._where} {told.get(status, f'answers {status}: {says}')}") from None
 
     def _safe(self, text: str) -> str:
         return " ".join(_hide(text, self._key).split())[:300]
@@ -117,25 +115,22 @@ def read_answer(body: str) -> Answer:
     try:
         value = json.loads(body)
     except (json.JSONDecodeError, RecursionError):
-        return Answer()
-    usage = value.get("usage") if isinstance(value, dict) else None
-    usage = usage if isinstance(usage, dict) else {}
-    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = [number if isinstance(number, int) and number > 0 else 0 for number in tokens]
-    try:
-        choice = value["choices"][0]
-        text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return Answer("", *tokens)
+        value = None
+    text = _item(value, "choices", 0, "message", "content")
+    counts = [_item(value, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
+    tokens = [count if isinstance(count, int) and count > 0 else 0 for count in counts]
+    cut = _item(value, "choices", 0, "finish_reason") == "length"
     return Answer(text if isinstance(text, str) else "", *tokens, cut)
 
 
-def _words(error) -> str:
-    """What a server says about an error: one of the usual fields of its body, or all of it."""
-    text = error.body
-    if isinstance(text, dict):
-        text = next((text[name] for name in ("message", "detail", "error") if text.get(name)), text)
-    return str(text or error.response.reason_phrase)
+def _item(value: Any, *path: str | int) -> Any:
+    """What stands at a path in JSON, or None."""
+    try:
+        for key in path:
+            value = value[key]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return value
 
 
 def _hide(text: str, key: str) -> str:
@@ -145,13 +140,10 @@ def _hide(text: str, key: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(value: str) -> float | None:
     """The seconds of a Retry-After header: a number, or a date."""
-    try:
-        return max(0.0, float(value or ""))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value or "").timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None

@@ -1,87 +1,33 @@
-"""Text → whether it had better not be read aloud in a classroom, by a list of words.
+"""Text → whether it had better not be read aloud in a classroom, by the list `classroom.yaml`.
 
 A word list misses what is put in other words, and all that isn't English; and it over-blocks:
-history lessons have wars, chemistry has alcohol.  It makes a set of dialogues milder, not safe: a
-teacher should look at what is left, and write a list where this doesn't fit (`Filter.load(path)`).
+history lessons have wars.  A teacher should look at what is left, and may change the list.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from speechgpt_lib.errors import UserError
+import yaml
 
-SHORTEST_STEM = 3  # letters: a shorter one would match half the dictionary
-EXPECTED = "expected lines '# category', and under each its terms"
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Terms by category, and the pattern made of them: one group a category, in order."""
-
-    categories: tuple[str, ...]
-    terms: dict[str, tuple[str, ...]]
-    pattern: re.Pattern
-
-    @classmethod
-    def load(cls, path: Path | str | None = None) -> Filter:
-        """The filter of a word list; None is the one that comes with the course.
-
-        A line is `# category` or a term of it: a word or phrase, matched as a whole whatever its
-        case, with `*` at its end if anything may follow (`gambl*`).  Blanks and hyphens match one
-        another.  Raises UserError for a file that is missing, not UTF-8, or no such list.
-        """
-        shipped = resources.files(__package__) / "data" / "classroom.txt"
-        source = shipped if path is None else Path(path)
-        try:
-            text = source.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UserError(f"no word list at {source} ({cause}): {EXPECTED}") from None
-        terms = _parse(text, str(source))
-        groups = ("|".join(map(_expression, sorted(found)[::-1])) for found in terms.values())
-        pattern = re.compile(rf"(?<!\w)(?:{'|'.join(f'({group})' for group in groups)})(?!\w)")
-        return cls(tuple(terms), terms, pattern)
-
-    def reason(self, text: str) -> str | None:
-        """`category: what was found` for the first term in a text, or None."""
-        found = self.pattern.search(_plain(text))
-        if found is None:
-            return None
-        return f"{self.categories[found.lastindex - 1]}: {' '.join(found[0].split())}"
+TERMS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-
-
-def _parse(text: str, source: str) -> dict[str, tuple[str, ...]]:
-    """The list's text → terms by category."""
-    terms: dict[str, dict[str, None]] = {}
-    category = None
-    for number, line in enumerate(text.splitlines(), 1):
-        term = " ".join(_plain(line).split())
-        where = f"{source}:{number}: {term!r}"
-        if term.startswith("#"):
-            category = term[1:].strip()
-        elif term and not category:
-            raise UserError(f"{where} stands before any category: put '# category' above it")
-        elif term:
-            stem = term.removesuffix("*")
-            short = stem != term and sum(map(str.isalpha, stem)) < SHORTEST_STEM
-            if "*" in stem or not any(map(str.isalnum, stem)) or short:
-                wanted = f"expected words, with at most one * after {SHORTEST_STEM} letters"
-                raise UserError(f"{where} is no term: {wanted}")
-            terms.setdefault(category, {})[term] = None
-    if not terms:
-        raise UserError(f"{source} has no terms: {EXPECTED}")
-    return {category: tuple(found) for category, found in terms.items()}
+def unsafe(text: str) -> str | None:
+    """`category: what was found` for the first term in a text, or None."""
+    plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    if found := _PATTERN.search(plain):
+        return f"{list(TERMS)[found.lastindex - 1]}: {' '.join(found[0].split())}"
+    return None
 
 
 def _expression(term: str) -> str:
     words = [re.escape(word) for word in re.split(r"[\s-]+", term.removesuffix("*"))]
     return r"[\s-]+".join(words) + r"\w*" * term.endswith("*")
+
+
+# One group a category, in order; longer terms first.
+_GROUPS = ("|".join(map(_expression, sorted(terms)[::-1])) for terms in TERMS.values())
+_PATTERN = re.compile(rf"(?<!\w)(?:{'|'.join(f'({group})' for group in _GROUPS)})(?!\w)")

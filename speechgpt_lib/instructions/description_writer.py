@@ -12,18 +12,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chat_server import Answer, ChatServer
-from speechgpt_lib.instructions.description_lists import parse_list, sift
-from speechgpt_lib.instructions.descriptions import TASKS
+from speechgpt_lib.instructions.descriptions import TASKS, parse_list, sift
 from speechgpt_lib.runs.artefacts import hash_file, read_json, write_json, write_text
 
 # Prompt → its task.  The paper's own for TTS asks for ASR by mistake; `tts` is corrected.
 PROMPTS = {"asr": "asr", "tts": "tts", "tts_seed": "tts"}
 IN_PROMPT = 100  # the number of descriptions that the prompts ask for
 IDLE = 3  # answers running without anything new, after which a model is given up
+MOST_REQUESTS = 20  # that a call pays for
 MADE_BY = ("task", "prompt", "prompt_sha256", "model")
 Prices = tuple[float, float] | None  # of a million tokens of prompts, and of answers
 
@@ -70,54 +69,34 @@ class Progress:
 
     def cost(self, prices: Prices) -> float | None:
         """What the answers cost."""
-        if prices is None:
-            return None
-        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
-
-    def text(self) -> str:
-        """The file of descriptions."""
-        return "".join(f"{line}\n" for line in self.accepted)
-
-    def facts(self, temperature: float, prices: Prices) -> dict:
-        """What is known of a finished file."""
-        facts = asdict(self) | {
-            "refused": dict(Counter(reason for _, reason in self.refused)),
-            "temperature": temperature,
-            "cost": self.cost(prices),
-            "prices_per_million": prices and list(prices),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "sha256": hashlib.sha256(self.text().encode()).hexdigest(),
-        }
-        del facts["accepted"]
-        return facts
+        counts = (self.prompt_tokens, self.completion_tokens)
+        return prices and sum(n * price for n, price in zip(counts, prices, strict=True)) / 1e6
 
 
 def load_prompt(name: str, count: int = IN_PROMPT) -> str:
     """A prompt of data/prompts, asking for `count` descriptions."""
     if name not in PROMPTS:
         raise UserError(f"unknown prompt {name!r}: expected one of {', '.join(PROMPTS)}")
-    file = resources.files(__package__) / "data" / "prompts" / f"{name}.txt"
-    text = file.read_text(encoding="utf-8").strip()
-    return re.sub(rf"\b{IN_PROMPT}\b", str(count), text)
+    text = (resources.files(__package__) / "data" / "prompts" / f"{name}.txt").read_text("utf-8")
+    return re.sub(rf"\b{IN_PROMPT}\b", str(count), text.strip())
 
 
 def write_descriptions(
-    task: Literal["asr", "tts"],
+    task: str,
     out: Path | str,
     server: ChatServer,
     *,
     prompt: str | None = None,
     count: int = 100,
-    max_requests: int = 20,
     price_in: float | None = None,
     price_out: float | None = None,
 ) -> dict:
     """Have a model write `count` descriptions into `out`, one a line.
 
     What is known of them goes into `OUT.json` and is returned.  `prompt` is one of `PROMPTS`, by
-    default the task's own; this call pays for `max_requests` answers at most.  Prices are of a
-    million tokens of prompts and of answers; both or neither.  Raises UserError for settings that
-    don't fit together or what is there, a server that fails, or too little that is new.
+    default the task's own; prices are of a million tokens of prompts and of answers, both or
+    neither.  Raises UserError for settings that don't fit together or what is there, a server that
+    fails, or too little that is new.
     """
     out, prompt = Path(out).expanduser(), prompt or task
     if task not in TASKS:
@@ -125,9 +104,8 @@ def write_descriptions(
     digest = hashlib.sha256(load_prompt(prompt).encode()).hexdigest()
     if PROMPTS[prompt] != task:
         raise UserError(f"prompt {prompt!r} is for {PROMPTS[prompt]}, not for {task}: leave it out")
-    numbers = {"count": count, "attempts": server.attempts, "max_requests": max_requests}
-    for name in (name for name in numbers if numbers[name] < 1):
-        raise UserError(f"{name} is {numbers[name]}: expected 1 or more")
+    if count < 1:
+        raise UserError(f"count is {count}: expected 1 or more")
     if (price_in is None) != (price_out is None):
         raise UserError("one price is given: expected that of prompts and that of answers")
     prices = None if price_in is None else (price_in, price_out)
@@ -143,24 +121,28 @@ def write_descriptions(
         server.say(f"{kept_in} has {len(progress.accepted)} of {count}: going on there")
     server.connect()
     write_json(kept_in, asdict(progress))  # before anything is paid for: can it be written at all?
-    _fill(progress, server, kept_in, max_requests, prices)
-    facts = progress.facts(server.temperature, prices)
+    _fill(progress, server, kept_in, prices)
+    text = "".join(f"{line}\n" for line in progress.accepted)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    facts = asdict(progress) | {"refused": Counter(reason for _, reason in progress.refused)}
+    facts |= {"temperature": server.temperature, "cost": progress.cost(prices)}
+    facts |= {"prices_per_million": prices and list(prices), "date": now}
+    facts |= {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    del facts["accepted"]
     write_json(facts_path, facts)  # first: where `out` is, everything is
-    write_text(out, progress.text())
+    write_text(out, text)
     kept_in.unlink()
     return facts
 
 
-def _fill(
-    progress: Progress, server: ChatServer, kept_in: Path, max_requests: int, prices: Prices
-) -> None:
+def _fill(progress: Progress, server: ChatServer, kept_in: Path, prices: Prices) -> None:
     """Ask until there are enough descriptions; every answer is kept."""
-    idle = asked = 0
+    idle, begun = 0, progress.requests
     while (have := len(progress.accepted)) < (count := progress.count):
         kept = f"{have} of {count} descriptions are kept in {kept_in}"
         kept += ": the same command goes on there"
-        if asked >= max_requests or idle >= IDLE:
-            why = f"{max_requests} requests were not enough"
+        if idle >= IDLE or progress.requests - begun >= MOST_REQUESTS:
+            why = f"{MOST_REQUESTS} requests were not enough"
             why = f"{IDLE} answers running brought nothing new" if idle >= IDLE else why
             raise UserError(f"{server.model}: {why}; {kept}, another model needs another --out")
         try:
@@ -171,14 +153,13 @@ def _fill(
             kept_in.unlink()
             raise
         new, refused = progress.take(answer)
-        asked, idle = asked + 1, 0 if new else idle + 1
+        idle = 0 if new else idle + 1
         write_json(kept_in, asdict(progress))
         brought = f"{new} new, {refused} refused" if new or refused else "no list in the answer"
-        cost = "" if prices is None else f", cost {progress.cost(prices):.4f}"
-        server.say(
-            f"request {progress.requests}: {brought}, {have + new} of {count} in all; "
-            f"{progress.prompt_tokens} + {progress.completion_tokens} tokens{cost}"
-        )
+        tokens = f"{progress.prompt_tokens} + {progress.completion_tokens} tokens"
+        tokens += "" if prices is None else f", cost {progress.cost(prices):.4f}"
+        told = f"request {progress.requests}: {brought}, {have + new} of {count} in all; {tokens}"
+        server.say(told)
 
 
 def _finished(out: Path, facts_path: Path, wanted: Progress) -> dict:
@@ -186,12 +167,9 @@ def _finished(out: Path, facts_path: Path, wanted: Progress) -> dict:
     cure = "choose another --out, or move it away"
     if not (out.is_file() and facts_path.is_file()):
         raise UserError(f"{out} is there, but not {facts_path} that would say what it is: {cure}")
-    facts, asked = read_json(facts_path), vars(wanted)
-    names = [name for name in (*MADE_BY, "count") if facts.get(name) != asked[name]]
-    if other := [f"{name} {facts.get(name)}, asked for {asked[name]}" for name in names]:
-        raise UserError(
-            f"{out} was made with {'; '.join(other)}: choose another --out, or delete it"
-        )
+    facts = read_json(facts_path)
+    if other := _differences(facts, wanted, "asked for", *MADE_BY, "count"):
+        raise UserError(f"{out} was made with {other}: choose another --out, or delete it")
     if facts.get("sha256") != hash_file(out):
         raise UserError(f"{out} was changed since it was written: {cure}")
     return facts
@@ -206,8 +184,13 @@ def _resume(kept_in: Path, wanted: Progress) -> Progress:
         raise UserError(f"{kept_in} is not the progress of this command: {cure}")
     if not found["requests"]:
         return wanted
-    names = [name for name in MADE_BY if found[name] != fresh[name]]
-    if other := [f"{name} {found[name]}, now {fresh[name]}" for name in names]:
-        raise UserError(f"{kept_in} was begun with {'; '.join(other)}: {cure}")
+    if other := _differences(found, wanted, "now", *MADE_BY):
+        raise UserError(f"{kept_in} was begun with {other}: {cure}")
     kept = Progress(**{name: found[name] for name in fresh})
     return replace(kept, count=wanted.count, accepted=kept.accepted[: wanted.count])
+
+
+def _differences(found: dict, wanted: Progress, but: str, *names: str) -> str:
+    asked = vars(wanted)
+    other = (name for name in names if found.get(name) != asked[name])
+    return "; ".join(f"{name} {found.get(name)}, {but} {asked[name]}" for name in other)

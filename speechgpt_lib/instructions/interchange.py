@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import sets
+from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
-from speechgpt_lib.instructions.records import RECORDS, VERBATIM, Record, to_table
-from speechgpt_lib.instructions.statistics import Statistics
-from speechgpt_lib.instructions.templates import CHAIN_END, META_PREFIX, TEXT_TAIL
+from speechgpt_lib.instructions.records import RECORDS, VERBATIM, ChainRecord, Record, to_table
+from speechgpt_lib.instructions.templates import META_PREFIX, TEMPLATES
 from speechgpt_lib.runs.artefacts import atomic_path, hash_file, hash_json
 
 LONGEST_LINE = 1 << 24  # bytes
-SHARD_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,14 @@ class Dialect:
 
     def line(self, prefix: str, text: str) -> str:
         """A row as a line, without the newline."""
-        items = [("prefix", prefix), ("plain_text", text)]
-        row = dict(items[::-1] if self.text_first else items)
+        row = {"prefix": prefix, "plain_text": text}
+        row = dict(reversed(row.items())) if self.text_first else row
         separators = (",", ":") if self.compact else None
         line = json.dumps(row, ensure_ascii=self.ascii_only, separators=separators)
         return line + "\r" * self.carriage_return
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a file: number from 1, bytes without the newline (None where it is too long)."""
 
     number: int
@@ -54,27 +55,23 @@ class Line:
 
 @dataclass
 class Checked:
-    """What a check has found: counts of reasons, and of the good rows."""
+    """What a check has found: counts of lines, of reasons, and of the good rows."""
 
     lines: int = 0
     good: int = 0
+    bad: int = 0
     reasons: Counter = field(default_factory=Counter)
     templates: Counter = field(default_factory=Counter)
     prefixes: Counter = field(default_factory=Counter)
     statistics: Statistics = field(default_factory=Statistics)
 
-    @property
-    def bad(self) -> int:
-        """The number of lines that are not well-formed."""
-        return sum(self.reasons.values())
-
 
 def read_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
     """The lines of a file of any size; of one longer than `longest` bytes, only the number."""
+    if not path.is_file():
+        raise UserError(f"no file at {path}: expected a .jsonl file with prefix and plain_text")
     with open(path, "rb") as file:
-        for number in itertools.count(1):
-            if not (data := file.readline(longest + 1)):
-                return
+        for number, data in enumerate(iter(partial(file.readline, longest + 1), b""), 1):
             too_long = len(data) > longest and not data.endswith(b"\n")
             while too_long and data and not data.endswith(b"\n"):
                 data = file.readline(1 << 20)
@@ -106,21 +103,9 @@ def parse_line(
     prefix, text = row["prefix"], row["plain_text"]
     if strange := marker_in(prefix):
         raise BadRow("marker in prefix", f"the prefix has {strange} in it")
-    try:
-        (prefix + text).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise BadRow("broken UTF-8", f"half of a surrogate pair ({half!a})") from None
+    if half := re.search("[\ud800-\udfff]", prefix + text):
+        raise BadRow("broken UTF-8", f"half of a surrogate pair ({half[0]!a})")
     return *parse_row(text, unit_count, templates), prefix
-
-
-def _text(record: Record, templates: str) -> str:
-    tail = TEXT_TAIL[templates] if _kind(record) == "cross_modal" else CHAIN_END
-    return sets.record_to_row(record, templates).text(tail)
-
-
-def _kind(record: Record) -> str:
-    return next(kind for kind in RECORDS if isinstance(record, RECORDS[kind]))
 
 
 def check_jsonl(
@@ -128,11 +113,12 @@ def check_jsonl(
 ) -> Checked:
     """Look at every line of a JSONL file, ours or the released; `on_bad` is told of bad lines."""
     found = Checked()
-    for line in read_lines(path := _existing(path)):
+    for line in read_lines(path):
         found.lines += 1
         try:
             record, templates, prefix = parse_line(line, unit_count)
         except BadRow as error:
+            found.bad += 1
             found.reasons[error.reason] += 1
             if on_bad is not None:
                 on_bad(line, error)
@@ -148,20 +134,14 @@ def check_jsonl(
 
 def summarise_jsonl(path: Path, unit_count: int | None = None) -> dict:
     """What the data card of a JSONL file needs; its bad lines count as quarantined."""
-    found = check_jsonl(path, unit_count)
-    used = found.statistics.settle().unit_usage
-    return {
-        "kind": "cross_modal" if set(found.statistics.groups) <= {"asr", "tts"} else "chain",
-        "inventory": "not said in the file",
-        "unit_count": unit_count or max(used, default=-1) + 1,
-        "templates": ", ".join(sorted(found.templates)),
-        "table_hash": "import it to know",
-        "held_out": 0,
-        "held_out_rule": "not said in the file",
-        "quarantined": dict(sorted(found.reasons.items())),
-        "sources": [{"title": str(path)}],
-        "statistics": found.statistics.summary(),
-    }
+    found, not_said = check_jsonl(path, unit_count), "not said in the file"
+    counts, quarantined = found.statistics, dict(sorted(found.reasons.items()))
+    kind = "cross_modal" if set(counts.groups) <= {"asr", "tts"} else "chain"
+    unit_count = unit_count or max(counts.unit_usage, default=-1) + 1
+    summary = {"kind": kind, "inventory": not_said, "unit_count": unit_count}
+    summary |= {"templates": ", ".join(sorted(found.templates)), "table_hash": "import it to know"}
+    summary |= {"held_out": 0, "held_out_rule": not_said, "quarantined": quarantined}
+    return summary | {"sources": [{"title": str(path)}], "statistics": counts.summary()}
 
 
 def export_jsonl(folder: Path, out: Path, templates: str | None = None, part: str = "rows") -> dict:
@@ -170,43 +150,39 @@ def export_jsonl(folder: Path, out: Path, templates: str | None = None, part: st
     `templates` are "paper" or "release"; None takes the set's own.  The prefix of an imported set
     comes back; otherwise rows of the release have its meta prefix, and the paper's none.
     """
-    facts, summary = sets.set_facts(folder), sets.read_summary(folder)
-    templates = templates or facts.templates
-    if templates not in TEXT_TAIL:
-        raise UserError(f"unknown templates {templates!r}: choose {', '.join(TEXT_TAIL)}")
-    formats = [name for name in summary["statistics"]["counts"] if name != "speech_speech"]
-    if facts.kind == "chain" and templates == "release" and formats:
+    summary = sets.read_summary(folder)
+    templates = templates or summary["templates"]
+    if templates not in TEMPLATES:
+        raise UserError(f"unknown templates {templates!r}: choose {', '.join(TEMPLATES)}")
+    formats = [name for name in summary["statistics"]["counts"] if name not in TEMPLATES[templates]]
+    if summary["kind"] == "chain" and formats:
         cure = "export with --templates paper, or build the set with --templates release"
         raise UserError(f"the release has no text for {', '.join(formats)} of {folder}: {cure}")
     dialect = Dialect(**summary.get("dialect", {}))
     prefix = summary.get("prefix", META_PREFIX if templates == "release" else "")
     rows = 0
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for record in sets.read_set(folder, part=part):
-            as_found = record.verbatim if templates == facts.templates else None
-            line = dialect.line(prefix, _text(record, templates)) if as_found is None else as_found
-            file.write(("\n" if rows else "") + line)
-            rows += 1
-        if rows and dialect.ends_in_newline:
-            file.write("\n")
+        for rows, record in enumerate(sets.read_set(folder, part=part), 1):
+            line = record.verbatim if templates == summary["templates"] else None
+            line = dialect.line(prefix, _text(record, templates)) if line is None else line
+            file.write("\n" * (rows > 1) + line)
+        file.write("\n" * (rows > 0 and dialect.ends_in_newline))
     return {"file": str(out), "rows": rows, "templates": templates, "sha256": hash_file(out)}
 
 
 def import_jsonl(
-    path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = SHARD_ROWS
+    path: Path, out: Path, inventory_id: str, unit_count: int, shard_rows: int = 50_000
 ) -> dict:
     """Read a JSONL file into a set, its bad lines into quarantine; ids are line numbers."""
-    path = _existing(path)
-    record, templates, prefix = _first_good(path, unit_count)
-    kind, dialect = _kind(record), _dialect(path, templates)
+    kind, templates, prefix, dialect = _look(path, unit_count)
     settings = {"file": hash_file(path), "shard_rows": shard_rows, "dialect": vars(dialect)}
     facts = sets.SetFacts(kind, inventory_id, unit_count, templates, hash_json(settings))
     key = hash_json(facts.metadata())
     for number, group in enumerate(sets.in_shards(read_lines(path), shard_rows)):
         if not sets.is_made(out, number, key):
             with sets.ShardWriter(out, number, facts, key, VERBATIM) as writer:
-                for start in range(0, len(group), 1000):
-                    _import(writer, group[start : start + 1000], path, prefix, dialect)
+                for lines in sets.in_shards(group, 1000):
+                    _import(writer, lines, path, prefix, dialect)
     sources = [{"name": path.name, "title": f"imported from {path.name}", "path": str(path)}]
     more = {"dialect": vars(dialect), "prefix": prefix}
     return sets.finish(out, number + 1, facts, sources, "as in the file", **more)
@@ -219,7 +195,7 @@ def _import(
     for line in lines:
         try:
             record, templates, own_prefix = parse_line(line, facts.unit_count, facts.templates)
-            if _kind(record) != facts.kind:
+            if not isinstance(record, RECORDS[facts.kind]):
                 raise BadRow("another kind", f"the file begins with rows of a {facts.kind} set")
         except BadRow as bad:
             writer.refuse(str(path), f"line {line.number}", "", bad)
@@ -231,35 +207,31 @@ def _import(
     writer.add(to_table(rows, writer.schema))
 
 
-def _first_good(path: Path, unit_count: int | None) -> tuple[Record, str, str]:
-    reasons: Counter = Counter()
+def _look(path: Path, unit_count: int) -> tuple[str, str, str, Dialect]:
+    """Kind, templates and prefix of the first good row; the dialect of most of the first lines."""
+    ways = [Dialect(*flags) for flags in itertools.product((False, True), repeat=4)]
+    first, matches, reasons = None, Counter(), Counter()
     for line in itertools.islice(read_lines(path), 10_000):
+        if first and line.number > 500:
+            break
         try:
-            return parse_line(line, unit_count)
+            record, templates, prefix = parse_line(line, unit_count, first and first[1])
         except BadRow as error:
             reasons[str(error)[:100]] += 1
-    most = reasons.most_common(1)[0][0] if reasons else "it is empty"
-    raise UserError(f"{path} has no well-formed row in its first lines; most often: {most}")
-
-
-def _dialect(path: Path, templates: str) -> Dialect:
-    """The way of writing that gives most of the file's first lines."""
+            continue
+        kind = "chain" if isinstance(record, ChainRecord) else "cross_modal"
+        first = first or (kind, templates, prefix)
+        text, found = _text(record, templates), line.data.decode()
+        matches.update(way for way in ways if way.line(prefix, text) == found)
+    if first is None:
+        most = reasons.most_common(1)[0][0] if reasons else "it is empty"
+        raise UserError(f"{path} has no well-formed row in its first lines; most often: {most}")
     with open(path, "rb") as file:
         file.seek(-1, 2)
         end = file.read(1) == b"\n"
-    ways = [Dialect(*flags, end) for flags in itertools.product((False, True), repeat=4)]
-    matches: Counter = Counter()
-    for line in itertools.islice(read_lines(path), 500):
-        try:
-            record, _, prefix = parse_line(line, templates=templates)
-        except BadRow:
-            continue
-        text, found = _text(record, templates), line.data.decode()
-        matches.update(way for way in ways if way.line(prefix, text) == found)
-    return max(ways, key=matches.__getitem__)
+    return *first, replace(max(ways, key=matches.__getitem__), ends_in_newline=end)
 
 
-def _existing(path: Path) -> Path:
-    if not (path := Path(path).expanduser()).is_file():
-        raise UserError(f"no file at {path}: expected a .jsonl file with prefix and plain_text")
-    return path
+def _text(record: Record, templates: str) -> str:
+    name = record.format if isinstance(record, ChainRecord) else "cross_modal"
+    return sets.record_to_row(record, templates).text(TEMPLATES[templates][name][2])

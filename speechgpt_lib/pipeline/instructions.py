@@ -15,7 +15,6 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.instructions.card import source_facts
 from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain
-from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.descriptions import read_descriptions
 from speechgpt_lib.instructions.moss import Report, read_moss, select
@@ -198,10 +197,9 @@ def _written(job: Job) -> Iterator[Dialogue]:
 
 def _moss(job: Job, report: Report) -> Iterator[Dialogue]:
     settings = job.recipe.instructions
-    classroom = Filter.load() if settings.classroom else None
     samples = read_moss(data_path(job.recipe, settings.dialogues), report)
-    limit = settings.maximum_response_words
-    yield from select(samples, maximum_words=limit, classroom=classroom, report=report)
+    limits = {"maximum_words": settings.maximum_response_words, "classroom": settings.classroom}
+    yield from select(samples, **limits, report=report)
 
 
 def _chain_needs(recipe: Recipe) -> tuple[str, ...]:

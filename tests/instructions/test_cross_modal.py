@@ -93,23 +93,26 @@ def test_jobs_of_an_array_make_what_one_call_makes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
 
 
-def test_an_interrupted_build_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
+def test_an_interrupted_build_goes_on_without_loss_or_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = unit_rows(300)
     table = write_table(tmp_path / "t", rows[:100], rows[100:200], rows[200:])
     whole = build(table, tmp_path / "whole")
-    seen = []
+    seen, add = [], sets.ShardWriter.add
 
-    def stop(count: int) -> None:
-        seen.append(count)
+    def stop_once(writer, rows, held_out) -> None:
+        add(writer, rows, held_out)
+        seen.append(rows.num_rows)
         if len(seen) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(sets.ShardWriter, "add", stop_once)
     with pytest.raises(KeyboardInterrupt):
-        build(table, tmp_path / "again", on_rows=stop)
+        build(table, tmp_path / "again")
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["rows-00000.parquet"]
-    done = []
-    assert build(table, tmp_path / "again", on_rows=done.append) == whole
-    assert sum(done) == 200
+    assert build(table, tmp_path / "again") == whole
+    assert sum(seen[2:]) == 200
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
@@ -128,13 +131,15 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None
     whole = build(table, tmp_path / "whole")
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from tests.instructions.test_cross_modal import build\n"
-        "budget = int(sys.argv[3])\n"
-        "def die(rows):\n"
+        "from tests.instructions.test_cross_modal import build, sets\n"
+        "budget, add = int(sys.argv[3]), sets.ShardWriter.add\n"
+        "def die(writer, rows, held_out):\n"
         "    global budget\n"
-        "    budget -= rows\n"
+        "    add(writer, rows, held_out)\n"
+        "    budget -= rows.num_rows\n"
         "    if budget < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build(Path(sys.argv[1]), Path(sys.argv[2]), on_rows=die)\n"
+        "sets.ShardWriter.add = die\n"
+        "build(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     returned = []
     for budget in (5000, 4000, 3500, 100_000):

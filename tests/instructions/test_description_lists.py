@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechgpt_lib.instructions import description_lists as room
-from speechgpt_lib.instructions.description_lists import normalize, parse_list, sift, tidy, validate
-from speechgpt_lib.instructions.descriptions import load_descriptions
+from speechgpt_lib.instructions.descriptions import (
+    STRANGE,
+    load_descriptions,
+    normalize,
+    parse_list,
+    sift,
+    tidy,
+    validate,
+)
 
 THREE = [
     "Write down what is said.",
@@ -187,23 +193,23 @@ def test_any_text_at_all_is_read_and_only_safe_lines_get_through(text):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("", room.EMPTY),
-        ("  ", room.EMPTY),
-        ("Write this\ndown now.", room.LINE_BREAK),
-        ("Write this down now.\n", room.LINE_BREAK),
-        ("Write this\u2028down now.", room.LINE_BREAK),
-        ("Écris ce que tu entends.", room.NOT_ASCII),
-        ("Write this\tdown now.", room.NOT_ASCII),
-        ("Write down what <sosp> is.", room.TEMPLATE),
-        ("Write down what [name] says.", room.TEMPLATE),
-        ("Write down what {name} says.", room.TEMPLATE),
-        ("Write this down. this is INPUT: hello.", room.TEMPLATE),
-        ("Write this.", room.TOO_SHORT),
-        ("1 2 3 4 5.", room.TOO_SHORT),
-        ("Write " * 41 + "it.", room.TOO_LONG),
-        ("Write this down. Do it now! Will you?", room.TOO_MANY),
-        ("Write this down now", room.NO_END),
-        ("Write this down now:", room.NO_END),
+        ("", "empty"),
+        ("  ", "empty"),
+        ("Write this\ndown now.", "a line break"),
+        ("Write this down now.\n", "a line break"),
+        ("Write this\u2028down now.", "a line break"),
+        ("Écris ce que tu entends.", "not plain English letters (ASCII)"),
+        ("Write this\tdown now.", "not plain English letters (ASCII)"),
+        ("Write down what <sosp> is.", STRANGE),
+        ("Write down what [name] says.", STRANGE),
+        ("Write down what {name} says.", STRANGE),
+        ("Write this down. this is INPUT: hello.", STRANGE),
+        ("Write this.", "fewer than 3 words"),
+        ("1 2 3 4 5.", "fewer than 3 words"),
+        ("Write " * 41 + "it.", "more than 40 words"),
+        ("Write this down. Do it now! Will you?", "more than 2 sentences"),
+        ("Write this down now", "no . ? or ! at the end"),
+        ("Write this down now:", "no . ? or ! at the end"),
         ("Write this down.", None),
         ("Is this right? Write it down.", None),
         ("Write " * 39 + "it.", None),
@@ -237,9 +243,9 @@ def test_the_same_said_twice_is_refused_whatever_its_form():
     )
     assert good == ["Write this down!"]
     assert refused == [
-        ("write THIS, down.", room.REPEATED),
-        ("Write that down.", room.REPEATED),
-        ("Say it.", room.TOO_SHORT),
+        ("write THIS, down.", "repeated"),
+        ("Write that down.", "repeated"),
+        ("Say it.", "fewer than 3 words"),
     ]
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions import chat_server, description_writer
 from speechgpt_lib.instructions.chat_server import ChatServer, read_answer
 from speechgpt_lib.instructions.description_writer import PROMPTS, load_prompt, write_descriptions
 from speechgpt_lib.instructions.descriptions import read_descriptions
@@ -134,7 +135,8 @@ def serve(*script: Reply) -> Iterator[Server]:
 class Writer:
     """Calls `write_descriptions` without waiting; notes what it says and would have slept."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
+        self.patch = patch
         self.out, self.lines, self.pauses = folder / "asr.txt", [], []
         self.progress, self.facts = folder / "asr.txt.progress.json", folder / "asr.txt.json"
 
@@ -147,6 +149,10 @@ class Writer:
             task, self.out, ChatServer(**of_server), **({"count": 3} | changes)
         )
 
+    def limit(self, requests: int = 20, attempts: int = 4) -> None:
+        self.patch.setattr(description_writer, "MOST_REQUESTS", requests)
+        self.patch.setattr(chat_server, "ATTEMPTS", attempts)
+
     def kept(self) -> dict:
         return json.loads(self.progress.read_text())
 
@@ -157,7 +163,7 @@ def write(tmp_path, monkeypatch) -> Writer:
     monkeypatch.setenv("NO_PROXY", "*")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
-    return Writer(tmp_path)
+    return Writer(tmp_path, monkeypatch)
 
 
 def squeeze(text: str) -> str:
@@ -290,11 +296,11 @@ def test_no_more_requests_than_allowed(write):
         with pytest.raises(
             UserError, match="2 requests were not enough; 2 of 5 descriptions are kept"
         ):
-            write(server, count=5, max_requests=2)
+            write.limit(requests=2)
+            write(server, count=5)
         assert len(server.asked) == 2
-        facts = write(
-            server, count=5, max_requests=3
-        )  # the same command goes on, and may ask as often again
+        write.limit(requests=3)
+        facts = write(server, count=5)  # the same command goes on, and may ask as often again
     assert (
         facts["requests"] == 5
         and facts["prompt_tokens"] == 1000
@@ -360,7 +366,8 @@ def test_a_server_that_dies_in_the_middle_costs_nothing(write):
             match=r"no connection \(.*refused\), 2 times running; "
             r"2 of 5 descriptions are kept in .*progress.json",
         ):
-            write(server, count=5, attempts=2, say=say)
+            write.limit(attempts=2)
+            write(server, count=5, say=say)
     state = write.kept()
     assert state["accepted"] == some(0, 2) and state["requests"] == 1 and not write.out.exists()
     with serve(listed(some(2, 5))) as server:
@@ -402,7 +409,8 @@ def test_a_stop_before_the_first_answer_binds_to_no_model(write):
 def test_progress_and_results_of_another_model_are_not_mixed(write):
     with serve(listed(some(0, 2)), listed(some(2, 3))) as server:
         with pytest.raises(UserError, match="1 requests were not enough"):
-            write(server, max_requests=1)
+            write.limit(requests=1)
+            write(server)
         before = write.progress.read_bytes()
         with pytest.raises(
             UserError,
@@ -564,7 +572,6 @@ def test_the_environment_says_where_and_who(write, monkeypatch):
         ({"prompt": "st"}, "unknown prompt 'st'"),
         ({"prompt": "tts_seed"}, "prompt 'tts_seed' is for tts, not for asr"),
         ({"count": 0}, "count is 0: expected 1 or more"),
-        ({"max_requests": 0}, "max_requests is 0"),
         ({"price_in": 1.0}, "one price is given"),
     ],
 )

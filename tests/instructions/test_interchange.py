@@ -14,8 +14,8 @@ import pytest
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions import interchange, sets
-from speechgpt_lib.instructions.check import check_set
 from speechgpt_lib.instructions.interchange import check_jsonl, export_jsonl, import_jsonl
+from speechgpt_lib.instructions.sets import check_set
 from speechgpt_lib.instructions.templates import META_PREFIX, chain_row, cross_modal_row
 from tests.instructions.tables import INVENTORY, UNIT_COUNT, dialogues, unit_rows, write_table
 from tests.instructions.test_chain import build as build_chain

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.chain import Dialogue
-from speechgpt_lib.instructions.classroom import Filter
 from speechgpt_lib.instructions.interchange import LONGEST_LINE
-from speechgpt_lib.instructions.moss import Report, count_words, read_moss, select
-from speechgpt_lib.instructions.moss_files import DEPTH
+from speechgpt_lib.instructions.moss import DEPTH, Report, count_words, read_moss, select
 
 RAINBOW = [
     ("How is a rainbow formed?", "By sunlight and rain."),
@@ -520,7 +518,7 @@ def test_classroom_filter_is_asked_only_if_given() -> None:
         ("Hello", "Hi"),
     )
     assert len(chosen(*pairs)[0]) == 3
-    kept, dropped, report = chosen(*pairs, classroom=Filter.load())
+    kept, dropped, report = chosen(*pairs, classroom=True)
     assert kept == [("Hello", "Hi")] and dropped == {"unsafe for classrooms": 2}
     assert report.places["unsafe for classrooms"][0] == "m:1: drugs, alcohol and gambling: poker"
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
 from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.instructions.templates import (
-    CHAIN_END,
     CHAIN_FORMATS,
     TEXT_TAIL,
     chain_row,
@@ -48,7 +47,7 @@ def test_cross_modal_rows_come_back(description, text, units, task, templates) -
 @given(PLAIN, PLAIN, UNITS, UNITS, st.sampled_from((*CHAIN_FORMATS, "release")))
 def test_chains_come_back(instruction, response, first, second, name) -> None:
     templates, kind = ("release", "speech_speech") if name == "release" else ("paper", name)
-    row = chain_row(kind, instruction, response, first, second, templates).text(CHAIN_END)
+    row = chain_row(kind, instruction, response, first, second, templates).text(".")
     found, written_in = parse_row(row, 100)
     assert written_in == templates
     heard = first if kind.startswith("speech") else []

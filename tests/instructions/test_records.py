@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 
-from speechgpt_lib.instructions.duplicates import Seen
+from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.records import (
     SCHEMAS,
     VERBATIM,
     ChainRecord,
     CrossModalRecord,
+    Seen,
     row_digest,
     to_records,
     to_table,
 )
 from speechgpt_lib.instructions.sets import record_to_row
-from speechgpt_lib.instructions.statistics import Statistics
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
 
 U, V = np.array([12, 7, 12]), np.array([3])
@@ -62,11 +63,14 @@ def test_statistics_add_up_over_shards() -> None:
     for record, part in ((PAIR, first), (CHAIN, second), (replace(PAIR, units=V), second)):
         both.add(record)
         part.add(record)
+    merged = Statistics()
     for part in (first, second):
-        again = Statistics.from_json(part.to_json())
+        found, again = json.loads(json.dumps(part.to_json())), Statistics()
+        again.merge(found)
         assert again.to_json() == part.to_json()
-    first.merge(second)
-    assert first.to_json() == both.to_json()
+        merged.merge(found)
+    assert merged.to_json() == both.to_json()
+    assert both.digest == sum(map(row_digest, (PAIR, CHAIN, replace(PAIR, units=V)))) % 2**256
     assert both.unit_usage == Counter({12: 4, 7: 2, 3: 1})
     summary = both.summary()
     assert summary["rows"] == 3 and summary["counts"] == {"asr": 2, "speech_text": 1}
