@@ -26,8 +26,8 @@ def speak(
     vocoder: option(Path | None, "Instead of --run: a folder of `speechgpt vocoder`.") = None,
     speed: option(float, "2 speaks in half the time; the pitch stays.") = 1.0,
     speaker: option(str | None, "One of the vocoder's speakers, where it has several.") = None,
-    inventory: option(str | None, "The units' inventory (id or folder); no other may be.") = None,
-    stream: option(bool, "Read - as it comes, write sound as it is final.", "--stream") = False,
+    inventory: option(str | None, "Inventory (id or folder) of the units, as a check.") = None,
+    stream: option(bool, "Read - as it comes, write sound once it is final.", "--stream") = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn units into sound: one string, a table of `units extract`, or a stream."""

@@ -81,7 +81,7 @@ def _page(run: Run, report: dict, evaluation: Step) -> str:
     about += f" Answers cut at their longest length: {', '.join(cut) or 'none'}."
 
     figures, rows, heard = figures_of(report), [], []
-    for key in {key: "first" for key in GOALS if key in figures} | figures:
+    for key in sorted(figures, key=lambda key: key not in GOALS):  # first those with a goal
         what, *goals = GOALS.get(key, ("", None, None))
         shown = ("" if goal is None else f"{goal:g}" for goal in goals)
         rows.append((key, what, _interval(figures[key]), *shown))
