@@ -42,8 +42,8 @@ class Item:
 
 
 def word_error_rate(items: Sequence[Item], heard: Sequence[str], draws: int) -> dict:
-    """The pooled word error rate of what was heard of the first items."""
-    pairs = [word_errors(i.text, text) for i, text in zip(items, heard, strict=False)]
+    """The pooled word error rate of what was heard."""
+    pairs = [word_errors(i.text, text) for i, text in zip(items, heard, strict=True)]
     errors, words = zip(*pairs, strict=True)
     return asdict(bootstrap_ratio(errors, words, draws=draws))
 
@@ -87,7 +87,7 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
         for name, waves in spoken.items():
             for suffix, judge in judges.items():
                 heard = judge.transcribe_many(waves)
-                figures[name + suffix] = word_error_rate(own, heard, draws)
+                figures[name + suffix] = word_error_rate(own[: len(waves)], heard, draws)
 
     result: dict = {"qa_by_kind": {}, "qa_baseline": None, "examples": []}
     questions = balanced_questions(known, settings.questions_per_kind)
