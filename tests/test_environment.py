@@ -278,14 +278,6 @@ def test_python_range_and_version_stand_the_same_everywhere(project, root):
     assert len(paper["authors"]) == 7
 
 
-def test_the_command_of_an_installation_is_a_function(project):
-    (entry,) = importlib.metadata.EntryPoints(
-        importlib.metadata.EntryPoint(name, value, "console_scripts")
-        for name, value in project["project"]["scripts"].items()
-    )
-    assert entry.name == "speechgpt" and callable(entry.load())
-
-
 @pytest.mark.parametrize("file", SETUP_FILES)
 def test_no_registry_and_no_absolute_path_is_named(file, root):
     text = "\n".join(
