@@ -1,5 +1,5 @@
 """From this machine to a list of checks: what is there, what the course expects, what each missing
-part costs."""
+part costs; the words stand in `doctor.yaml`."""
 
 from __future__ import annotations
 
@@ -13,30 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.runs.machine import cpu_facts, usable_cores
 
-DISTRIBUTION = "speechgpt_lib"
 PYTHONS = ">=3.11,<3.13"
-MEMORY_GB = 4.0
-DISK_GB = 2.0
-CORES = 2
+MEMORY_GB, DISK_GB, CORES = 4.0, 2.0, 2
 JOB_GB = 1.3  # of memory that a notebook or step of the lab recipe takes at most, beside another
-
-# What goes on without a core package; of the others, nothing does.
-_SPARED = {
-    "jupyterlab": "`make lab` can't open the notebooks; `speechgpt run` still executes them",
-    "ipywidgets": "no sliders in the notebooks; the figures under them stay",
-    "matplotlib": "no figures: notebooks fail, single commands go on",
-    "papermill": "`speechgpt run` can't execute notebooks; JupyterLab and single commands go on",
-    "praat-parselmouth": "no lab corpus can be spoken; a run made before can still be used",
-}
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -65,9 +55,9 @@ def diagnose(run_dir: Path | None = None, jobs: int = 1) -> list[Check]:
         voice_check(),
         memory_check(_memory_gb()),
         disk_check(run_dir or Path.cwd()),
-        cores_check(usable_cores()),
+        _check("CPU cores", usable_cores() >= CORES, str(usable_cores()), least=CORES),
         jobs_check(jobs, _memory_gb()),
-        bf16_check(set(cpu_facts()["extensions"]) or None),
+        bf16_check(set(cpu_facts()["extensions"])),
         *accelerator_checks(),
         *optional_checks(),
     ]
@@ -79,98 +69,64 @@ def render(checks: Iterable[Check]) -> Table:
     for column in ("", "part", "found", "without it"):
         table.add_column(column, overflow="fold", no_wrap=not column)
     for check in checks:
-        mark = (
-            "[green]ok[/]"
-            if check.ok
-            else "[bold red]missing[/]"
-            if check.required
-            else "[yellow]without[/]"
-        )
+        mark = "[bold red]missing[/]" if check.required else "[yellow]without[/]"
         meaning = "" if check.ok else f"{check.cost} (expected: {check.expected})"
-        # Names and messages from outside may hold square brackets, which rich would take for
-        # markup.
-        table.add_row(mark, *map(escape, (check.name, check.found, meaning)))
+        # Names and messages from outside may hold square brackets, which rich takes for markup.
+        words = map(escape, (check.name, check.found, meaning))
+        table.add_row("[green]ok[/]" if check.ok else mark, *words)
     return table
 
 
 def python_check(version: str) -> Check:
-    cost = "this version was never tried: anything may fail; make PYTHON=python3.11 install"
-    return Check(
-        "Python", SpecifierSet(PYTHONS).contains(version), version, PYTHONS, cost, required=True
-    )
+    ok = SpecifierSet(PYTHONS).contains(version)
+    return _check("Python", ok, version, versions=PYTHONS)
 
 
 def declared_requirements() -> list[str]:
     """The core requirements of the installed package, e.g. `torch<=2.13.0,>=2.11`; empty if it is
     not installed."""
     try:
-        declared = importlib.metadata.requires(DISTRIBUTION) or []
+        declared = map(Requirement, importlib.metadata.requires("speechgpt_lib") or [])
     except importlib.metadata.PackageNotFoundError:
         return []
     # With no extra asked for, this drops those of the extras, and those of other systems and Python
     # versions.
-    return [
-        text
-        for text in declared
-        if (marker := Requirement(text).marker) is None or marker.evaluate({"extra": ""})
-    ]
+    here = {"extra": ""}
+    return [str(one) for one in declared if one.marker is None or one.marker.evaluate(here)]
 
 
 def package_checks(requirements: list[str]) -> list[Check]:
     """One check a requirement, by its installed version; nothing is imported."""
     if not requirements:
         found = f"not installed, runs from {Path(__file__).parents[1]}"
-        cost = "the versions of its parts can't be checked; make install"
-        return [Check("speechgpt_lib", False, found, "an installation", cost, required=True)]
+        return [_check("speechgpt_lib", False, found)]
     checks = []
-    for requirement in sorted(
-        map(Requirement, requirements), key=lambda requirement: requirement.name.lower()
-    ):
-        cost = _SPARED.get(requirement.name, "the steps that import it fail; make install")
-        try:
-            found = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            found = ""
-        ok = bool(found) and requirement.specifier.contains(found, prereleases=True)
-        expected = str(requirement.specifier) or "any version"
-        checks.append(
-            Check(requirement.name, ok, found or "not installed", expected, cost, required=True)
-        )
+    for one in sorted(map(Requirement, requirements), key=lambda one: one.name.lower()):
+        cost = _WORDS["packages"].get(one.name, "the steps that import it fail; make install")
+        found = _version(one.name)
+        ok = bool(found) and one.specifier.contains(found, prereleases=True)
+        expected, found = str(one.specifier) or "any version", found or "not installed"
+        checks.append(Check(one.name, ok, found, expected, cost, required=True))
     return checks
 
 
 def voice_check() -> Check:
     """Speak one word with the lab corpus's own voice synthesis (eSpeak NG inside parselmouth)."""
-    expected, cost = (
-        "a spoken word",
-        "no lab corpus and no fresh questions; recordings of your own still work",
-    )
     try:
         from speechgpt_lib.corpora.speech import synthesize
         from speechgpt_lib.rates import SAMPLE_RATE
 
         wave, phones = synthesize("hello")
+        spoken = sum(bool(phone.label) for phone in phones)
+        found = f"{len(wave) / SAMPLE_RATE:.2f} s, {spoken} phones"
+        return _check("voice synthesis", spoken and float(abs(wave).max()) > 0.01, found)
     except Exception as error:  # a doctor reports whatever is broken, in the part's own words
-        return Check("voice synthesis", False, _one_line(error), expected, cost, required=True)
-    spoken = [phone.label for phone in phones if phone.label]
-    found = f"{len(wave) / SAMPLE_RATE:.2f} s, {len(spoken)} phones"
-    return Check(
-        "voice synthesis",
-        bool(spoken) and float(abs(wave).max()) > 0.01,
-        found,
-        expected,
-        cost,
-        required=True,
-    )
+        return _check("voice synthesis", False, _named(error))
 
 
 def memory_check(gigabytes: float) -> Check:
-    cost = "the lab recipe may be killed; the smoke recipe needs less: speechgpt run --recipe smoke"
-    found = f"{gigabytes:.1f} GB"
-    # The system keeps a part of a "4 GB" machine for itself.
-    return Check(
-        "memory", gigabytes >= 0.9 * MEMORY_GB, found, f"{MEMORY_GB:g} GB", cost, required=True
-    )
+    enough = gigabytes >= 0.9 * MEMORY_GB  # the system keeps a part of a "4 GB" machine for itself
+    return _check("memory", enough, f"{gigabytes:.1f} GB", least=MEMORY_GB)
 
 
 def disk_check(run_dir: Path) -> Check:
@@ -178,129 +134,84 @@ def disk_check(run_dir: Path) -> Check:
     folder = run_dir.absolute()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    expected = f"{DISK_GB:g} GB, writable"
-    if not os.access(folder, os.W_OK):
-        cost = "no results can be kept there: give another folder, speechgpt run --run-dir DIR"
-        return Check("disk", False, f"no right to write in {folder}", expected, cost, required=True)
-    free = shutil.disk_usage(folder).free / 1e9
-    cost = "a run may stop half-way (what is finished is kept): free space, or give --run-dir DIR"
-    return Check(
-        "disk", free >= DISK_GB, f"{free:.1f} GB free in {folder}", expected, cost, required=True
-    )
+    free, writable = shutil.disk_usage(folder).free / 1e9, os.access(folder, os.W_OK)
+    found = f"{free:.1f} GB free in {folder}" if writable else f"no right to write in {folder}"
+    return _check("disk", writable and free >= DISK_GB, found, least=DISK_GB)
 
 
 def jobs_check(jobs: int, gigabytes: float) -> Check:
-    """Whether so many notebooks and steps at once fit into memory."""
+    """Whether so many notebooks and steps at once fit into memory; one always may try."""
     most = max(1, int(gigabytes // JOB_GB))
-    cost = f"the run may be killed for want of memory: at most --jobs {most} here"
-    expected = f"{jobs * JOB_GB:.1f} GB for --jobs {jobs}"
-    return Check(
-        "jobs at once", jobs <= most, f"{gigabytes:.1f} GB", expected, cost, required=jobs > 1
-    )
+    given = {"needed": jobs * JOB_GB, "jobs": jobs, "most": most}
+    return _check("jobs at once", jobs <= most, f"{gigabytes:.1f} GB", **given)
 
 
 def check_jobs(jobs: int) -> None:
     """Raises UserError where so many jobs at once would not fit into memory."""
     check = jobs_check(jobs, _memory_gb())
-    if jobs > 1 and not check.ok:
-        raise UserError(
-            f"--jobs {jobs}: {check.cost} ({check.expected} are needed, there are {check.found})"
-        )
-
-
-def cores_check(cores: int) -> Check:
-    return Check(
-        "CPU cores",
-        cores >= CORES,
-        str(cores),
-        str(CORES),
-        "the times in the notebooks are about doubled",
-    )
+    if not check.ok:
+        there = f"{check.expected} are needed, there are {check.found}"
+        raise UserError(f"--jobs {jobs}: {check.cost} ({there})")
 
 
 def bf16_check(flags: set[str] | None) -> Check:
     """Whether the CPU computes in bfloat16 itself; `flags` are its features as Linux names them,
-    None where unknown."""
-    expected = "avx512_bf16, amx_bf16 or bf16"
-    cost = (
-        "smoke and lab lose nothing, they compute in 32 bits; a bf16 run on this CPU would be slow"
-    )
-    if flags is None:
-        return Check("CPU bf16", False, "this system doesn't say", expected, cost)
-    found = sorted(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-    return Check("CPU bf16", bool(found), ", ".join(found) or "none", expected, cost)
+    none where unknown."""
+    found = sorted((flags or set()) & {"avx512_bf16", "amx_bf16", "bf16"})
+    otherwise = "none" if flags else "this system doesn't say"
+    return _check("CPU bf16", bool(found), ", ".join(found) or otherwise)
 
 
 def accelerator_checks() -> list[Check]:
     """CUDA and MPS as torch sees them; the lab recipe needs neither."""
-    cost = "smoke and lab lose nothing, they are made for the CPU; release and paper can't run"
+    devices: list[str] = []
     try:
         import torch
 
-        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        cuda = ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names)
-        mps = torch.backends.mps.is_available()
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # no torch, a library it lacks, a driver that doesn't answer
-        found = _one_line(error)
-        return [
-            Check(name, False, found, "a device", cost) for name in ("CUDA GPU", "Apple GPU (MPS)")
-        ]
-    return [
-        Check("CUDA GPU", bool(cuda), cuda or "none", "a device", cost),
-        Check(
-            "Apple GPU (MPS)",
-            mps,
-            "available" if mps else "none",
-            "a device",
-            "smoke and lab lose nothing",
-        ),
-    ]
+        for number in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(number)
+            devices.append(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)")
+        cuda = ", ".join(devices) or "none"
+        mps = "available" if torch.backends.mps.is_available() else "none"
+    except (ImportError, OSError, RuntimeError) as error:
+        # no torch, a library it lacks, a driver that doesn't answer
+        devices, cuda, mps = [], _named(error), _named(error)
+    apple = _check("Apple GPU (MPS)", mps == "available", mps)
+    return [_check("CUDA GPU", bool(devices), cuda), apple]
 
 
 def optional_checks() -> list[Check]:
     """Parts one can do without: Python modules by `find_spec`, programs by PATH; nothing is
     imported or started."""
-    judge = "`speechgpt evaluate` can't judge spoken answers; pip install -e '.[judge]'"
-    course = "no graded course labs (a later version); pip install -e '.[course]'"
-    fairseq = (
-        "no `units --backend fairseq` and no side-by-side tests with the original; make fairseq"
-    )
-    slurm = "no runs on a cluster (a later version); everything runs on this machine"
-    browsers = ["chromium", "chromium-browser", "google-chrome"]
-    return [
-        _module_check("judge (pocketsphinx)", "pocketsphinx", judge),
-        _module_check("nbgrader", "nbgrader", course),
-        _module_check("fairseq", "fairseq", fairseq),
-        _program_check("Slurm", ["sbatch"], slurm),
-        _program_check(
-            "Chromium",
-            browsers,
-            "no browser tests of the notebooks (a later version); users lose nothing",
-        ),
-    ]
+    checks = []
+    for name, part in _WORDS["parts"].items():
+        if module := part.get("module"):
+            there = importlib.util.find_spec(module) is not None
+            found = (_version(module) or "installed") if there else "not installed"
+            checks.append(_check(name, there, found))
+        elif programs := part.get("programs"):
+            path = next(filter(None, map(shutil.which, programs)), None)
+            checks.append(_check(name, path is not None, path or "not on PATH"))
+    return checks
 
 
-def _module_check(name: str, module: str, cost: str) -> Check:
-    if importlib.util.find_spec(module) is None:
-        return Check(name, False, "not installed", f"the module {module}", cost)
+def _check(name: str, ok: bool, found: str, **given: object) -> Check:
+    """A check in the words of `doctor.yaml`, with `given` filled in."""
+    part = _WORDS["parts"][name]
+    expected, cost = (part[key].format(**given) for key in ("expected", "cost"))
+    return Check(name, bool(ok), found, expected, cost, part.get("required", False))
+
+
+def _version(package: str) -> str:
+    """The installed version, "" where it is not installed."""
     try:
-        found = importlib.metadata.version(module)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        found = "installed"
-    return Check(name, True, found, f"the module {module}", cost)
+        return ""
 
 
-def _program_check(name: str, programs: list[str], cost: str) -> Check:
-    found = next(filter(None, map(shutil.which, programs)), None)
-    return Check(name, found is not None, found or "not on PATH", " or ".join(programs), cost)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _memory_gb() -> float:

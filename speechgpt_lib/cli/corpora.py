@@ -1,5 +1,5 @@
-"""`speechgpt corpora list | prepare | download`: recorded speech from the archive to the utterance
-table."""
+"""`speechgpt corpora list | prepare | download | sample`: recorded speech from the archive to the
+utterance table; fresh sentences of the lab world."""
 
 from __future__ import annotations
 
@@ -7,120 +7,65 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from speechgpt_lib.cli.options import JsonOption, SetOption, emit, load, say
+from speechgpt_lib.cli.options import AsJson, Changes, argument, emit, load, option, say
 
 corpora_app = typer.Typer(help="Speech to train and test on.", no_args_is_help=True)
 
-SplitOption = Annotated[
-    list[str] | None,
-    typer.Option("--split", help="Once or several times; see `corpora list`. Default: all."),
-]
-ShareOption = Annotated[
-    float,
-    typer.Option(
-        "--max-bad-share", min=0, max=1, help="More bad utterances than this share are an error."
-    ),
-]
-
 
 @corpora_app.command("list")
-def list_corpora(as_json: JsonOption = False) -> None:
+def list_corpora(as_json: AsJson = False) -> None:
     """List the corpora that can be read, and the archives that can be fetched."""
     from speechgpt_lib.corpora.catalogue import ARCHIVES, CORPORA
 
-    rows = [
-        {
-            "corpus": c.name,
-            "title": c.title,
-            "hours": c.hours,
-            "licence": c.licence,
-            "gated": c.manual is not None,
-            "layout": c.layout,
-        }
-        for c in CORPORA.values()
-    ]
-    lines = []
-    for row in rows:
-        how = "by hand: the steps are printed by" if row["gated"] else "one of the archives below:"
-        what = row["corpus"] if row["gated"] else "ARCHIVE -o DIR"
-        lines.append(f"{row['corpus']}  ({row['title']})")
-        lines += [f"  {name:9} {row[name]}" for name in ("hours", "licence", "layout")]
-        lines.append(f"  get it    {how} speechgpt corpora download {what}")
+    corpora, lines = [], []
+    for c in CORPORA.values():
+        row = {"corpus": c.name, "title": c.title, "hours": c.hours, "licence": c.licence}
+        corpora.append(row | {"gated": c.manual is not None, "layout": c.layout})
+        how = "by hand: the steps are printed by" if c.manual else "one of the archives below:"
+        command = f"speechgpt corpora download {c.name if c.manual else 'ARCHIVE -o DIR'}"
+        lines += [f"{c.name}  ({c.title})", f"  hours     {c.hours}", f"  licence   {c.licence}"]
+        lines += [f"  layout    {c.layout}", f"  get it    {how} {command}"]
     lines.append("\narchive              hours      size  corpus")
     lines += [f"{a.name:18} {a.hours:>7}  {a.size:>8}  {a.corpus}" for a in ARCHIVES.values()]
     archives = [asdict(archive) for archive in ARCHIVES.values()]
-    emit({"corpora": rows, "archives": archives}, "\n".join(lines), as_json)
+    emit({"corpora": corpora, "archives": archives}, "\n".join(lines), as_json)
 
 
 @corpora_app.command()
 def prepare(
-    corpus: Annotated[
-        str,
-        typer.Argument(
-            help="librispeech, common_voice, gigaspeech, libri_light, lj_speech or vctk."
-        ),
-    ],
-    root: Annotated[Path, typer.Argument(help="The corpus' folder.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder to write: the utterance table.")
-    ],
-    split: SplitOption = None,
-    decode: Annotated[
-        bool,
-        typer.Option(
-            "--decode", help="Look at every sample, not only at headers: finds silence and NaN."
-        ),
-    ] = False,
-    max_bad_share: ShareOption = 0.05,
-    longest: Annotated[
-        float, typer.Option(min=0.1, help="Longer utterances (s) go to quarantine.")
-    ] = 7200.0,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that look at files.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Do again what is there.")] = False,
-    language: Annotated[
-        list[str] | None, typer.Option("--language", help="Common Voice: only these languages.")
-    ] = None,
-    lower: Annotated[
-        bool, typer.Option("--lower", help="GigaSpeech: text in small letters.")
-    ] = False,
-    no_punctuation: Annotated[
-        bool, typer.Option("--no-punctuation", help="GigaSpeech: drop punctuation.")
-    ] = False,
-    whole_files: Annotated[
-        bool, typer.Option("--whole-files", help="Libri-Light: don't cut at pauses.")
-    ] = False,
-    as_json: JsonOption = False,
+    corpus: argument(str, "librispeech, common_voice, gigaspeech, libri_light, lj_speech or vctk."),
+    root: argument(Path, "The corpus' folder."),
+    out: option(Path, "The folder to write: the utterance table.", "--out", "-o"),
+    split: option(list[str] | None, "Repeatable; see `corpora list`. Default: all.") = None,
+    decode: option(bool, "Look at samples, too: finds silence and NaN.", "--decode") = False,
+    max_bad_share: option(float, "More bad ones than this share: an error.", min=0, max=1) = 0.05,
+    longest: option(float, "Longer utterances (s) go to quarantine.", min=0.1) = 7200.0,
+    workers: option(int, "Threads that look at files.", min=1) = 1,
+    force: option(bool, "Do again what is there.", "--force") = False,
+    language: option(list[str] | None, "Common Voice: only these languages.") = None,
+    lower: option(bool, "GigaSpeech: text in small letters.", "--lower") = False,
+    no_punctuation: option(bool, "GigaSpeech: drop punctuation.", "--no-punctuation") = False,
+    whole_files: option(bool, "Libri-Light: don't cut at pauses.", "--whole-files") = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read a corpus into an utterance table; what can't be used goes to quarantine. Interrupted, it
     goes on when called again."""
     from speechgpt_lib.corpora.prepare import prepare as prepare_corpus
 
-    given = {"language": language, "lower": lower, "whole_files": whole_files}
-    options = {name: value for name, value in given.items() if value}
-    if no_punctuation:
-        options["punctuation"] = False
-    summary = prepare_corpus(
-        corpus,
-        root,
-        out,
-        split or None,
-        decode=decode,
-        max_bad_share=max_bad_share,
-        longest_s=longest,
-        workers=workers,
-        force=force,
-        say=say if as_json else print,
-        **options,
-    )
-    bad = summary["quarantined"]
+    given = {"decode": decode, "max_bad_share": max_bad_share, "longest_s": longest}
+    given |= {"workers": workers, "force": force, "say": say if as_json else print}
+    own = {"language": language, "lower": lower, "whole_files": whole_files}  # of some corpora
+    given |= {name: value for name, value in own.items() if value}
+    given |= {"punctuation": False} if no_punctuation else {}
+    summary = prepare_corpus(corpus, root, out, split or None, **given)
     lines = [
         f"{name:20} {counts['utterances']:>9} utterances {counts['hours']:>10.2f} h"
         for name, counts in summary["splits"].items()
     ]
+    bad = summary["quarantined"]
     reasons = "".join(f"  {reason} {n}" for reason, n in bad["reasons"].items())
     lines.append(f"{'quarantined':20} {bad['utterances']:>9}{reasons}")
     lines += [f"{reason:20} {count:>9}" for reason, count in summary["skipped"].items()]
@@ -130,32 +75,24 @@ def prepare(
 
 @corpora_app.command()
 def download(
-    archive: Annotated[
-        str, typer.Argument(help="Such as dev-clean or libri-light-small; see `corpora list`.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to unpack into.")] = Path(
-        "corpora"
-    ),
-    keep_archive: Annotated[
-        bool, typer.Option("--keep-archive", help="Keep the .tar.gz as well.")
-    ] = False,
-    as_json: JsonOption = False,
+    archive: argument(str, "Such as dev-clean or libri-light-small; see `corpora list`."),
+    out: option(Path, "The folder to unpack into.", "--out", "-o") = Path("corpora"),
+    keep_archive: option(bool, "Keep the .tar.gz as well.", "--keep-archive") = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a public archive, check and unpack it; for a corpus that needs an agreement, print the
     steps. Interrupted, it resumes."""
+    from speechgpt_lib.corpora import download as archives
     from speechgpt_lib.corpora.catalogue import CORPORA
-    from speechgpt_lib.corpora.download import download as fetch
-    from speechgpt_lib.corpora.download import find_archive
 
     corpus = CORPORA.get(archive)
     if corpus is not None and corpus.manual:
         why = f"{corpus.title} asks for an agreement first, so it can't be fetched from here."
         text = f"{why} By hand:\n{corpus.manual}"
-        emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
-        return
-    found = find_archive(archive)
+        return emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
+    found = archives.find_archive(archive)
     with _progress_bar(found.file) as progress:
-        folder = fetch(found, out, keep_archive, say=say, progress=progress)
+        folder = archives.download(found, out, keep_archive, say=say, progress=progress)
     root = folder.parent
     command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
     text = f"{found.hours:g} h in {folder}\nnext: {command}"
@@ -165,48 +102,29 @@ def download(
 @contextlib.contextmanager
 def _progress_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar with bytes, speed and time left in a terminal, nothing elsewhere."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
+    columns = ["{task.description}", progress.BarColumn(), progress.DownloadColumn()]
+    columns += [progress.TransferSpeedColumn(), progress.TimeRemainingColumn()]
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+    with progress.Progress(*columns, **shown) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@corpora_app.command("sample")
+@corpora_app.command()
 def sample(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="How many sentences.")] = 50,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    voice: Annotated[str | None, typer.Option(help="Default: the recipe's target voice.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="A kind of question, or statement; default all in turn.")
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="The recipe whose training sentences count as seen.")
-    ] = "lab",
-    changes: SetOption = None,
-    any_sentence: Annotated[
-        bool, typer.Option("--any", help="Also sentences of the training side.")
-    ] = False,
-    as_json: JsonOption = False,
+    out: option(Path, "The folder to write.", "--out", "-o"),
+    count: option(int, "How many sentences.", "-n", min=1) = 50,
+    seed: option(int, "Another one draws other sentences.", min=0) = 0,
+    voice: option(str | None, "Default: the recipe's target voice.") = None,
+    kind: option(str | None, "A kind of question, or statement; default all in turn.") = None,
+    recipe: option(str, "The recipe whose training sentences count as seen.") = "lab",
+    changes: Changes = None,
+    any_sentence: option(bool, "Also sentences of the training side.", "--any") = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write fresh test speech of the lab world: wavs and items.jsonl."""
     from speechgpt_lib.corpora.sample import sample_set

@@ -9,10 +9,9 @@ import sys
 import typer
 
 from speechgpt_lib import __version__
+from speechgpt_lib.cli import runs, talk
 from speechgpt_lib.cli.corpora import corpora_app
 from speechgpt_lib.cli.instruct import instruct_app
-from speechgpt_lib.cli.runs import add_run_commands
-from speechgpt_lib.cli.talk import add_talk_commands
 from speechgpt_lib.cli.text_to_unit import text_to_unit_app
 from speechgpt_lib.cli.units import units_app
 from speechgpt_lib.cli.vocoder import speak, vocoder_app
@@ -24,9 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-add_talk_commands(app)
+app.command()(talk.transcribe)
+app.command("say")(talk.say_text)
+app.command()(talk.ask)
 app.command()(speak)
-add_run_commands(app)
+app.command("run")(runs.run_recipe)
+for command in (runs.make, runs.train, runs.evaluate, runs.plan, runs.ablate, runs.doctor):
+    app.command()(command)
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(units_app, name="units")
 app.add_typer(vocoder_app, name="vocoder")
@@ -45,10 +48,8 @@ def main() -> None:
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(
-            standalone_mode=False
-        )  # typer answers an interruption with 130 instead of raising it
-        if status == 130:
+        status = app(standalone_mode=False)
+        if status == 130:  # typer answers an interruption so, instead of raising it
             print("stopped; what is finished is kept", file=sys.stderr)
         sys.exit(status)
     except UserError as error:

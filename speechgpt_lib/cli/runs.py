@@ -3,53 +3,29 @@ scoring it."""
 
 from __future__ import annotations
 
+import inspect
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from speechgpt_lib.cli.options import (
-    DEFAULT_RUN,
-    ForceOption,
-    JsonOption,
-    RecipeOption,
-    RunDirOption,
-    RunOption,
-    SeedOption,
-    SetOption,
-    ShardsOption,
-    emit,
-    figures,
-    load,
-    open_run,
-    overrides,
-    say,
-    shard_slice,
-)
-
-ProcessesOption = Annotated[int, typer.Option(min=1, help="Processes to train or extract in.")]
-
-
-def add_run_commands(app: typer.Typer) -> None:
-    """Put these commands into the command line."""
-    app.command("run")(run_recipe)
-    for command in (make, train, evaluate, plan, ablate, doctor):
-        app.command()(command)
+from speechgpt_lib.cli import options
+from speechgpt_lib.cli.options import argument, emit, load, open_run, option, say
+from speechgpt_lib.errors import UserError
 
 
 def run_recipe(
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    only: Annotated[str | None, typer.Option(help="Notebooks to run, such as 01,02.")] = None,
-    force: ForceOption = False,
-    seed: SeedOption = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks and steps at once.")] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
-    ] = False,
-    as_json: JsonOption = False,
+    recipe: options.RecipeName = "lab",
+    run_dir: options.RunDir = None,
+    changes: options.Changes = None,
+    only: option(str | None, "Notebooks to run, such as 01,02.") = None,
+    force: options.Force = False,
+    seed: options.Seed = None,
+    jobs: option(int, "Notebooks and steps at once.", min=1) = 1,
+    dry_run: option(bool, "Only say what would be done.", "--dry-run") = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
     from rich.console import Console
@@ -61,29 +37,24 @@ def run_recipe(
     settings = load(recipe, changes, seed)
     folder = run_dir or Path("runs") / settings.name
     if dry_run:
-        _dry_run(settings, folder, force, as_json)
-        return
+        return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
     check_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
-    given = {"overrides": overrides(changes, seed), "jobs": jobs}
+    given = {"overrides": options.overrides(changes, seed), "jobs": jobs}
     if as_json:  # what happens meanwhile doesn't mix with the result
         given["console"] = Console(stderr=True, highlight=False, soft_wrap=True)
     results = run_notebooks(recipe, folder, names, force, **given)
-    if (folder / "09_talk_to_speechgpt" / "evaluation" / "facts.json").exists():
+    lines, evaluation = [], folder / "09_talk_to_speechgpt" / "evaluation"
+    if (evaluation / "facts.json").exists():
         from speechgpt_lib.evaluation.report import write_report
 
         write_report(open_run(folder, quiet=as_json))
-        if not as_json:
-            print(f"report    {folder / 'report.html'}")
-            print(f"listen    {folder / '09_talk_to_speechgpt' / 'evaluation'}/*.wav")
-            print(f'ask it    speechgpt ask "what is two plus three" --run {folder} -o answer.wav')
-    if as_json:
-        emit(
-            {"run": str(folder), "notebooks": [asdict(r) | {"path": str(r.path)} for r in results]},
-            "",
-            True,
-        )
+        lines = [f"report    {folder / 'report.html'}", f"listen    {evaluation}/*.wav"]
+        lines += [f'ask it    speechgpt ask "what is two plus three" --run {folder} -o answer.wav']
+    made = [asdict(result) | {"path": str(result.path)} for result in results]
+    if as_json or lines:
+        emit({"run": str(folder), "notebooks": made}, "\n".join(lines), as_json)
 
 
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
@@ -97,17 +68,15 @@ def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:
 
 
 def make(
-    steps: Annotated[
-        list[str], typer.Argument(help="units, vocoder, stage1 …: see run --dry-run.")
-    ],
-    recipe: RecipeOption = "lab",
-    run_dir: RunDirOption = None,
-    changes: SetOption = None,
-    seed: SeedOption = None,
-    processes: ProcessesOption = 1,
-    shards: ShardsOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    steps: argument(list[str], "units, vocoder, stage1 …: see run --dry-run."),
+    recipe: options.RecipeName = "lab",
+    run_dir: options.RunDir = None,
+    changes: options.Changes = None,
+    seed: options.Seed = None,
+    processes: options.Processes = 1,
+    shards: option(str | None, "Only shards A:B, or K::N: every N-th from K (array job).") = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make steps of a recipe and what they need; stopped and started again, it goes on."""
     import transformers
@@ -116,7 +85,7 @@ def make(
     from speechgpt_lib.runs.run import Run
 
     transformers.logging.set_verbosity_error()
-    settings, part = load(recipe, changes, seed), shard_slice(shards)
+    settings, part = load(recipe, changes, seed), _shard_slice(shards)
     check_steps(steps, part, force)  # before anything is written
     run = Run.create(run_dir or Path("runs") / settings.name, settings, say)
     made = launch_steps(run, steps, processes, force, _progress(), part)
@@ -125,28 +94,30 @@ def make(
 
 
 def add_step_command(app: typer.Typer, name: str, what: str, *steps: str) -> None:
-    """Put a command into `app` that makes these steps, for those who look for it there."""
+    """Put a command into `app` that makes these steps, for those who look for it there: it has the
+    options of `make`."""
 
-    def command(
-        recipe: RecipeOption = "lab",
-        run_dir: RunDirOption = None,
-        changes: SetOption = None,
-        seed: SeedOption = None,
-        processes: ProcessesOption = 1,
-        shards: ShardsOption = None,
-        force: ForceOption = False,
-        as_json: JsonOption = False,
-    ) -> None:
-        make(list(steps), recipe, run_dir, changes, seed, processes, shards, force, as_json)
+    def command(**given) -> None:
+        make(list(steps), **given)
 
-    command.__doc__ = f"{what}; the same as `speechgpt make {' '.join(steps)}`."
-    app.command(name)(command)
+    whole = inspect.signature(make, eval_str=True)
+    command.__signature__ = whole.replace(parameters=[*whole.parameters.values()][1:])
+    app.command(name, help=f"{what}; the same as `speechgpt make {' '.join(steps)}`.")(command)
+
+
+def _shard_slice(text: str | None) -> slice | None:
+    """`A:B` or `K::N` as a slice."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d*):(\d*)(?::(\d*[1-9]\d*)?)?", text)
+    if match is None:
+        expected = "expected A:B, such as 0:10, or K::N for every N-th from K"
+        raise UserError(f"--shards {text!r} is no range: {expected}")
+    return slice(*(int(part) if part else None for part in match.groups()))
 
 
 def _progress():
     """Says a row of a training's log now and then, or how much of a corpus is done."""
-    import time
-
     from speechgpt_lib.notebook.live import describe
 
     told = time.monotonic()
@@ -165,12 +136,10 @@ def _progress():
 
 
 def train(
-    step: Annotated[
-        str, typer.Argument(help="hubert, vocoder, text_to_unit, text_model, stage1 …")
-    ],
-    run: RunOption = DEFAULT_RUN,
-    processes: ProcessesOption = 1,
-    force: ForceOption = False,
+    step: argument(str, "hubert, vocoder, text_to_unit, text_model, stage1 …"),
+    run: options.RunPath = options.LAB,
+    processes: options.Processes = 1,
+    force: options.Force = False,
 ) -> None:
     """Make one trained step of an existing run, in one process or several."""
     from speechgpt_lib.pipeline.launch import train_step
@@ -179,43 +148,59 @@ def train(
 
 
 def evaluate(
-    run: RunOption = DEFAULT_RUN,
-    set_folder: Annotated[
-        Path | None, typer.Option("--set", help="A folder made by `speechgpt corpora sample`.")
-    ] = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    run: options.RunPath = options.LAB,
+    set_folder: option(Path | None, "A folder made by `speechgpt corpora sample`.", "--set") = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score a run on its held-out speech, or on any set; writes report.json (and report.html)
     there."""
-    opened = open_run(run, quiet=as_json)
-    if set_folder is not None:
-        from speechgpt_lib.evaluation.measure import evaluate_set
-        from speechgpt_lib.runs.artefacts import write_json
+    from speechgpt_lib.evaluation.measure import evaluate_set
+    from speechgpt_lib.evaluation.report import write_report
+    from speechgpt_lib.pipeline.graph import make as make_step
+    from speechgpt_lib.runs.artefacts import write_json
 
-        report, path = evaluate_set(opened, set_folder), set_folder / "report.json"
+    opened = open_run(run, quiet=as_json)
+    path = (set_folder or opened.path) / "report.json"
+    if set_folder is not None:
+        report = evaluate_set(opened, set_folder)
         write_json(path, report)
     else:
-        from speechgpt_lib.evaluation.report import write_report
-        from speechgpt_lib.pipeline.graph import make as make_step
-
         make_step(opened, "evaluation", force)
-        report, path = write_report(opened), opened.path / "report.json"
-    emit(report, f"{figures(report)}\nwrote {path}", as_json)
+        report = write_report(opened)
+    emit(report, f"{_figures(report)}\nwrote {path}", as_json)
+
+
+def ablate(
+    without: argument(str, "stage1, stage2 or stage3."),
+    run: options.RunPath = options.LAB,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train and evaluate a finished run again without one of the three stages."""
+    from speechgpt_lib.pipeline.extensions import ablate as ablate_run
+
+    report = ablate_run(open_run(run, quiet=as_json), without)
+    emit(report, _figures(report), as_json)
+
+
+def _figures(report: dict) -> str:
+    """The figures of a report, a line each, with their intervals."""
+    from speechgpt_lib.evaluation.report import figures_of
+
+    return "\n".join(
+        f"{key:28} {v['value']:8.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})"
+        for key, v in figures_of(report).items()
+    )
 
 
 def plan(
-    recipe: RecipeOption = "release",
-    changes: SetOption = None,
-    gpus: Annotated[int, typer.Option(min=1)] = 8,
-    gpu_memory: Annotated[float, typer.Option(min=1, help="GB of each GPU.")] = 80.0,
-    mfu: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of the matmul peak that training reaches.")
-    ] = 0.4,
-    peak_tflops: Annotated[
-        float, typer.Option(min=0.01, help="The matmul peak of a GPU; 989 is an H100 in bf16.")
-    ] = 989.0,
-    as_json: JsonOption = False,
+    recipe: options.RecipeName = "release",
+    changes: options.Changes = None,
+    gpus: option(int, "How many.", min=1) = 8,
+    gpu_memory: option(float, "GB of each GPU.", min=1) = 80.0,
+    mfu: option(float, "Share of the matmul peak that training reaches.", min=0.01, max=1) = 0.4,
+    peak_tflops: option(float, "A GPU's matmul peak; 989: an H100 in bf16.", min=0.01) = 989.0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what the three stages need on so many GPUs: memory, tokens, hours, disk; refuse what
     can't fit."""
@@ -227,22 +212,10 @@ def plan(
     emit(result, planning.render(found), as_json)
 
 
-def ablate(
-    without: Annotated[str, typer.Argument(help="stage1, stage2 or stage3.")],
-    run: RunOption = DEFAULT_RUN,
-    as_json: JsonOption = False,
-) -> None:
-    """Train and evaluate a finished run again without one of the three stages."""
-    from speechgpt_lib.pipeline.extensions import ablate as ablate_run
-
-    report = ablate_run(open_run(run, quiet=as_json), without)
-    emit(report, figures(report), as_json)
-
-
 def doctor(
-    run: RunOption = DEFAULT_RUN,
-    jobs: Annotated[int, typer.Option(min=1, help="As for `speechgpt run --jobs`.")] = 1,
-    as_json: JsonOption = False,
+    run: options.RunPath = options.LAB,
+    jobs: option(int, "As for `speechgpt run --jobs`.", min=1) = 1,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check versions, memory, disk, devices and optional parts; exit code 1 without a required
     one."""

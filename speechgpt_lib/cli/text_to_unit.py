@@ -5,17 +5,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from speechgpt_lib.cli.options import (
-    DEFAULT_RUN,
-    JsonOption,
-    RunOption,
-    emit,
-    open_run,
-)
+from speechgpt_lib.cli.options import LAB, AsJson, RunPath, argument, emit, open_run, option
 from speechgpt_lib.cli.runs import add_step_command
 from speechgpt_lib.errors import UserError
 
@@ -23,22 +16,15 @@ text_to_unit_app = typer.Typer(
     no_args_is_help=True, help="Text to units: the published model, and models of one's own."
 )
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")]
-
 
 @text_to_unit_app.command("import")
 def import_published(
-    checkpoint: Annotated[Path, typer.Argument(help="fairseq's text2unit.pt.")],
-    spm: Annotated[Path, typer.Argument(help="The spm.model published beside it.")],
-    inventory: Annotated[
-        str,
-        typer.Option(help="Inventory (id or folder) whose units it writes; the files don't say."),
-    ],
-    out: OutOption,
-    dictionary: Annotated[
-        Path | None, typer.Option(help="dict.unit.txt, to be compared with spm.model.")
-    ] = None,
-    as_json: JsonOption = False,
+    checkpoint: argument(Path, "fairseq's text2unit.pt."),
+    spm: argument(Path, "The spm.model published beside it."),
+    inventory: option(str, "Inventory (id or folder) whose units it writes; the files don't say."),
+    out: option(Path, "Folder for the model.", "--out", "-o"),
+    dictionary: option(Path | None, "dict.unit.txt, to be compared with spm.model.") = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make the published text-to-unit model one of this project; nothing in the file is run,
     fairseq isn't needed."""
@@ -47,35 +33,23 @@ def import_published(
 
     made = from_fairseq(checkpoint, spm, inventory_id(inventory), dictionary)
     made.save(out)
-    facts = {
-        "folder": str(out),
-        "units": made.vocabulary.unit_count,
-        "pieces": made.vocabulary.size,
-        "inventory": made.inventory,
-    }
-    what = f"{facts['units']} units of inventory {made.inventory}"
+    units = made.vocabulary.unit_count
+    facts = {"folder": str(out), "units": units, "pieces": made.vocabulary.size}
+    what = f"{units} units of inventory {made.inventory}"
     text = f"{out}: {what}; use it with --text-to-unit {out}"
-    emit(facts, text, as_json)
+    emit(facts | {"inventory": made.inventory}, text, as_json)
 
 
-add_step_command(
-    text_to_unit_app,
-    "train",
-    "Train on the transcripts and units of a recipe's corpora",
-    "text_to_unit",
-)
+WHAT = "Train on the transcripts and units of a recipe's corpora"
+add_step_command(text_to_unit_app, "train", WHAT, "text_to_unit")
 
 
 @text_to_unit_app.command()
 def generate(
-    texts: Annotated[
-        list[str], typer.Argument(help="Texts, or - for one a line from standard input.")
-    ],
-    model: Annotated[
-        Path | None, typer.Option("--text-to-unit", help="A folder made by train or import.")
-    ] = None,
-    run: RunOption = DEFAULT_RUN,
-    as_json: JsonOption = False,
+    texts: argument(list[str], "Texts, or - for one a line from standard input."),
+    model: option(Path | None, "A folder made by train or import.", "--text-to-unit") = None,
+    run: RunPath = LAB,
+    as_json: AsJson = False,
 ) -> None:
     """Turn texts into units, a line each: `speechgpt text-to-unit generate "two dogs" | speechgpt
     speak - -o dogs.wav`."""

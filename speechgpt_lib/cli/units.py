@@ -4,16 +4,11 @@ inventory of one's own."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from speechgpt_lib.cli.options import (
-    DEFAULT_RUN,
-    JsonOption,
-    emit,
-)
+from speechgpt_lib.cli.options import LAB, AsJson, emit, option
 from speechgpt_lib.cli.runs import add_step_command
 from speechgpt_lib.errors import UserError
 
@@ -34,61 +29,41 @@ units_app = typer.Typer(
     help="Sound to units; `units AUDIO` is short for `units encode AUDIO`.",
 )
 
-InventoryOption = Annotated[
-    Path | None,
-    typer.Option("--run", help="Run or inventory folder whose units to use [runs/lab]."),
-]
-EncoderOption = Annotated[
-    str | None,
-    typer.Option(help="Instead of --run: a transformers folder or name, or fairseq's .pt."),
-]
-LayerOption = Annotated[int | None, typer.Option(help="Layer of --encoder, 1 is the first block.")]
-KmeansOption = Annotated[
-    str | None, typer.Option(help="Centroids for --encoder: .npy, .safetensors, or joblib's .bin.")
-]
-BackendOption = Annotated[
-    str,
-    typer.Option(help="own, or fairseq (the real one, by `make fairseq`; needs --encoder x.pt)."),
-]
-
 
 @units_app.command()
 def encode(
     audio: Path,
-    run: InventoryOption = None,
-    encoder: EncoderOption = None,
-    layer: LayerOption = None,
-    kmeans: KmeansOption = None,
-    backend: BackendOption = "own",
-    as_json: JsonOption = False,
+    run: option(Path | None, "Run or inventory folder whose units to use [runs/lab].") = None,
+    encoder: option(str | None, "Instead of --run: transformers' folder or name, or a .pt.") = None,
+    layer: option(int | None, "Layer of --encoder, 1 is the first block.") = None,
+    kmeans: option(str | None, "Its centroids: .npy, .safetensors, or joblib's .bin.") = None,
+    backend: option(str, "own, or fairseq (by `make fairseq`; needs --encoder x.pt).") = "own",
+    as_json: AsJson = False,
 ) -> None:
     """Turn a sound file into units, as `<sosp><12><7>…<eosp>`."""
     from speechgpt_lib.corpora.audio import read_audio
     from speechgpt_lib.units.foreign import kmeans_from, open_inventory
     from speechgpt_lib.units.sequence import format_units, merge
 
-    if backend not in ("own", "fairseq"):
-        raise UserError(f"unknown --backend {backend!r}: choose own or fairseq")
     if backend == "fairseq":
         from speechgpt_lib.units.fairseq_backend import FairseqEncoder
 
         if not (encoder and encoder.endswith(".pt") and layer and kmeans):
-            raise UserError(
-                "--backend fairseq needs --encoder FILE.pt, --layer N and --kmeans FILE"
-            )
+            needed = "--encoder FILE.pt, --layer N and --kmeans FILE"
+            raise UserError(f"--backend fairseq needs {needed}")
         centroids = kmeans_from(kmeans).centroids
         frames, identity = FairseqEncoder(encoder, layer).units(read_audio(audio), centroids), None
         merged, durations = merge(frames)
-    else:
-        folder = run or (None if encoder else DEFAULT_RUN)
-        inventory = open_inventory(folder, encoder, layer, kmeans)
+    elif backend == "own":
+        inventory = open_inventory(run or (None if encoder else LAB), encoder, layer, kmeans)
         (merged, durations), identity = inventory.encode(read_audio(audio)), inventory.id
+    else:
+        raise UserError(f"unknown --backend {backend!r}: choose own or fairseq")
     text = format_units(merged)
     result = {"path": str(audio), "units": merged.tolist(), "durations": durations.tolist()}
     emit(result | {"inventory": identity, "text": text}, text, as_json)
 
 
 add_step_command(units_app, "extract", "Turn the corpora of a recipe into unit tables", "units")
-add_step_command(
-    units_app, "train", "Make an inventory from speech alone: HuBERT, then k-means", "inventory"
-)
+WHAT = "Make an inventory from speech alone: HuBERT, then k-means"
+add_step_command(units_app, "train", WHAT, "inventory")

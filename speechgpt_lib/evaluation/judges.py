@@ -11,11 +11,11 @@ from speechgpt_lib.errors import UserError
 def judges_if_installed(corpora: Corpora, say: Callable[[str], None]) -> dict[str, Judge]:
     """Judges by the suffix of their figures ("" and "_bigram" in the lab); {} with a reason where
     there are none."""
+    reason = "nothing here judges speech of an open vocabulary"
     try:
-        judges = corpora.judges()
+        if judges := corpora.judges():
+            return judges
     except UserError as error:
-        say(f"no word error rates of speech: {error}")
-        return {}
-    if not judges:
-        say("no word error rates of speech: nothing here judges speech of an open vocabulary")
-    return judges
+        reason = str(error)
+    say(f"no word error rates of speech: {reason}")
+    return {}

@@ -4,7 +4,7 @@ directory."""
 from __future__ import annotations
 
 import base64
-import html
+from html import escape
 from pathlib import Path
 
 import psutil
@@ -13,14 +13,14 @@ from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
 COSTS = ("wall_seconds", "cpu_seconds")  # of the steps; cpu: user and system, of the process tree
-GOALS = {  # key → (what it is, must, aim, better is higher)
-    "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03, False),
-    "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10, False),
-    "tts_wer": ("word error rate of spoken sentences, template judge", 0.20, None, False),
-    "resynthesis_wer": ("speech → units → speech, template judge", None, None, False),
-    "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95, True),
-    "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90, True),
-    "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0, True),
+GOALS = {  # key → (what it is, must, aim)
+    "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03),
+    "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10),
+    "tts_wer": ("word error rate of spoken sentences, template judge", 0.20, None),
+    "resynthesis_wer": ("speech → units → speech, template judge", None, None),
+    "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95),
+    "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90),
+    "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0),
 }
 
 
@@ -28,25 +28,22 @@ def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so every run
     ends with it."""
     evaluation, steps = run.require("evaluation"), run.steps()
-    found = sorted((run.path / "notebooks").glob("[0-9][0-9]_*.json"))
-    notebooks = {path.stem: read_json(path) for path in found}
-    notebooks = {
-        name: n for name, n in notebooks.items() if "wall_seconds" in n
-    }  # not the running one
-    peaks = [step.facts["peak_memory_mb"] for step in steps]
-    peaks += [n["peak_memory_mb"] for n in notebooks.values()]
-    costs = {name: [step.facts.get(name, 0.0) for step in steps] for name in COSTS}
+    found = {p.stem: read_json(p) for p in (run.path / "notebooks").glob("[0-9][0-9]_*.json")}
+    # Of the notebook that is being executed, the time isn't known yet.
+    notebooks = {name: found[name] for name in sorted(found) if "wall_seconds" in found[name]}
+    peaks = [one["peak_memory_mb"] for one in (*(s.facts for s in steps), *notebooks.values())]
     report = dict(evaluation.metrics["figures"])
-    report |= {name: _exact(round(sum(values), 1), len(steps)) for name, values in costs.items()}
+    for name in COSTS:
+        value = round(sum(step.facts.get(name, 0.0) for step in steps), 1)
+        report[name] = _exact(value, len(steps))
     report["peak_memory_mb"] = _exact(max(peaks), len(peaks))
     for name in ("cut", "qa_by_kind", "qa_baseline"):  # cut: answers that met their longest length
         report[name] = evaluation.metrics[name]
     kept = (*COSTS, "peak_memory_mb", "finished")
     report["steps"] = {
-        step.name: {name: step.facts.get(name) for name in kept}
-        | {"metrics": step.metrics if step.name != evaluation.name else {}}
-        for step in steps
+        s.name: {name: s.facts.get(name) for name in kept} | {"metrics": s.metrics} for s in steps
     }
+    report["steps"][evaluation.name]["metrics"] = {}  # they stand above
     report["notebooks"] = {n: {"wall_seconds": s["wall_seconds"]} for n, s in notebooks.items()}
     report["recipe"] = {"name": run.recipe.name, "seed": run.recipe.seed}
     report["machine"] = evaluation.facts["machine"] | {
@@ -55,8 +52,14 @@ def write_report(run: Run) -> dict:
         "date": evaluation.facts["finished"],
     }
     write_json(run.path / "report.json", report)
-    write_text(run.path / "report.html", render_html(run, report, evaluation))
+    write_text(run.path / "report.html", _page(run, report, evaluation))
     return report
+
+
+def figures_of(report: dict) -> dict[str, dict]:
+    """The entries of a report that are figures: {value, n, low, high}."""
+    parts = {"value", "n", "low", "high"}
+    return {k: v for k, v in report.items() if isinstance(v, dict) and parts <= v.keys()}
 
 
 def _exact(value: float, n: int) -> dict:
@@ -64,68 +67,46 @@ def _exact(value: float, n: int) -> dict:
     return {"value": value, "n": n, "low": value, "high": value}
 
 
-def render_html(run: Run, report: dict, evaluation: Step) -> str:
+def _page(run: Run, report: dict, evaluation: Step) -> str:
     """One page without scripts or outside files: figures, kinds of questions, answers to listen to,
     what each step cost."""
-    figures = [
-        (key, text, _interval(report[key]), _goal(must), _goal(aim))
-        for key, (text, must, aim, _) in GOALS.items()
-        if key in report
-    ]
-    others = [
-        (key, "", _interval(value), "", "")
-        for key, value in report.items()
-        if _is_figure(value) and key not in GOALS
-    ]
-    kinds = [
-        (kind, _interval(v["text"]), _interval(v["speech"]))
-        for kind, v in report["qa_by_kind"].items()
-    ]
-    steps = [
+    title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
+    machine, baseline = report["machine"], report["qa_baseline"]
+    where = f"{machine['system']}, {machine['cpu']['name']}, {machine['cores']} cores"
+    about = "The corpora have no questions with answers."
+    if baseline is not None:
+        share = f"{baseline['value']:.2f}"
+        about = f"A nearest-training-question baseline answers {share} of the questions."
+    cut = [f"{count} of {name}" for name, count in report["cut"].items() if count]
+    about += f" Answers cut at their longest length: {', '.join(cut) or 'none'}."
+
+    figures, rows, heard = figures_of(report), [], []
+    for key in sorted(figures, key=lambda key: key not in GOALS):  # first those with a goal
+        what, *goals = GOALS.get(key, ("", None, None))
+        shown = ("" if goal is None else f"{goal:g}" for goal in goals)
+        rows.append((key, what, _interval(figures[key]), *shown))
+    by_kind = report["qa_by_kind"].items()
+    kinds = [(kind, _interval(v["text"]), _interval(v["speech"])) for kind, v in by_kind]
+    for number, e in enumerate(read_json(evaluation.path / "examples.json")["examples"]):
+        asked = evaluation.path / f"example_{number:02d}_question.wav"
+        answer = evaluation.path / f"example_{number:02d}_answer.wav"
+        if asked.exists():
+            mark = "right" if e["right_speech"] else "wrong"
+            heard.append((e["question"], asked, e["answered"], answer, e["judged"], mark))
+    costs = [
         (name, f"{s['wall_seconds']:.0f} s", f"{s['peak_memory_mb']:.0f} MB")
         for name, s in report["steps"].items()
     ]
-    examples = read_json(evaluation.path / "examples.json")["examples"]
-    spoken = []
-    for number, example in enumerate(examples):
-        if not (evaluation.path / f"example_{number:02d}_question.wav").exists():
-            break
-        mark = "right" if example["right_speech"] else "wrong"
-        sound = [
-            _player(evaluation.path / f"example_{number:02d}_{part}.wav")
-            for part in ("question", "answer")
-        ]
-        spoken.append(
-            (example["question"], sound[0], example["answered"], sound[1], example["judged"], mark)
-        )
-    title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
-    machine = report["machine"]
+    caption = "Figures on held-out sentences (95 % bootstrap interval)"
+    heads = "question, as spoken, answer in text, answer in speech, what the judge heard, "
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(machine['system'])}, "
-        f"{html.escape(machine['cpu']['name'])}, {machine['cores']} cores, {machine['date']}. "
-        f"{_baseline(report)} {_cut(report)}</p>"
-        + _table(
-            "Figures on held-out sentences (95 % bootstrap interval)",
-            ("key", "what", "value", "must", "aim"),
-            figures + others,
-        )
-        + _table("Right answers by kind of question", ("kind", "in text", "in speech"), kinds)
-        + _table(
-            "Listen",
-            (
-                "question",
-                "as spoken",
-                "answer in text",
-                "answer in speech",
-                "what the judge heard",
-                "",
-            ),
-            spoken,
-            raw={1, 3},
-        )
-        + _table("What each step cost", ("step", "wall", "peak memory"), steps)
-        + "</html>\n"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>"
+        f"<p>{escape(where)}, {machine['date']}. {about}</p>"
+        f"{_table(caption, 'key, what, value, must, aim', rows)}"
+        f"{_table('Right answers by kind of question', 'kind, in text, in speech', kinds)}"
+        f"{_table('Listen', heads, heard)}"
+        f"{_table('What each step cost', 'step, wall, peak memory', costs)}</html>\n"
     )
 
 
@@ -137,46 +118,20 @@ _STYLE = (
 )
 
 
-def _table(
-    caption: str, heads: tuple[str, ...], rows: list[tuple], raw: set[int] = frozenset()
-) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{cell if k in raw else html.escape(str(cell))}</td>" for k, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+def _table(caption: str, heads: str, rows: list[tuple]) -> str:
+    lines = ["".join(f"<th>{head}</th>" for head in heads.split(", "))]
+    lines += ["".join(f"<td>{_cell(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{caption}</caption>{body}</table>"
 
 
-def _player(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+def _cell(content: str | Path) -> str:
+    """Text as it stands; a sound file as a player that holds it."""
+    if not isinstance(content, Path):
+        return escape(content)
+    data = base64.b64encode(content.read_bytes()).decode()
     return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
-
-
-def _baseline(report: dict) -> str:
-    if report["qa_baseline"] is None:
-        return "The corpora have no questions with answers."
-    share = f"{report['qa_baseline']['value']:.2f}"
-    return f"A nearest-training-question baseline answers {share} of the questions."
-
-
-def _cut(report: dict) -> str:
-    """Which answers met their longest length, which the recipe's `generation` sets."""
-    found = [f"{count} of {name}" for name, count in report["cut"].items() if count]
-    return f"Answers cut at their longest length: {', '.join(found) or 'none'}."
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, dict) and {"value", "n", "low", "high"} <= value.keys()
 
 
 def _interval(figure: dict) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']})"
-
-
-def _goal(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"

@@ -12,20 +12,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from speechgpt_lib.corpora.corpus import Judge
+from speechgpt_lib.metrics import waveform
 from speechgpt_lib.metrics.unit_errors import unit_error_rate
-from speechgpt_lib.metrics.waveform import (
-    f0_rmse,
-    f0_track,
-    log_spectral_distance,
-    mel_cepstral_distance,
-    voicing_error,
-)
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -45,72 +39,45 @@ class Original:
 
 
 def evaluate_vocoder(
-    vocoder: Vocoder,
-    originals: Sequence[Original],
-    inventory: UnitInventory,
-    judges: Judges | None = None,
+    vocoder: Vocoder, originals: Sequence[Original], inventory: UnitInventory, judges: Judges
 ) -> dict:
     """{"gold": figures, "predicted": figures} of the table above; without `judges` there are no
     words."""
-    units = [o.units for o in originals]
-    gold = vocoder.synthesize_many(units, [o.durations for o in originals], inventory=inventory.id)
+    units, durations = [o.units for o in originals], [o.durations for o in originals]
+    gold = vocoder.synthesize_many(units, durations, inventory=inventory.id)
     predicted = vocoder.synthesize_many(units, inventory=inventory.id)
-    figures = {
-        name: _both(waves, originals, inventory, judges)
-        for name, waves in (("gold", gold), ("predicted", predicted))
-    }
-    tracks = [(f0_track(wave), f0_track(o.wave)) for wave, o in zip(gold, originals, strict=True)]
-    pitch_errors = [error for a, b in tracks if not np.isnan(error := f0_rmse(a, b))]
+    figures = {}
+    for name, waves in (("gold", gold), ("predicted", predicted)):
+        pairs = list(zip(originals, waves, strict=True))
+        figures[name] = {
+            "mcd_db": _mean(waveform.mel_cepstral_distance(o.wave, wave) for o, wave in pairs),
+            "unit_round_trip": unit_error_rate(units, [inventory.encode(w)[0] for w in waves]),
+            **judge_originals([replace(o, wave=wave) for o, wave in pairs], judges),
+        }
+    pairs = list(zip(originals, gold, strict=True))
+    tracks = [(waveform.f0_track(wave), waveform.f0_track(o.wave)) for o, wave in pairs]
+    pitch = [error for a, b in tracks if not np.isnan(error := waveform.f0_rmse(a, b))]
     figures["gold"] |= {
-        "lsd_db": float(
-            np.mean(
-                [
-                    log_spectral_distance(o.wave, wave)
-                    for wave, o in zip(gold, originals, strict=True)
-                ]
-            )
-        ),
-        "f0_rmse_hz": float(np.mean(pitch_errors)) if pitch_errors else None,
-        "voicing_error": float(np.mean([voicing_error(a, b) for a, b in tracks])),
+        "lsd_db": _mean(waveform.log_spectral_distance(o.wave, wave) for o, wave in pairs),
+        "f0_rmse_hz": _mean(pitch) if pitch else None,
+        "voicing_error": _mean(waveform.voicing_error(a, b) for a, b in tracks),
     }
-    guessed = [vocoder.predict_durations(o.units) for o in originals]
-    apart = np.concatenate(
-        [np.abs(g - o.durations) for g, o in zip(guessed, originals, strict=True)]
-    )
+    true = np.concatenate(durations)
+    guessed = np.concatenate([vocoder.predict_durations(one) for one in units])
     figures["predicted"] |= {
-        "duration_error": float(apart.mean()),
-        "length_ratio": float(
-            sum(g.sum() for g in guessed) / sum(o.durations.sum() for o in originals)
-        ),
+        "duration_error": float(np.abs(guessed - true).mean()),
+        "length_ratio": float(guessed.sum() / true.sum()),
     }
     return figures
 
 
-def judge_originals(originals: Sequence[Original], judges: Judges) -> dict:
-    """What the judges make of the recordings themselves: no vocoder can be expected to be
-    understood better."""
-    return _words([o.wave for o in originals], originals, judges)
+def judge_originals(originals: Sequence[Original], judges: Judges) -> dict[str, float]:
+    """Word error rates by each judge; of the recordings themselves, they say what can be expected
+    of a vocoder at best."""
+    texts, waves = [o.text for o in originals], [o.wave for o in originals]
+    heard = {suffix: judge.transcribe_many(waves) for suffix, judge in judges.items()}
+    return {f"wer{suffix}": wer(texts, words) for suffix, words in heard.items()}
 
 
-def _both(
-    waves: list[np.ndarray],
-    originals: Sequence[Original],
-    inventory: UnitInventory,
-    judges: Judges | None,
-) -> dict:
-    distances = [
-        mel_cepstral_distance(o.wave, wave) for wave, o in zip(waves, originals, strict=True)
-    ]
-    again = [inventory.encode(wave)[0] for wave in waves]
-    found = {
-        "mcd_db": float(np.mean(distances)),
-        "unit_round_trip": unit_error_rate([o.units for o in originals], again),
-    }
-    return found | (_words(waves, originals, judges) if judges else {})
-
-
-def _words(waves: list[np.ndarray], originals: Sequence[Original], judges: Judges) -> dict:
-    texts = [o.text for o in originals]
-    return {
-        f"wer{suffix}": wer(texts, judge.transcribe_many(waves)) for suffix, judge in judges.items()
-    }
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
