@@ -115,9 +115,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     def ours() -> list[list[int]]:
         made = []
         for record in rows:
-            prompt, answer = vocabulary.encode_row(
-                record_to_row(record, "release"), META_PREFIX, TAIL
-            )
+            prompt, answer = vocabulary.encode_row(record_to_row(record, "release"), TAIL)
             made.append(prompt + answer)
         return made
 

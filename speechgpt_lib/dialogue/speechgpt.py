@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from peft import PeftModel
@@ -18,7 +19,7 @@ from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import attach_adapter
-from speechgpt_lib.language_model.generation import Sampling
+from speechgpt_lib.language_model.generation import Sampling, Written
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import GenerationSettings
@@ -27,12 +28,8 @@ from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What was understood and what is answered.
-
-    A spoken answer comes as units (n,) and as a wave (samples,) at 16 kHz, too.
-    """
+class Reply(NamedTuple):
+    """What was understood and answered; a spoken answer as units (n,) and wave (samples,), too."""
 
     question_text: str
     answer_text: str
@@ -42,8 +39,7 @@ class Reply:
     cut: bool  # it met its longest length before it came to an end
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz; is its end cut off?"""
 
     units: np.ndarray
@@ -72,10 +68,12 @@ class SpeechGPT:
         base, vocabulary = load_model(stage2.path)
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
         model = attach_adapter(base, stage3.path)
-        corpus = run.find("corpus")
-        corpora, limits = open_corpora(run.recipe, corpus and corpus.path), run.recipe.generation
-        templates = run.recipe.instructions.templates
-        return cls(inventory, vocabulary, model, vocoder, corpora, limits, templates)
+        corpus, recipe = run.find("corpus"), run.recipe
+        corpora, templates = (
+            open_corpora(recipe, corpus and corpus.path),
+            recipe.instructions.templates,
+        )
+        return cls(inventory, vocabulary, model, vocoder, corpora, recipe.generation, templates)
 
     @property
     def conversational(self) -> LlamaForCausalLM:
@@ -96,12 +94,8 @@ class SpeechGPT:
         """Merged units (n,) → wave (samples,) at 16 kHz."""
         return self.vocoder.synthesize(units, speed=speed)
 
-    def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
+    def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[Written]:
         """Speech (samples,) at 16 kHz → its text."""
-        return [written.text for written in self.transcribe_many(waves)]
-
-    def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[generation.Written]:
-        """As `transcribe`, with what is known of each text."""
         units, limit = [self.units(wave) for wave in waves], self.limits.transcript
         with self.cross_modal() as model:
             return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
@@ -131,16 +125,17 @@ class SpeechGPT:
     ) -> list[Reply]:
         """As `ask`, several instructions at once."""
         asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
-        limits = self.limits
-        limit = limits.spoken_answer if reply == "speech" else limits.written_answer
-        given = (self.conversational, self.vocabulary, asked, limit, reply, self.templates)
-        chains = generation.answer(*given, sampling=sampling)
-        return [self._reply(chain, one) for chain, one in zip(chains, asked, strict=True)]
-
-    def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
-        question = asked if isinstance(asked, str) else chain.tq
-        wave = None if chain.ua is None else self._wave(chain.ua)
-        return Reply(question, chain.ta, chain.ua, wave, chain.wellformed, chain.cut)
+        spoken, written = self.limits.spoken_answer, self.limits.written_answer
+        limit, given = (
+            spoken if reply == "speech" else written,
+            (self.conversational, self.vocabulary),
+        )
+        chains = generation.answer(*given, asked, limit, reply, self.templates, sampling)
+        replies = []
+        for one, (tq, ta, ua, *facts) in zip(asked, chains, strict=True):
+            wave = None if ua is None else self._wave(ua)
+            replies.append(Reply(one if isinstance(one, str) else tq, ta, ua, wave, *facts))
+        return replies
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
         """Silence where the model spoke no unit, so that a poor answer can still be judged."""
@@ -148,19 +143,13 @@ class SpeechGPT:
 
     def note(self, text: str) -> str | None:
         """What a user should know when the corpora never say words of `text`, or None."""
-        unknown = self.corpora.unknown_words(text)
-        if not unknown:
-            return None
-        return (
-            "these words were in no sentence that the model was trained on: "
-            f"{', '.join(unknown[:5])}. Expect nonsense for them"
-        )
+        unknown = ", ".join(self.corpora.unknown_words(text)[:5])
+        said = f"these words were in no sentence that the model was trained on: {unknown}"
+        return f"{said}. Expect nonsense for them" if unknown else None
 
     def _words(self, text: str) -> str:
         """The text in the corpora's spelling; refuses one without words."""
         normal = self.corpora.normalise(text)
-        if not normal:
-            raise UserError(
-                f"there are no words in {text!r}: give a sentence or the path of a sound file"
-            )
-        return normal
+        if normal:
+            return normal
+        raise UserError(f"no words in {text!r}: give a sentence or the path of a sound file")

@@ -8,17 +8,16 @@ before; what an adapter trains of the embeddings it carries; and it refuses any 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.frozen_base import store_as
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -37,6 +36,41 @@ def model_id(model: LlamaForCausalLM) -> str:
         ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]]).float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} ".encode() + ends.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def store_as(model: LlamaForCausalLM, base: str) -> None:
+    """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit, before adapters are put on.
+
+    Only what is frozen may be stored so coarsely: adapters stay fp32.  The release trained its last
+    stage on int8.  int8 and 4bit are bitsandbytes' (Dettmers et al. 2022, arXiv 2208.07339; 2023,
+    arXiv 2305.14314: NF4); embeddings, norms and the output layer are bf16 beside them.
+
+    Raises UserError for int8 or 4bit without bitsandbytes.
+    """
+    if base == "fp32":
+        return
+    model.to(torch.bfloat16)
+    if base == "bf16":
+        return
+    try:
+        from bitsandbytes import nn as coarse
+    except ImportError:
+        raise UserError(
+            f"a base of {base} needs bitsandbytes, which is not installed: "
+            'pip install "speechgpt_lib[quantized]", or set lora.base: bf16'
+        ) from None
+    for layer in model.model.layers:
+        for name, linear in [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]:
+            shape = (linear.in_features, linear.out_features, linear.bias is not None)
+            weight = linear.weight.data
+            if base == "int8":
+                new = coarse.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+                new.weight = coarse.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+            else:
+                new = coarse.Linear4bit(*shape, compute_dtype=torch.bfloat16, quant_type="nf4")
+                new.weight = coarse.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            new.bias = linear.bias
+            layer.set_submodule(name, new.to(weight.device))  # moving it is what quantizes
 
 
 def add_lora(
@@ -67,13 +101,7 @@ def add_lora(
         raise UserError(
             f"stage3.lora.targets {settings.targets} are not layers of this model: {error}"
         ) from None
-    return _belonging_to(identity, adapted)
-
-
-def _belonging_to(identity: str, adapted: PeftModel) -> PeftModel:
-    """Has peft write down the base's id as its name, by which nothing is ever fetched."""
-    for each in adapted.peft_config.values():
-        each.base_model_name_or_path = identity
+    adapted.active_peft_config.base_model_name_or_path = identity  # by it nothing is ever fetched
     return adapted
 
 
@@ -95,16 +123,11 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
     Raises:
         UserError: no adapter there, damaged, or one of another base.
     """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(
             f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb"
         )
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run its step again") from None
-    found = model_id(model)
+    base, found = read_json(folder / CONFIG).get("base_model_name_or_path"), model_id(model)
     if base not in (None, "", found) and not trust:
         raise UserError(
             f"the adapter {folder} belongs to the base model {base}, this is {found}: "
@@ -113,8 +136,9 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        why = str(error).splitlines()[0][:200]
-        raise UserError(f"the adapter {folder} does not fit this model: {why}") from None
+        raise UserError(
+            f"the adapter {folder} does not fit this model: {one_line(error)}"
+        ) from None
 
 
 def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
@@ -123,8 +147,8 @@ def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
     Nothing in it says which model it is of, so only its shapes are checked.  Returns how many
     parameters it has.  Raises as `attach_adapter`.
     """
-    identity = model_id(model)
-    adapted = _belonging_to(identity, attach_adapter(model, folder, trust=True))
+    identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
+    adapted.active_peft_config.base_model_name_or_path = identity
     save_adapter(adapted, out)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 

@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, Vocabulary
+from speechgpt_lib.language_model.planning import NAMES, Shape
+from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
@@ -29,18 +29,11 @@ LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 LOOK_BACK = 4  # tokens of context that the induction circuit compares
 
 
-def build_model(
-    settings: LanguageModelSettings, vocabulary_size: int, seed: int
-) -> LlamaForCausalLM:
-    """A LLaMA with random weights and, if the recipe says so, an induction circuit."""
-    config = LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=settings.feed_forward,
+def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights and, if the settings say so, an induction circuit."""
+    sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
+    config = Shape(**sizes).config(
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
         attention_bias=settings.induction_start,  # a bias lets a head attend by position alone
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         attn_implementation="sdpa",
@@ -73,15 +66,8 @@ def seed_induction(
     `sharpness` is the size of the positional biases, `match` the gain of queries and keys, `share`
     the gain at which layer 0 writes.
     """
-    config, hidden = model.config, model.config.hidden_size
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    width = hidden // heads
-    if heads < LOOK_BACK + 1 or 2 * width > hidden or layers < 2:
-        raise UserError(
-            f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {heads} "
-            f"heads and {layers} layers: change language_model in the recipe, "
-            "or set induction_start: false"
-        )
+    hidden = model.config.hidden_size
+    width = hidden // model.config.num_attention_heads
     frequencies = model.model.rotary_emb.inv_freq
     # Rotary pairs that tell neighbours apart are used for position, those that don't for content.
     fast = (frequencies >= 0.09).float()
@@ -142,7 +128,6 @@ def expand_model(
     before: UnitVocabulary,
     after: UnitVocabulary,
     seed: int,
-    *,
     centroids: np.ndarray | None = None,
     multiple: int = 1,
 ) -> LlamaForCausalLM:
@@ -162,21 +147,22 @@ def expand_model(
     if len(old) == size:
         return model
     if len(old) != before.size:
-        raise UserError(
-            f"the model has {len(old)} embeddings but its vocabulary {before.size}: "
-            "model and vocabulary of two runs?"
-        )
+        found = f"the model has {len(old)} embeddings but its vocabulary {before.size}"
+        raise UserError(f"{found}: model and vocabulary of two runs?")
     tables = _tables(model)
     moments = [(table.mean(0), table.std(0)) for table in tables]
     model.resize_token_embeddings(size, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
+    source = torch.Generator().manual_seed(seed)
     for table, (mean, spread) in zip(_tables(model), moments, strict=True):
-        width, first = table.shape[1], before.size
-        noise = torch.randn(size - first, width, generator=generator)
-        table[first:] = mean + spread * noise
+        width = table.shape[1]
+        new = torch.randn(size - before.size, width, generator=source)
         if centroids is not None:
-            projected = _projected(centroids, width, generator)
-            table[first : first + len(centroids)] = mean + spread * projected
+            points = torch.tensor(centroids, dtype=torch.float32)  # (units, features)
+            points = (points - points.mean(0)) @ torch.randn(
+                len(points[0]), width, generator=source
+            )
+            new[: len(points)] = points / points.std(0).clamp(min=1e-6)
+        table[before.size :] = mean + spread * new
     return model
 
 
@@ -184,13 +170,6 @@ def _tables(model: LlamaForCausalLM) -> list[torch.Tensor]:
     """Embeddings (tokens, width) of input and output, one table where they are tied."""
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     return tables[:1] if model.config.tie_word_embeddings else tables
-
-
-def _projected(centroids: np.ndarray, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Centroids (units, features) → (units, width), of mean 0 and spread 1 in every place."""
-    points = torch.from_numpy(np.asarray(centroids, dtype=np.float32))
-    points = (points - points.mean(0)) @ torch.randn(points.shape[1], width, generator=generator)
-    return points / points.std(0).clamp(min=1e-6)
 
 
 def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path) -> None:

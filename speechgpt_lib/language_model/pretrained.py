@@ -15,20 +15,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.language_model.planning import NAMES
+from speechgpt_lib.language_model.vocabulary import UnitVocabulary, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 
 FAST = "tokenizer.json"
-SHAPE = {
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "feed_forward": "intermediate_size",
-    "vocabulary": "vocab_size",
-}
 
 
 def load_pretrained(
@@ -40,22 +33,16 @@ def load_pretrained(
         UserError: no such folder, another architecture, other sizes than the recipe's, weights or
             tokenizer missing or damaged.
     """
-    config = read_config(folder)
-    shape, wanted = config.to_dict(), settings.model_dump()
-    for ours, theirs in SHAPE.items():
-        if wanted[ours] != shape[theirs]:
+    config = _read_config(folder)
+    shape, wanted = config.to_dict(), settings.model_dump(include=set(NAMES))
+    for ours, size in wanted.items():
+        if size != shape[NAMES[ours]]:
             raise UserError(
-                f"language_model.{ours} is {wanted[ours]}, the model in {folder} has "
-                f"{shape[theirs]}: set it to that in the recipe, "
-                "so that plans and reports are about this model"
+                f"language_model.{ours} is {size}, the model in {folder} has {shape[NAMES[ours]]}: "
+                "set it to that in the recipe, so that plans and reports are about this model"
             )
-    vocabulary = load_tokenizer(folder, config)
-    if vocabulary.size != config.vocab_size:
-        raise UserError(
-            f"{folder}: the model has {config.vocab_size} embeddings, its tokenizer "
-            f"{vocabulary.size} pieces: files of two models?"
-        )
-    return _read_weights(folder, config), vocabulary
+    vocabulary = _read_tokenizer(folder, config)
+    return _read_weights(folder, config, vocabulary), vocabulary
 
 
 def load_pretrained_with_units(
@@ -66,18 +53,19 @@ def load_pretrained_with_units(
     Its embeddings must be as many as the pieces of `tokenizer.model`, `unit_count` units and the
     markers; else it raises UserError.
     """
-    config = read_config(folder)
+    config = _read_config(folder)
     vocabulary = LlamaVocabulary.from_file(folder / TOKENIZER).expand(unit_count, inventory)
-    if vocabulary.size != config.vocab_size:
+    return _read_weights(folder, config, vocabulary), vocabulary
+
+
+def _read_weights(folder: Path, config: LlamaConfig, whole: UnitVocabulary) -> LlamaForCausalLM:
+    """Weights in fp32, all there and of the right shape: an embedding for each id of `whole`."""
+    if whole.size != config.vocab_size:
+        units = f", {whole.unit_count} units and markers" if whole.unit_count else ""
         raise UserError(
-            f"{folder}: the model has {config.vocab_size} embeddings; its pieces, {unit_count} "
-            f"units and the markers are {vocabulary.size}: is it a stage-2 model of this inventory?"
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces{units} are "
+            f"{whole.size}: files of two models, or of another inventory?"
         )
-    return _read_weights(folder, config), vocabulary
-
-
-def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
-    """Weights in fp32, all there and of the right shape."""
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             folder,
@@ -88,8 +76,7 @@ def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
             attn_implementation="sdpa",
         )
     except Exception as error:  # whatever a damaged file makes its reader raise
-        why = str(error).splitlines()[0][:200]
-        raise UserError(f"the weights in {folder} were not read: {why}") from None
+        raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise UserError(
@@ -99,25 +86,21 @@ def _read_weights(folder: Path, config: LlamaConfig) -> LlamaForCausalLM:
     return model.eval()
 
 
-def read_config(folder: Path) -> LlamaConfig:
+def _read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(
-            f"no config.json in {folder}: a folder is expected as transformers saves a model"
-        )
+        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: get it again") from None
     if kind != "llama":
-        raise UserError(
-            f"{folder} holds a model of type {kind}, expected llama: SpeechGPT builds on LLaMA"
-        )
+        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
     return LlamaConfig.from_pretrained(folder, local_files_only=True)
 
 
-def load_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
+def _read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     """SentencePiece where it is there, else the fast tokenizer.
 
     Raises UserError where there is none, or one that is damaged or of another model.
@@ -130,17 +113,12 @@ def load_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises its bare base class
-        raise UserError(f"{path} is no tokenizer ({str(error)[:100]}): get it again") from None
+        raise UserError(f"{path} is no tokenizer ({one_line(error)}): get it again") from None
     pieces, size = tokenizer.get_vocab_size(), config.vocab_size
     if pieces > size:
-        raise UserError(
-            f"{folder}: {FAST} has {pieces} pieces, the model {size} embeddings: of two models?"
-        )
+        raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
     ends = (config.bos_token_id, config.eos_token_id)
     begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
     if begin is None or end is None:
-        raise UserError(
-            f"{folder / 'config.json'} lacks bos_token_id or eos_token_id, "
-            "which begin and end a document: add them"
-        )
+        raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
     return Vocabulary.of_published(tokenizer, begin, end, size)

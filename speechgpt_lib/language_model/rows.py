@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD
+from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 
@@ -48,9 +48,8 @@ def row_to_tokens(
     prompt, answer = vocabulary.encode_row(row)
     ids = prompt + answer
     unlearned = len(vocabulary.encode_prefix()) if loss == "all" else len(prompt)
-    weights = [0.0] * unlearned
-    weights += [1.0 if vocabulary.is_unit(i) else text_weight for i in ids[unlearned:]]
-    return TokenRow(ids, weights, row.name)
+    learned = [1.0 if vocabulary.is_unit(i) else text_weight for i in ids[unlearned:]]
+    return TokenRow(ids, [0.0] * unlearned + learned, row.name)
 
 
 def padded_length(tokens: int) -> int:
@@ -58,32 +57,45 @@ def padded_length(tokens: int) -> int:
     return -(-tokens // 16) * 16
 
 
-def collate(rows: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(rows: Sequence[TokenRow]) -> tuple[Tensor, ...]:
     """Rows → ids and weights (rows, longest rounded up), padded on the right."""
     longest = padded_length(max(len(row) for row in rows))
-    ids = torch.full((len(rows), longest), PAD, dtype=torch.long)
-    weights = torch.zeros(len(rows), longest)
-    for k, row in enumerate(rows):
-        ids[k, : len(row)] = torch.tensor(row.ids)
-        weights[k, : len(row)] = torch.tensor(row.weights)
-    return ids, weights
+    return collate_packed([[row] for row in rows], longest)[:2]
+
+
+def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[Tensor, ...]:
+    """Blocks of rows → ids, weights and positions (blocks, block).
+
+    A block is filled up on the right with a row of padding that counts nothing.  Nothing predicts
+    a row's first token: what stands before it is another row's.
+    """
+    ids = torch.full((len(blocks), block), PAD, dtype=torch.long)
+    weights, positions = torch.zeros(ids.shape), torch.zeros_like(ids)
+    for k, rows in enumerate(blocks):
+        place = 0
+        for row in rows:
+            after = place + len(row)
+            ids[k, place:after] = torch.tensor(row.ids)
+            weights[k, place + 1 : after] = torch.tensor(row.weights[1:])
+            positions[k, place:after] = torch.arange(len(row))
+            place = after
+        positions[k, place:] = torch.arange(block - place)
+    return ids, weights, positions
 
 
 class EpochBatches:
-    """Batches by step number, bucketed by length and shuffled; `limit` is the longest row.
+    """Batches by step number, bucketed by length and shuffled; `block` is the longest row.
 
     A batch depends on the step alone, so training resumes anywhere; every process of several takes
     its share of each batch.
     """
 
-    def __init__(self, rows_of: RowsOf, tokens_per_batch: int, seed: int, limit: int = 1024):
-        self.rows_of, self.seed = rows_of, seed
-        self.tokens_per_batch, self.limit = tokens_per_batch, limit
+    def __init__(self, rows_of: RowsOf, tokens_per_batch: int, seed: int, block: int = 1024):
+        self.rows_of, self.tokens_per_batch = rows_of, tokens_per_batch
+        self.seed, self.block = seed, block
         self.epochs = Epochs(self._plan)
 
-    def __call__(
-        self, step: int, rank: int = 0, world_size: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, ...]:
         """Ids and weights (rows, tokens) of that batch."""
         return collate(self.rows_at(step, rank, world_size))
 
@@ -92,22 +104,19 @@ class EpochBatches:
         batch = self.epochs.at(step)
         return batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))]
 
-    def _plan(self, epoch: int, first: int) -> list[list[TokenRow]]:
-        rows = rows_of_epoch(self.rows_of, epoch, first)
-        lengths, rng = [len(row) for row in rows], random.Random(f"{self.seed} {epoch}")
-        if max(lengths) > self.limit:
+    def _plan(self, epoch: int, first: int) -> list[list]:
+        rows = self.rows_of(epoch, first)
+        if not rows:
+            raise UserError("there are no rows to train on: the data step before made none")
+        return self._batches(rows, random.Random(f"{self.seed} {epoch}"))
+
+    def _batches(self, rows: list[TokenRow], rng: random.Random) -> list[list]:
+        lengths = [len(row) for row in rows]
+        if max(lengths) > self.block:
             raise UserError(
-                f"a row has {max(lengths)} tokens, the model reads {self.limit}: "
+                f"a row has {max(lengths)} tokens, the model reads {self.block}: "
                 "shorten the data or drop long rows when building it"
             )
         padded = [padded_length(length) for length in lengths]
         batches = shuffled_buckets(lengths, self.tokens_per_batch, rng, padded)
         return [[rows[k] for k in batch] for batch in batches]
-
-
-def rows_of_epoch(rows_of: RowsOf, epoch: int, first: int) -> list[TokenRow]:
-    """The rows of an epoch.  Raises UserError where there are none."""
-    rows = rows_of(epoch, first)
-    if not rows:
-        raise UserError("there are no rows to train on: the data step before this one made none")
-    return rows

@@ -32,17 +32,10 @@ from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
-from speechgpt_lib.language_model.rows import (
-    EpochBatches,
-    RowsOf,
-    TokenRow,
-    collate,
-    row_to_tokens,
-)
+from speechgpt_lib.language_model.rows import EpochBatches, RowsOf, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.token_table import TokenTable, write_table
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD
-from speechgpt_lib.recipes.schema import InstructionSettings, Stage2Settings, StageSettings
+from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
+from speechgpt_lib.recipes.schema import InstructionSettings, StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
@@ -68,27 +61,22 @@ def fit(
     scorer = CausalLoss(model)
     sharded = stage.optimization.sharding == "full" and options.world_size > 1
     all_trained = float(all(p.requires_grad for p in model.parameters()))
+    flops = Shape.of_model(model).flops_per_token(0, all_trained)
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int):
-        useful = int((batch[0] != PAD).sum())
-        loss, weight = modules["model"](*(tensor.to(options.device) for tensor in batch))
-        return loss, weight, {"tokens": useful}
+        sums = modules["model"](*(tensor.to(options.device) for tensor in batch))
+        return *sums, {"tokens": int((batch[0] != PAD).sum())}
 
     def name_rows(step: int, rank: int, processes: int) -> str:
         return _suspects(scorer, batches.rows_at(step, rank, processes), sharded)
 
     task = Task(
-        {"model": scorer},
-        step_function,
-        batches,
-        flops_per_token=Shape.of_model(model).flops_per_token(0, trained=all_trained),
-        name_rows=name_rows,
+        {"model": scorer}, step_function, batches, flops_per_token=flops, name_rows=name_rows
     )
-    packed = stage.packing != "none"
     model.train()  # dropout, and checkpointing, which does nothing else
     if stage.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with training_attention(model, options.device, stage.attention, packed):
+    with training_attention(model, options.device, stage.attention, stage.packing != "none"):
         summary = train(task, stage.optimization, work, options)
     if stage.checkpointing:
         model.gradient_checkpointing_disable()
@@ -147,62 +135,56 @@ def text_plan(vocabulary: UnitVocabulary, corpora: Corpora, steps: int, seed: in
     return rows_of
 
 
-def stage1_plan(
-    vocabulary: UnitVocabulary,
-    corpora: Corpora,
-    own: Sequence[TokenRow],
-    replay: dict[str, float],
-    seed: int,
-) -> RowsOf:
+@dataclass(frozen=True)
+class Replay:
+    """What a stage replays of earlier ones: documents, and unit sequences (n,).
+
+    `shares` are of the stage's own rows; tokens of documents count `text_weight` times.
+    """
+
+    vocabulary: UnitVocabulary
+    corpora: Corpora
+    shares: dict[str, float]
+    units: Sequence[np.ndarray] = ()
+    text_weight: float = 1.0
+
+    def rows(self, rng: random.Random, own: int) -> list[TokenRow]:
+        """What stands beside `own` rows of the stage."""
+        texts, speech = (round(self.shares.get(kind, 0) * own) for kind in ("text", "units"))
+        spoken = rng.choices(self.units, k=speech) if self.units else []
+        documents = self.corpora.documents(rng, texts)
+        rows = document_rows(self.vocabulary, documents, self.text_weight)
+        return rows + [unit_row(self.vocabulary, units) for units in spoken]
+
+
+def stage1_plan(own: Sequence[TokenRow], replay: Replay, seed: int) -> RowsOf:
     """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"stage 1 {seed} {epoch}")
-        count = round(replay.get("text", 0) * len(own))
-        return [*own, *document_rows(vocabulary, corpora.documents(rng, count))]
+        return [*own, *replay.rows(random.Random(f"stage 1 {seed} {epoch}"), len(own))]
 
     return rows_of
 
 
-@dataclass(frozen=True)
-class Replay:
-    """What stage 2 replays of earlier stages: unit sequences (n,), and documents.
-
-    Tokens of documents count `text_weight` times.
-    """
-
-    corpora: Corpora
-    units: Sequence[np.ndarray] = ()
-    text_weight: float = 1.0
-
-
 def stage2_plan(
-    vocabulary: UnitVocabulary,
     listening: Sequence[TokenRow],
     speaking: Sequence[TokenRow],
     replay: Replay,
-    settings: Stage2Settings,
+    speaking_share: float,
     seed: int,
 ) -> RowsOf:
     """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
 
-    An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task
-    that runs out first, and a new sample of the other's.
+    An epoch holds `speaking_share` speaking rows for every listening row: all rows of the task that
+    runs out first, and a new sample of the other's.
     """
-    tasks = [(listening, 1.0), (speaking, settings.speaking)]
-    size = min((len(rows) / share for rows, share in tasks if len(rows)), default=0.0)
-    shares = settings.replay
+    tasks = [(rows, s) for rows, s in ((listening, 1.0), (speaking, speaking_share)) if len(rows)]
+    size = min((len(rows) / share for rows, share in tasks), default=0.0)
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        chosen = [rng.sample(rows, int(size * share)) for rows, share in tasks if len(rows)]
-        own = [row for rows in chosen for row in rows]
-        spoken = []
-        if replay.units:
-            spoken = rng.choices(replay.units, k=round(shares.get("units", 0) * len(own)))
-        documents = replay.corpora.documents(rng, round(shares.get("text", 0) * len(own)))
-        text = document_rows(vocabulary, documents, replay.text_weight)
-        return own + text + [unit_row(vocabulary, units) for units in spoken]
+        own = [row for rows, share in tasks for row in rng.sample(rows, int(size * share))]
+        return own + replay.rows(rng, len(own))
 
     return rows_of
 
@@ -215,13 +197,12 @@ def always(rows: list[TokenRow]) -> RowsOf:
 def encoded(
     records: Iterable[Record],
     vocabulary: UnitVocabulary,
-    instructions: InstructionSettings,
+    settings: InstructionSettings,
     folder: Path,
 ) -> TokenTable:
     """Records of a set as rows of tokens, written into `folder`."""
-    rows = (sets.record_to_row(record, instructions.templates) for record in records)
-    loss, weight = instructions.loss, instructions.text_weight
-    tokens = (row_to_tokens(row, vocabulary, loss, weight) for row in rows)
+    rows = (sets.record_to_row(record, settings.templates) for record in records)
+    tokens = (row_to_tokens(row, vocabulary, settings.loss, settings.text_weight) for row in rows)
     return write_table(folder, tokens, vocabulary.size)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,48 +18,47 @@ import numpy as np
 from speechgpt_lib.language_model.rows import TokenRow
 
 
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """A row of a `TokenTable`, read when it is asked for; to be used as a `TokenRow`."""
 
-    __slots__ = ("number", "table")
-
-    def __init__(self, table: TokenTable, number: int):
-        self.table, self.number = table, number
+    table: TokenTable
+    number: int
 
     def __len__(self) -> int:
-        return int(self.table.starts[self.number + 1] - self.table.starts[self.number])
+        return len(self._tokens)
 
     @property
     def ids(self) -> list[int]:
         """Token ids."""
-        return self.table.ids[self._place].tolist()
+        return self._tokens["id"].tolist()
 
     @property
     def weights(self) -> list[float]:
         """The loss weight of each token."""
-        return self.table.values[self.table.codes[self._place]].tolist()
+        return self.table.weights[self._tokens["weight"]].tolist()
 
     @property
     def name(self) -> str:
         """Where the row comes from."""
-        start, end = self.table.name_starts[self.number : self.number + 2]
+        start, end = self.table.starts[self.number : self.number + 2, 1]
         return self.table.names[start:end].tobytes().decode()
 
     @property
-    def _place(self) -> slice:
-        return slice(*self.table.starts[self.number : self.number + 2])
+    def _tokens(self) -> np.ndarray:
+        start, end = self.table.starts[self.number : self.number + 2, 0]
+        return self.table.tokens[start:end]
 
 
 class TokenTable(Sequence):
-    """Rows in a folder: ids, for each the number of its weight, and where rows begin."""
+    """Rows in a folder: tokens (an id and the number of its weight), and where rows begin."""
 
     def __init__(self, folder: Path):
         facts = json.loads((folder / "facts.json").read_text())
-        self.values = np.array(facts["weights"], dtype=np.float64)
-        self.ids = _mapped(folder / "ids", facts["dtype"])
-        self.codes, self.names = (_mapped(folder / name, "uint8") for name in ("codes", "names"))
-        self.starts = _mapped(folder / "starts", "int64")
-        self.name_starts = _mapped(folder / "name_starts", "int64")
+        self.weights = np.array(facts["weights"], dtype=np.float64)
+        self.tokens = _mapped(folder / "tokens", [("id", facts["id"]), ("weight", "uint8")])
+        self.names = _mapped(folder / "names", "uint8")
+        self.starts = _mapped(folder / "starts", "int64").reshape(-1, 2)  # of tokens and names
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -72,23 +72,22 @@ class TokenTable(Sequence):
 def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) -> TokenTable:
     """Write `rows`, whose weights have at most 256 different values, into a new `folder`."""
     folder.mkdir(parents=True)
-    dtype = np.min_scalar_type(max(0, vocabulary_size - 1))
+    kind = np.min_scalar_type(max(0, vocabulary_size - 1)).name
     codes: dict[float, int] = {}
-    starts, name_starts = array("q", [0]), array("q", [0])
-    ids, weights, names = (open(folder / name, "wb") for name in ("ids", "codes", "names"))  # noqa: SIM115
-    with ids, weights, names:
+    starts = array("q", [0, 0])
+    with open(folder / "tokens", "wb") as tokens, open(folder / "names", "wb") as names:
         for row in rows:
-            ids.write(np.array(row.ids, dtype=dtype).tobytes())
-            weights.write(bytes([codes.setdefault(w, len(codes)) for w in row.weights]))
-            names.write(name := row.name.encode())
-            starts.append(starts[-1] + len(row))
-            name_starts.append(name_starts[-1] + len(name))
+            made = np.empty(len(row), [("id", kind), ("weight", "uint8")])
+            made["id"] = row.ids
+            made["weight"] = [codes.setdefault(w, len(codes)) for w in row.weights]
+            tokens.write(made.tobytes())
+            starts.append(starts[-2] + len(row))
+            starts.append(starts[-2] + names.write(row.name.encode()))
     (folder / "starts").write_bytes(starts.tobytes())
-    (folder / "name_starts").write_bytes(name_starts.tobytes())
-    (folder / "facts.json").write_text(json.dumps({"dtype": dtype.name, "weights": list(codes)}))
+    (folder / "facts.json").write_text(json.dumps({"id": kind, "weights": list(codes)}))
     return TokenTable(folder)
 
 
-def _mapped(path: Path, dtype: str) -> np.ndarray:
-    """The numbers in a file, which may be empty (then they can't be mapped)."""
+def _mapped(path: Path, dtype) -> np.ndarray:
+    """What a file holds, which may be empty (then it can't be mapped)."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

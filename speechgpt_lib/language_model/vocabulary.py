@@ -1,32 +1,131 @@
-"""The vocabulary of SpeechGPT in `lab`: a text tokenizer, expanded by units and markers.
+"""Vocabularies: a text tokenizer's ids, then units and markers by arithmetic, as in the release.
 
-    0, 1, 2                 padding, beginning of a document, end of a document
-    3 … T−1                 pieces of the text tokenizer (byte-level BPE)
-    T … T+K−1               units <0> … <K−1>
-    T+K, T+K+1              <sosp> <eosp>
-    then                    [Human] [SpeechGPT] <eoh> <eos> <eoa> [tq] [ta] [ua]
+    0 … T−1         text; in `lab` 0, 1, 2 are padding, begin and end of a document, then BPE pieces
+    T … T+K−1       units <0> … <K−1>
+    then            <sosp> <eosp> [Human] [SpeechGPT] <eoh> <eos>; in `lab` <eoa> [tq] [ta] [ua] too
 
-That is the order of the release, to which the lab adds the last four.  A published model with a
-fast BPE tokenizer brings ids of its own for everything below T (`TextIds`).
+So a text can never become a marker or a unit: it passes through the text tokenizer alone.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import MARKERS, Part, Row
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.runs.artefacts import read_json
-from speechgpt_lib.units.sequence import EOSP, SOSP
+from speechgpt_lib.runs.artefacts import read_json, write_json
+from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
 PAD, BEGIN, END = 0, 1, 2
 FIRST_PIECE = 3
-_SPLIT = re.compile("(" + "|".join(re.escape(marker) for marker in (SOSP, EOSP, *MARKERS)) + ")")
+
+
+@dataclass(frozen=True)
+class UnitVocabulary:
+    """What all vocabularies share; `inventory` is the id of the units' inventory.
+
+    Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
+    tokenizer: `encode_text`, `encode_prefix`, `encode_row`, `read` and `text_size`.
+    """
+
+    markers: ClassVar[tuple[str, ...]]  # in the order of their ids
+    begin: ClassVar[int]  # of a document
+    end: ClassVar[int]
+    first_piece: ClassVar[int] = 0  # id of the tokenizer's first piece
+    text_size: ClassVar[int]  # ids below the first unit
+
+    tokenizer: Any
+    unit_count: int = 0
+    inventory: str = ""
+
+    @property
+    def size(self) -> int:
+        """The number of ids in all."""
+        return self.text_size + (self.unit_count + len(self.markers) if self.unit_count else 0)
+
+    def expand(self, unit_count: int, inventory: str) -> Self:
+        """Add `unit_count` units and the markers; once more by the same is the same vocabulary."""
+        if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
+            raise UserError(
+                f"vocabulary already holds {self.unit_count} units of {self.inventory}; "
+                f"it can't also hold {inventory}"
+            )
+        return replace(self, unit_count=unit_count, inventory=inventory)
+
+    def has_marker(self, name: str) -> bool:
+        """Whether `name` is an id of its own."""
+        return bool(self.unit_count) and name in self.markers
+
+    def marker(self, name: str) -> int:
+        """The id of one of `markers`.  Raises UserError before the vocabulary is expanded."""
+        if not self.unit_count:
+            raise UserError(
+                "this vocabulary has no units and markers yet: expand it and its model first "
+                "(notebook 05_vocabulary_expansion.ipynb)"
+            )
+        return self.text_size + self.unit_count + self.markers.index(name)
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids at which an answer is complete."""
+        return [self.end, *(self.marker(m) for m in ("<eos>", "<eoa>") if self.has_marker(m))]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a row: `stops` and `<eosp>`."""
+        return frozenset(self.stops + ([self.marker(EOSP)] if self.unit_count else []))
+
+    def is_text(self, token: int) -> bool:
+        """Whether an id is a piece of text; padding, begin and end of the lab's are none."""
+        return self.first_piece <= token < self.text_size
+
+    def is_unit(self, token: int) -> bool:
+        """Whether an id is a unit."""
+        return 0 <= token - self.text_size < self.unit_count
+
+    def encode_units(self, units: np.ndarray) -> list[int]:
+        """Units (n,) → `<sosp>` … `<eosp>` as ids, by adding the first unit's id."""
+        start, end = self.marker(SOSP), self.marker(EOSP)
+        check_range(units, self.unit_count)
+        return [start, *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), end]
+
+    def units_in(self, ids: Iterable[int]) -> np.ndarray:
+        """The unit ids (n,) among token ids, everything else left out."""
+        return np.array([i - self.text_size for i in ids if self.is_unit(i)], dtype=np.int64)
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text pieces among token ids as text."""
+        return self.tokenizer.decode([i - self.first_piece for i in ids if self.is_text(i)]).strip()
+
+    def name(self, token: int) -> str:
+        """A unit or marker as people write it, for pictures and error messages."""
+        number = token - self.text_size
+        return f"<{number}>" if self.is_unit(token) else self.markers[number - self.unit_count]
+
+    def save(self, folder: Path, **more) -> None:
+        """Write `vocabulary.json` into `folder`; each kind writes its tokenizer beside it."""
+        facts = {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size}
+        write_json(folder / "vocabulary.json", facts | more)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote.  Raises UserError for files of two runs."""
+        facts = read_json(folder / "vocabulary.json")
+        found, said = cls.read(folder, facts), facts["size"]
+        if found.size != said:
+            raise UserError(
+                f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {said}: "
+                "files of two runs?"
+            )
+        return found
 
 
 def train_text_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
@@ -41,73 +140,42 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class TextIds:
-    """How a text tokenizer's pieces become ids: moved up by `first_piece`, `size` ids in all.
+class Vocabulary(UnitVocabulary):
+    """Pieces of a BPE tokenizer, then units and markers: the vocabulary of `lab`.
 
-    A `size` of None is as many as there are pieces.  `lead` is written before a text: a blank for
-    tokenizers that expect one before a word and don't add it themselves.
+    A published model with such a tokenizer brings ids of its own for text, `pieces` in all (None:
+    as many as the tokenizer has).  `lead` is written before a text: a blank for tokenizers that
+    expect one before a word and don't add it themselves.
     """
+
+    markers = (SOSP, EOSP, *MARKERS)
 
     first_piece: int = FIRST_PIECE
     begin: int = BEGIN
     end: int = END
-    size: int | None = None
+    pieces: int | None = None
     lead: str = ""
 
-
-@dataclass(frozen=True)
-class Vocabulary(UnitVocabulary):
-    """Pieces of a BPE tokenizer, then units and markers."""
-
-    markers = (SOSP, EOSP, *MARKERS)
-
-    tokenizer: Tokenizer
-    unit_count: int = 0
-    inventory: str = ""
-    text: TextIds = TextIds()
-
     @classmethod
-    def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Vocabulary:
+    def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Self:
         """The tokenizer's own ids, as many as the published model has embeddings (`size`)."""
         tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
         bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-        return cls(tokenizer, text=TextIds(0, begin, end, size, "" if bare == led else " "))
+        return cls(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")
 
     @property
     def text_size(self) -> int:
         """Ids below the first unit."""
-        return self.text.size or self.text.first_piece + self.tokenizer.get_vocab_size()
+        return self.pieces or self.first_piece + self.tokenizer.get_vocab_size()
 
-    @property
-    def begin(self) -> int:
-        """The id that begins a document."""
-        return self.text.begin
-
-    @property
-    def end(self) -> int:
-        """The id that ends a document."""
-        return self.text.end
-
-    # --- to ids ----------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
         """Plain text → ids; markers written in it stay plain characters."""
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
         if not text:
             return []
-        pieces = self.tokenizer.encode(self.text.lead + text, add_special_tokens=False).ids
-        return [self.text.first_piece + piece for piece in pieces]
-
-    def encode_part(self, part: Part) -> list[int]:
-        """Units, a text, or a stretch of template whose markers become ids."""
-        if part.kind == "units":
-            return self.encode_units(part.value)
-        if part.kind == "text":
-            return self.encode_text(part.value)
-        ids: list[int] = []
-        for k, piece in enumerate(_SPLIT.split(part.value)):  # every second one is a marker
-            ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
-        return ids
+        pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
+        return [self.first_piece + piece for piece in pieces]
 
     def encode_prefix(self) -> list[int]:
         """The beginning of every row: the templates of the lab have no meta prefix."""
@@ -115,43 +183,45 @@ class Vocabulary(UnitVocabulary):
 
     def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
         """A row → (prompt ids starting with the beginning-of-document id, answer ids)."""
-        prompt, answer = (
-            [i for part in parts for i in self.encode_part(part)]
-            for parts in (row.prompt, row.answer)
-        )
-        return [self.begin, *prompt], answer
+        return [self.begin, *self._encode(row.prompt)], self._encode(row.answer)
 
-    # --- from ids --------------------------------------------------------------------------------
-    def is_text(self, token: int) -> bool:
-        """Whether an id is a piece of text; padding, begin and end of the lab's are none."""
-        return self.text.first_piece <= token < self.text_size
-
-    def decode_text(self, ids: Iterable[int]) -> str:
-        """The text pieces among token ids as text."""
-        pieces = [i - self.text.first_piece for i in ids if self.is_text(i)]
-        return self.tokenizer.decode(pieces).strip()
+    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            if part.kind == "units":
+                ids += self.encode_units(part.value)
+            elif part.kind == "text":
+                ids += self.encode_text(part.value)
+            else:
+                for k, piece in enumerate(cut(part.value, self.markers)):
+                    ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
+        return ids
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
         if token in (self.begin, self.end):
             return "<begin>" if token == self.begin else "<end>"
         if self.is_text(token):
-            return self.tokenizer.decode([token - self.text.first_piece])
-        return "<pad>" if token < self.text_size else self.added_name(token)
+            return self.tokenizer.decode([token - self.first_piece])
+        return "<pad>" if token < self.text_size else super().name(token)
 
-    # --- on disk ---------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        self.write_facts(folder, text=asdict(self.text))
+        ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
+        super().save(folder, text=ids | {"size": self.pieces, "lead": self.lead})
 
     @classmethod
-    def load(cls, folder: Path) -> Vocabulary:
-        """What `save` wrote.  Raises UserError for files of two runs."""
-        facts = read_json(folder / "vocabulary.json")
-        text = TextIds(**facts.get("text", {}))
+    def read(cls, folder: Path, facts: dict) -> Self:
+        """From `tokenizer.json` and the contents of `vocabulary.json`."""
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.encode_special_tokens = True
-        found = cls(tokenizer, facts["unit_count"], facts["inventory"], text)
-        return found.check_size(folder)
+        text = dict(facts.get("text", {}))
+        pieces = text.pop("size", None)
+        return cls(tokenizer, facts["unit_count"], facts["inventory"], pieces=pieces, **text)
+
+
+@functools.lru_cache
+def cut(text: str, markers: tuple[str, ...]) -> list[str]:
+    """A template or text, cut at the markers in it: text and markers in turn, text first and last."""
+    return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)

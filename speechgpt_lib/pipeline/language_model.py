@@ -89,8 +89,8 @@ def make_stage1(job: Job) -> dict:
     before = stages.unit_perplexity(model, vocabulary, held_out)
     with _tokens(job.work) as tokens:
         own = write_table(tokens / "units", rows, vocabulary.size)
-        corpora, seed = job.corpora(), job.recipe.seed
-        plan = stages.stage1_plan(vocabulary, corpora, own, settings.replay, seed)
+        replay = stages.Replay(vocabulary, job.corpora(), settings.replay)
+        plan = stages.stage1_plan(own, replay, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = stages.unit_perplexity(model, vocabulary, held_out)
@@ -113,8 +113,9 @@ def make_stage2(job: Job) -> dict:
             records = sets.read_set(job.path("cross_modal_set"), vocabulary.inventory)
             own = (record for record in records if record.task == task)
             tasks.append(stages.encoded(own, vocabulary, templates, tokens / task))
-        replay = stages.Replay(job.corpora(), speech, templates.text_weight)
-        plan = stages.stage2_plan(vocabulary, *tasks, replay, settings, job.recipe.seed)
+        past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
+        replay, share = stages.Replay(*past), settings.speaking
+        plan = stages.stage2_plan(*tasks, replay, share, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = _transcription_wer(job, model, vocabulary, held_out)

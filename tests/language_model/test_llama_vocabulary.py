@@ -47,10 +47,8 @@ def release(model_file: Path, vocabulary: LlamaVocabulary):
     )
 
 
-def ids_of(
-    vocabulary: LlamaVocabulary, row, prefix: str = META_PREFIX, tail: str = TAIL
-) -> list[int]:
-    prompt, answer = vocabulary.encode_row(row, prefix, tail)
+def ids_of(vocabulary: LlamaVocabulary, row, tail: str = TAIL) -> list[int]:
+    prompt, answer = vocabulary.encode_row(row, tail)
     return prompt + answer
 
 
@@ -122,9 +120,9 @@ def test_forgetting_words_changes_nothing(
 ) -> None:
     monkeypatch.setattr("speechgpt_lib.language_model.llama_vocabulary.REMEMBERED", 5)
     rows = [record_to_row(record, "release") for record in records(20, seed=5)]
-    small = LlamaVocabulary(vocabulary.processor, UNITS)
+    small = LlamaVocabulary(vocabulary.tokenizer, UNITS)
     assert [ids_of(small, row) for row in rows] == [ids_of(vocabulary, row) for row in rows]
-    assert len(small._words) <= 5
+    assert small._word.cache_info().currsize <= 5
 
 
 def test_refusals(tmp_path: Path, vocabulary: LlamaVocabulary) -> None:

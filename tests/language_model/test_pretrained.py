@@ -16,10 +16,10 @@ from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import cross_modal_row
-from speechgpt_lib.language_model import pretrained
 from speechgpt_lib.language_model.generation import parse_chain
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
+from speechgpt_lib.language_model.planning import NAMES
 from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
 from speechgpt_lib.language_model.rows import row_to_tokens
 from speechgpt_lib.language_model.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> L
     """A small LLaMA as transformers writes it, in half precision and shards as if published."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | config
-    shape = {pretrained.SHAPE[name]: size for name, size in SHAPE.items()}
+    shape = {NAMES[name]: size for name, size in SHAPE.items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **ids)).to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB")
     return model
@@ -156,9 +156,7 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     model, vocabulary = load_pretrained_with_units(tmp_path, 20, "feed")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
     assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
-    with pytest.raises(
-        UserError, match="has 1526 embeddings; .* 21 units and the markers are 1527"
-    ):
+    with pytest.raises(UserError, match="has 1526 embeddings; .* 21 units and markers are 1527"):
         load_pretrained_with_units(tmp_path, 21, "feed")
 
 
@@ -188,7 +186,7 @@ def broken(folder: Path, damage: str) -> None:
         ("another architecture", "type gpt2, expected llama"),
         ("damaged configuration", "config.json is damaged"),
         ("no tokenizer", "no tokenizer in .*tokenizer.model.*tokenizer.json"),
-        ("tokenizer of another model", "1500 embeddings, its tokenizer 1400 pieces"),
+        ("tokenizer of another model", "1500 embeddings; its pieces are 1400"),
         ("a shard is cut short", "weights in .* were not read"),
         ("a shard is missing", "weights in .* were not read"),
         ("no weights", "weights in .* were not read"),

@@ -84,6 +84,6 @@ def test_a_large_table_takes_hardly_any_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert (
         sum(len(row) for row in held) == 1_000_000
-        and (tmp_path / "rows" / "ids").stat().st_size == 2_000_000
+        and (tmp_path / "rows" / "tokens").stat().st_size == 3_000_000
     )
     assert peak < 2_000_000, "a million tokens as lists would take 16 million bytes at least"
