@@ -28,8 +28,11 @@ from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
 
+Question = np.ndarray | str  # a wave (samples,) at 16 kHz, or a text
+
+
 class Reply(NamedTuple):
-    """What was understood and answered; a spoken answer as units (n,) and wave (samples,), too."""
+    """What was understood and answered; in speech units (n,) and a wave (samples,) at 16 kHz."""
 
     question_text: str
     answer_text: str
@@ -62,18 +65,16 @@ class SpeechGPT:
     @classmethod
     def load(cls, run: Run) -> SpeechGPT:
         """What a finished run made; an error names a missing step and the command that makes it."""
-        stage2, stage3 = run.require("stage2"), run.require("stage3")
-        vocoder = Vocoder.load(run.require("vocoder").path)
-        inventory = UnitInventory.load(run.require("inventory").path)
-        base, vocabulary = load_model(stage2.path)
+        names = ("stage2", "stage3", "vocoder", "inventory")
+        stage2, stage3, vocoder, units = (run.require(name).path for name in names)
+        inventory, recipe, corpus = UnitInventory.load(units), run.recipe, run.find("corpus")
+        base, vocabulary = load_model(stage2)
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
-        model = attach_adapter(base, stage3.path)
-        corpus, recipe = run.find("corpus"), run.recipe
-        corpora, templates = (
-            open_corpora(recipe, corpus and corpus.path),
-            recipe.instructions.templates,
+        corpora = open_corpora(recipe, corpus and corpus.path)
+        facts = (corpora, recipe.generation, recipe.instructions.templates)
+        return cls(
+            inventory, vocabulary, attach_adapter(base, stage3), Vocoder.load(vocoder), *facts
         )
-        return cls(inventory, vocabulary, model, vocoder, corpora, recipe.generation, templates)
 
     @property
     def conversational(self) -> LlamaForCausalLM:
@@ -112,29 +113,24 @@ class SpeechGPT:
         return [Said(s.units, self._wave(s.units), s.cut) for s in spoken]
 
     def ask(
-        self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None
+        self, question: Question, reply: str = "speech", sampling: Sampling | None = None
     ) -> Reply:
-        """Answer a wave (samples,) at 16 kHz or a text; `reply` is "speech" or "text"."""
-        return self.ask_many([instruction], reply, sampling)[0]
+        """Answer a question; `reply` is "speech" or "text"."""
+        return self.ask_many([question], reply, sampling)[0]
 
     def ask_many(
-        self,
-        instructions: Sequence[np.ndarray | str],
-        reply: str = "speech",
-        sampling: Sampling | None = None,
+        self, questions: Sequence[Question], reply: str = "speech", sampling: Sampling | None = None
     ) -> list[Reply]:
-        """As `ask`, several instructions at once."""
-        asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
-        spoken, written = self.limits.spoken_answer, self.limits.written_answer
-        limit, given = (
-            spoken if reply == "speech" else written,
-            (self.conversational, self.vocabulary),
-        )
-        chains = generation.answer(*given, asked, limit, reply, self.templates, sampling)
+        """As `ask`, several questions at once."""
+        asked = [self._words(q) if isinstance(q, str) else self.units(q) for q in questions]
+        limits, model, vocabulary = self.limits, self.conversational, self.vocabulary
+        limit = limits.spoken_answer if reply == "speech" else limits.written_answer
+        chains = generation.answer(model, vocabulary, asked, limit, reply, self.templates, sampling)
         replies = []
-        for one, (tq, ta, ua, *facts) in zip(asked, chains, strict=True):
-            wave = None if ua is None else self._wave(ua)
-            replies.append(Reply(one if isinstance(one, str) else tq, ta, ua, wave, *facts))
+        for one, chain in zip(asked, chains, strict=True):
+            text = one if isinstance(one, str) else chain.tq
+            wave = None if chain.ua is None else self._wave(chain.ua)
+            replies.append(Reply(text, chain.ta, chain.ua, wave, chain.wellformed, chain.cut))
         return replies
 
     def _wave(self, units: np.ndarray) -> np.ndarray:

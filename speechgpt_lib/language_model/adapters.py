@@ -39,13 +39,11 @@ def model_id(model: LlamaForCausalLM) -> str:
 
 
 def store_as(model: LlamaForCausalLM, base: str) -> None:
-    """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit, before adapters are put on.
+    """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit; adapters stay fp32.
 
-    Only what is frozen may be stored so coarsely: adapters stay fp32.  The release trained its last
-    stage on int8.  int8 and 4bit are bitsandbytes' (Dettmers et al. 2022, arXiv 2208.07339; 2023,
-    arXiv 2305.14314: NF4); embeddings, norms and the output layer are bf16 beside them.
-
-    Raises UserError for int8 or 4bit without bitsandbytes.
+    The release trained its last stage on int8.  int8 and 4bit are bitsandbytes' (Dettmers et al.
+    2022, arXiv 2208.07339; 2023, arXiv 2305.14314: NF4), with embeddings, norms and the output
+    layer in bf16; without bitsandbytes they raise UserError.
     """
     if base == "fp32":
         return

@@ -25,10 +25,7 @@ BATCH = 64  # prompts
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen; temperature 0 takes the likeliest.
-
-    The release samples with 0.7 / 50 / 0.8.
-    """
+    """How the next token is chosen (release: 0.7, 50, 0.8); temperature 0 takes the likeliest."""
 
     temperature: float = 0.0
     top_k: int = 50
@@ -50,10 +47,7 @@ class Spoken(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A parsed answer: transcript, text answer, spoken answer (units (n,) or None).
-
-    It is well-formed when it has exactly the parts asked for.
-    """
+    """A parsed answer: transcript, text, units (n,) or None; well-formed: just what was asked."""
 
     tq: str
     ta: str
@@ -70,10 +64,9 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt (ids) until an end marker or `max_new_tokens`.
+    """New ids after each prompt (ids): to an end marker, included, or at most `max_new_tokens`.
 
-    Returns the new ids, the end marker included if it came.  The answer to a prompt does not depend
-    on the others in its batch (greedy decoding).
+    The answer to a prompt does not depend on the others in its batch (greedy decoding).
     """
     stops, context = vocabulary.stops, model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
@@ -82,27 +75,21 @@ def generate(
             f"a prompt has {longest} tokens, the model reads {context} in all: "
             "use shorter audio or text"
         )
-    choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    options = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling and sampling.temperature > 0:
-        choice = {"do_sample": True} | sampling._asdict()
+        options = {"do_sample": True} | sampling._asdict()
+    options |= {"eos_token_id": stops, "pad_token_id": PAD}
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     model.eval()
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         given = [torch.tensor(prompts[i], device=model.device) for i in chosen]
-        # (batch, tokens), padded on the left, so that all answers begin together
-        ids = pad_sequence(given, True, PAD, "left")
+        ids = pad_sequence(given, True, PAD, "left")  # (batch, tokens): answers begin together
         mask = pad_sequence([torch.ones_like(each) for each in given], True, 0, "left")
         length = ids.shape[1]
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=min(max_new_tokens, context - length),
-            eos_token_id=stops,
-            pad_token_id=PAD,
-            **choice,
-        )
+        options["max_new_tokens"] = min(max_new_tokens, context - length)
+        output = model.generate(input_ids=ids, attention_mask=mask, **options)
         for i, new in zip(chosen, output[:, length:].tolist(), strict=True):
             end = min((new.index(stop) for stop in stops if stop in new), default=None)
             answers[i] = [t for t in new if t != PAD] if end is None else new[: end + 1]
@@ -194,8 +181,7 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
 def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
     """Ids → a chain's markers and the texts between them as strings, everything else as it is.
 
-    In the released vocabulary these markers are text, and told from it as the release does, by
-    their spelling.
+    In the released vocabulary these markers are text, told from it, as there, by their spelling.
     """
     markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if vocabulary.has_marker(m)}
     pieces: list[str | int] = []

@@ -25,7 +25,7 @@ from typing import Self
 import sentencepiece
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.instructions.templates import META_PREFIX, Part, Row
+from speechgpt_lib.instructions.templates import META_PREFIX, Part
 from speechgpt_lib.language_model.vocabulary import UnitVocabulary, cut
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
@@ -39,7 +39,7 @@ REMEMBERED = 200_000  # words
 class LlamaVocabulary(UnitVocabulary):
     """LLaMA's pieces, then units and markers."""
 
-    markers, begin, end = ADDED_MARKERS, 1, 2
+    markers, prefix, begin, end = ADDED_MARKERS, META_PREFIX, 1, 2
 
     @classmethod
     def from_file(cls, path: Path, unit_count: int = 0, inventory: str = "") -> Self:
@@ -89,31 +89,12 @@ class LlamaVocabulary(UnitVocabulary):
     def encode_text(self, text: str) -> list[int]:
         """Plain text → ids; a marker or unit written in it stays text."""
         words = text.split(" ")
-        if words[-1] == "" and self._blank is not None and len(words) > 1:
-            return [*self.encode_text(text[:-1]), self._blank]  # a blank at the end is a piece
-        if "" in words:  # and so are runs of blanks
-            return self.tokenizer.encode(text) if text else []
+        if "" in words:  # runs of blanks are pieces, too
+            return self.tokenizer.encode(text)
         return [piece for word in words for piece in self._word(word)]
 
-    def encode_prefix(self) -> list[int]:
-        """The beginning of every row: what the stages of the release don't learn."""
-        return [self.begin, *self._template(META_PREFIX.strip())]
-
-    def encode_row(self, row: Row, tail: str = "") -> tuple[list[int], list[int]]:
-        """A row → (ids of `begin`, the meta prefix and the prompt; ids of the answer and `tail`).
-
-        Texts are expected without white space at their ends.  `tail` is what the published text
-        form has after the end marker: the release tokenized it too.
-        """
-        prompt = self._encode((Part("template", META_PREFIX), *row.prompt))
-        answer = self._encode((*row.answer, Part("template", tail)), last=True)
-        return [self.begin, *prompt], answer
-
-    def _encode(self, parts: tuple[Part, ...], last: bool = False) -> list[int]:
-        """Text runs on until the next added token; `last`: nothing follows.
-
-        So a description and the text after it are one piece.
-        """
+    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+        """Text runs on until the next added token: a description and what follows are one piece."""
         ids: list[int] = []
         run, encode = "", self._template  # text since the last added token; is all of it template?
         for part in parts:
@@ -128,7 +109,7 @@ class LlamaVocabulary(UnitVocabulary):
                 for marker, text in zip(others[::2], others[1::2], strict=True):
                     ids += [*encode(run.strip()), self.marker(marker)]
                     run, encode = text, self._template
-        return ids + encode(run.lstrip() if last else run.strip())
+        return ids + encode(run.strip())
 
     # Functions that remember what they returned.
     @functools.cached_property
@@ -138,9 +119,3 @@ class LlamaVocabulary(UnitVocabulary):
     @functools.cached_property
     def _template(self) -> Callable[[str], list[int]]:
         return functools.cache(self.encode_text)
-
-    @functools.cached_property
-    def _blank(self) -> int | None:
-        """The piece that is a blank alone."""
-        found = self.tokenizer.piece_to_id(BLANK)
-        return None if found == self.tokenizer.unk_id() else found

@@ -1,11 +1,9 @@
 """The language model: a LLaMA (transformers), small and made here in `lab`.
 
-**Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said
-earlier in the same text; it learned them from a trillion tokens.  A model of two million parameters
-that sees two million tokens does not find them by itself: asked "the dog is red and the cat is blue
-what color is the dog" it flips a coin.  So its layers *start* as such a circuit (an induction
-circuit, Olsson et al. 2022, arXiv 2209.11895), with everything trainable from there on; see
-`seed_induction`.
+**Differs from the paper**: LLaMA-13B learned from a trillion tokens to look up what was said
+earlier in a text.  A model of two million parameters that sees two million tokens does not: asked
+"the dog is red and the cat is blue what color is the dog" it flips a coin.  So its layers *start*
+as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from there on.
 """
 
 from __future__ import annotations
@@ -26,7 +24,9 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 
 CONTEXT = 1024
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
-LOOK_BACK = 4  # tokens of context that the induction circuit compares
+# The induction circuit: tokens of context that it compares; size of its positional biases; gain of
+# its queries and keys; gain at which layer 0 writes.
+LOOK_BACK, SHARPNESS, MATCH, SHARE = 4, 7.0, 1.5, 0.03
 
 
 def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
@@ -49,9 +49,7 @@ def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> 
 
 
 @torch.no_grad()
-def seed_induction(
-    model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03
-) -> None:
+def seed_induction(model: LlamaForCausalLM) -> None:
     """Let the model start with a look-up of "what followed the last time I read these words".
 
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with
@@ -62,9 +60,6 @@ def seed_induction(
     same words were read before, and finds there the word that came next; passing that word on is
     left to training.  One such layer is enough for text.  In speech the word just said is known
     only once a layer or two have made it out from its units, hence the same start in every layer.
-
-    `sharpness` is the size of the positional biases, `match` the gain of queries and keys, `share`
-    the gain at which layer 0 writes.
     """
     hidden = model.config.hidden_size
     width = hidden // model.config.num_attention_heads
@@ -81,16 +76,16 @@ def seed_induction(
         head = slice(back * width, (back + 1) * width)
         angles = frequencies * back
         turned = torch.cat([torch.cos(angles) * fast, -torch.sin(angles) * fast])
-        first.q_proj.bias[head] = sharpness * turned
-        first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
+        first.q_proj.bias[head] = SHARPNESS * turned
+        first.k_proj.bias[head] = SHARPNESS * torch.cat([fast, torch.zeros_like(fast)])
         first.v_proj.weight[head] = reader
         written = (back > 0) * before.T + (back < LOOK_BACK) * just_read.T
-        first.o_proj.weight[:, head] = share * written
+        first.o_proj.weight[:, head] = SHARE * written
     for number in range(2):
         head = slice(number * width, (number + 1) * width)
         for attention in above:
-            attention.q_proj.weight[head] += match * just_read * slow
-            attention.k_proj.weight[head] += match * before * slow
+            attention.q_proj.weight[head] += MATCH * just_read * slow
+            attention.k_proj.weight[head] += MATCH * before * slow
 
 
 class CausalLoss(nn.Module):
@@ -105,9 +100,8 @@ class CausalLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and weights (batch, tokens), padded on the right → (sum of losses, sum of weights).
 
-        A weight is what the prediction of its token counts.  Right padding needs no attention mask:
-        no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
-        that, and the missing cache, is what keeps them apart.
+        Right padding needs no attention mask: no real token looks ahead.  Packed rows are kept
+        apart by `positions` (batch, tokens), which start anew in each, and the missing cache.
         """
         states = self.model.model(input_ids=ids, position_ids=positions, use_cache=False)
         hidden = states.last_hidden_state[:, :-1].flatten(0, 1)  # (batch · (tokens − 1), hidden)
@@ -133,43 +127,32 @@ def expand_model(
 ) -> LlamaForCausalLM:
     """Add embeddings for the tokens of `after`, the vocabulary with units, to those of `before`.
 
-    New ones start at the mean of the old ones plus noise of their spread, so that no two are equal.
-    Logits of old tokens do not change, input and output stay tied if they were, and a model that is
-    expanded already stays as it is.
-
-    - `centroids` (units, width) of the inventory: units then start where a random projection puts
-      their centroids, at the same spread, so units that sound alike start alike.
-    - `multiple`: the number of embeddings is rounded up to it, for hardware that likes round
-      shapes; those beyond `after` stand for nothing.
+    New ones start at the mean of the old ones plus noise of their spread, so that no two are equal;
+    given `centroids` (units, features), units start where a random projection puts these, at the
+    same spread, so units that sound alike start alike.  The number of embeddings is rounded up to a
+    `multiple`, for hardware that likes round shapes.  Logits of old tokens do not change, input and
+    output stay tied if they were, and a model that is expanded already stays as it is.
     """
-    old = model.get_input_embeddings().weight
-    size = -(-after.size // multiple) * multiple
-    if len(old) == size:
+    found, size = len(model.get_input_embeddings().weight), -(-after.size // multiple) * multiple
+    if found == size:
         return model
-    if len(old) != before.size:
-        found = f"the model has {len(old)} embeddings but its vocabulary {before.size}"
-        raise UserError(f"{found}: model and vocabulary of two runs?")
-    tables = _tables(model)
-    moments = [(table.mean(0), table.std(0)) for table in tables]
+    if found != before.size:
+        wrong = f"the model has {found} embeddings but its vocabulary {before.size}"
+        raise UserError(f"{wrong}: model and vocabulary of two runs?")
     model.resize_token_embeddings(size, mean_resizing=False)
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     source = torch.Generator().manual_seed(seed)
-    for table, (mean, spread) in zip(_tables(model), moments, strict=True):
-        width = table.shape[1]
+    for table in tables[:1] if model.config.tie_word_embeddings else tables:
+        old, width = table[: before.size], table.shape[1]
         new = torch.randn(size - before.size, width, generator=source)
         if centroids is not None:
-            points = torch.tensor(centroids, dtype=torch.float32)  # (units, features)
+            points = torch.tensor(centroids, dtype=torch.float32)
             points = (points - points.mean(0)) @ torch.randn(
                 len(points[0]), width, generator=source
             )
             new[: len(points)] = points / points.std(0).clamp(min=1e-6)
-        table[before.size :] = mean + spread * new
+        table[before.size :] = old.mean(0) + old.std(0) * new
     return model
-
-
-def _tables(model: LlamaForCausalLM) -> list[torch.Tensor]:
-    """Embeddings (tokens, width) of input and output, one table where they are tied."""
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    return tables[:1] if model.config.tie_word_embeddings else tables
 
 
 def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path) -> None:
@@ -186,9 +169,7 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     config = LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
-    found = config.vocab_size
-    if not vocabulary.size <= found < vocabulary.size + LARGEST_MULTIPLE:
-        raise UserError(
-            f"{folder}: the model has {found} embeddings, its vocabulary {vocabulary.size} tokens"
-        )
-    return model.eval(), vocabulary
+    if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
+        return model.eval(), vocabulary
+    found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
+    raise UserError(f"{folder}: {found}: files of two runs?")

@@ -1,11 +1,8 @@
 """Rows of any length → blocks of one length with hardly any padding, where no row sees another.
 
-Padding a batch of rows to the longest wastes what the others lack; here rows share blocks instead.
 Positions start anew with every row, and transformers, given such positions and no cache, lets no
-token look beyond the start of its row: a packed row has the loss it has alone.
-
-Stage 1 of the release does something simpler, which `concatenate` does too: all rows one after the
-other, cut wherever a block is full.
+token look beyond the start of its row: a packed row has the loss it has alone.  Stage 1 of the
+release does something simpler, as `concatenate`: row after row, cut wherever a block is full.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate_pa
 
 
 def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
-    """Which rows share a block (lists of row numbers): best fit, longest first.
+    """Numbers of the rows that share a block, best fit, longest first.
 
     lengths (rows,) in tokens, none above `block`.
     """

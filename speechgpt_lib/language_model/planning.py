@@ -189,14 +189,13 @@ def plan(
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
     Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.  Raises UserError where a stage
-    can't fit even a block at a time; the message says what is short and what to change.
+    can't fit even a block at a time.
     """
     shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
     names = ("stage1", "stage2", "stage3")
     stages = [_stage(name, recipe, shape, gpus, gpu_memory, flops) for name in names]
     hours = sum(stage.hours for stage in stages)
-    # Two checkpoints (weights and two moments in fp32, and the copy that is being written) and three
-    # models.
+    # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
     return facts | {"stages": stages, "hours": hours, "disk_gb": disk}

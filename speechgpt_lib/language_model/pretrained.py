@@ -73,7 +73,6 @@ def _read_weights(folder: Path, config: LlamaConfig, whole: UnitVocabulary) -> L
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            attn_implementation="sdpa",
         )
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
@@ -97,7 +96,7 @@ def _read_config(folder: Path) -> LlamaConfig:
         raise UserError(f"{path} is damaged: get it again") from None
     if kind != "llama":
         raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
-    return LlamaConfig.from_pretrained(folder, local_files_only=True)
+    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
 
 
 def _read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:

@@ -32,8 +32,15 @@ from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
-from speechgpt_lib.language_model.rows import EpochBatches, RowsOf, TokenRow, collate, row_to_tokens
-from speechgpt_lib.language_model.token_table import TokenTable, write_table
+from speechgpt_lib.language_model.rows import (
+    EpochBatches,
+    RowsOf,
+    TokenRow,
+    TokenTable,
+    collate,
+    row_to_tokens,
+    write_table,
+)
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings, StageSettings
 from speechgpt_lib.training.attention import training_attention
@@ -104,11 +111,8 @@ def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most:
 
 def batches_of(
     rows_of: RowsOf, stage: StageSettings, seed: int, ends: frozenset[int]
-) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
-    """Batches by step number as `stage` wants them.
-
-    The dictionary beside them counts the rows of the last epoch: kept, dropped, truncated.
-    """
+) -> tuple[EpochBatches, dict[str, int]]:
+    """Batches by step as `stage` wants them; rows of the last epoch kept, dropped, truncated."""
     counts: dict[str, int] = {}
 
     def fitting(epoch: int, step: int) -> list[TokenRow]:
@@ -128,9 +132,8 @@ def text_plan(vocabulary: UnitVocabulary, corpora: Corpora, steps: int, seed: in
     """Rows of the text stage: a curriculum for the first quarter of the steps, then all kinds."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"text {seed} {epoch}")
-        first = step < CURRICULUM * steps
-        return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, curriculum=first))
+        rng, first = random.Random(f"text {seed} {epoch}"), step < CURRICULUM * steps
+        return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, first))
 
     return rows_of
 
@@ -167,23 +170,19 @@ def stage1_plan(own: Sequence[TokenRow], replay: Replay, seed: int) -> RowsOf:
 
 
 def stage2_plan(
-    listening: Sequence[TokenRow],
-    speaking: Sequence[TokenRow],
-    replay: Replay,
-    speaking_share: float,
-    seed: int,
+    tasks: Sequence[Sequence[TokenRow]], replay: Replay, speaking: float, seed: int
 ) -> RowsOf:
     """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
 
-    An epoch holds `speaking_share` speaking rows for every listening row: all rows of the task that
-    runs out first, and a new sample of the other's.
+    An epoch holds `speaking` TTS rows for every ASR row: all rows of the task that runs out first,
+    and a new sample of the other's.
     """
-    tasks = [(rows, s) for rows, s in ((listening, 1.0), (speaking, speaking_share)) if len(rows)]
-    size = min((len(rows) / share for rows, share in tasks), default=0.0)
+    shared = [(rows, s) for rows, s in zip(tasks, (1.0, speaking), strict=True) if len(rows)]
+    size = min((len(rows) / share for rows, share in shared), default=0.0)
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
         rng = random.Random(f"stage 2 {seed} {epoch}")
-        own = [row for rows, share in tasks for row in rng.sample(rows, int(size * share))]
+        own = [row for rows, share in shared for row in rng.sample(rows, int(size * share))]
         return own + replay.rows(rng, len(own))
 
     return rows_of
@@ -195,14 +194,11 @@ def always(rows: list[TokenRow]) -> RowsOf:
 
 
 def encoded(
-    records: Iterable[Record],
-    vocabulary: UnitVocabulary,
-    settings: InstructionSettings,
-    folder: Path,
+    records: Iterable[Record], vocabulary: UnitVocabulary, how: InstructionSettings, folder: Path
 ) -> TokenTable:
     """Records of a set as rows of tokens, written into `folder`."""
-    rows = (sets.record_to_row(record, settings.templates) for record in records)
-    tokens = (row_to_tokens(row, vocabulary, settings.loss, settings.text_weight) for row in rows)
+    rows = (sets.record_to_row(record, how.templates) for record in records)
+    tokens = (row_to_tokens(row, vocabulary, how.loss, how.text_weight) for row in rows)
     return write_table(folder, tokens, vocabulary.size)
 
 
@@ -217,10 +213,7 @@ def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> T
 def unit_perplexity(
     model: LlamaForCausalLM, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
-    """exp(mean negative log-likelihood) per token of held-out unit sequences (n,).
-
-    Uniform guessing gives the vocabulary's size.
-    """
+    """exp(mean negative log-likelihood) per token of unit sequences (n,); guessing: all ids."""
     model.eval()
     scorer, total, count = CausalLoss(model), 0.0, 0.0
     for start in range(0, len(units), 32):
@@ -236,7 +229,6 @@ def text_accuracy(
     """Share of written questions, by kind, answered word for word in at most `limit` tokens."""
     prompts = [question_prompt(vocabulary, question.text) for question in questions]
     right: dict[str, list[bool]] = {}
-    for ids, question in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):
-        answered = vocabulary.decode_text(ids) == question.answer
-        right.setdefault(question.kind, []).append(answered)
+    for ids, asked in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):
+        right.setdefault(asked.kind, []).append(vocabulary.decode_text(ids) == asked.answer)
     return {kind: float(np.mean(answers)) for kind, answers in right.items()}

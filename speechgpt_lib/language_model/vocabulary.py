@@ -33,10 +33,11 @@ class UnitVocabulary:
     """What all vocabularies share; `inventory` is the id of the units' inventory.
 
     Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
-    tokenizer: `encode_text`, `encode_prefix`, `encode_row`, `read` and `text_size`.
+    tokenizer: `encode_text`, `_encode`, `read` and `text_size`.
     """
 
     markers: ClassVar[tuple[str, ...]]  # in the order of their ids
+    prefix: ClassVar[str] = ""  # of every prompt
     begin: ClassVar[int]  # of a document
     end: ClassVar[int]
     first_piece: ClassVar[int] = 0  # id of the tokenizer's first piece
@@ -96,6 +97,11 @@ class UnitVocabulary:
         start, end = self.marker(SOSP), self.marker(EOSP)
         check_range(units, self.unit_count)
         return [start, *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), end]
+
+    def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
+        """A row → (ids of `begin`, the prefix and the prompt; ids of the answer)."""
+        prompt = self._encode((Part("template", self.prefix), *row.prompt))
+        return [self.begin, *prompt], self._encode(row.answer)
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
@@ -177,14 +183,6 @@ class Vocabulary(UnitVocabulary):
         pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
         return [self.first_piece + piece for piece in pieces]
 
-    def encode_prefix(self) -> list[int]:
-        """The beginning of every row: the templates of the lab have no meta prefix."""
-        return [self.begin]
-
-    def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
-        """A row → (prompt ids starting with the beginning-of-document id, answer ids)."""
-        return [self.begin, *self._encode(row.prompt)], self._encode(row.answer)
-
     def _encode(self, parts: tuple[Part, ...]) -> list[int]:
         ids: list[int] = []
         for part in parts:
@@ -223,5 +221,5 @@ class Vocabulary(UnitVocabulary):
 
 @functools.lru_cache
 def cut(text: str, markers: tuple[str, ...]) -> list[str]:
-    """A template or text, cut at the markers in it: text and markers in turn, text first and last."""
+    """A text cut at the markers in it: text and markers in turn, text first and last."""
     return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)

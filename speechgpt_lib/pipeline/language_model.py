@@ -18,7 +18,7 @@ from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, 
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.adapters import add_lora, save_adapter
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
-from speechgpt_lib.language_model.token_table import write_table
+from speechgpt_lib.language_model.rows import write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
@@ -115,7 +115,7 @@ def make_stage2(job: Job) -> dict:
             tasks.append(stages.encoded(own, vocabulary, templates, tokens / task))
         past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
         replay, share = stages.Replay(*past), settings.speaking
-        plan = stages.stage2_plan(*tasks, replay, share, job.recipe.seed)
+        plan = stages.stage2_plan(tasks, replay, share, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = _transcription_wer(job, model, vocabulary, held_out)

@@ -191,7 +191,7 @@ def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own:
     shares = {"text": 0.5, "units": 0.25}
     encoded = [[row_to_tokens(row, VOCABULARY) for row in rows] for rows in (listening, speaking)]
     replay = Replay(VOCABULARY, lab_corpora(), shares, [np.array([1])])
-    plan = stage2_plan(*encoded, replay, speaking_share, 0)
+    plan = stage2_plan(encoded, replay, speaking_share, 0)
     assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 

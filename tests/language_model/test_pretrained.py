@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import cross_modal_row
+from speechgpt_lib.instructions.templates import Row, cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain
 from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
@@ -123,7 +123,7 @@ def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
     vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]), "release")
     prompt, answer = vocabulary.encode_row(row)
-    prefix = vocabulary.encode_prefix()
+    prefix, _ = vocabulary.encode_row(Row(()))
     assert prompt[: len(prefix)] == prefix and prompt[len(prefix)] == vocabulary.marker("[Human]")
     learned = len(prompt) - len(prefix) + len(answer)
     weights = row_to_tokens(row, vocabulary, "all").weights

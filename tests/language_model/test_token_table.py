@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_lib.language_model.packing import concatenate, fit_rows
-from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
-from speechgpt_lib.language_model.token_table import write_table
+from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, write_table
 
 tokens = st.lists(
     st.tuples(st.integers(0, 40_000), st.sampled_from([0.0, 0.1, 1.0, 5.0])),
