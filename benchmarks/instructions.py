@@ -32,7 +32,7 @@ from speechgpt_lib.instructions.descriptions import choose_description
 from speechgpt_lib.instructions.records import CrossModalRecord
 from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import META_PREFIX
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.recipes.schema import Optimization, TextToUnitSettings
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
@@ -98,7 +98,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     path = folder / "tokenizer.model"
     path.write_bytes(train_tokenizer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    vocabulary = LlamaVocabulary.from_file(path, UNITS)
+    vocabulary = LlamaVocabulary.from_file(path).expand(UNITS, "")
     names = (*(f"<{k}>" for k in range(UNITS)), *ADDED_MARKERS)
     added = {name: vocabulary.text_size + k for k, name in enumerate(names)}
     rows = records(count)

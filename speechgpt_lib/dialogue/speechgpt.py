@@ -19,14 +19,13 @@ from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import attach_adapter
-from speechgpt_lib.language_model.generation import Sampling, Written
+from speechgpt_lib.language_model.generation import Sampling, Spoken, Written
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import GenerationSettings
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
-
 
 Question = np.ndarray | str  # a wave (samples,) at 16 kHz, or a text
 
@@ -40,14 +39,6 @@ class Reply(NamedTuple):
     wave: np.ndarray | None
     wellformed: bool
     cut: bool  # it met its longest length before it came to an end
-
-
-class Said(NamedTuple):
-    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz; is its end cut off?"""
-
-    units: np.ndarray
-    wave: np.ndarray
-    cut: bool
 
 
 @dataclass(frozen=True)
@@ -101,16 +92,16 @@ class SpeechGPT:
         with self.cross_modal() as model:
             return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
 
-    def say(self, text: str) -> Said:
+    def say(self, text: str) -> Spoken:
         """Speak a text."""
         return self.say_many([text])[0]
 
-    def say_many(self, texts: Sequence[str]) -> list[Said]:
+    def say_many(self, texts: Sequence[str]) -> list[Spoken]:
         """As `say`, several texts at once.  Raises UserError for a text without words."""
         normal, limit = [self._words(text) for text in texts], self.limits.speech
         with self.cross_modal() as model:
             spoken = generation.speak(model, self.vocabulary, normal, limit, self.templates)
-        return [Said(s.units, self._wave(s.units), s.cut) for s in spoken]
+        return [said._replace(wave=self._wave(said.units)) for said in spoken]
 
     def ask(
         self, question: Question, reply: str = "speech", sampling: Sampling | None = None

@@ -26,10 +26,7 @@ SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
 def model_id(model: LlamaForCausalLM) -> str:
-    """16 hex digits that tell models apart (a few seconds for 7B).
-
-    A hash of every tensor's name, shape and first and last numbers.
-    """
+    """16 hex digits: a hash of every tensor's name, shape, first and last numbers (7B: seconds)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -77,10 +74,8 @@ def add_lora(
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
     After the vocabulary was expanded, never before.  The embeddings of the ids `new_tokens` learn
-    too, and are saved with the adapter.
-
-    Raises:
-        UserError: a target that is no layer of the model; int8 or 4 bit without bitsandbytes.
+    too, and are saved with the adapter.  Raises UserError for a target that is no layer of the
+    model, and for int8 or 4bit without bitsandbytes.
     """
     identity = model_id(model)
     store_as(model, settings.base)
@@ -116,34 +111,26 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:
     """A saved adapter on the model it was trained on, not merged: bit for bit as in memory.
 
-    `trust`: whatever model it says it belongs to.
-
-    Raises:
-        UserError: no adapter there, damaged, or one of another base.
+    `trust`: whatever model it says it belongs to.  Raises UserError where there is no adapter, or
+    one that is damaged or of another base.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(
-            f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb"
-        )
+        raise UserError(f"no adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora")
     base, found = read_json(folder / CONFIG).get("base_model_name_or_path"), model_id(model)
     if base not in (None, "", found) and not trust:
         raise UserError(
-            f"the adapter {folder} belongs to the base model {base}, this is {found}: "
-            "load the stage-2 model of the same run"
+            f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
         )
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"the adapter {folder} does not fit this model: {one_line(error)}"
-        ) from None
+        raise UserError(f"adapter {folder} does not fit this model: {one_line(error)}") from None
 
 
 def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
-    """Make an adapter that others trained on `model` one of this project, in `out`.
+    """Make an adapter that others trained on `model` one of ours, in `out`; how many parameters?
 
-    Nothing in it says which model it is of, so only its shapes are checked.  Returns how many
-    parameters it has.  Raises as `attach_adapter`.
+    Nothing in it says which model it is of: only shapes are checked.  Raises as `attach_adapter`.
     """
     identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
     adapted.active_peft_config.base_model_name_or_path = identity

@@ -40,10 +40,11 @@ class Written(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """An answer as merged units (n,); `cut` as in `Written`."""
+    """An answer as merged units (n,); where there is a vocoder a wave (samples,) at 16 kHz, too."""
 
     units: np.ndarray
     cut: bool
+    wave: np.ndarray | None = None
 
 
 class Chain(NamedTuple):
@@ -72,8 +73,7 @@ def generate(
     longest = max((len(p) for p in prompts), default=0)
     if longest + 8 > context:
         raise UserError(
-            f"a prompt has {longest} tokens, the model reads {context} in all: "
-            "use shorter audio or text"
+            f"a prompt has {longest} tokens, the model reads {context}: use shorter audio or text"
         )
     options = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling and sampling.temperature > 0:

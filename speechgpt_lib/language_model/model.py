@@ -1,4 +1,4 @@
-"""The language model: a LLaMA (transformers), small and made here in `lab`.
+"""The language model: a LLaMA (transformers), small and made here in `lab`, or a published one.
 
 **Differs from the paper**: LLaMA-13B learned from a trillion tokens to look up what was said
 earlier in a text.  A model of two million parameters that sees two million tokens does not: asked
@@ -8,6 +8,7 @@ as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.language_model.planning import NAMES, Shape
-from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, Vocabulary
+from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
@@ -165,11 +165,85 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary = (LlamaVocabulary if (folder / TOKENIZER).is_file() else Vocabulary).load(folder)
-    config = LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
+    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
         return model.eval(), vocabulary
     found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
     raise UserError(f"{folder}: {found}: files of two runs?")
+
+
+# --- published models ----------------------------------------------------------------------------
+# A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
+# or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
+def load_pretrained(
+    folder: Path, settings: LanguageModelSettings
+) -> tuple[LlamaForCausalLM, UnitVocabulary]:
+    """Model (fp32) and vocabulary of the LLaMA in `folder`.
+
+    Raises:
+        UserError: no such folder, another architecture, other sizes than the recipe's, weights or
+            tokenizer missing or damaged.
+    """
+    config = _read_config(folder)
+    shape, wanted = config.to_dict(), settings.model_dump(include=set(NAMES))
+    for ours, size in wanted.items():
+        if size != shape[NAMES[ours]]:
+            raise UserError(
+                f"language_model.{ours} is {size}, the model in {folder} has {shape[NAMES[ours]]}: "
+                "set it to that in the recipe"
+            )
+    vocabulary = read_tokenizer(folder, config)
+    return _read_weights(folder, config, vocabulary), vocabulary
+
+
+def load_released(
+    folder: Path, unit_count: int, inventory: str
+) -> tuple[LlamaForCausalLM, UnitVocabulary]:
+    """A model whose vocabulary has LLaMA's pieces, `unit_count` units and markers, as released.
+
+    Raises as `load_pretrained`, and where it has not as many embeddings.
+    """
+    config = _read_config(folder)
+    vocabulary = read_tokenizer(folder, config).expand(unit_count, inventory)
+    return _read_weights(folder, config, vocabulary), vocabulary
+
+
+def _read_weights(folder: Path, config: LlamaConfig, whole: UnitVocabulary) -> LlamaForCausalLM:
+    """Weights in fp32, all there and of the right shape: an embedding for each id of `whole`."""
+    if whole.size != config.vocab_size:
+        units = f", {whole.unit_count} units and markers" if whole.unit_count else ""
+        raise UserError(
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces{units} are "
+            f"{whole.size}: files of two models, or of another inventory?"
+        )
+    try:
+        model, report = LlamaForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
+        raise UserError(f"the weights in {folder} are not whole: {others}")
+    return model.eval()
+
+
+def _read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: get it again") from None
+    if kind != "llama":
+        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
+    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

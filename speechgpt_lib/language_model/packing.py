@@ -25,10 +25,7 @@ def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
     lengths (rows,) in tokens, none above `block`.
     """
     if lengths and max(lengths) > block:
-        raise UserError(
-            f"a row has {max(lengths)} tokens, a block {block}: "
-            "drop or shorten long rows first (`fit_rows`)"
-        )
+        raise UserError(f"a row has {max(lengths)} tokens, a block {block}: `fit_rows` first")
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # tokens left → blocks
     rooms = 0  # bit n is set where a block has n tokens left: one shift finds the tightest room
@@ -74,8 +71,8 @@ def fit_rows(
             fitting.append(TokenRow(ids, weights, row.name))
         else:
             raise UserError(
-                f"a row has {len(row)} tokens, the model reads {limit}: "
-                "shorten the data, or set too_long: drop or truncate in the recipe"
+                f"a row has {len(row)} tokens, the model reads {limit}: shorten the data, or set "
+                "too_long: drop or truncate in the recipe"
             )
     return fitting, counts
 
@@ -112,10 +109,10 @@ class PackedBatches(EpochBatches):
     def _batches(self, rows: list[TokenRow], rng: random.Random) -> list[list]:
         size = self.tokens_per_batch // self.block
         if not size:
-            raise UserError(
-                f"tokens_per_batch is {self.tokens_per_batch}, less than one block of "
-                f"{self.block}: raise it, or choose a smaller block"
+            found = (
+                f"tokens_per_batch {self.tokens_per_batch} is less than one block of {self.block}"
             )
+            raise UserError(f"{found}: raise it, or choose a smaller block")
         shuffled = rng.sample(rows, len(rows))
         numbers = pack([len(row) for row in shuffled], self.block)
         packed = [[shuffled[k] for k in block] for block in numbers]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from transformers import LlamaConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS
 from speechgpt_lib.recipes.schema import LoraSettings, Recipe
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py

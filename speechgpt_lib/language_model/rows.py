@@ -196,10 +196,8 @@ class EpochBatches:
     def _batches(self, rows: list[TokenRow], rng: random.Random) -> list[list]:
         lengths = [len(row) for row in rows]
         if max(lengths) > self.block:
-            raise UserError(
-                f"a row has {max(lengths)} tokens, the model reads {self.block}: "
-                "shorten the data or drop long rows when building it"
-            )
+            found = f"a row has {max(lengths)} tokens, the model reads {self.block}"
+            raise UserError(f"{found}: shorten the data or drop long rows when building it")
         padded = [padded_length(length) for length in lengths]
         batches = shuffled_buckets(lengths, self.tokens_per_batch, rng, padded)
         return [[rows[k] for k in batch] for batch in batches]

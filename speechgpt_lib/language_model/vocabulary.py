@@ -1,8 +1,10 @@
-"""Vocabularies: a text tokenizer's ids, then units and markers by arithmetic, as in the release.
+"""Vocabularies of `lab` and of the released 7B model: text, then units and markers by arithmetic.
 
-    0 … T−1         text; in `lab` 0, 1, 2 are padding, begin and end of a document, then BPE pieces
-    T … T+K−1       units <0> … <K−1>
-    then            <sosp> <eosp> [Human] [SpeechGPT] <eoh> <eos>; in `lab` <eoa> [tq] [ta] [ua] too
+    lab         released
+    0 … T−1     0 … 31999    text; first padding, begin and end, or <unk>, <s>, </s> and 256 bytes
+    T …         32000 …      units <0> … <K−1>
+    T+K …       32000+K …    <sosp> <eosp> [Human] [SpeechGPT] <eoh> <eos>
+    T+K+6 …                  <eoa> [tq] [ta] [ua], which are text in the released model
 
 So a text can never become a marker or a unit: it passes through the text tokenizer alone.
 """
@@ -11,21 +13,26 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import MARKERS, Part, Row
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
-PAD, BEGIN, END = 0, 1, 2
-FIRST_PIECE = 3
+PAD, BEGIN, END, FIRST_PIECE = 0, 1, 2, 3
+BLANK = "▁"  # in LLaMA's pieces
+ADDED_MARKERS = (SOSP, EOSP, "[Human]", "[SpeechGPT]", "<eoh>", "<eos>")  # in the released model
+TOKENIZER = "tokenizer.model"
+REMEMBERED = 200_000  # words
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class UnitVocabulary:
     """What all vocabularies share; `inventory` is the id of the units' inventory.
 
     Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
-    tokenizer: `encode_text`, `_encode`, `read` and `text_size`.
+    tokenizer: `encode_text`, `_encode` and `text_size`.
     """
 
     markers: ClassVar[tuple[str, ...]]  # in the order of their ids
@@ -55,10 +62,8 @@ class UnitVocabulary:
     def expand(self, unit_count: int, inventory: str) -> Self:
         """Add `unit_count` units and the markers; once more by the same is the same vocabulary."""
         if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
-            raise UserError(
-                f"vocabulary already holds {self.unit_count} units of {self.inventory}; "
-                f"it can't also hold {inventory}"
-            )
+            held = f"{self.unit_count} units of {self.inventory}"
+            raise UserError(f"vocabulary already holds {held}; it can't also hold {inventory}")
         return replace(self, unit_count=unit_count, inventory=inventory)
 
     def has_marker(self, name: str) -> bool:
@@ -69,8 +74,7 @@ class UnitVocabulary:
         """The id of one of `markers`.  Raises UserError before the vocabulary is expanded."""
         if not self.unit_count:
             raise UserError(
-                "this vocabulary has no units and markers yet: expand it and its model first "
-                "(notebook 05_vocabulary_expansion.ipynb)"
+                "no units and markers yet: expand it and its model (notebook 05_vocabulary_expansion)"
             )
         return self.text_size + self.unit_count + self.markers.index(name)
 
@@ -121,16 +125,21 @@ class UnitVocabulary:
         facts = {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size}
         write_json(folder / "vocabulary.json", facts | more)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
+    @staticmethod
+    def load(folder: Path) -> UnitVocabulary:
         """What `save` wrote.  Raises UserError for files of two runs."""
         facts = read_json(folder / "vocabulary.json")
-        found, said = cls.read(folder, facts), facts["size"]
+        if (folder / TOKENIZER).is_file():
+            found = LlamaVocabulary.from_file(folder / TOKENIZER)
+        else:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
+            text = facts.get("text", {})
+            found = Vocabulary(tokenizer, pieces=text.pop("size", None), **text)
+        found, said = found.expand(facts["unit_count"], facts["inventory"]), facts["size"]
         if found.size != said:
-            raise UserError(
-                f"{folder}: the tokenizer makes {found.size} tokens, vocabulary.json says {said}: "
-                "files of two runs?"
-            )
+            size = f"the tokenizer makes {found.size} tokens, vocabulary.json says {said}"
+            raise UserError(f"{folder}: {size}: files of two runs?")
         return found
 
 
@@ -162,13 +171,6 @@ class Vocabulary(UnitVocabulary):
     pieces: int | None = None
     lead: str = ""
 
-    @classmethod
-    def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Self:
-        """The tokenizer's own ids, as many as the published model has embeddings (`size`)."""
-        tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
-        bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-        return cls(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")
-
     @property
     def text_size(self) -> int:
         """Ids below the first unit."""
@@ -197,11 +199,10 @@ class Vocabulary(UnitVocabulary):
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
-        if token in (self.begin, self.end):
-            return "<begin>" if token == self.begin else "<end>"
-        if self.is_text(token):
+        special = {self.begin: "<begin>", self.end: "<end>"}
+        if self.is_text(token) and token not in special:
             return self.tokenizer.decode([token - self.first_piece])
-        return "<pad>" if token < self.text_size else super().name(token)
+        return special.get(token, "<pad>") if token < self.text_size else super().name(token)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
@@ -209,17 +210,119 @@ class Vocabulary(UnitVocabulary):
         ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
         super().save(folder, text=ids | {"size": self.pieces, "lead": self.lead})
 
+
+@dataclass(frozen=True)
+class LlamaVocabulary(UnitVocabulary):
+    """LLaMA's pieces, then units and markers: the vocabulary of the released model.
+
+    Text is cut where an added token stands, white space there is dropped, and every piece starts
+    like a new sentence (SentencePiece's dummy prefix): the ways of the tokenizer that the release
+    was trained with.  Here template pieces are encoded once, and words are remembered: no piece of
+    LLaMA's reaches beyond a blank, so a sentence's ids are those of its words.
+    """
+
+    markers, prefix, begin, end = ADDED_MARKERS, META_PREFIX, 1, 2
+
     @classmethod
-    def read(cls, folder: Path, facts: dict) -> Self:
-        """From `tokenizer.json` and the contents of `vocabulary.json`."""
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.encode_special_tokens = True
-        text = dict(facts.get("text", {}))
-        pieces = text.pop("size", None)
-        return cls(tokenizer, facts["unit_count"], facts["inventory"], pieces=pieces, **text)
+    def from_file(cls, path: Path) -> Self:
+        """From LLaMA's `tokenizer.model`.  Raises UserError for a file that is none."""
+        if not path.is_file():
+            raise UserError(f"no file at {path}: give LLaMA's {TOKENIZER}")
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            pieces = [processor.id_to_piece(k) for k in range(processor.get_piece_size())]
+        except (RuntimeError, ValueError) as error:
+            found = f"{path} is no SentencePiece model ({one_line(error)})"
+            raise UserError(f"{found}: get {TOKENIZER} again") from None
+        beyond = [p for p in pieces if BLANK in p.strip(BLANK) or p.rstrip(BLANK) not in ("", p)]
+        wrong = ""
+        if pieces[:3] != ["<unk>", "<s>", "</s>"]:
+            wrong = f"starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>"
+        elif beyond:
+            wrong = f"has the piece {beyond[0]!r}, which reaches beyond a blank"
+        elif processor.encode("ﬁ①") == processor.encode("fi1"):
+            wrong = "rewrites characters before it cuts them up"
+        if wrong:
+            raise UserError(f"{path} {wrong}: this is no tokenizer of LLaMA")
+        return cls(processor)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.model` and `vocabulary.json` into `folder`."""
+        (folder / TOKENIZER).write_bytes(self.tokenizer.serialized_model_proto())
+        super().save(folder)
+
+    @property
+    def text_size(self) -> int:
+        """Ids below the first unit."""
+        return self.tokenizer.get_piece_size()
+
+    def name(self, token: int) -> str:
+        """A token as people write it, for pictures and error messages."""
+        return self.tokenizer.id_to_piece(token) if self.is_text(token) else super().name(token)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Plain text → ids; a marker or unit written in it stays text."""
+        words = text.split(" ")
+        if "" in words:  # runs of blanks are pieces, too
+            return self.tokenizer.encode(text)
+        return [piece for word in words for piece in self._word(word)]
+
+    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+        """Text runs on until the next added token: a description and what follows are one piece."""
+        ids: list[int] = []
+        run, encode = "", self._template  # text since the last added token; is all of it template?
+        for part in parts:
+            if part.kind == "text":
+                run, encode = run + part.value, self.encode_text
+            elif part.kind == "units":
+                ids += encode(run.strip()) + self.encode_units(part.value)
+                run, encode = "", self._template
+            else:
+                first, *others = cut(part.value, ADDED_MARKERS)
+                run += first
+                for marker, text in zip(others[::2], others[1::2], strict=True):
+                    ids += [*encode(run.strip()), self.marker(marker)]
+                    run, encode = text, self._template
+        return ids + encode(run.strip())
+
+    # Functions that remember what they returned.
+    @functools.cached_property
+    def _word(self) -> Callable[[str], list[int]]:
+        return functools.lru_cache(REMEMBERED)(self.tokenizer.encode)
+
+    @functools.cached_property
+    def _template(self) -> Callable[[str], list[int]]:
+        return functools.cache(self.encode_text)
 
 
 @functools.lru_cache
 def cut(text: str, markers: tuple[str, ...]) -> list[str]:
     """A text cut at the markers in it: text and markers in turn, text first and last."""
     return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
+
+
+def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
+    """The text vocabulary of a published model from its folder and configuration.
+
+    Reads `tokenizer.model` (SentencePiece: LLaMA 1 and 2), else `tokenizer.json` (fast BPE: LLaMA 3
+    and others).  Raises UserError where there is none, or one that is damaged or of another model.
+    """
+    if (folder / TOKENIZER).is_file():
+        return LlamaVocabulary.from_file(folder / TOKENIZER)
+    path, size = folder / "tokenizer.json", config.vocab_size
+    if not path.is_file():
+        raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} or {path.name}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises its bare base class
+        raise UserError(f"{path} is no tokenizer ({one_line(error)}): get it again") from None
+    if (pieces := tokenizer.get_vocab_size()) > size:
+        raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
+    ends = (config.bos_token_id, config.eos_token_id)
+    begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
+    if begin is None or end is None:
+        raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
+    tokenizer.encode_special_tokens = True
+    bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
+    # The tokenizer's own ids, as many as the model has embeddings.
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")

@@ -18,8 +18,8 @@ from benchmarks.llama_reference import release_tokenizer, train_tokenizer
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import META_PREFIX, chain_row, cross_modal_row
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.language_model.model import expand_model, load_model, save_model
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
 
 GOLDEN = Path(__file__).parent / "golden" / "llama_ids.json"
 UNITS = 1000
@@ -34,7 +34,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vocabulary(model_file: Path) -> LlamaVocabulary:
-    return LlamaVocabulary.from_file(model_file, UNITS, "feed")
+    return LlamaVocabulary.from_file(model_file).expand(UNITS, "feed")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_ids_that_were_written_down(vocabulary: LlamaVocabulary) -> None:
 def test_forgetting_words_changes_nothing(
     vocabulary: LlamaVocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("speechgpt_lib.language_model.llama_vocabulary.REMEMBERED", 5)
+    monkeypatch.setattr("speechgpt_lib.language_model.vocabulary.REMEMBERED", 5)
     rows = [record_to_row(record, "release") for record in records(20, seed=5)]
     small = LlamaVocabulary(vocabulary.tokenizer, UNITS)
     assert [ids_of(small, row) for row in rows] == [ids_of(vocabulary, row) for row in rows]

@@ -17,12 +17,16 @@ from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row, cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
-from speechgpt_lib.language_model.model import expand_model, load_model, save_model
+from speechgpt_lib.language_model.model import (
+    expand_model,
+    load_model,
+    load_pretrained,
+    load_released,
+    save_model,
+)
 from speechgpt_lib.language_model.planning import NAMES
-from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
 from speechgpt_lib.language_model.rows import row_to_tokens
-from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.language_model.vocabulary import LlamaVocabulary, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from tests.builders import few_steps
 
@@ -120,7 +124,9 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
 
 def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
     """With `loss: all` everything after the release's meta prefix counts; else the answer alone."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]), "release")
     prompt, answer = vocabulary.encode_row(row)
     prefix, _ = vocabulary.encode_row(Row(()))
@@ -134,7 +140,9 @@ def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
 
 def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     """Where the chain's markers are no tokens, they are told by their spelling."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
     ids = vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]")
     ids += vocabulary.encode_units(np.array([1, 2, 3]))
     whole = [*ids, *vocabulary.encode_text("<eoa>")]
@@ -153,11 +161,11 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     """Pieces, units and six markers; another number of units is no such model."""
     shutil.copy(sentencepiece_folder / "tokenizer.model", tmp_path)
     original = published(tmp_path, 1500 + 20 + 6)
-    model, vocabulary = load_pretrained_with_units(tmp_path, 20, "feed")
+    model, vocabulary = load_released(tmp_path, 20, "feed")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
     assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
     with pytest.raises(UserError, match="has 1526 embeddings; .* 21 units and markers are 1527"):
-        load_pretrained_with_units(tmp_path, 21, "feed")
+        load_released(tmp_path, 21, "feed")
 
 
 def broken(folder: Path, damage: str) -> None:
