@@ -107,14 +107,13 @@ class PackedBatches(EpochBatches):
         return [row for block in self.epochs.at(step)[rank::world_size] for row in block]
 
     def _batches(self, rows: list[TokenRow], rng: random.Random) -> list[list]:
-        size = self.tokens_per_batch // self.block
-        if not size:
-            found = (
-                f"tokens_per_batch {self.tokens_per_batch} is less than one block of {self.block}"
+        budget, block = self.tokens_per_batch, self.block
+        if budget < block:
+            raise UserError(
+                f"tokens_per_batch {budget} is less than one block of {block}: raise it"
             )
-            raise UserError(f"{found}: raise it, or choose a smaller block")
-        shuffled = rng.sample(rows, len(rows))
-        numbers = pack([len(row) for row in shuffled], self.block)
-        packed = [[shuffled[k] for k in block] for block in numbers]
+        size, shuffled = budget // block, rng.sample(rows, len(rows))
+        numbers = pack([len(row) for row in shuffled], block)
+        packed = [[shuffled[k] for k in own] for own in numbers]
         rng.shuffle(packed)
         return [packed[k : k + size] for k in range(0, len(packed), size)]

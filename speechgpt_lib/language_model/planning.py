@@ -1,8 +1,7 @@
 """What a training will need, before it is started: parameters, memory, tokens, hours, disk.
 
-The estimates are sums of what is known to be kept; `tests/language_model/test_planning.py` holds
-them against measured runs (15 %).  Shapes are LLaMA's: attention with as many key as query heads, a
-gated feed-forward layer, no biases.
+The estimates are sums of what is kept; `tests/language_model/test_planning.py` holds them against
+measured runs (15 %).  LLaMA has as many key as query heads, a gated feed-forward layer, no biases.
 """
 
 from __future__ import annotations
@@ -85,10 +84,10 @@ class Shape:
         return self.layers * rank * sum(sizes[name] for name in targets)
 
     def flops_per_token(self, block: int, trained: float = 1.0) -> float:
-        """Forward and backward: 6 a weight of every matrix product, and the products of attention.
+        """Forward and backward: 6 a weight of every matrix product, and attention's products.
 
-        Attention is causal: half a block on average.  `trained` is 1 where all weights learn; with
-        a frozen base (0) their gradients are not computed, 2/3 of the work is left.
+        Attention is causal: half a block on average.  `trained` is 1 where all weights learn, 0 on
+        a frozen base, whose gradients are not computed: 2/3 of the work is left.
         """
         d = self.hidden_size
         matrices = self.layers * (self.layer_parameters - 2 * d) + self.vocabulary * d
@@ -114,10 +113,9 @@ class Memory:
 def block_bytes(shape: Shape, tokens: int, precision: str) -> int:
     """What the backward pass of one block needs of its forward pass, with fused attention.
 
-    In fp32 ten numbers of the block's width for each token (the input of both norms and what they
-    make of it, queries, keys, values, the result of attention) and four of its feed-forward width
-    (gate, its activation, up, their product).  Under bf16 the residual stream and the norms stay
-    fp32.
+    For each token ten numbers of the block's width (input of both norms and what they make of it,
+    queries, keys, values, result of attention) and four of its feed-forward width (gate, its
+    activation, up, their product).  Under bf16 the residual stream and the norms stay fp32.
     """
     d, ff = shape.hidden_size, shape.feed_forward
     wide = 34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff
@@ -127,8 +125,7 @@ def block_bytes(shape: Shape, tokens: int, precision: str) -> int:
 def activation_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
-    With checkpointing each block keeps its input alone.  Every token counts in the loss, and so has
-    a row of log-probabilities.
+    With checkpointing a block keeps its input alone.  Each token has a row of log-probabilities.
     """
     d = shape.hidden_size
     block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)

@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.instructions.records import Record
+from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
+from speechgpt_lib.recipes.schema import InstructionSettings
 from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 
@@ -127,6 +130,15 @@ def write_table(folder: Path, rows: Iterable[TokenRow], vocabulary_size: int) ->
     (folder / "starts").write_bytes(starts.tobytes())
     (folder / "facts.json").write_text(json.dumps({"id": kind, "weights": list(codes)}))
     return TokenTable(folder)
+
+
+def encoded(
+    records: Iterable[Record], vocabulary: UnitVocabulary, how: InstructionSettings, folder: Path
+) -> TokenTable:
+    """Records of a set as rows of tokens, written into `folder`."""
+    rows = (record_to_row(record, how.templates) for record in records)
+    tokens = (row_to_tokens(row, vocabulary, how.loss, how.text_weight) for row in rows)
+    return write_table(folder, tokens, vocabulary.size)
 
 
 def _mapped(path: Path, dtype: str | list) -> np.ndarray:

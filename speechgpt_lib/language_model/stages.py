@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,24 +25,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
-from speechgpt_lib.instructions import sets
-from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
-from speechgpt_lib.language_model.rows import (
-    EpochBatches,
-    RowsOf,
-    TokenRow,
-    TokenTable,
-    collate,
-    row_to_tokens,
-    write_table,
-)
+from speechgpt_lib.language_model.rows import EpochBatches, RowsOf, TokenRow, collate
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
-from speechgpt_lib.recipes.schema import InstructionSettings, StageSettings
+from speechgpt_lib.recipes.schema import StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
@@ -191,15 +181,6 @@ def stage2_plan(
 def always(rows: list[TokenRow]) -> RowsOf:
     """The same rows in every epoch."""
     return lambda epoch, step: rows
-
-
-def encoded(
-    records: Iterable[Record], vocabulary: UnitVocabulary, how: InstructionSettings, folder: Path
-) -> TokenTable:
-    """Records of a set as rows of tokens, written into `folder`."""
-    rows = (sets.record_to_row(record, how.templates) for record in records)
-    tokens = (row_to_tokens(row, vocabulary, how.loss, how.text_weight) for row in rows)
-    return write_table(folder, tokens, vocabulary.size)
 
 
 def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> TokenRow:

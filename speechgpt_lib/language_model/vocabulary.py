@@ -73,9 +73,7 @@ class UnitVocabulary:
     def marker(self, name: str) -> int:
         """The id of one of `markers`.  Raises UserError before the vocabulary is expanded."""
         if not self.unit_count:
-            raise UserError(
-                "no units and markers yet: expand it and its model (notebook 05_vocabulary_expansion)"
-            )
+            raise UserError("the vocabulary has no units and markers yet: expand it (notebook 05)")
         return self.text_size + self.unit_count + self.markers.index(name)
 
     @property

@@ -18,7 +18,7 @@ from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, 
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.adapters import add_lora, save_adapter
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
-from speechgpt_lib.language_model.rows import write_table
+from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
@@ -112,7 +112,7 @@ def make_stage2(job: Job) -> dict:
         for task in ("asr", "tts"):
             records = sets.read_set(job.path("cross_modal_set"), vocabulary.inventory)
             own = (record for record in records if record.task == task)
-            tasks.append(stages.encoded(own, vocabulary, templates, tokens / task))
+            tasks.append(encoded(own, vocabulary, templates, tokens / task))
         past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
         replay, share = stages.Replay(*past), settings.speaking
         plan = stages.stage2_plan(tasks, replay, share, job.recipe.seed)
@@ -134,7 +134,7 @@ def make_stage3(job: Job) -> dict:
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     with _tokens(job.work) as tokens:
         records = sets.read_set(job.path("chain_set"), vocabulary.inventory)
-        own = list(stages.encoded(records, vocabulary, templates, tokens / "chains"))
+        own = list(encoded(records, vocabulary, templates, tokens / "chains"))
         rows_of = stages.always(own)
         summary = stages.fit(model, rows_of, settings, job.work, job.training, vocabulary.ends)
     save_adapter(adapted, job.work)
