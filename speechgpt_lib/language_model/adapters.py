@@ -42,10 +42,9 @@ def store_as(model: LlamaForCausalLM, base: str) -> None:
     2022, arXiv 2208.07339; 2023, arXiv 2305.14314: NF4), with embeddings, norms and the output
     layer in bf16; without bitsandbytes they raise UserError.
     """
-    if base == "fp32":
-        return
-    model.to(torch.bfloat16)
-    if base == "bf16":
+    if base != "fp32":
+        model.to(torch.bfloat16)
+    if base in ("fp32", "bf16"):
         return
     try:
         from bitsandbytes import nn as coarse

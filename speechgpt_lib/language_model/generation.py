@@ -162,8 +162,8 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
             segments.setdefault(piece, [])
         else:
             segments[found[-1]].append(piece)
-    units, wellformed = None, found == ["", *expected, "<eoa>"]
-    wellformed = wellformed and not segments[""] + segments["<eoa>"]
+    wellformed = found == ["", *expected, "<eoa>"] and not segments[""] + segments["<eoa>"]
+    units = None
     if "[ua]" in segments:
         spoken = segments["[ua]"]
         units = vocabulary.units_in(i for i in spoken if isinstance(i, int))
@@ -183,7 +183,7 @@ def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
 
     In the released vocabulary these markers are text, told from it, as there, by their spelling.
     """
-    markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if vocabulary.has_marker(m)}
+    markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if m in vocabulary.markers}
     pieces: list[str | int] = []
     for is_text, run in itertools.groupby(ids, vocabulary.is_text):
         if not is_text:

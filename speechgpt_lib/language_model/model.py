@@ -22,7 +22,6 @@ from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabul
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
-CONTEXT = 1024
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 # The induction circuit: tokens of context that it compares; size of its positional biases; gain of
 # its queries and keys; gain at which layer 0 writes.
@@ -33,13 +32,11 @@ def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> 
     """A LLaMA with random weights and, if the settings say so, an induction circuit."""
     sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
     config = Shape(**sizes).config(
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=1024,
         attention_bias=settings.induction_start,  # a bias lets a head attend by position alone
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         attn_implementation="sdpa",
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=END,
+        **{"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END},
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
@@ -55,11 +52,10 @@ def seed_induction(model: LlamaForCausalLM) -> None:
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with
     rotary positions, constant queries and keys make a score that depends on the distance only).
     The tokens 1 to 4 back are written into subspace A ("what stands before me"), the tokens 0 to 3
-    back into subspace B ("what I have just read").
-    Layers above, heads 0 and 1: queries read B, keys read A.  So a position attends to where the
-    same words were read before, and finds there the word that came next; passing that word on is
-    left to training.  One such layer is enough for text.  In speech the word just said is known
-    only once a layer or two have made it out from its units, hence the same start in every layer.
+    back into subspace B ("what I have just read").  Layers above, heads 0 and 1: queries read B,
+    keys read A.  So a position finds where the same words were read before, and what came next;
+    passing that on is left to training.  One such layer is enough for text; in speech a word is
+    known only once a layer or two have made it out, hence the same start in every layer.
     """
     hidden = model.config.hidden_size
     width = hidden // model.config.num_attention_heads
@@ -178,61 +174,39 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
 # A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
 # or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
 def load_pretrained(
-    folder: Path, settings: LanguageModelSettings
+    folder: Path, settings: LanguageModelSettings | None, units: int = 0, inventory: str = ""
 ) -> tuple[LlamaForCausalLM, UnitVocabulary]:
-    """Model (fp32) and vocabulary of the LLaMA in `folder`.
+    """Model (fp32) and vocabulary of the LLaMA in `folder`, of any sizes where `settings` is None.
+
+    With `units` it is a stage-2 model: behind its text it has so many units and the markers.
 
     Raises:
-        UserError: no such folder, another architecture, other sizes than the recipe's, weights or
-            tokenizer missing or damaged.
+        UserError: no such folder, another architecture, other sizes than those of `settings`,
+            weights or tokenizer missing, damaged, or of another number of embeddings.
     """
     config = _read_config(folder)
-    shape, wanted = config.to_dict(), settings.model_dump(include=set(NAMES))
+    shape, wanted = config.to_dict(), settings.model_dump(include=set(NAMES)) if settings else {}
     for ours, size in wanted.items():
-        if size != shape[NAMES[ours]]:
-            raise UserError(
-                f"language_model.{ours} is {size}, the model in {folder} has {shape[NAMES[ours]]}: "
-                "set it to that in the recipe"
-            )
-    vocabulary = read_tokenizer(folder, config)
-    return _read_weights(folder, config, vocabulary), vocabulary
-
-
-def load_released(
-    folder: Path, unit_count: int, inventory: str
-) -> tuple[LlamaForCausalLM, UnitVocabulary]:
-    """A model whose vocabulary has LLaMA's pieces, `unit_count` units and markers, as released.
-
-    Raises as `load_pretrained`, and where it has not as many embeddings.
-    """
-    config = _read_config(folder)
-    vocabulary = read_tokenizer(folder, config).expand(unit_count, inventory)
-    return _read_weights(folder, config, vocabulary), vocabulary
-
-
-def _read_weights(folder: Path, config: LlamaConfig, whole: UnitVocabulary) -> LlamaForCausalLM:
-    """Weights in fp32, all there and of the right shape: an embedding for each id of `whole`."""
+        if size != (found := shape[NAMES[ours]]):
+            wrong = f"language_model.{ours} is {size}, the model in {folder} has {found}"
+            raise UserError(f"{wrong}: set it to that in the recipe")
+    whole = read_tokenizer(folder, config).expand(units, inventory)
     if whole.size != config.vocab_size:
-        units = f", {whole.unit_count} units and markers" if whole.unit_count else ""
+        more = f", {units} units and markers" if units else ""
         raise UserError(
-            f"{folder}: the model has {config.vocab_size} embeddings; its pieces{units} are "
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
     try:
-        model, report = LlamaForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        options = {"config": config, "local_files_only": True, "output_loading_info": True}
+        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
         raise UserError(f"the weights in {folder} are not whole: {others}")
-    return model.eval()
+    return model.eval(), whole
 
 
 def _read_config(folder: Path) -> LlamaConfig:

@@ -109,9 +109,7 @@ class PackedBatches(EpochBatches):
     def _batches(self, rows: list[TokenRow], rng: random.Random) -> list[list]:
         budget, block = self.tokens_per_batch, self.block
         if budget < block:
-            raise UserError(
-                f"tokens_per_batch {budget} is less than one block of {block}: raise it"
-            )
+            raise UserError(f"tokens_per_batch {budget} is less than one block, {block}: raise it")
         size, shuffled = budget // block, rng.sample(rows, len(rows))
         numbers = pack([len(row) for row in shuffled], block)
         packed = [[shuffled[k] for k in own] for own in numbers]

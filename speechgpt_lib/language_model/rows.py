@@ -43,6 +43,7 @@ class TokenRow:
         return len(self.ids)
 
 
+ROUND = 16  # lengths are rounded up to a multiple, since a CPU prepares kernels for every shape
 RowsOf = Callable[[int, int], list[TokenRow]]  # (epoch, its first step) → the rows of that epoch
 
 
@@ -147,15 +148,10 @@ def _mapped(path: Path, dtype: str | list) -> np.ndarray:
 
 
 # --- batches -------------------------------------------------------------------------------------
-def padded_length(tokens: int) -> int:
-    """`tokens` rounded up to a multiple of 16, since a CPU prepares kernels for every shape."""
-    return -(-tokens // 16) * 16
-
-
 def collate(rows: Sequence[TokenRow]) -> tuple[Tensor, ...]:
     """Rows → ids and weights (rows, longest rounded up), padded on the right."""
-    longest = padded_length(max(len(row) for row in rows))
-    return collate_packed([[row] for row in rows], longest)[:2]
+    longest = max(len(row) for row in rows)
+    return collate_packed([[row] for row in rows], -(-longest // ROUND) * ROUND)[:2]
 
 
 def collate_packed(blocks: Sequence[Sequence[TokenRow]], block: int) -> tuple[Tensor, ...]:
@@ -196,8 +192,7 @@ class EpochBatches:
 
     def rows_at(self, step: int, rank: int, world_size: int) -> list[TokenRow]:
         """The rows of that batch; where there are fewer than processes, one that counts nothing."""
-        batch = self.epochs.at(step)
-        return batch[rank::world_size] or [TokenRow(batch[0].ids, [0.0] * len(batch[0]))]
+        return self.epochs.at(step)[rank::world_size] or [TokenRow([PAD], [0.0])]
 
     def _plan(self, epoch: int, first: int) -> list[list]:
         rows = self.rows_of(epoch, first)
@@ -210,6 +205,6 @@ class EpochBatches:
         if max(lengths) > self.block:
             found = f"a row has {max(lengths)} tokens, the model reads {self.block}"
             raise UserError(f"{found}: shorten the data or drop long rows when building it")
-        padded = [padded_length(length) for length in lengths]
+        padded = [-(-length // ROUND) * ROUND for length in lengths]
         batches = shuffled_buckets(lengths, self.tokens_per_batch, rng, padded)
         return [[rows[k] for k in batch] for batch in batches]

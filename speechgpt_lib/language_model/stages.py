@@ -51,8 +51,8 @@ def fit(
 ) -> dict:
     """Train `model` in place on `rows_of(epoch, first step of that epoch)`.
 
-    `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers
-    that a shortened row keeps.  Returns the loop's summary with tokens per second (no padding).
+    A shortened row keeps its last id if it is one of `ends`.  Returns the loop's summary with
+    tokens per second (no padding).
     """
     batches, counts = batches_of(rows_of, stage, options.seed, ends)
     scorer = CausalLoss(model)

@@ -66,10 +66,6 @@ class UnitVocabulary:
             raise UserError(f"vocabulary already holds {held}; it can't also hold {inventory}")
         return replace(self, unit_count=unit_count, inventory=inventory)
 
-    def has_marker(self, name: str) -> bool:
-        """Whether `name` is an id of its own."""
-        return bool(self.unit_count) and name in self.markers
-
     def marker(self, name: str) -> int:
         """The id of one of `markers`.  Raises UserError before the vocabulary is expanded."""
         if not self.unit_count:
@@ -79,7 +75,8 @@ class UnitVocabulary:
     @property
     def stops(self) -> list[int]:
         """The ids at which an answer is complete."""
-        return [self.end, *(self.marker(m) for m in ("<eos>", "<eoa>") if self.has_marker(m))]
+        own = self.markers if self.unit_count else ()
+        return [self.end, *(self.marker(m) for m in ("<eos>", "<eoa>") if m in own)]
 
     @property
     def ends(self) -> frozenset[int]:

@@ -21,7 +21,6 @@ from speechgpt_lib.language_model.model import (
     expand_model,
     load_model,
     load_pretrained,
-    load_released,
     save_model,
 )
 from speechgpt_lib.language_model.planning import NAMES
@@ -161,11 +160,11 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     """Pieces, units and six markers; another number of units is no such model."""
     shutil.copy(sentencepiece_folder / "tokenizer.model", tmp_path)
     original = published(tmp_path, 1500 + 20 + 6)
-    model, vocabulary = load_released(tmp_path, 20, "feed")
+    model, vocabulary = load_pretrained(tmp_path, None, 20, "feed")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
     assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
     with pytest.raises(UserError, match="has 1526 embeddings; .* 21 units and markers are 1527"):
-        load_released(tmp_path, 21, "feed")
+        load_pretrained(tmp_path, None, 21, "feed")
 
 
 def broken(folder: Path, damage: str) -> None:
