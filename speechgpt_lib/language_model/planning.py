@@ -189,8 +189,7 @@ def plan(
     can't fit even a block at a time.
     """
     shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
-    names = ("stage1", "stage2", "stage3")
-    stages = [_stage(name, recipe, shape, gpus, gpu_memory, flops) for name in names]
+    stages = [_stage(f"stage{k}", recipe, shape, gpus, gpu_memory, flops) for k in (1, 2, 3)]
     hours = sum(stage.hours for stage in stages)
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9

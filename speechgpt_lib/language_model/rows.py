@@ -1,8 +1,7 @@
 """Token rows, in memory or on disk, and batches of rows of like length under a budget of tokens.
 
-Sets that no memory holds are written row by row and read where needed: a row in memory is two lists
-of Python numbers, some 40 bytes a token, so the nine million rows of the released sets would take
-100 GB in every process.  On disk a token takes 3 bytes, and a row that nobody reads is a number.
+Sets that no memory holds are written row by row and read where needed: in memory a token takes some
+40 bytes (100 GB for the released sets), on disk 3, and a row that nobody reads is a number.
 """
 
 from __future__ import annotations

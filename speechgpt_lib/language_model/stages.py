@@ -14,10 +14,10 @@ their own; without it a model this small forgets its text and then learns the al
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def batches_of(
     def fitting(epoch: int, step: int) -> list[TokenRow]:
         rows = rows_of(epoch, step)
         if stage.packing == "concatenated":
-            rng = random.Random(f"order {seed} {epoch}")
+            rng = Random(f"order {seed} {epoch}")
             return concatenate(rng.sample(rows, len(rows)), stage.block)
         rows, found = fit_rows(rows, stage.block, stage.too_long, ends)
         counts.update(found)
@@ -122,7 +122,7 @@ def text_plan(vocabulary: UnitVocabulary, corpora: Corpora, steps: int, seed: in
     """Rows of the text stage: a curriculum for the first quarter of the steps, then all kinds."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng, first = random.Random(f"text {seed} {epoch}"), step < CURRICULUM * steps
+        rng, first = Random(f"text {seed} {epoch}"), step < CURRICULUM * steps
         return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, first))
 
     return rows_of
@@ -141,7 +141,7 @@ class Replay:
     units: Sequence[np.ndarray] = ()
     text_weight: float = 1.0
 
-    def rows(self, rng: random.Random, own: int) -> list[TokenRow]:
+    def rows(self, rng: Random, own: int) -> list[TokenRow]:
         """What stands beside `own` rows of the stage."""
         texts, speech = (round(self.shares.get(kind, 0) * own) for kind in ("text", "units"))
         spoken = rng.choices(self.units, k=speech) if self.units else []
@@ -152,11 +152,7 @@ class Replay:
 
 def stage1_plan(own: Sequence[TokenRow], replay: Replay, seed: int) -> RowsOf:
     """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
-
-    def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        return [*own, *replay.rows(random.Random(f"stage 1 {seed} {epoch}"), len(own))]
-
-    return rows_of
+    return lambda epoch, step: [*own, *replay.rows(Random(f"stage 1 {seed} {epoch}"), len(own))]
 
 
 def stage2_plan(
@@ -171,7 +167,7 @@ def stage2_plan(
     size = min((len(rows) / share for rows, share in shared), default=0.0)
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"stage 2 {seed} {epoch}")
+        rng = Random(f"stage 2 {seed} {epoch}")
         own = [row for rows, share in shared for row in rng.sample(rows, int(size * share))]
         return own + replay.rows(rng, len(own))
 

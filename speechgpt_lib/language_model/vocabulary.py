@@ -299,8 +299,8 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
 def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
-    Reads `tokenizer.model` (SentencePiece: LLaMA 1 and 2), else `tokenizer.json` (fast BPE: LLaMA 3
-    and others).  Raises UserError where there is none, or one that is damaged or of another model.
+    From `tokenizer.model` (SentencePiece: LLaMA 1 and 2), else `tokenizer.json` (fast BPE: LLaMA 3),
+    whose ids it keeps.  Raises UserError for none, or one that is damaged or of another model.
     """
     if (folder / TOKENIZER).is_file():
         return LlamaVocabulary.from_file(folder / TOKENIZER)
@@ -319,5 +319,4 @@ def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
         raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
     tokenizer.encode_special_tokens = True
     bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-    # The tokenizer's own ids, as many as the model has embeddings.
     return Vocabulary(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")
