@@ -193,9 +193,8 @@ def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
         else:
             spelled = cut(vocabulary.decode_text(run), CHAIN_MARKERS)
             pieces += [piece.strip() for piece in spelled if piece.strip()]
-    if markers:
-        return pieces
-    return [piece for piece in pieces if piece != vocabulary.marker("<eos>")]  # after "<eoa>"
+    # Spelled chains have an "<eos>" after their "<eoa>".
+    return [piece for piece in pieces if markers or piece != vocabulary.marker("<eos>")]
 
 
 def _prompts(vocabulary: UnitVocabulary, rows: list[Row]) -> list[list[int]]:

@@ -299,7 +299,7 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
 def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
-    From `tokenizer.model` (SentencePiece: LLaMA 1 and 2), else `tokenizer.json` (fast BPE: LLaMA 3),
+    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE: LLaMA 3),
     whose ids it keeps.  Raises UserError for none, or one that is damaged or of another model.
     """
     if (folder / TOKENIZER).is_file():

@@ -114,8 +114,8 @@ def make_stage2(job: Job) -> dict:
             own = (record for record in records if record.task == task)
             tasks.append(encoded(own, vocabulary, templates, tokens / task))
         past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
-        replay, share = stages.Replay(*past), settings.speaking
-        plan = stages.stage2_plan(tasks, replay, share, job.recipe.seed)
+        replay = stages.Replay(*past)
+        plan = stages.stage2_plan(tasks, replay, settings.speaking, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = _transcription_wer(job, model, vocabulary, held_out)
