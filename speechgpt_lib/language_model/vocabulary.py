@@ -43,16 +43,16 @@ class UnitVocabulary:
     tokenizer: `encode_text`, `_encode` and `text_size`.
     """
 
-    markers: ClassVar[tuple[str, ...]]  # in the order of their ids
-    prefix: ClassVar[str] = ""  # of every prompt
-    begin: ClassVar[int]  # of a document
-    end: ClassVar[int]
-    first_piece: ClassVar[int] = 0  # id of the tokenizer's first piece
-    text_size: ClassVar[int]  # ids below the first unit
-
     tokenizer: Any
     unit_count: int = 0
     inventory: str = ""
+
+    markers: ClassVar[tuple[str, ...]]  # in the order of their ids
+    prefix: ClassVar[str] = ""  # of every prompt
+    first_piece: ClassVar[int] = 0  # id of the tokenizer's first piece
+    begin: ClassVar[int]  # of a document
+    end: ClassVar[int]
+    text_size: ClassVar[int]  # ids below the first unit
 
     @property
     def size(self) -> int:
