@@ -185,10 +185,10 @@ def load_pretrained(
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
     config = _read_config(folder)
-    shape, wanted = config.to_dict(), settings.model_dump(include=set(NAMES)) if settings else {}
-    for ours, size in wanted.items():
-        if size != (found := shape[NAMES[ours]]):
-            wrong = f"language_model.{ours} is {size}, the model in {folder} has {found}"
+    shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
+    for ours, theirs in NAMES.items():
+        if wanted.get(ours, found := shape[theirs]) != found:
+            wrong = f"language_model.{ours} is {wanted[ours]}, the model in {folder} has {found}"
             raise UserError(f"{wrong}: set it to that in the recipe")
     whole = read_tokenizer(folder, config).expand(units, inventory)
     if whole.size != config.vocab_size:

@@ -20,11 +20,11 @@ BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "4bit": 0.5}  # a weight of a frozen m
 BLOCK = 1024  # tokens
 RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
 NAMES = {  # of what a shape has in transformers
-    "vocabulary": "vocab_size",
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
     "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
     "tied": "tie_word_embeddings",
 }
 
