@@ -31,8 +31,8 @@ from benchmarks.llama_reference import release_tokenizer, sentences, train_token
 from speechgpt_lib.instructions.descriptions import choose_description
 from speechgpt_lib.instructions.records import CrossModalRecord
 from speechgpt_lib.instructions.sets import record_to_row
-from speechgpt_lib.instructions.templates import META_PREFIX, TEXT_TAIL
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
+from speechgpt_lib.instructions.templates import META_PREFIX
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.recipes.schema import Optimization, TextToUnitSettings
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
@@ -42,7 +42,6 @@ from speechgpt_lib.units.extract import write_units
 from speechgpt_lib.units.sequence import merge
 
 UNITS = 1000
-TAIL = TEXT_TAIL["release"]
 MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -99,7 +98,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     path = folder / "tokenizer.model"
     path.write_bytes(train_tokenizer())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    vocabulary = LlamaVocabulary.from_file(path, UNITS)
+    vocabulary = LlamaVocabulary.from_file(path).expand(UNITS, "")
     names = (*(f"<{k}>" for k in range(UNITS)), *ADDED_MARKERS)
     added = {name: vocabulary.text_size + k for k, name in enumerate(names)}
     rows = records(count)
@@ -107,7 +106,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     def release(tokenize) -> list[list[int]]:
         made = []
         for record in rows:
-            text = record_to_row(record, "release").text(TAIL)
+            text = record_to_row(record, "release").text()
             made.append(tokenize(META_PREFIX + text))
             tokenize(META_PREFIX)  # its length says how much is masked
         return made
@@ -115,9 +114,7 @@ def rows_to_ids(folder: Path, count: int, rounds: int) -> tuple[dict, dict]:
     def ours() -> list[list[int]]:
         made = []
         for record in rows:
-            prompt, answer = vocabulary.encode_row(
-                record_to_row(record, "release"), META_PREFIX, TAIL
-            )
+            prompt, answer = vocabulary.encode_row(record_to_row(record, "release"))
             made.append(prompt + answer)
         return made
 

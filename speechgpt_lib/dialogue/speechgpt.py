@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from peft import PeftModel
@@ -18,7 +19,7 @@ from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import attach_adapter
-from speechgpt_lib.language_model.generation import Sampling
+from speechgpt_lib.language_model.generation import Sampling, Spoken, Written
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import GenerationSettings
@@ -26,13 +27,11 @@ from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
+Question = np.ndarray | str  # a wave (samples,) at 16 kHz, or a text
 
-@dataclass(frozen=True)
-class Reply:
-    """What was understood and what is answered.
 
-    A spoken answer comes as units (n,) and as a wave (samples,) at 16 kHz, too.
-    """
+class Reply(NamedTuple):
+    """What was understood and answered; in speech units (n,) and a wave (samples,) at 16 kHz."""
 
     question_text: str
     answer_text: str
@@ -40,15 +39,6 @@ class Reply:
     wave: np.ndarray | None
     wellformed: bool
     cut: bool  # it met its longest length before it came to an end
-
-
-@dataclass(frozen=True)
-class Said:
-    """A spoken sentence: merged units (n,), wave (samples,) at 16 kHz; is its end cut off?"""
-
-    units: np.ndarray
-    wave: np.ndarray
-    cut: bool
 
 
 @dataclass(frozen=True)
@@ -66,16 +56,16 @@ class SpeechGPT:
     @classmethod
     def load(cls, run: Run) -> SpeechGPT:
         """What a finished run made; an error names a missing step and the command that makes it."""
-        stage2, stage3 = run.require("stage2"), run.require("stage3")
-        vocoder = Vocoder.load(run.require("vocoder").path)
-        inventory = UnitInventory.load(run.require("inventory").path)
-        base, vocabulary = load_model(stage2.path)
+        names = ("stage2", "stage3", "vocoder", "inventory")
+        stage2, stage3, vocoder, units = (run.require(name).path for name in names)
+        inventory, recipe, corpus = UnitInventory.load(units), run.recipe, run.find("corpus")
+        base, vocabulary = load_model(stage2)
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
-        model = attach_adapter(base, stage3.path)
-        corpus = run.find("corpus")
-        corpora, limits = open_corpora(run.recipe, corpus and corpus.path), run.recipe.generation
-        templates = run.recipe.instructions.templates
-        return cls(inventory, vocabulary, model, vocoder, corpora, limits, templates)
+        corpora = open_corpora(recipe, corpus and corpus.path)
+        facts = (corpora, recipe.generation, recipe.instructions.templates)
+        return cls(
+            inventory, vocabulary, attach_adapter(base, stage3), Vocoder.load(vocoder), *facts
+        )
 
     @property
     def conversational(self) -> LlamaForCausalLM:
@@ -96,51 +86,43 @@ class SpeechGPT:
         """Merged units (n,) → wave (samples,) at 16 kHz."""
         return self.vocoder.synthesize(units, speed=speed)
 
-    def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
+    def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[Written]:
         """Speech (samples,) at 16 kHz → its text."""
-        return [written.text for written in self.transcribe_many(waves)]
-
-    def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[generation.Written]:
-        """As `transcribe`, with what is known of each text."""
         units, limit = [self.units(wave) for wave in waves], self.limits.transcript
         with self.cross_modal() as model:
             return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
 
-    def say(self, text: str) -> Said:
+    def say(self, text: str) -> Spoken:
         """Speak a text."""
         return self.say_many([text])[0]
 
-    def say_many(self, texts: Sequence[str]) -> list[Said]:
+    def say_many(self, texts: Sequence[str]) -> list[Spoken]:
         """As `say`, several texts at once.  Raises UserError for a text without words."""
         normal, limit = [self._words(text) for text in texts], self.limits.speech
         with self.cross_modal() as model:
             spoken = generation.speak(model, self.vocabulary, normal, limit, self.templates)
-        return [Said(s.units, self._wave(s.units), s.cut) for s in spoken]
+        return [said._replace(wave=self._wave(said.units)) for said in spoken]
 
     def ask(
-        self, instruction: np.ndarray | str, reply: str = "speech", sampling: Sampling | None = None
+        self, question: Question, reply: str = "speech", sampling: Sampling | None = None
     ) -> Reply:
-        """Answer a wave (samples,) at 16 kHz or a text; `reply` is "speech" or "text"."""
-        return self.ask_many([instruction], reply, sampling)[0]
+        """Answer a question; `reply` is "speech" or "text"."""
+        return self.ask_many([question], reply, sampling)[0]
 
     def ask_many(
-        self,
-        instructions: Sequence[np.ndarray | str],
-        reply: str = "speech",
-        sampling: Sampling | None = None,
+        self, questions: Sequence[Question], reply: str = "speech", sampling: Sampling | None = None
     ) -> list[Reply]:
-        """As `ask`, several instructions at once."""
-        asked = [self._words(i) if isinstance(i, str) else self.units(i) for i in instructions]
-        limits = self.limits
+        """As `ask`, several questions at once."""
+        asked = [self._words(q) if isinstance(q, str) else self.units(q) for q in questions]
+        limits, model, vocabulary = self.limits, self.conversational, self.vocabulary
         limit = limits.spoken_answer if reply == "speech" else limits.written_answer
-        given = (self.conversational, self.vocabulary, asked, limit, reply, self.templates)
-        chains = generation.answer(*given, sampling=sampling)
-        return [self._reply(chain, one) for chain, one in zip(chains, asked, strict=True)]
-
-    def _reply(self, chain: generation.Chain, asked: np.ndarray | str) -> Reply:
-        question = asked if isinstance(asked, str) else chain.tq
-        wave = None if chain.ua is None else self._wave(chain.ua)
-        return Reply(question, chain.ta, chain.ua, wave, chain.wellformed, chain.cut)
+        chains = generation.answer(model, vocabulary, asked, limit, reply, self.templates, sampling)
+        replies = []
+        for one, chain in zip(asked, chains, strict=True):
+            text = one if isinstance(one, str) else chain.tq
+            wave = None if chain.ua is None else self._wave(chain.ua)
+            replies.append(Reply(text, chain.ta, chain.ua, wave, chain.wellformed, chain.cut))
+        return replies
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
         """Silence where the model spoke no unit, so that a poor answer can still be judged."""
@@ -148,19 +130,13 @@ class SpeechGPT:
 
     def note(self, text: str) -> str | None:
         """What a user should know when the corpora never say words of `text`, or None."""
-        unknown = self.corpora.unknown_words(text)
-        if not unknown:
-            return None
-        return (
-            "these words were in no sentence that the model was trained on: "
-            f"{', '.join(unknown[:5])}. Expect nonsense for them"
-        )
+        unknown = ", ".join(self.corpora.unknown_words(text)[:5])
+        said = f"these words were in no sentence that the model was trained on: {unknown}"
+        return f"{said}. Expect nonsense for them" if unknown else None
 
     def _words(self, text: str) -> str:
         """The text in the corpora's spelling; refuses one without words."""
         normal = self.corpora.normalise(text)
-        if not normal:
-            raise UserError(
-                f"there are no words in {text!r}: give a sentence or the path of a sound file"
-            )
-        return normal
+        if normal:
+            return normal
+        raise UserError(f"no words in {text!r}: give a sentence or the path of a sound file")

@@ -8,17 +8,16 @@ before; what an adapter trains of the embeddings it carries; and it refuses any 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.frozen_base import store_as
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -27,10 +26,7 @@ SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
 def model_id(model: LlamaForCausalLM) -> str:
-    """16 hex digits that tell models apart (a few seconds for 7B).
-
-    A hash of every tensor's name, shape and first and last numbers.
-    """
+    """16 hex digits: a hash of every tensor's name, shape, first and last numbers (7B: seconds)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -39,16 +35,46 @@ def model_id(model: LlamaForCausalLM) -> str:
     return digest.hexdigest()[:16]
 
 
+def store_as(model: LlamaForCausalLM, base: str) -> None:
+    """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit; adapters stay fp32.
+
+    The release trained its last stage on int8.  int8 and 4bit are bitsandbytes' (Dettmers et al.
+    2022, arXiv 2208.07339; 2023, arXiv 2305.14314: NF4), with embeddings, norms and the output
+    layer in bf16; without bitsandbytes they raise UserError.
+    """
+    if base != "fp32":
+        model.to(torch.bfloat16)
+    if base in ("fp32", "bf16"):
+        return
+    try:
+        from bitsandbytes import nn as coarse
+    except ImportError:
+        raise UserError(
+            f"a base of {base} needs bitsandbytes, which is not installed: "
+            'pip install "speechgpt_lib[quantized]", or set lora.base: bf16'
+        ) from None
+    for layer in model.model.layers:
+        for name, linear in [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]:
+            shape = (linear.in_features, linear.out_features, linear.bias is not None)
+            weight = linear.weight.data
+            if base == "int8":
+                new = coarse.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+                new.weight = coarse.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+            else:
+                new = coarse.Linear4bit(*shape, compute_dtype=torch.bfloat16, quant_type="nf4")
+                new.weight = coarse.Params4bit(weight, requires_grad=False, quant_type="nf4")
+            new.bias = linear.bias
+            layer.set_submodule(name, new.to(weight.device))  # moving it is what quantizes
+
+
 def add_lora(
     model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
 ) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
     After the vocabulary was expanded, never before.  The embeddings of the ids `new_tokens` learn
-    too, and are saved with the adapter.
-
-    Raises:
-        UserError: a target that is no layer of the model; int8 or 4 bit without bitsandbytes.
+    too, and are saved with the adapter.  Raises UserError for a target that is no layer of the
+    model, and for int8 or 4bit without bitsandbytes.
     """
     identity = model_id(model)
     store_as(model, settings.base)
@@ -67,13 +93,7 @@ def add_lora(
         raise UserError(
             f"stage3.lora.targets {settings.targets} are not layers of this model: {error}"
         ) from None
-    return _belonging_to(identity, adapted)
-
-
-def _belonging_to(identity: str, adapted: PeftModel) -> PeftModel:
-    """Has peft write down the base's id as its name, by which nothing is ever fetched."""
-    for each in adapted.peft_config.values():
-        each.base_model_name_or_path = identity
+    adapted.active_peft_config.base_model_name_or_path = identity  # by it nothing is ever fetched
     return adapted
 
 
@@ -90,41 +110,29 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:
     """A saved adapter on the model it was trained on, not merged: bit for bit as in memory.
 
-    `trust`: whatever model it says it belongs to.
-
-    Raises:
-        UserError: no adapter there, damaged, or one of another base.
+    `trust`: whatever model it says it belongs to.  Raises UserError where there is no adapter, or
+    one that is damaged or of another base.
     """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"no LoRA adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora.ipynb"
-        )
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run its step again") from None
-    found = model_id(model)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"no adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora")
+    base, found = read_json(folder / CONFIG).get("base_model_name_or_path"), model_id(model)
     if base not in (None, "", found) and not trust:
         raise UserError(
-            f"the adapter {folder} belongs to the base model {base}, this is {found}: "
-            "load the stage-2 model of the same run"
+            f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
         )
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        why = str(error).splitlines()[0][:200]
-        raise UserError(f"the adapter {folder} does not fit this model: {why}") from None
+        raise UserError(f"adapter {folder} does not fit this model: {one_line(error)}") from None
 
 
 def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
-    """Make an adapter that others trained on `model` one of this project, in `out`.
+    """Make an adapter that others trained on `model` one of ours, in `out`; how many parameters?
 
-    Nothing in it says which model it is of, so only its shapes are checked.  Returns how many
-    parameters it has.  Raises as `attach_adapter`.
+    Nothing in it says which model it is of: only shapes are checked.  Raises as `attach_adapter`.
     """
-    identity = model_id(model)
-    adapted = _belonging_to(identity, attach_adapter(model, folder, trust=True))
+    identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
+    adapted.active_peft_config.base_model_name_or_path = identity
     save_adapter(adapted, out)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
 

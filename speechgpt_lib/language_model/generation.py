@@ -7,66 +7,54 @@ and corrupted its batches); answers are handled as ids and never searched as tex
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import ChainFormat, Row, chain_row, cross_modal_row
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD
+from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary, cut
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
-ASR_PROMPT = "Please write down what you hear."
-TTS_PROMPT = "Please say this sentence aloud."
 CHAIN_MARKERS = ("[tq]", "[ta]", "[ua]", "<eoa>")
-_SPELLED = re.compile("(" + "|".join(map(re.escape, CHAIN_MARKERS)) + ")")
+BATCH = 64  # prompts
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest.
-
-    The release samples with 0.7 / 50 / 0.8.
-    """
+class Sampling(NamedTuple):
+    """How the next token is chosen (release: 0.7, 50, 0.8); temperature 0 takes the likeliest."""
 
     temperature: float = 0.0
     top_k: int = 50
     top_p: float = 0.8
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """An answer in words; `cut` where it met its longest length before it came to an end."""
 
     text: str
     cut: bool
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """An answer as merged units (n,); `cut` as in `Written`."""
+class Spoken(NamedTuple):
+    """An answer as merged units (n,); where there is a vocoder a wave (samples,) at 16 kHz, too."""
 
     units: np.ndarray
     cut: bool
+    wave: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A parsed answer: transcript, text answer, spoken answer (units (n,) or None).
-
-    It is well-formed when it has exactly the parts asked for.
-    """
+class Chain(NamedTuple):
+    """A parsed answer: transcript, text, units (n,) or None; well-formed: just what was asked."""
 
     tq: str
     ta: str
     ua: np.ndarray | None
     wellformed: bool
-    cut: bool = False
+    cut: bool
 
 
 @torch.inference_mode()
@@ -76,44 +64,35 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    batch_size: int = 64,
 ) -> list[list[int]]:
-    """Continue each prompt (ids) until an end marker or `max_new_tokens`.
+    """New ids after each prompt (ids): to an end marker, included, or at most `max_new_tokens`.
 
-    Returns the new ids, the end marker included if it came.  The answer to a prompt does not depend
-    on the others in its batch (greedy decoding).
+    The answer to a prompt does not depend on the others in its batch (greedy decoding).
     """
     stops, context = vocabulary.stops, model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
     if longest + 8 > context:
         raise UserError(
-            f"a prompt has {longest} tokens, the model reads {context} in all: "
-            "use shorter audio or text"
+            f"a prompt has {longest} tokens, the model reads {context}: use shorter audio or text"
         )
-    choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    options = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if sampling and sampling.temperature > 0:
-        choice = {"do_sample": True} | asdict(sampling)
+        options = {"do_sample": True} | sampling._asdict()
+    options |= {"eos_token_id": stops, "pad_token_id": PAD}
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        length = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), length), PAD, dtype=torch.long)  # (batch, tokens)
-        mask = torch.zeros_like(ids)
-        for k, i in enumerate(chosen):  # padding on the left, so that all answers begin together
-            ids[k, length - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[k, length - len(prompts[i]) :] = 1
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=min(max_new_tokens, context - length),
-            eos_token_id=stops,
-            pad_token_id=PAD,
-            **choice,
-        )
-        for k, i in enumerate(chosen):
-            answers[i] = _until(output[k, length:].tolist(), stops)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        given = [torch.tensor(prompts[i], device=model.device) for i in chosen]
+        ids = pad_sequence(given, True, PAD, "left")  # (batch, tokens): answers begin together
+        mask = pad_sequence([torch.ones_like(each) for each in given], True, 0, "left")
+        length = ids.shape[1]
+        options["max_new_tokens"] = min(max_new_tokens, context - length)
+        output = model.generate(input_ids=ids, attention_mask=mask, **options)
+        for i, new in zip(chosen, output[:, length:].tolist(), strict=True):
+            end = min((new.index(stop) for stop in stops if stop in new), default=None)
+            answers[i] = [t for t in new if t != PAD] if end is None else new[: end + 1]
     return answers
 
 
@@ -123,13 +102,12 @@ def transcribe(
     units: Sequence[np.ndarray],
     limit: int,
     templates: str = "paper",
-    **options,
 ) -> list[Written]:
     """Merged units → text, by a cross-modal prompt; at most `limit` tokens each."""
-    rows = [cross_modal_row("asr", ASR_PROMPT, "", u, templates) for u in units]
-    prompts = [_prompt(vocabulary, row) for row in rows]
-    answers = generate(model, vocabulary, prompts, limit, **options)
-    return [Written(vocabulary.decode_text(ids), _cut(ids, vocabulary)) for ids in answers]
+    asked = "Please write down what you hear."
+    rows = [cross_modal_row("asr", asked, "", each, templates) for each in units]
+    answers = generate(model, vocabulary, _prompts(vocabulary, rows), limit)
+    return [Written(vocabulary.decode_text(ids), _is_cut(ids, vocabulary)) for ids in answers]
 
 
 def speak(
@@ -138,13 +116,12 @@ def speak(
     texts: Sequence[str],
     limit: int,
     templates: str = "paper",
-    **options,
 ) -> list[Spoken]:
     """Text → merged units (n,), by a cross-modal prompt; at most `limit` tokens each."""
-    rows = [cross_modal_row("tts", TTS_PROMPT, text, np.array([]), templates) for text in texts]
-    prompts = [_prompt(vocabulary, row) for row in rows]
-    answers = generate(model, vocabulary, prompts, limit, **options)
-    return [Spoken(vocabulary.units_in(ids), _cut(ids, vocabulary)) for ids in answers]
+    asked = "Please say this sentence aloud."
+    rows = [cross_modal_row("tts", asked, text, np.array([]), templates) for text in texts]
+    answers = generate(model, vocabulary, _prompts(vocabulary, rows), limit)
+    return [Spoken(vocabulary.units_in(ids), _is_cut(ids, vocabulary)) for ids in answers]
 
 
 def answer(
@@ -154,7 +131,7 @@ def answer(
     limit: int,
     reply: str = "speech",
     templates: str = "paper",
-    **options,
+    sampling: Sampling | None = None,
 ) -> list[Chain]:
     """Answer spoken (units) or written instructions through the chain of modality.
 
@@ -162,15 +139,10 @@ def answer(
     """
     if reply not in ("speech", "text"):
         raise UserError(f"unknown reply {reply!r}: choose speech or text")
-    prompts, formats = [], []
-    for instruction in instructions:
-        written = isinstance(instruction, str)
-        chain_format: ChainFormat = f"{'text' if written else 'speech'}_{reply}"  # type: ignore[assignment]
-        text, units = (instruction, None) if written else ("", instruction)
-        row = chain_row(chain_format, text, instruction_units=units, templates=templates)
-        prompts.append(vocabulary.encode_row(row)[0])
-        formats.append(chain_format)
-    outputs = generate(model, vocabulary, prompts, limit, **options)
+    formats = [f"{'text' if isinstance(i, str) else 'speech'}_{reply}" for i in instructions]
+    asked = zip(formats, instructions, strict=True)  # the format says which of both forms is read
+    rows = [chain_row(form, given, "", given, templates=templates) for form, given in asked]
+    outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 
@@ -183,40 +155,35 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
     """
     asked, _, reply = chain_format.partition("_")
     expected = ["[tq]"] * (asked == "speech") + ["[ta]"] + ["[ua]"] * (reply == "speech")
-    pieces = _pieces(ids, vocabulary)
-    found = [piece for piece in pieces if piece in CHAIN_MARKERS]
-    segments: dict[str, list[str | int]] = {}
-    current = None
-    for piece in pieces:
+    found, segments = [""], {"": []}  # markers, and what follows each; "" is what stands before all
+    for piece in _pieces(ids, vocabulary):
         if piece in CHAIN_MARKERS:
-            current = segments.setdefault(str(piece), [])
-        elif current is not None:
-            current.append(piece)
-    spoken, units, units_whole = segments.get("[ua]"), None, True
-    if spoken is not None:
+            found.append(piece)
+            segments.setdefault(piece, [])
+        else:
+            segments[found[-1]].append(piece)
+    wellformed = found == ["", *expected, "<eoa>"] and not segments[""] + segments["<eoa>"]
+    units = None
+    if "[ua]" in segments:
+        spoken = segments["[ua]"]
         units = vocabulary.units_in(i for i in spoken if isinstance(i, int))
         brackets = [vocabulary.marker(SOSP), vocabulary.marker(EOSP)]
-        units_whole = [*spoken[:1], *spoken[-1:]] == brackets and 0 < len(units) == len(spoken) - 2
-    text, words_only = {}, True
+        wellformed &= [*spoken[:1], *spoken[-1:]] == brackets and 0 < len(units) == len(spoken) - 2
+    text = {}
     for name in ("[tq]", "[ta]"):
         own = segments.get(name, [])
         words = [piece for piece in own if isinstance(piece, str)]
         text[name] = " ".join(words).removesuffix(";").strip()
-        words_only &= len(words) == len(own)
-    all_there = all(text[name] for name in expected if name in text)
-    in_order = found == [*expected, "<eoa>"] and pieces[0] == expected[0]
-    nothing_after = in_order and not segments["<eoa>"]
-    wellformed = nothing_after and units_whole and words_only and all_there
-    return Chain(text["[tq]"], text["[ta]"], units, wellformed, _cut(ids, vocabulary))
+        wellformed &= len(words) == len(own) and (name not in expected or bool(text[name]))
+    return Chain(text["[tq]"], text["[ta]"], units, wellformed, _is_cut(ids, vocabulary))
 
 
 def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
     """Ids → a chain's markers and the texts between them as strings, everything else as it is.
 
-    In the released vocabulary these markers are text, and told from it as the release does, by
-    their spelling.
+    In the released vocabulary these markers are text, told from it, as there, by their spelling.
     """
-    markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if vocabulary.has_marker(m)}
+    markers = {vocabulary.marker(m): m for m in CHAIN_MARKERS if m in vocabulary.markers}
     pieces: list[str | int] = []
     for is_text, run in itertools.groupby(ids, vocabulary.is_text):
         if not is_text:
@@ -224,26 +191,16 @@ def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:
         elif markers:
             pieces.append(vocabulary.decode_text(run))
         else:
-            spelled = _SPELLED.split(vocabulary.decode_text(run))
+            spelled = cut(vocabulary.decode_text(run), CHAIN_MARKERS)
             pieces += [piece.strip() for piece in spelled if piece.strip()]
-    if markers:
-        return pieces
-    return [piece for piece in pieces if piece != vocabulary.marker("<eos>")]  # after "<eoa>"
+    # Spelled chains have an "<eos>" after their "<eoa>".
+    return [piece for piece in pieces if markers or piece != vocabulary.marker("<eos>")]
 
 
-def _prompt(vocabulary: UnitVocabulary, row: Row) -> list[int]:
-    """The ids of a row's prompt; its answer, which is empty, is not encoded."""
-    return vocabulary.encode_row(Row(row.prompt))[0]
+def _prompts(vocabulary: UnitVocabulary, rows: list[Row]) -> list[list[int]]:
+    return [vocabulary.encode_row(row)[0] for row in rows]
 
 
-def _cut(ids: list[int], vocabulary: UnitVocabulary) -> bool:
+def _is_cut(ids: list[int], vocabulary: UnitVocabulary) -> bool:
     """Whether an answer met its longest length: its last id is no end marker."""
     return not ids or ids[-1] not in vocabulary.stops
-
-
-def _until(ids: list[int], stops: list[int]) -> list[int]:
-    """`ids` up to their first stop, or without padding where there is none."""
-    for k, token in enumerate(ids):
-        if token in stops:
-            return ids[: k + 1]
-    return [i for i in ids if i != PAD]

@@ -1,15 +1,14 @@
-"""The language model: a LLaMA (transformers), small and made here in `lab`.
+"""The language model: a LLaMA (transformers), small and made here in `lab`, or a published one.
 
-**Differs from the paper**: LLaMA-13B comes with attention heads that can look up what was said
-earlier in the same text; it learned them from a trillion tokens.  A model of two million parameters
-that sees two million tokens does not find them by itself: asked "the dog is red and the cat is blue
-what color is the dog" it flips a coin.  So its layers *start* as such a circuit (an induction
-circuit, Olsson et al. 2022, arXiv 2209.11895), with everything trainable from there on; see
-`seed_induction`.
+**Differs from the paper**: LLaMA-13B learned from a trillion tokens to look up what was said
+earlier in a text.  A model of two million parameters that sees two million tokens does not: asked
+"the dog is red and the cat is blue what color is the dog" it flips a coin.  So its layers *start*
+as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from there on.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +16,27 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.llama_vocabulary import TOKENIZER, LlamaVocabulary
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, Vocabulary
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.language_model.planning import NAMES, Shape
+from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
-CONTEXT = 1024
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
-LOOK_BACK = 4  # tokens of context that the induction circuit compares
+# The induction circuit: tokens of context that it compares; size of its positional biases; gain of
+# its queries and keys; gain at which layer 0 writes.
+LOOK_BACK, SHARPNESS, MATCH, SHARE = 4, 7.0, 1.5, 0.03
 
 
-def build_model(
-    settings: LanguageModelSettings, vocabulary_size: int, seed: int
-) -> LlamaForCausalLM:
-    """A LLaMA with random weights and, if the recipe says so, an induction circuit."""
-    config = LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=settings.feed_forward,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
+def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights and, if the settings say so, an induction circuit."""
+    sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
+    config = Shape(**sizes).config(
+        max_position_embeddings=1024,
         attention_bias=settings.induction_start,  # a bias lets a head attend by position alone
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         attn_implementation="sdpa",
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=END,
+        **{"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END},
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
@@ -56,32 +46,19 @@ def build_model(
 
 
 @torch.no_grad()
-def seed_induction(
-    model: LlamaForCausalLM, sharpness: float = 7.0, match: float = 1.5, share: float = 0.03
-) -> None:
+def seed_induction(model: LlamaForCausalLM) -> None:
     """Let the model start with a look-up of "what followed the last time I read these words".
 
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with
     rotary positions, constant queries and keys make a score that depends on the distance only).
     The tokens 1 to 4 back are written into subspace A ("what stands before me"), the tokens 0 to 3
-    back into subspace B ("what I have just read").
-    Layers above, heads 0 and 1: queries read B, keys read A.  So a position attends to where the
-    same words were read before, and finds there the word that came next; passing that word on is
-    left to training.  One such layer is enough for text.  In speech the word just said is known
-    only once a layer or two have made it out from its units, hence the same start in every layer.
-
-    `sharpness` is the size of the positional biases, `match` the gain of queries and keys, `share`
-    the gain at which layer 0 writes.
+    back into subspace B ("what I have just read").  Layers above, heads 0 and 1: queries read B,
+    keys read A.  So a position finds where the same words were read before, and what came next;
+    passing that on is left to training.  One such layer is enough for text; in speech a word is
+    known only once a layer or two have made it out, hence the same start in every layer.
     """
-    config, hidden = model.config, model.config.hidden_size
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    width = hidden // heads
-    if heads < LOOK_BACK + 1 or 2 * width > hidden or layers < 2:
-        raise UserError(
-            f"an induction start needs at least {LOOK_BACK + 1} heads and 2 layers, found {heads} "
-            f"heads and {layers} layers: change language_model in the recipe, "
-            "or set induction_start: false"
-        )
+    hidden = model.config.hidden_size
+    width = hidden // model.config.num_attention_heads
     frequencies = model.model.rotary_emb.inv_freq
     # Rotary pairs that tell neighbours apart are used for position, those that don't for content.
     fast = (frequencies >= 0.09).float()
@@ -95,16 +72,16 @@ def seed_induction(
         head = slice(back * width, (back + 1) * width)
         angles = frequencies * back
         turned = torch.cat([torch.cos(angles) * fast, -torch.sin(angles) * fast])
-        first.q_proj.bias[head] = sharpness * turned
-        first.k_proj.bias[head] = sharpness * torch.cat([fast, torch.zeros_like(fast)])
+        first.q_proj.bias[head] = SHARPNESS * turned
+        first.k_proj.bias[head] = SHARPNESS * torch.cat([fast, torch.zeros_like(fast)])
         first.v_proj.weight[head] = reader
         written = (back > 0) * before.T + (back < LOOK_BACK) * just_read.T
-        first.o_proj.weight[:, head] = share * written
+        first.o_proj.weight[:, head] = SHARE * written
     for number in range(2):
         head = slice(number * width, (number + 1) * width)
         for attention in above:
-            attention.q_proj.weight[head] += match * just_read * slow
-            attention.k_proj.weight[head] += match * before * slow
+            attention.q_proj.weight[head] += MATCH * just_read * slow
+            attention.k_proj.weight[head] += MATCH * before * slow
 
 
 class CausalLoss(nn.Module):
@@ -119,9 +96,8 @@ class CausalLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and weights (batch, tokens), padded on the right → (sum of losses, sum of weights).
 
-        A weight is what the prediction of its token counts.  Right padding needs no attention mask:
-        no real token looks ahead.  With packed rows `positions` (batch, tokens) start anew in each;
-        that, and the missing cache, is what keeps them apart.
+        Right padding needs no attention mask: no real token looks ahead.  Packed rows are kept
+        apart by `positions` (batch, tokens), which start anew in each, and the missing cache.
         """
         states = self.model.model(input_ids=ids, position_ids=positions, use_cache=False)
         hidden = states.last_hidden_state[:, :-1].flatten(0, 1)  # (batch · (tokens − 1), hidden)
@@ -142,55 +118,37 @@ def expand_model(
     before: UnitVocabulary,
     after: UnitVocabulary,
     seed: int,
-    *,
     centroids: np.ndarray | None = None,
     multiple: int = 1,
 ) -> LlamaForCausalLM:
     """Add embeddings for the tokens of `after`, the vocabulary with units, to those of `before`.
 
-    New ones start at the mean of the old ones plus noise of their spread, so that no two are equal.
-    Logits of old tokens do not change, input and output stay tied if they were, and a model that is
-    expanded already stays as it is.
-
-    - `centroids` (units, width) of the inventory: units then start where a random projection puts
-      their centroids, at the same spread, so units that sound alike start alike.
-    - `multiple`: the number of embeddings is rounded up to it, for hardware that likes round
-      shapes; those beyond `after` stand for nothing.
+    New ones start at the mean of the old ones plus noise of their spread, so that no two are equal;
+    given `centroids` (units, features), units start where a random projection puts these, at the
+    same spread, so units that sound alike start alike.  The number of embeddings is rounded up to a
+    `multiple`, for hardware that likes round shapes.  Logits of old tokens do not change, input and
+    output stay tied if they were, and a model that is expanded already stays as it is.
     """
-    old = model.get_input_embeddings().weight
-    size = -(-after.size // multiple) * multiple
-    if len(old) == size:
+    found, size = len(model.get_input_embeddings().weight), -(-after.size // multiple) * multiple
+    if found == size:
         return model
-    if len(old) != before.size:
-        raise UserError(
-            f"the model has {len(old)} embeddings but its vocabulary {before.size}: "
-            "model and vocabulary of two runs?"
-        )
-    tables = _tables(model)
-    moments = [(table.mean(0), table.std(0)) for table in tables]
+    if found != before.size:
+        wrong = f"the model has {found} embeddings but its vocabulary {before.size}"
+        raise UserError(f"{wrong}: model and vocabulary of two runs?")
     model.resize_token_embeddings(size, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    for table, (mean, spread) in zip(_tables(model), moments, strict=True):
-        width, first = table.shape[1], before.size
-        noise = torch.randn(size - first, width, generator=generator)
-        table[first:] = mean + spread * noise
-        if centroids is not None:
-            projected = _projected(centroids, width, generator)
-            table[first : first + len(centroids)] = mean + spread * projected
-    return model
-
-
-def _tables(model: LlamaForCausalLM) -> list[torch.Tensor]:
-    """Embeddings (tokens, width) of input and output, one table where they are tied."""
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    return tables[:1] if model.config.tie_word_embeddings else tables
-
-
-def _projected(centroids: np.ndarray, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Centroids (units, features) → (units, width), of mean 0 and spread 1 in every place."""
-    points = torch.from_numpy(np.asarray(centroids, dtype=np.float32))
-    points = (points - points.mean(0)) @ torch.randn(points.shape[1], width, generator=generator)
-    return points / points.std(0).clamp(min=1e-6)
+    source = torch.Generator().manual_seed(seed)
+    for table in tables[:1] if model.config.tie_word_embeddings else tables:
+        old, width = table[: before.size], table.shape[1]
+        new = torch.randn(size - before.size, width, generator=source)
+        if centroids is not None:
+            points = torch.tensor(centroids, dtype=torch.float32)
+            points = (points - points.mean(0)) @ torch.randn(
+                len(points[0]), width, generator=source
+            )
+            new[: len(points)] = points / points.std(0).clamp(min=1e-6)
+        table[before.size :] = old.mean(0) + old.std(0) * new
+    return model
 
 
 def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path) -> None:
@@ -203,13 +161,63 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary = (LlamaVocabulary if (folder / TOKENIZER).is_file() else Vocabulary).load(folder)
-    config = LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
+    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
-    found = config.vocab_size
-    if not vocabulary.size <= found < vocabulary.size + LARGEST_MULTIPLE:
+    if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
+        return model.eval(), vocabulary
+    found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
+    raise UserError(f"{folder}: {found}: files of two runs?")
+
+
+# --- published models ----------------------------------------------------------------------------
+# A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
+# or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
+def load_pretrained(
+    folder: Path, settings: LanguageModelSettings | None, units: int = 0, inventory: str = ""
+) -> tuple[LlamaForCausalLM, UnitVocabulary]:
+    """Model (fp32) and vocabulary of the LLaMA in `folder`, of any sizes where `settings` is None.
+
+    With `units` it is a stage-2 model: behind its text it has so many units and the markers.
+
+    Raises:
+        UserError: no such folder, another architecture, other sizes than those of `settings`,
+            weights or tokenizer missing, damaged, or of another number of embeddings.
+    """
+    config = _read_config(folder)
+    shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
+    for ours, theirs in NAMES.items():
+        if wanted.get(ours, found := shape[theirs]) != found:
+            wrong = f"language_model.{ours} is {wanted[ours]}, the model in {folder} has {found}"
+            raise UserError(f"{wrong}: set it to that in the recipe")
+    whole = read_tokenizer(folder, config).expand(units, inventory)
+    if whole.size != config.vocab_size:
+        more = f", {units} units and markers" if units else ""
         raise UserError(
-            f"{folder}: the model has {found} embeddings, its vocabulary {vocabulary.size} tokens"
+            f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
+            f"{whole.size}: files of two models, or of another inventory?"
         )
-    return model.eval(), vocabulary
+    try:
+        options = {"config": config, "local_files_only": True, "output_loading_info": True}
+        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
+        raise UserError(f"the weights in {folder} are not whole: {others}")
+    return model.eval(), whole
+
+
+def _read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: get it again") from None
+    if kind != "llama":
+        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
+    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

@@ -1,8 +1,7 @@
 """What a training will need, before it is started: parameters, memory, tokens, hours, disk.
 
-The estimates are sums of what is known to be kept; `tests/language_model/test_planning.py` holds
-them against measured runs (15 %).  Shapes are LLaMA's: attention with as many key as query heads, a
-gated feed-forward layer, no biases.
+The estimates are sums of what is kept; `tests/language_model/test_planning.py` holds them against
+measured runs (15 %).  LLaMA has as many key as query heads, a gated feed-forward layer, no biases.
 """
 
 from __future__ import annotations
@@ -12,23 +11,27 @@ from dataclasses import dataclass
 from transformers import LlamaConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.frozen_base import BYTES
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS
-from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS
+from speechgpt_lib.recipes.schema import LoraSettings, Recipe
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
-STAGES = ("stage1", "stage2", "stage3")
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "4bit": 0.5}  # a weight of a frozen matrix
 BLOCK = 1024  # tokens
 RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
+NAMES = {  # of what a shape has in transformers
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "tied": "tie_word_embeddings",
+}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA: `vocabulary` tokens with everything added.
-
-    `tied` where one table serves input and output.
-    """
+    """A LLaMA of `vocabulary` tokens; `tied` where one table serves input and output."""
 
     vocabulary: int
     hidden_size: int
@@ -48,22 +51,12 @@ class Shape:
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> Shape:
         """Of a model in memory."""
-        c = model.config
-        heads, layers = c.num_attention_heads, c.num_hidden_layers
-        ff, tied = c.intermediate_size, c.tie_word_embeddings
-        return cls(c.vocab_size, c.hidden_size, layers, heads, ff, tied)
+        config = model.config.to_dict()
+        return cls(**{ours: config[theirs] for ours, theirs in NAMES.items()})
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
-        return LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.feed_forward,
-            tie_word_embeddings=self.tied,
-            **others,
-        )
+        return LlamaConfig(**{NAMES[ours]: size for ours, size in vars(self).items()}, **others)
 
     @property
     def layer_parameters(self) -> int:
@@ -91,10 +84,10 @@ class Shape:
         return self.layers * rank * sum(sizes[name] for name in targets)
 
     def flops_per_token(self, block: int, trained: float = 1.0) -> float:
-        """Forward and backward: 6 a weight of every matrix product, and the products of attention.
+        """Forward and backward: 6 a weight of every matrix product, and attention's products.
 
-        Attention is causal: half a block on average.  `trained` is 1 where all weights learn; with
-        a frozen base (0) their gradients are not computed, 2/3 of the work is left.
+        Attention is causal: half a block on average.  `trained` is 1 where all weights learn, 0 on
+        a frozen base, whose gradients are not computed: 2/3 of the work is left.
         """
         d = self.hidden_size
         matrices = self.layers * (self.layer_parameters - 2 * d) + self.vocabulary * d
@@ -114,29 +107,25 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return sum(vars(self).values())
 
 
-def block_bytes(shape: Shape, tokens: int, precision: str = "bf16") -> int:
+def block_bytes(shape: Shape, tokens: int, precision: str) -> int:
     """What the backward pass of one block needs of its forward pass, with fused attention.
 
-    In fp32 ten numbers of the block's width for each token (the input of both norms and what they
-    make of it, queries, keys, values, the result of attention) and four of its feed-forward width
-    (gate, its activation, up, their product).  Under bf16 the residual stream and the norms stay
-    fp32.
+    For each token ten numbers of the block's width (input of both norms and what they make of it,
+    queries, keys, values, result of attention) and four of its feed-forward width (gate, its
+    activation, up, their product).  Under bf16 the residual stream and the norms stay fp32.
     """
     d, ff = shape.hidden_size, shape.feed_forward
     wide = 34 * d + 8 * ff if precision == "bf16" else 40 * d + 16 * ff
     return tokens * (wide + 4 * shape.heads + 8)
 
 
-def activation_bytes(
-    shape: Shape, tokens: int, precision: str = "bf16", checkpointing: bool = True
-) -> int:
+def activation_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
-    With checkpointing each block keeps its input alone.  Every token counts in the loss, and so has
-    a row of log-probabilities.
+    With checkpointing a block keeps its input alone.  Each token has a row of log-probabilities.
     """
     d = shape.hidden_size
     block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
@@ -145,10 +134,7 @@ def activation_bytes(
 
 
 def _most_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
-    """Activations, and what the backward pass works on.
-
-    That is the gradient of the log-probabilities or, with checkpointing, one block computed again.
-    """
+    """Activations, and the gradient of the log-probabilities or a block that is computed again."""
     again = block_bytes(shape, tokens, precision) if checkpointing else 0
     kept = activation_bytes(shape, tokens, precision, checkpointing)
     return kept + max(4 * tokens * shape.vocabulary, again)
@@ -172,13 +158,11 @@ def full_memory(
     return Memory(4 * own + gathered, gradients, 8 * own, activations)
 
 
-def lora_memory(
-    shape: Shape, rank: int, targets: tuple[str, ...], tokens: int, base: str = "bf16"
-) -> Memory:
-    """Adapters on a frozen base that every GPU holds whole, stored as `frozen_base.py` says."""
-    adapters = shape.lora_parameters(rank, targets)
-    weights = int(shape.layers * shape.layer_parameters * BYTES[base])
-    weights += (4 if base == "fp32" else 2) * shape.table_parameters
+def lora_memory(shape: Shape, lora: LoraSettings, tokens: int) -> Memory:
+    """Adapters on a frozen base that every GPU holds whole, stored as `adapters.store_as` does."""
+    adapters = shape.lora_parameters(lora.rank, lora.targets)
+    weights = int(shape.layers * shape.layer_parameters * BYTES[lora.base])
+    weights += (4 if lora.base == "fp32" else 2) * shape.table_parameters
     activations = _most_bytes(shape, tokens, "bf16", checkpointing=True)
     return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
@@ -197,44 +181,31 @@ class StagePlan:
 
 
 def plan(
-    recipe: Recipe,
-    gpus: int,
-    gpu_memory: float,
-    *,
-    mfu: float = MFU,
-    peak_tflops: float = PEAK_TFLOPS,
+    recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = MFU, peak_tflops: float = PEAK_TFLOPS
 ) -> dict:
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
     Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.  Raises UserError where a stage
-    can't fit even a block at a time; the message says what is short and what to change.
+    can't fit even a block at a time.
     """
     shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
-    stages = [_stage(name, recipe, shape, gpus, gpu_memory, flops) for name in STAGES]
-    # Weights and two moments in fp32, and the copy that is being written.
-    checkpoint = 16 * shape.parameters
-    return {
-        "recipe": recipe.name,
-        "gpus": gpus,
-        "parameters": shape.parameters,
-        "mfu": mfu,
-        "stages": stages,
-        "hours": sum(stage.hours for stage in stages),
-        "disk_gb": (2 * checkpoint + 3 * 2 * shape.parameters) / 1e9,
-    }
+    stages = [_stage(f"stage{k}", recipe, shape, gpus, gpu_memory, flops) for k in (1, 2, 3)]
+    hours = sum(stage.hours for stage in stages)
+    # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
+    disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
+    facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
+    return facts | {"stages": stages, "hours": hours, "disk_gb": disk}
 
 
 def _stage(
     name: str, recipe: Recipe, shape: Shape, gpus: int, gpu_memory: float, flops: float
 ) -> StagePlan:
-    settings = {"stage1": recipe.stage1, "stage2": recipe.stage2, "stage3": recipe.stage3}[name]
+    settings = dict(recipe)[name]
     lora = recipe.stage3.lora if name == "stage3" else None
     budget = gpu_memory * 1e9 * (1 - RESERVE)
 
     def memory(tokens: int) -> Memory:
-        if lora:
-            return lora_memory(shape, lora.rank, lora.targets, tokens, lora.base)
-        return full_memory(shape, gpus, tokens)
+        return lora_memory(shape, lora, tokens) if lora else full_memory(shape, gpus, tokens)
 
     needed = memory(BLOCK)
     if needed.total > budget:
@@ -271,10 +242,5 @@ def render(found: dict) -> str:
             f"{s.name:8} {s.steps:7} {s.tokens * found['gpus']:12} {s.tokens_at_once:8} "
             f"{s.accumulation:6} {sizes} {s.hours:8.2f}"
         )
-    return "\n".join(
-        [
-            *lines,
-            f"in all {found['hours']:.1f} hours, {found['disk_gb']:.0f} GB of disk for two "
-            "checkpoints and the three models",
-        ]
-    )
+    disk = f"{found['disk_gb']:.0f} GB of disk for two checkpoints and the three models"
+    return "\n".join([*lines, f"in all {found['hours']:.1f} hours, {disk}"])

@@ -14,10 +14,10 @@ their own; without it a model this small forgets its text and then learns the al
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -25,24 +25,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
-from speechgpt_lib.instructions import sets
-from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
-from speechgpt_lib.language_model.rows import (
-    EpochBatches,
-    RowsOf,
-    TokenRow,
-    collate,
-    row_to_tokens,
-)
-from speechgpt_lib.language_model.token_table import TokenTable, write_table
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.language_model.vocabulary import PAD
-from speechgpt_lib.recipes.schema import InstructionSettings, Stage2Settings, StageSettings
+from speechgpt_lib.language_model.rows import EpochBatches, RowsOf, TokenRow, collate
+from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
+from speechgpt_lib.recipes.schema import StageSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
@@ -61,34 +51,29 @@ def fit(
 ) -> dict:
     """Train `model` in place on `rows_of(epoch, first step of that epoch)`.
 
-    `stage` says how rows share a batch and what becomes of long ones; `ends` are the end markers
-    that a shortened row keeps.  Returns the loop's summary with tokens per second (no padding).
+    A shortened row keeps its last id if it is one of `ends`.  Returns the loop's summary with
+    tokens per second (no padding).
     """
     batches, counts = batches_of(rows_of, stage, options.seed, ends)
     scorer = CausalLoss(model)
     sharded = stage.optimization.sharding == "full" and options.world_size > 1
     all_trained = float(all(p.requires_grad for p in model.parameters()))
+    flops = Shape.of_model(model).flops_per_token(0, all_trained)
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int):
-        useful = int((batch[0] != PAD).sum())
-        loss, weight = modules["model"](*(tensor.to(options.device) for tensor in batch))
-        return loss, weight, {"tokens": useful}
+        sums = modules["model"](*(tensor.to(options.device) for tensor in batch))
+        return *sums, {"tokens": int((batch[0] != PAD).sum())}
 
     def name_rows(step: int, rank: int, processes: int) -> str:
         return _suspects(scorer, batches.rows_at(step, rank, processes), sharded)
 
     task = Task(
-        {"model": scorer},
-        step_function,
-        batches,
-        flops_per_token=Shape.of_model(model).flops_per_token(0, trained=all_trained),
-        name_rows=name_rows,
+        {"model": scorer}, step_function, batches, flops_per_token=flops, name_rows=name_rows
     )
-    packed = stage.packing != "none"
     model.train()  # dropout, and checkpointing, which does nothing else
     if stage.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with training_attention(model, options.device, stage.attention, packed):
+    with training_attention(model, options.device, stage.attention, stage.packing != "none"):
         summary = train(task, stage.optimization, work, options)
     if stage.checkpointing:
         model.gradient_checkpointing_disable()
@@ -116,17 +101,14 @@ def _suspects(scorer: CausalLoss, rows: Sequence[TokenRow], sharded: bool, most:
 
 def batches_of(
     rows_of: RowsOf, stage: StageSettings, seed: int, ends: frozenset[int]
-) -> tuple[EpochBatches | PackedBatches, dict[str, int]]:
-    """Batches by step number as `stage` wants them.
-
-    The dictionary beside them counts the rows of the last epoch: kept, dropped, truncated.
-    """
+) -> tuple[EpochBatches, dict[str, int]]:
+    """Batches by step as `stage` wants them; rows of the last epoch kept, dropped, truncated."""
     counts: dict[str, int] = {}
 
     def fitting(epoch: int, step: int) -> list[TokenRow]:
         rows = rows_of(epoch, step)
         if stage.packing == "concatenated":
-            rng = random.Random(f"order {seed} {epoch}")
+            rng = Random(f"order {seed} {epoch}")
             return concatenate(rng.sample(rows, len(rows)), stage.block)
         rows, found = fit_rows(rows, stage.block, stage.too_long, ends)
         counts.update(found)
@@ -140,69 +122,54 @@ def text_plan(vocabulary: UnitVocabulary, corpora: Corpora, steps: int, seed: in
     """Rows of the text stage: a curriculum for the first quarter of the steps, then all kinds."""
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"text {seed} {epoch}")
-        first = step < CURRICULUM * steps
-        return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, curriculum=first))
-
-    return rows_of
-
-
-def stage1_plan(
-    vocabulary: UnitVocabulary,
-    corpora: Corpora,
-    own: Sequence[TokenRow],
-    replay: dict[str, float],
-    seed: int,
-) -> RowsOf:
-    """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
-
-    def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"stage 1 {seed} {epoch}")
-        count = round(replay.get("text", 0) * len(own))
-        return [*own, *document_rows(vocabulary, corpora.documents(rng, count))]
+        rng, first = Random(f"text {seed} {epoch}"), step < CURRICULUM * steps
+        return document_rows(vocabulary, corpora.documents(rng, TEXT_EPOCH, first))
 
     return rows_of
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What stage 2 replays of earlier stages: unit sequences (n,), and documents.
+    """What a stage replays of earlier ones: documents, and unit sequences (n,).
 
-    Tokens of documents count `text_weight` times.
+    `shares` are of the stage's own rows; tokens of documents count `text_weight` times.
     """
 
+    vocabulary: UnitVocabulary
     corpora: Corpora
+    shares: dict[str, float]
     units: Sequence[np.ndarray] = ()
     text_weight: float = 1.0
 
+    def rows(self, rng: Random, own: int) -> list[TokenRow]:
+        """What stands beside `own` rows of the stage."""
+        texts, speech = (round(self.shares.get(kind, 0) * own) for kind in ("text", "units"))
+        spoken = rng.choices(self.units, k=speech) if self.units else []
+        documents = self.corpora.documents(rng, texts)
+        rows = document_rows(self.vocabulary, documents, self.text_weight)
+        return rows + [unit_row(self.vocabulary, units) for units in spoken]
+
+
+def stage1_plan(own: Sequence[TokenRow], replay: Replay, seed: int) -> RowsOf:
+    """Rows of stage 1: every token of every unit sequence (`own`), and documents."""
+    return lambda epoch, step: [*own, *replay.rows(Random(f"stage 1 {seed} {epoch}"), len(own))]
+
 
 def stage2_plan(
-    vocabulary: UnitVocabulary,
-    listening: Sequence[TokenRow],
-    speaking: Sequence[TokenRow],
-    replay: Replay,
-    settings: Stage2Settings,
-    seed: int,
+    tasks: Sequence[Sequence[TokenRow]], replay: Replay, speaking: float, seed: int
 ) -> RowsOf:
     """Rows of stage 2: ASR and TTS instructions, with documents and unlabelled units beside them.
 
-    An epoch holds `settings.speaking` speaking rows for every listening row: all rows of the task
-    that runs out first, and a new sample of the other's.
+    An epoch holds `speaking` TTS rows for every ASR row: all rows of the task that runs out first,
+    and a new sample of the other's.
     """
-    tasks = [(listening, 1.0), (speaking, settings.speaking)]
-    size = min((len(rows) / share for rows, share in tasks if len(rows)), default=0.0)
-    shares = settings.replay
+    shared = [(rows, s) for rows, s in zip(tasks, (1.0, speaking), strict=True) if len(rows)]
+    size = min((len(rows) / share for rows, share in shared), default=0.0)
 
     def rows_of(epoch: int, step: int) -> list[TokenRow]:
-        rng = random.Random(f"stage 2 {seed} {epoch}")
-        chosen = [rng.sample(rows, int(size * share)) for rows, share in tasks if len(rows)]
-        own = [row for rows in chosen for row in rows]
-        spoken = []
-        if replay.units:
-            spoken = rng.choices(replay.units, k=round(shares.get("units", 0) * len(own)))
-        documents = replay.corpora.documents(rng, round(shares.get("text", 0) * len(own)))
-        text = document_rows(vocabulary, documents, replay.text_weight)
-        return own + text + [unit_row(vocabulary, units) for units in spoken]
+        rng = Random(f"stage 2 {seed} {epoch}")
+        own = [row for rows, share in shared for row in rng.sample(rows, int(size * share))]
+        return own + replay.rows(rng, len(own))
 
     return rows_of
 
@@ -210,19 +177,6 @@ def stage2_plan(
 def always(rows: list[TokenRow]) -> RowsOf:
     """The same rows in every epoch."""
     return lambda epoch, step: rows
-
-
-def encoded(
-    records: Iterable[Record],
-    vocabulary: UnitVocabulary,
-    instructions: InstructionSettings,
-    folder: Path,
-) -> TokenTable:
-    """Records of a set as rows of tokens, written into `folder`."""
-    rows = (sets.record_to_row(record, instructions.templates) for record in records)
-    loss, weight = instructions.loss, instructions.text_weight
-    tokens = (row_to_tokens(row, vocabulary, loss, weight) for row in rows)
-    return write_table(folder, tokens, vocabulary.size)
 
 
 def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> TokenRow:
@@ -236,10 +190,7 @@ def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> T
 def unit_perplexity(
     model: LlamaForCausalLM, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
-    """exp(mean negative log-likelihood) per token of held-out unit sequences (n,).
-
-    Uniform guessing gives the vocabulary's size.
-    """
+    """exp(mean negative log-likelihood) per token of unit sequences (n,); guessing: all ids."""
     model.eval()
     scorer, total, count = CausalLoss(model), 0.0, 0.0
     for start in range(0, len(units), 32):
@@ -255,7 +206,6 @@ def text_accuracy(
     """Share of written questions, by kind, answered word for word in at most `limit` tokens."""
     prompts = [question_prompt(vocabulary, question.text) for question in questions]
     right: dict[str, list[bool]] = {}
-    for ids, question in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):
-        answered = vocabulary.decode_text(ids) == question.answer
-        right.setdefault(question.kind, []).append(answered)
+    for ids, asked in zip(generate(model, vocabulary, prompts, limit), questions, strict=True):
+        right.setdefault(asked.kind, []).append(vocabulary.decode_text(ids) == asked.answer)
     return {kind: float(np.mean(answers)) for kind, answers in right.items()}

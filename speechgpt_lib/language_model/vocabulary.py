@@ -1,32 +1,141 @@
-"""The vocabulary of SpeechGPT in `lab`: a text tokenizer, expanded by units and markers.
+"""Vocabularies of `lab` and of the released 7B model: text, then units and markers by arithmetic.
 
-    0, 1, 2                 padding, beginning of a document, end of a document
-    3 … T−1                 pieces of the text tokenizer (byte-level BPE)
-    T … T+K−1               units <0> … <K−1>
-    T+K, T+K+1              <sosp> <eosp>
-    then                    [Human] [SpeechGPT] <eoh> <eos> <eoa> [tq] [ta] [ua]
+    lab         released
+    0 … T−1     0 … 31999    text; first padding, begin and end, or <unk>, <s>, </s> and 256 bytes
+    T …         32000 …      units <0> … <K−1>
+    T+K …       32000+K …    <sosp> <eosp> [Human] [SpeechGPT] <eoh> <eos>
+    T+K+6 …                  <eoa> [tq] [ta] [ua], which are text in the released model
 
-That is the order of the release, to which the lab adds the last four.  A published model with a
-fast BPE tokenizer brings ids of its own for everything below T (`TextIds`).
+So a text can never become a marker or a unit: it passes through the text tokenizer alone.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
+import numpy as np
+import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig
 
-from speechgpt_lib.instructions.templates import MARKERS, Part, Row
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
-from speechgpt_lib.runs.artefacts import read_json
-from speechgpt_lib.units.sequence import EOSP, SOSP
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
+from speechgpt_lib.runs.artefacts import read_json, write_json
+from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
 
-PAD, BEGIN, END = 0, 1, 2
-FIRST_PIECE = 3
-_SPLIT = re.compile("(" + "|".join(re.escape(marker) for marker in (SOSP, EOSP, *MARKERS)) + ")")
+PAD, BEGIN, END, FIRST_PIECE = 0, 1, 2, 3
+BLANK = "▁"  # in LLaMA's pieces
+ADDED_MARKERS = (SOSP, EOSP, "[Human]", "[SpeechGPT]", "<eoh>", "<eos>")  # in the released model
+TOKENIZER = "tokenizer.model"
+REMEMBERED = 200_000  # words
+
+
+@dataclass(frozen=True)
+class UnitVocabulary:
+    """What all vocabularies share; `inventory` is the id of the units' inventory.
+
+    Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
+    tokenizer: `encode_text`, `_encode` and `text_size`.
+    """
+
+    tokenizer: Any
+    unit_count: int = 0
+    inventory: str = ""
+
+    markers: ClassVar[tuple[str, ...]]  # in the order of their ids
+    prefix: ClassVar[str] = ""  # of every prompt
+    first_piece: ClassVar[int] = 0  # id of the tokenizer's first piece
+    begin: ClassVar[int]  # of a document
+    end: ClassVar[int]
+    text_size: ClassVar[int]  # ids below the first unit
+
+    @property
+    def size(self) -> int:
+        """The number of ids in all."""
+        return self.text_size + (self.unit_count + len(self.markers) if self.unit_count else 0)
+
+    def expand(self, unit_count: int, inventory: str) -> Self:
+        """Add `unit_count` units and the markers; once more by the same is the same vocabulary."""
+        if self.unit_count and (self.unit_count, self.inventory) != (unit_count, inventory):
+            held = f"{self.unit_count} units of {self.inventory}"
+            raise UserError(f"vocabulary already holds {held}; it can't also hold {inventory}")
+        return replace(self, unit_count=unit_count, inventory=inventory)
+
+    def marker(self, name: str) -> int:
+        """The id of one of `markers`.  Raises UserError before the vocabulary is expanded."""
+        if not self.unit_count:
+            raise UserError("the vocabulary has no units and markers yet: expand it (notebook 05)")
+        return self.text_size + self.unit_count + self.markers.index(name)
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids at which an answer is complete."""
+        own = self.markers if self.unit_count else ()
+        return [self.end, *(self.marker(m) for m in ("<eos>", "<eoa>") if m in own)]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a row: `stops` and `<eosp>`."""
+        return frozenset(self.stops + ([self.marker(EOSP)] if self.unit_count else []))
+
+    def is_text(self, token: int) -> bool:
+        """Whether an id is a piece of text; padding, begin and end of the lab's are none."""
+        return self.first_piece <= token < self.text_size
+
+    def is_unit(self, token: int) -> bool:
+        """Whether an id is a unit."""
+        return 0 <= token - self.text_size < self.unit_count
+
+    def encode_units(self, units: np.ndarray) -> list[int]:
+        """Units (n,) → `<sosp>` … `<eosp>` as ids, by adding the first unit's id."""
+        start, end = self.marker(SOSP), self.marker(EOSP)
+        check_range(units, self.unit_count)
+        return [start, *(np.asarray(units, dtype=np.int64) + self.text_size).tolist(), end]
+
+    def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
+        """A row → (ids of `begin`, the prefix and the prompt; ids of the answer)."""
+        prompt = self._encode((Part("template", self.prefix), *row.prompt))
+        return [self.begin, *prompt], self._encode(row.answer)
+
+    def units_in(self, ids: Iterable[int]) -> np.ndarray:
+        """The unit ids (n,) among token ids, everything else left out."""
+        return np.array([i - self.text_size for i in ids if self.is_unit(i)], dtype=np.int64)
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text pieces among token ids as text."""
+        return self.tokenizer.decode([i - self.first_piece for i in ids if self.is_text(i)]).strip()
+
+    def name(self, token: int) -> str:
+        """A unit or marker as people write it, for pictures and error messages."""
+        number = token - self.text_size
+        return f"<{number}>" if self.is_unit(token) else self.markers[number - self.unit_count]
+
+    def save(self, folder: Path, **more) -> None:
+        """Write `vocabulary.json` into `folder`; each kind writes its tokenizer beside it."""
+        facts = {"unit_count": self.unit_count, "inventory": self.inventory, "size": self.size}
+        write_json(folder / "vocabulary.json", facts | more)
+
+    @staticmethod
+    def load(folder: Path) -> UnitVocabulary:
+        """What `save` wrote.  Raises UserError for files of two runs."""
+        facts = read_json(folder / "vocabulary.json")
+        if (folder / TOKENIZER).is_file():
+            found = LlamaVocabulary.from_file(folder / TOKENIZER)
+        else:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
+            text = facts.get("text", {})
+            found = Vocabulary(tokenizer, pieces=text.pop("size", None), **text)
+        found, said = found.expand(facts["unit_count"], facts["inventory"]), facts["size"]
+        if found.size != said:
+            size = f"the tokenizer makes {found.size} tokens, vocabulary.json says {said}"
+            raise UserError(f"{folder}: {size}: files of two runs?")
+        return found
 
 
 def train_text_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
@@ -41,117 +150,173 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class TextIds:
-    """How a text tokenizer's pieces become ids: moved up by `first_piece`, `size` ids in all.
+class Vocabulary(UnitVocabulary):
+    """Pieces of a BPE tokenizer, then units and markers: the vocabulary of `lab`.
 
-    A `size` of None is as many as there are pieces.  `lead` is written before a text: a blank for
-    tokenizers that expect one before a word and don't add it themselves.
+    A published model with such a tokenizer brings ids of its own for text, `pieces` in all (None:
+    as many as the tokenizer has).  `lead` is written before a text: a blank for tokenizers that
+    expect one before a word and don't add it themselves.
     """
+
+    markers = (SOSP, EOSP, *MARKERS)
 
     first_piece: int = FIRST_PIECE
     begin: int = BEGIN
     end: int = END
-    size: int | None = None
+    pieces: int | None = None
     lead: str = ""
-
-
-@dataclass(frozen=True)
-class Vocabulary(UnitVocabulary):
-    """Pieces of a BPE tokenizer, then units and markers."""
-
-    markers = (SOSP, EOSP, *MARKERS)
-
-    tokenizer: Tokenizer
-    unit_count: int = 0
-    inventory: str = ""
-    text: TextIds = TextIds()
-
-    @classmethod
-    def of_published(cls, tokenizer: Tokenizer, begin: int, end: int, size: int) -> Vocabulary:
-        """The tokenizer's own ids, as many as the published model has embeddings (`size`)."""
-        tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
-        bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-        return cls(tokenizer, text=TextIds(0, begin, end, size, "" if bare == led else " "))
 
     @property
     def text_size(self) -> int:
         """Ids below the first unit."""
-        return self.text.size or self.text.first_piece + self.tokenizer.get_vocab_size()
+        return self.pieces or self.first_piece + self.tokenizer.get_vocab_size()
 
-    @property
-    def begin(self) -> int:
-        """The id that begins a document."""
-        return self.text.begin
-
-    @property
-    def end(self) -> int:
-        """The id that ends a document."""
-        return self.text.end
-
-    # --- to ids ----------------------------------------------------------------------------------
     def encode_text(self, text: str) -> list[int]:
         """Plain text → ids; markers written in it stay plain characters."""
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
         if not text:
             return []
-        pieces = self.tokenizer.encode(self.text.lead + text, add_special_tokens=False).ids
-        return [self.text.first_piece + piece for piece in pieces]
+        pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
+        return [self.first_piece + piece for piece in pieces]
 
-    def encode_part(self, part: Part) -> list[int]:
-        """Units, a text, or a stretch of template whose markers become ids."""
-        if part.kind == "units":
-            return self.encode_units(part.value)
-        if part.kind == "text":
-            return self.encode_text(part.value)
+    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
         ids: list[int] = []
-        for k, piece in enumerate(_SPLIT.split(part.value)):  # every second one is a marker
-            ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
+        for part in parts:
+            if part.kind == "units":
+                ids += self.encode_units(part.value)
+            elif part.kind == "text":
+                ids += self.encode_text(part.value)
+            else:
+                for k, piece in enumerate(cut(part.value, self.markers)):
+                    ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
         return ids
-
-    def encode_prefix(self) -> list[int]:
-        """The beginning of every row: the templates of the lab have no meta prefix."""
-        return [self.begin]
-
-    def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
-        """A row → (prompt ids starting with the beginning-of-document id, answer ids)."""
-        prompt, answer = (
-            [i for part in parts for i in self.encode_part(part)]
-            for parts in (row.prompt, row.answer)
-        )
-        return [self.begin, *prompt], answer
-
-    # --- from ids --------------------------------------------------------------------------------
-    def is_text(self, token: int) -> bool:
-        """Whether an id is a piece of text; padding, begin and end of the lab's are none."""
-        return self.text.first_piece <= token < self.text_size
-
-    def decode_text(self, ids: Iterable[int]) -> str:
-        """The text pieces among token ids as text."""
-        pieces = [i - self.text.first_piece for i in ids if self.is_text(i)]
-        return self.tokenizer.decode(pieces).strip()
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
-        if token in (self.begin, self.end):
-            return "<begin>" if token == self.begin else "<end>"
-        if self.is_text(token):
-            return self.tokenizer.decode([token - self.text.first_piece])
-        return "<pad>" if token < self.text_size else self.added_name(token)
+        special = {self.begin: "<begin>", self.end: "<end>"}
+        if self.is_text(token) and token not in special:
+            return self.tokenizer.decode([token - self.first_piece])
+        return special.get(token, "<pad>") if token < self.text_size else super().name(token)
 
-    # --- on disk ---------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        self.write_facts(folder, text=asdict(self.text))
+        ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
+        super().save(folder, text=ids | {"size": self.pieces, "lead": self.lead})
+
+
+@dataclass(frozen=True)
+class LlamaVocabulary(UnitVocabulary):
+    """LLaMA's pieces, then units and markers: the vocabulary of the released model.
+
+    Text is cut where an added token stands, white space there is dropped, and every piece starts
+    like a new sentence (SentencePiece's dummy prefix): the ways of the tokenizer that the release
+    was trained with.  Here template pieces are encoded once, and words are remembered: no piece of
+    LLaMA's reaches beyond a blank, so a sentence's ids are those of its words.
+    """
+
+    markers, prefix, begin, end = ADDED_MARKERS, META_PREFIX, 1, 2
 
     @classmethod
-    def load(cls, folder: Path) -> Vocabulary:
-        """What `save` wrote.  Raises UserError for files of two runs."""
-        facts = read_json(folder / "vocabulary.json")
-        text = TextIds(**facts.get("text", {}))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.encode_special_tokens = True
-        found = cls(tokenizer, facts["unit_count"], facts["inventory"], text)
-        return found.check_size(folder)
+    def from_file(cls, path: Path) -> Self:
+        """From LLaMA's `tokenizer.model`.  Raises UserError for a file that is none."""
+        if not path.is_file():
+            raise UserError(f"no file at {path}: give LLaMA's {TOKENIZER}")
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            pieces = [processor.id_to_piece(k) for k in range(processor.get_piece_size())]
+        except (RuntimeError, ValueError) as error:
+            found = f"{path} is no SentencePiece model ({one_line(error)})"
+            raise UserError(f"{found}: get {TOKENIZER} again") from None
+        beyond = [p for p in pieces if BLANK in p.strip(BLANK) or p.rstrip(BLANK) not in ("", p)]
+        wrong = ""
+        if pieces[:3] != ["<unk>", "<s>", "</s>"]:
+            wrong = f"starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>"
+        elif beyond:
+            wrong = f"has the piece {beyond[0]!r}, which reaches beyond a blank"
+        elif processor.encode("ﬁ①") == processor.encode("fi1"):
+            wrong = "rewrites characters before it cuts them up"
+        if wrong:
+            raise UserError(f"{path} {wrong}: this is no tokenizer of LLaMA")
+        return cls(processor)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.model` and `vocabulary.json` into `folder`."""
+        (folder / TOKENIZER).write_bytes(self.tokenizer.serialized_model_proto())
+        super().save(folder)
+
+    @property
+    def text_size(self) -> int:
+        """Ids below the first unit."""
+        return self.tokenizer.get_piece_size()
+
+    def name(self, token: int) -> str:
+        """A token as people write it, for pictures and error messages."""
+        return self.tokenizer.id_to_piece(token) if self.is_text(token) else super().name(token)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Plain text → ids; a marker or unit written in it stays text."""
+        words = text.split(" ")
+        if "" in words:  # runs of blanks are pieces, too
+            return self.tokenizer.encode(text)
+        return [piece for word in words for piece in self._word(word)]
+
+    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+        """Text runs on until the next added token: a description and what follows are one piece."""
+        ids: list[int] = []
+        run, encode = "", self._template  # text since the last added token; is all of it template?
+        for part in parts:
+            if part.kind == "text":
+                run, encode = run + part.value, self.encode_text
+            elif part.kind == "units":
+                ids += encode(run.strip()) + self.encode_units(part.value)
+                run, encode = "", self._template
+            else:
+                first, *others = cut(part.value, ADDED_MARKERS)
+                run += first
+                for marker, text in zip(others[::2], others[1::2], strict=True):
+                    ids += [*encode(run.strip()), self.marker(marker)]
+                    run, encode = text, self._template
+        return ids + encode(run.strip())
+
+    # Functions that remember what they returned.
+    @functools.cached_property
+    def _word(self) -> Callable[[str], list[int]]:
+        return functools.lru_cache(REMEMBERED)(self.tokenizer.encode)
+
+    @functools.cached_property
+    def _template(self) -> Callable[[str], list[int]]:
+        return functools.cache(self.encode_text)
+
+
+@functools.lru_cache
+def cut(text: str, markers: tuple[str, ...]) -> list[str]:
+    """A text cut at the markers in it: text and markers in turn, text first and last."""
+    return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
+
+
+def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
+    """The text vocabulary of a published model from its folder and configuration.
+
+    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE: LLaMA 3),
+    whose ids it keeps.  Raises UserError for none, or one that is damaged or of another model.
+    """
+    if (folder / TOKENIZER).is_file():
+        return LlamaVocabulary.from_file(folder / TOKENIZER)
+    path, size = folder / "tokenizer.json", config.vocab_size
+    if not path.is_file():
+        raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} or {path.name}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises its bare base class
+        raise UserError(f"{path} is no tokenizer ({one_line(error)}): get it again") from None
+    if (pieces := tokenizer.get_vocab_size()) > size:
+        raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
+    ends = (config.bos_token_id, config.eos_token_id)
+    begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
+    if begin is None or end is None:
+        raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
+    tokenizer.encode_special_tokens = True
+    bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")

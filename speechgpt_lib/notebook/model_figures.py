@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from speechgpt_lib.language_model.unit_vocabulary import UnitVocabulary
+from speechgpt_lib.language_model.vocabulary import UnitVocabulary
 from speechgpt_lib.notebook.figure import COLORS, new_axes
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.interchange import import_jsonl
 from speechgpt_lib.instructions.sets import read_summary
 from speechgpt_lib.language_model.adapters import adopt_adapter
-from speechgpt_lib.language_model.model import load_model, save_model
-from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
+from speechgpt_lib.language_model.model import load_model, load_pretrained, save_model
 from speechgpt_lib.pipeline.step import Job
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import InventoryImport
@@ -110,7 +109,7 @@ def import_stage2(job: Job) -> dict:
         model, vocabulary = load_model(folder)
         check_inventory(inventory.id, vocabulary.inventory, f"the model in {folder}")
     else:
-        model, vocabulary = load_pretrained_with_units(folder, inventory.count, inventory.id)
+        model, vocabulary = load_pretrained(folder, None, inventory.count, inventory.id)
     save_model(model, vocabulary, job.work)
     return {"vocabulary": vocabulary.size}
 

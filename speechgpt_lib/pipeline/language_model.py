@@ -18,7 +18,7 @@ from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, 
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.adapters import add_lora, save_adapter
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
-from speechgpt_lib.language_model.token_table import write_table
+from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.wer import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
@@ -89,8 +89,8 @@ def make_stage1(job: Job) -> dict:
     before = stages.unit_perplexity(model, vocabulary, held_out)
     with _tokens(job.work) as tokens:
         own = write_table(tokens / "units", rows, vocabulary.size)
-        corpora, seed = job.corpora(), job.recipe.seed
-        plan = stages.stage1_plan(vocabulary, corpora, own, settings.replay, seed)
+        replay = stages.Replay(vocabulary, job.corpora(), settings.replay)
+        plan = stages.stage1_plan(own, replay, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = stages.unit_perplexity(model, vocabulary, held_out)
@@ -112,9 +112,10 @@ def make_stage2(job: Job) -> dict:
         for task in ("asr", "tts"):
             records = sets.read_set(job.path("cross_modal_set"), vocabulary.inventory)
             own = (record for record in records if record.task == task)
-            tasks.append(stages.encoded(own, vocabulary, templates, tokens / task))
-        replay = stages.Replay(job.corpora(), speech, templates.text_weight)
-        plan = stages.stage2_plan(vocabulary, *tasks, replay, settings, job.recipe.seed)
+            tasks.append(encoded(own, vocabulary, templates, tokens / task))
+        past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
+        replay = stages.Replay(*past)
+        plan = stages.stage2_plan(tasks, replay, settings.speaking, job.recipe.seed)
         summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
     save_model(model, vocabulary, job.work)
     after = _transcription_wer(job, model, vocabulary, held_out)
@@ -133,7 +134,7 @@ def make_stage3(job: Job) -> dict:
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     with _tokens(job.work) as tokens:
         records = sets.read_set(job.path("chain_set"), vocabulary.inventory)
-        own = list(stages.encoded(records, vocabulary, templates, tokens / "chains"))
+        own = list(encoded(records, vocabulary, templates, tokens / "chains"))
         rows_of = stages.always(own)
         summary = stages.fit(model, rows_of, settings, job.work, job.training, vocabulary.ends)
     save_adapter(adapted, job.work)

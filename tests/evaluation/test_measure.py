@@ -12,12 +12,12 @@ import pytest
 import soundfile
 
 from speechgpt_lib.corpora.build import open_corpora
-from speechgpt_lib.dialogue.speechgpt import Reply, Said
+from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation import measure
 from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
 from speechgpt_lib.evaluation.report import write_report
-from speechgpt_lib.language_model.generation import Written
+from speechgpt_lib.language_model.generation import Spoken, Written
 from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
@@ -51,8 +51,8 @@ class Parrot:
     def transcribe_many(self, waves) -> list[Written]:
         return [Written("good day number 1", bool(k % 2)) for k, _ in enumerate(waves)]
 
-    def say_many(self, texts) -> list[Said]:
-        return [Said(np.array([1]), np.zeros(640, np.float32), False) for _ in texts]
+    def say_many(self, texts) -> list[Spoken]:
+        return [Spoken(np.array([1]), False, np.zeros(640, np.float32)) for _ in texts]
 
     def ask_many(self, waves, reply: str) -> list[Reply]:
         spoken = (np.array([1]), np.zeros(640, np.float32)) if reply == "speech" else (None, None)

@@ -100,7 +100,7 @@ def test_damaged_adapters(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not fit|damaged"):
         load_adapter(base(), tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="adapter_config.json is not valid JSON"):
         load_adapter(base(), tmp_path)
     with pytest.raises(UserError, match="notebook 08"):
         load_adapter(base(), tmp_path / "none")

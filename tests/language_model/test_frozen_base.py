@@ -11,8 +11,13 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import stages
-from speechgpt_lib.language_model.adapters import add_lora, attach_adapter, save_adapter
-from speechgpt_lib.language_model.frozen_base import BYTES, store_as
+from speechgpt_lib.language_model.adapters import (
+    add_lora,
+    attach_adapter,
+    save_adapter,
+    store_as,
+)
+from speechgpt_lib.language_model.planning import BYTES
 from speechgpt_lib.language_model.rows import TokenRow
 from speechgpt_lib.recipes.schema import LoraSettings, StageSettings
 from speechgpt_lib.training.options import TrainingOptions

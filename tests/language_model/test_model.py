@@ -16,8 +16,8 @@ from speechgpt_lib.language_model.generation import answer, generate, speak, tra
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate, row_to_tokens
 from speechgpt_lib.language_model.stages import Replay, stage2_plan, unit_perplexity
-from speechgpt_lib.recipes.schema import LoraSettings, Stage2Settings
-from tests.builders import few_steps, lab_corpora, tiny_language_model, tiny_vocabulary
+from speechgpt_lib.recipes.schema import LoraSettings
+from tests.builders import lab_corpora, tiny_language_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary(20)
 
@@ -110,7 +110,7 @@ def test_ranks_share_a_batch_without_overlap() -> None:
 
 def test_rows_that_are_too_long_or_missing_are_refused() -> None:
     with pytest.raises(UserError, match="reads 16"):
-        EpochBatches(lambda epoch, step: [TokenRow([1] * 17, [1.0] * 17)], 100, 0, limit=16)(0)
+        EpochBatches(lambda epoch, step: [TokenRow([1] * 17, [1.0] * 17)], 100, 0, block=16)(0)
     with pytest.raises(UserError, match="no rows"):
         EpochBatches(lambda epoch, step: [], 100, 0)(0)
 
@@ -189,10 +189,9 @@ def test_stage2_balances_listening_and_speaking_rows(speaking_share: float, own:
     listening = [cross_modal_row("asr", "Write.", "the dog", np.array([1, 2]))] * 9
     speaking = [cross_modal_row("tts", "Say.", "the dog", np.array([1, 2]))] * 4
     shares = {"text": 0.5, "units": 0.25}
-    settings = Stage2Settings(speaking=speaking_share, replay=shares, optimization=few_steps(1))
     encoded = [[row_to_tokens(row, VOCABULARY) for row in rows] for rows in (listening, speaking)]
-    replay = Replay(lab_corpora(), [np.array([1])])
-    plan = stage2_plan(VOCABULARY, *encoded, replay, settings, 0)
+    replay = Replay(VOCABULARY, lab_corpora(), shares, [np.array([1])])
+    plan = stage2_plan(encoded, replay, speaking_share, 0)
     assert len(plan(0, 0)) == own + round(own * 0.5) + round(own * 0.25)
 
 

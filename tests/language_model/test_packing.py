@@ -173,7 +173,7 @@ def test_batches_depend_on_the_step_alone_and_are_shared_out() -> None:
     seen = sum(int((batches(k)[0] == 1).sum()) for k in range(len(batches.epochs.batches)))
     assert seen >= 80
     with pytest.raises(UserError, match="less than one block"):
-        PackedBatches(plan, 32, seed=0, block=64)
+        PackedBatches(plan, 32, seed=0, block=64)(0)
     with pytest.raises(UserError, match="no rows"):
         PackedBatches(lambda epoch, step: [], 64, seed=0, block=64)(0)
 

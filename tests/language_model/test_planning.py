@@ -107,7 +107,8 @@ def test_lora_parameters_are_pefts() -> None:
     model = add_lora(small_model(SMALL), LoraSettings(rank=8, targets=targets), seed=0)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert SMALL.lora_parameters(8, targets) == trainable
-    assert lora_memory(SMALL, 8, ("q_proj",), 1024).weights < full_memory(SMALL, 1, 1024).weights
+    lora = LoraSettings(rank=8, targets=("q_proj",), base="bf16")
+    assert lora_memory(SMALL, lora, 1024).weights < full_memory(SMALL, 1, 1024).weights
     with pytest.raises(UserError, match="LoRA on key"):
         SMALL.lora_parameters(8, ("key",))
 

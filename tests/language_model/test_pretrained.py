@@ -15,14 +15,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.corpora.lab_text import lab_texts
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import cross_modal_row
-from speechgpt_lib.language_model import pretrained
+from speechgpt_lib.instructions.templates import Row, cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain
-from speechgpt_lib.language_model.llama_vocabulary import LlamaVocabulary
-from speechgpt_lib.language_model.model import expand_model, load_model, save_model
-from speechgpt_lib.language_model.pretrained import load_pretrained, load_pretrained_with_units
+from speechgpt_lib.language_model.model import (
+    expand_model,
+    load_model,
+    load_pretrained,
+    save_model,
+)
+from speechgpt_lib.language_model.planning import NAMES
 from speechgpt_lib.language_model.rows import row_to_tokens
-from speechgpt_lib.language_model.vocabulary import Vocabulary
+from speechgpt_lib.language_model.vocabulary import LlamaVocabulary, Vocabulary
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from tests.builders import few_steps
 
@@ -33,7 +36,7 @@ def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> L
     """A small LLaMA as transformers writes it, in half precision and shards as if published."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | config
-    shape = {pretrained.SHAPE[name]: size for name, size in SHAPE.items()}
+    shape = {NAMES[name]: size for name, size in SHAPE.items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **ids)).to(dtype)
     model.save_pretrained(folder, max_shard_size="100KB")
     return model
@@ -120,10 +123,12 @@ def test_a_fast_tokenizer_keeps_its_ids(fast_folder: Path, tmp_path: Path) -> No
 
 def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
     """With `loss: all` everything after the release's meta prefix counts; else the answer alone."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
     row = cross_modal_row("asr", "Write it.", "the dog", np.array([3, 4]), "release")
     prompt, answer = vocabulary.encode_row(row)
-    prefix = vocabulary.encode_prefix()
+    prefix, _ = vocabulary.encode_row(Row(()))
     assert prompt[: len(prefix)] == prefix and prompt[len(prefix)] == vocabulary.marker("[Human]")
     learned = len(prompt) - len(prefix) + len(answer)
     weights = row_to_tokens(row, vocabulary, "all").weights
@@ -134,7 +139,9 @@ def test_the_meta_prefix_is_not_learned(sentencepiece_folder: Path) -> None:
 
 def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     """Where the chain's markers are no tokens, they are told by their spelling."""
-    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model", 20, "feed")
+    vocabulary = LlamaVocabulary.from_file(sentencepiece_folder / "tokenizer.model").expand(
+        20, "feed"
+    )
     ids = vocabulary.encode_text("[tq] what is it; [ta] the dog; [ua]")
     ids += vocabulary.encode_units(np.array([1, 2, 3]))
     whole = [*ids, *vocabulary.encode_text("<eoa>")]
@@ -153,13 +160,11 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     """Pieces, units and six markers; another number of units is no such model."""
     shutil.copy(sentencepiece_folder / "tokenizer.model", tmp_path)
     original = published(tmp_path, 1500 + 20 + 6)
-    model, vocabulary = load_pretrained_with_units(tmp_path, 20, "feed")
+    model, vocabulary = load_pretrained(tmp_path, None, 20, "feed")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
     assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
-    with pytest.raises(
-        UserError, match="has 1526 embeddings; .* 21 units and the markers are 1527"
-    ):
-        load_pretrained_with_units(tmp_path, 21, "feed")
+    with pytest.raises(UserError, match="has 1526 embeddings; .* 21 units and markers are 1527"):
+        load_pretrained(tmp_path, None, 21, "feed")
 
 
 def broken(folder: Path, damage: str) -> None:
@@ -188,7 +193,7 @@ def broken(folder: Path, damage: str) -> None:
         ("another architecture", "type gpt2, expected llama"),
         ("damaged configuration", "config.json is damaged"),
         ("no tokenizer", "no tokenizer in .*tokenizer.model.*tokenizer.json"),
-        ("tokenizer of another model", "1500 embeddings, its tokenizer 1400 pieces"),
+        ("tokenizer of another model", "1500 embeddings; its pieces are 1400"),
         ("a shard is cut short", "weights in .* were not read"),
         ("a shard is missing", "weights in .* were not read"),
         ("no weights", "weights in .* were not read"),

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.language_model.adapters import attach_adapter
-from speechgpt_lib.language_model.llama_vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.language_model.model import load_model
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.pipeline.graph import make, order
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import Recipe
