@@ -146,12 +146,15 @@ def jobs_check(jobs: int, gigabytes: float) -> Check:
     return _check("jobs at once", jobs <= most, f"{gigabytes:.1f} GB", **given)
 
 
-def check_jobs(jobs: int) -> None:
-    """Raises UserError where so many jobs at once would not fit into memory."""
-    check = jobs_check(jobs, _memory_gb())
+def chosen_jobs(jobs: int | None = None) -> int:
+    """`jobs`, or else two if they fit; UserError where `jobs` would not fit into memory."""
+    check = jobs_check(jobs or 2, _memory_gb())
+    if jobs is None:
+        return 2 if check.ok else 1
     if not check.ok:
         there = f"{check.expected} are needed, there are {check.found}"
         raise UserError(f"--jobs {jobs}: {check.cost} ({there})")
+    return jobs
 
 
 def bf16_check(flags: set[str] | None) -> Check:

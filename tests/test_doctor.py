@@ -153,12 +153,13 @@ def test_table_shows_costs_of_what_is_missing_only():
 
 def test_jobs_beyond_memory_are_refused(monkeypatch):
     monkeypatch.setattr(doctor, "_memory_gb", lambda: 3.0)
-    doctor.check_jobs(1)
-    doctor.check_jobs(2)
+    assert [doctor.chosen_jobs(jobs) for jobs in (1, 2, None)] == [1, 2, 2]
     with pytest.raises(UserError, match=r"--jobs 3: .* at most --jobs 2 here \(3.9 GB") as error:
-        doctor.check_jobs(3)
+        doctor.chosen_jobs(3)
     assert "\n" not in str(error.value)
     assert doctor.jobs_check(3, 3.0).required and not doctor.jobs_check(3, 3.0).ok
     assert doctor.jobs_check(1, 0.5).ok, "one at a time is what the memory check is about"
     found = {check.name: check for check in doctor.diagnose(jobs=3)}
     assert not found["jobs at once"].ok
+    monkeypatch.setattr(doctor, "_memory_gb", lambda: 2.0)
+    assert doctor.chosen_jobs() == 1

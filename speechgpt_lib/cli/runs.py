@@ -23,14 +23,14 @@ def run_recipe(
     only: option(str | None, "Notebooks to run, such as 01,02.") = None,
     force: options.Force = False,
     seed: options.Seed = None,
-    jobs: option(int, "Notebooks and steps at once.", min=1) = 1,
+    jobs: option(int | None, "Notebooks and steps at once: 2, if memory allows.", min=1) = None,
     dry_run: option(bool, "Only say what would be done.", "--dry-run") = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
     from rich.console import Console
 
-    from speechgpt_lib.doctor import check_jobs
+    from speechgpt_lib.doctor import chosen_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
     from speechgpt_lib.recipes.loading import check_sources
 
@@ -39,7 +39,7 @@ def run_recipe(
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
-    check_jobs(jobs)
+    jobs = chosen_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
     given = {"overrides": options.overrides(changes, seed), "jobs": jobs}
     if as_json:  # what happens meanwhile doesn't mix with the result
