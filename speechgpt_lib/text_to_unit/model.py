@@ -1,10 +1,6 @@
 """Text → units: the joint vocabulary and the encoder–decoder over it (Vaswani et al. 2017).
 
-    0, 1, 2        padding, beginning, end
-    3 … K+2        units <0> … <K−1>, by arithmetic
-    K+3 …          pieces of the text tokenizer
-
-The released text-to-unit model has the same order: specials, units (from 6 on), text.
+0 padding   1 beginning   2 end   3 … K+2 units <0> … <K−1>   K+3 … pieces of the text tokenizer
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,31 +21,23 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.units.sequence import check_range
 
-PAD, BEGIN, END = 0, 1, 2
-FIRST_UNIT = 3
+PAD, BEGIN, END, FIRST_UNIT = 0, 1, 2, 3
 POSITIONS = 1024  # most pieces a text and most units an answer may have
 INITIAL_GAIN = 0.7  # standard deviation of the random weights × √width
 ALIGNED_GAIN = 1.3  # how sharply the cross-attention starts
-BLANK = "▁"  # what the tokenizer writes before each word instead of a space
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
     """BPE of at most `pieces` pieces over `texts`; with no more than their characters it spells."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
+    tokenizer = Tokenizer(models.BPE())  # it writes ▁ before each word instead of a space
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 class UnitIds:
-    """Where markers and units stand in a vocabulary: unit u is id `first_unit` + u."""
-
-    pad: ClassVar[int]
-    begin: ClassVar[int]
-    end: ClassVar[int]
-    first_unit: int
-    unit_count: int
+    """A vocabulary: markers `pad`, `begin`, `end`; unit u < `unit_count` is `first_unit` + u."""
 
     def units_in(self, ids: Sequence[int]) -> np.ndarray:
         """The units (n,) int64 among ids, everything else left out."""
@@ -64,10 +51,7 @@ class PairVocabulary(UnitIds):
 
     tokenizer: Tokenizer
     unit_count: int
-    first_unit: int = FIRST_UNIT
-    pad: ClassVar[int] = PAD
-    begin: ClassVar[int] = BEGIN
-    end: ClassVar[int] = END
+    pad, begin, end, first_unit = PAD, BEGIN, END, FIRST_UNIT
 
     @property
     def size(self) -> int:
@@ -82,8 +66,7 @@ class PairVocabulary(UnitIds):
         words = text.split()
         if not words:
             raise UserError(f"there is no text to speak: found {text!r}, expected at least a word")
-        known = self.tokenizer.get_vocab()
-        if unknown := sorted(set("".join(words)) - known.keys()):
+        if unknown := sorted(set("".join(words)) - self.tokenizer.get_vocab().keys()):
             found = f"characters never seen in training: {' '.join(unknown[:8])}"
             raise UserError(f"text {text[:40]!r} has {found}; write it as the training texts are")
         offset = self.first_unit + self.unit_count
@@ -114,26 +97,23 @@ def build_model(
     the blocks and sinusoidal positions, which trains at a high learning rate; one embedding table
     serves both sides and the output.
     """
+    shape = {"layers": settings.layers, "attention_heads": settings.heads}
+    shape |= {"ffn_dim": settings.feed_forward}
+    both = {f"{side}_{key}": shape[key] for side in ("encoder", "decoder") for key in shape}
+    markers = {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END}
     config = PegasusConfig(
         vocab_size=vocabulary.size,
         d_model=settings.hidden_size,
-        encoder_layers=settings.layers,
-        decoder_layers=settings.layers,
-        encoder_attention_heads=settings.heads,
-        decoder_attention_heads=settings.heads,
-        encoder_ffn_dim=settings.feed_forward,
-        decoder_ffn_dim=settings.feed_forward,
         max_position_embeddings=POSITIONS,
         dropout=settings.dropout,
         # The usual 0.02 is for wide models and slows a narrow one down.
         init_std=INITIAL_GAIN / math.sqrt(settings.hidden_size),
         scale_embedding=True,
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=END,
         decoder_start_token_id=BEGIN,
         forced_eos_token_id=None,
         attn_implementation="sdpa",
+        **both,
+        **markers,
     )
     torch.manual_seed(seed)
     model = PegasusForConditionalGeneration(config)

@@ -6,7 +6,6 @@ corpus, or any program that reads a text and writes a sound file.
 
 from __future__ import annotations
 
-import functools
 import shlex
 import subprocess
 import tempfile
@@ -23,28 +22,23 @@ from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.inventory import UnitInventory
 
-ESPEAK = "espeak"
 RATE = 175  # words a minute, the target voice's of the lab corpus
 TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
 class SpeechVoicing:
-    """Texts → speech → merged units of `units`."""
+    """Texts → speech → merged units of the inventory `inventory` (its id)."""
 
     name: str
+    inventory: str
     speak: Callable[[Sequence[str]], list[np.ndarray]]
-    units: UnitInventory
-
-    @property
-    def inventory(self) -> str:
-        """The id of the inventory."""
-        return self.units.id
+    encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def generate(self, texts: Sequence[str], batch_size: int = 256) -> list[np.ndarray]:
         """Texts → merged units (n,) each."""
         batches = (texts[k : k + batch_size] for k in range(0, len(texts), batch_size))
-        return [self.units.encode(wave)[0] for batch in batches for wave in self.speak(batch)]
+        return [self.encode(wave)[0] for batch in batches for wave in self.speak(batch)]
 
     def refuses(self, text: str) -> str | None:
         """Why `text` can't be voiced, or None."""
@@ -56,21 +50,24 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
 
     {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
-    if synthesiser == ESPEAK:
+
+    def espeak(texts: Sequence[str]) -> list[np.ndarray]:
+        plan = [Utterance("", text, "", "answer", voice, "train", rate=RATE) for text in texts]
+        return [utterance.wave for utterance in speak_all(plan)]
+
+    def program(texts: Sequence[str]) -> list[np.ndarray]:
+        return [_command(synthesiser, text) for text in texts]
+
+    if synthesiser == "espeak":
         if voice not in VOICES:
             raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
-        name = f"eSpeak NG, voice {voice}"
-        return SpeechVoicing(name, lambda texts: _espeak(texts, voice), inventory)
-    if "{wav}" not in synthesiser:
-        cure = "put it where the sound file goes"
-        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {cure}")
-    name, speak = synthesiser.split()[0], functools.partial(_command, synthesiser)
-    return SpeechVoicing(name, lambda texts: list(map(speak, texts)), inventory)
-
-
-def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:
-    plan = [Utterance("", text, "", "answer", voice, "train", rate=RATE) for text in texts]
-    return [utterance.wave for utterance in speak_all(plan)]
+        name, speak = f"eSpeak NG, voice {voice}", espeak
+    elif "{wav}" in synthesiser:
+        name, speak = synthesiser.split()[0], program
+    else:
+        ask = "put it where the sound file goes"
+        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {ask}")
+    return SpeechVoicing(name, inventory.id, speak, inventory.encode)
 
 
 def _command(command: str, text: str) -> np.ndarray:
@@ -78,14 +75,12 @@ def _command(command: str, text: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         arguments = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
-        program = arguments[0]
+        program, ways = arguments[0], {"text": True, "capture_output": True, "timeout": TIMEOUT_S}
         try:
-            done = subprocess.run(
-                arguments, input=text, text=True, capture_output=True, timeout=TIMEOUT_S
-            )
+            done = subprocess.run(arguments, input=text, **ways)
         except FileNotFoundError:
-            cure = "install it, or set instructions.synthesiser to espeak"
-            raise UserError(f"no program {program!r}: {cure}") from None
+            ask = "install it, or set instructions.synthesiser to espeak"
+            raise UserError(f"no program {program!r}: {ask}") from None
         except subprocess.TimeoutExpired:
             what = f"took more than {TIMEOUT_S} s for {text[:60]!r}"
             raise UserError(f"{program} {what}: does it wait for something?") from None

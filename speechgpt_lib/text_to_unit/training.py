@@ -15,15 +15,8 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
-from speechgpt_lib.text_to_unit.model import (
-    PAD,
-    POSITIONS,
-    PairLoss,
-    PairVocabulary,
-    build_model,
-    pad_rows,
-    train_tokenizer,
-)
+from speechgpt_lib.text_to_unit import model as parts
+from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairVocabulary, pad_rows
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.buckets import shuffled_buckets
@@ -50,11 +43,11 @@ def train_text_to_unit(
     """
     if not pairs:
         raise UserError("there are no pairs of text and units: run 01_unit_extraction.ipynb first")
-    tokenizer = train_tokenizer((text for text, _ in pairs), settings.pieces)
+    tokenizer = parts.train_tokenizer((text for text, _ in pairs), settings.pieces)
     vocabulary = PairVocabulary(tokenizer, unit_count)
     encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
-    model = build_model(settings, vocabulary, rate, options.seed)
+    model = parts.build_model(settings, vocabulary, rate, options.seed)
     batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
@@ -65,7 +58,7 @@ def train_text_to_unit(
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
     with training_attention(model, options.device):
-        task = Task({"text_to_unit": PairLoss(model)}, step_function, batches)
+        task = Task({"text_to_unit": parts.PairLoss(model)}, step_function, batches)
         summary = train(task, settings.optimization, work, options)
     model, beams = model.cpu().eval(), settings.beams
     return TextToUnit(model, vocabulary, inventory_id, settings, rate, beams=beams), summary
