@@ -8,58 +8,58 @@ wave as it is, at half and at a quarter of its rate.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, leaky_relu, pad
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 PERIODS = (2, 3, 5, 7, 11)
-SCALES = 3
 SLOPE = 0.1
+# Widths (times `channels`, published: 32), kernels, strides and groups of the layers.
+COLUMN_LAYERS = ((1, 4, 16, 32, 32), (5, 5, 5, 5, 5), (3, 3, 3, 3, 1), (1, 1, 1, 1, 1))
+WAVE_LAYERS = (
+    (4, 4, 8, 16, 32, 32, 32),
+    (15, 41, 41, 41, 41, 41, 5),
+    (1, 2, 2, 4, 4, 1, 1),
+    (1, 4, 16, 16, 16, 16, 1),
+)
 
 Judgement = tuple[Tensor, list[Tensor]]  # scores, features of every layer
 
 
-class PeriodDiscriminator(nn.Module):
-    """One period; layers are 1, 4, 16, 32, 32 times `channels` wide (published: 32)."""
+class Discriminator(nn.Module):
+    """Convolutions down the columns of rows of `period` samples, or (None) over the wave itself."""
 
-    def __init__(self, period: int, channels: int):
+    def __init__(self, channels: int, normalise: Callable, period: int | None = None):
         super().__init__()
-        self.period = period
-        widths = [1, *(channels * factor for factor in (1, 4, 16, 32, 32))]
-        self.convs = nn.ModuleList()
-        for (a, b), stride in zip(pairwise(widths), (3, 3, 3, 3, 1), strict=True):
-            self.convs.append(weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), padding=(2, 0))))
-        self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
-
-    def forward(self, waves: Tensor) -> Judgement:
-        """waves (batch, samples) → scores (batch, …) and the features of every layer."""
-        missing = -waves.shape[1] % self.period
-        waves = pad(waves[:, None], (0, missing), "reflect")
-        rows = waves.unflatten(2, (-1, self.period))  # (batch, 1, samples / period, period)
-        return _judge(rows, self.convs, self.conv_post)
-
-
-class ScaleDiscriminator(nn.Module):
-    """One scale: layers are 4, 4, 8, 16, 32, 32, 32 times `channels` wide (published: 32)."""
-
-    def __init__(self, channels: int, normalise):
-        super().__init__()
-        widths = [1, *(channels * factor for factor in (4, 4, 8, 16, 32, 32, 32))]
-        kernels, strides = (15, 41, 41, 41, 41, 41, 5), (1, 2, 2, 4, 4, 1, 1)
-        groups = (1, 4, 16, 16, 16, 16, 1)
-        layers = zip(pairwise(widths), kernels, strides, groups, strict=True)
-        self.convs = nn.ModuleList()
-        for (a, b), kernel, stride, group in layers:
-            group = math.gcd(group, a, b)  # narrow layers have fewer channels than groups
-            conv = nn.Conv1d(a, b, kernel, stride, padding=kernel // 2, groups=group)
+        self.period, self.convs, inputs = period, nn.ModuleList(), 1
+        layers = COLUMN_LAYERS if period else WAVE_LAYERS
+        for factor, kernel, stride, groups in zip(*layers, strict=True):
+            outputs = channels * factor
+            groups = math.gcd(groups, inputs, outputs)  # narrow layers have fewer channels
+            conv = self._convolution(inputs, outputs, kernel, stride, groups)
             self.convs.append(normalise(conv))
-        self.conv_post = normalise(nn.Conv1d(widths[-1], 1, 3, padding=1))
+            inputs = outputs
+        self.conv_post = normalise(self._convolution(inputs, 1, 3))
+
+    def _convolution(self, a: int, b: int, kernel: int, stride: int = 1, groups: int = 1):
+        if self.period:
+            return nn.Conv2d(a, b, (kernel, 1), (stride, 1), (kernel // 2, 0))
+        return nn.Conv1d(a, b, kernel, stride, kernel // 2, groups=groups)
 
     def forward(self, waves: Tensor) -> Judgement:
         """waves (batch, samples) → scores (batch, …) and the features of every layer."""
-        return _judge(waves[:, None], self.convs, self.conv_post)
+        x = waves[:, None]
+        if self.period:
+            x = pad(x, (0, -waves.shape[1] % self.period), "reflect")
+            x = x.unflatten(2, (-1, self.period))  # (batch, 1, samples / period, period)
+        features = []
+        for conv in self.convs:
+            x = leaky_relu(conv(x), SLOPE)
+            features.append(x)
+        scores = self.conv_post(x)
+        return scores.flatten(1), [*features, scores]
 
 
 class Discriminators(nn.Module):
@@ -67,10 +67,10 @@ class Discriminators(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.periods = nn.ModuleList([PeriodDiscriminator(period, channels) for period in PERIODS])
+        periods = [Discriminator(channels, weight_norm, period) for period in PERIODS]
         # As published, the one that sees the full rate is held back by spectral norm.
-        norms = [spectral_norm] + [weight_norm] * (SCALES - 1)
-        self.scales = nn.ModuleList([ScaleDiscriminator(channels, norm) for norm in norms])
+        scales = [Discriminator(channels, n) for n in (spectral_norm, weight_norm, weight_norm)]
+        self.periods, self.scales = nn.ModuleList(periods), nn.ModuleList(scales)
 
     def forward(self, waves: Tensor) -> list[Judgement]:
         """waves (batch, samples) → one (scores, features) a discriminator."""
@@ -79,12 +79,3 @@ class Discriminators(nn.Module):
             judgements.append(scale(waves))
             waves = avg_pool1d(waves[:, None], 4, 2, padding=2)[:, 0]  # half the rate
         return judgements
-
-
-def _judge(x: Tensor, convs: nn.ModuleList, last: nn.Module) -> Judgement:
-    features = []
-    for conv in convs:
-        x = leaky_relu(conv(x), SLOPE)
-        features.append(x)
-    scores = last(x)
-    return scores.flatten(1), [*features, scores]

@@ -28,7 +28,7 @@ class DurationPredictor(nn.Module):
 
     def __init__(self, unit_count: int, embedding: int = 128, width: int | None = None):
         super().__init__()
-        self.width = width = width or embedding
+        width = width or embedding
         self.dict = nn.Embedding(unit_count, embedding)
         self.conv1 = nn.Sequential(nn.Conv1d(embedding, width, 3, padding=1), nn.ReLU())
         self.ln1 = nn.LayerNorm(width)
@@ -65,15 +65,12 @@ def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     may leave a short unit no frame at all.  Raises UserError for a `speed` outside 0.25 … 4.
     """
     check_speed(speed)
-    durations = np.asarray(durations, dtype=np.int64)
-    if speed == 1 or durations.sum() == 0:
-        return durations
     borders = scaled_borders(np.cumsum(durations), speed)
     borders[-1] = max(1, borders[-1])
     return np.diff(borders, prepend=0)
 
 
-def scaled_borders(borders: np.ndarray, speed: float) -> np.ndarray:
+def scaled_borders(borders: np.ndarray | int, speed: float) -> np.ndarray:
     """Where units end, in frames from the start (n,), in speech `speed` times as fast."""
     return np.floor(borders / speed + 0.5).astype(np.int64)
 

@@ -31,13 +31,10 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
     total = made.new_zeros(())
     for fft, bands in RESOLUTIONS:
         window, mel = _constants(fft, bands, str(made.device))
-        ours = _magnitudes(made, fft, window)  # (batch, fft / 2 + 1, frames)
-        with torch.no_grad():
-            theirs = _magnitudes(real, fft, window)
-            target = torch.log(mel @ theirs + FLOOR)  # (batch, bands, frames)
-            size = theirs.flatten(1).norm(dim=1) + FLOOR
-        total = total + l1_loss(torch.log(mel @ ours + FLOOR), target)
-        total = total + CONVERGENCE_WEIGHT * ((ours - theirs).flatten(1).norm(dim=1) / size).mean()
+        ours, theirs = (_magnitudes(waves, fft, window) for waves in (made, real))
+        total = total + l1_loss(torch.log(mel @ ours + FLOOR), torch.log(mel @ theirs + FLOOR))
+        apart, size = ((ours - theirs).flatten(1).norm(dim=1), theirs.flatten(1).norm(dim=1))
+        total = total + CONVERGENCE_WEIGHT * (apart / (size + FLOOR)).mean()
     return total / len(RESOLUTIONS)
 
 
@@ -54,12 +51,8 @@ def generator_loss(made: list[Judgement]) -> Tensor:
 
 def feature_matching_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
     """L1 distance between what the discriminators' layers see in real and made speech (eq. 4)."""
-    seen = zip(_features(real), _features(made), strict=True)
-    return sum(l1_loss(ours, theirs.detach()) for theirs, ours in seen)
-
-
-def _features(judged: list[Judgement]) -> list[Tensor]:
-    return [feature for _, features in judged for feature in features]
+    seen = [zip(a, b, strict=True) for (_, a), (_, b) in zip(real, made, strict=True)]
+    return sum(l1_loss(ours, theirs.detach()) for layers in seen for theirs, ours in layers)
 
 
 def _magnitudes(waves: Tensor, fft: int, window: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Merged units → speech: generator and duration predictor together, on disk and in memory.
+"""Merged units → speech, one utterance, many in padded batches, or a stream: the sound is the same.
 
     vocoder/{vocoder.json, generator.safetensors, durations.safetensors}
 
-A vocoder knows the inventory whose units it was trained on and refuses those of another.  It speaks
-one utterance, many at a time in padded batches, or a stream of units; the sound is the same.
+A vocoder knows the inventory whose units it was trained on and refuses those of another.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from speechgpt_lib.units.features import PRECISIONS, check_choice
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
 from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
-from speechgpt_lib.vocoder.generator import UnitGenerator
+from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
 LONGEST_S = 3600.0  # of one utterance: more is a mistake
@@ -80,7 +79,7 @@ class Vocoder:
     @property
     def unit_count(self) -> int:
         """K: units are 0 … K − 1."""
-        return self.generator.unit_count
+        return self.generator.dict.num_embeddings
 
     def synthesize(
         self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
@@ -119,8 +118,7 @@ class Vocoder:
         if durations is None:
             lengths = self._predict(checked)
         elif len(durations) == len(utterances):
-            given = zip(durations, utterances, strict=True)
-            lengths = [self._check_durations(*pair) for pair in given]
+            lengths = list(map(self._check_durations, durations, utterances))
         else:
             found = f"{len(utterances)} utterances but durations for {len(durations)}"
             raise UserError(f"{found}: give one row each, or none at all")
@@ -167,13 +165,12 @@ class Vocoder:
             starts = range(0, len(frames), PIECE)
             pieces = [stream(frames[s : s + PIECE], s + PIECE >= len(frames)) for s in starts]
             return [np.concatenate(pieces)]
-        units, _ = pad_units(rows)
+        units, mask = pad_units(rows)
         units = pad(units, (0, -units.shape[1] % GRID)).to(self.device)  # (batch, frames)
-        lengths = [len(row) for row in rows]
-        frames = torch.tensor(lengths, device=self.device)
+        frames = mask.sum(1).to(self.device)
         speakers = None if voice is None else torch.full_like(frames, voice)
-        waves = self.generator(units, speakers, frames).float().cpu().numpy()
-        return [wave[: length * HOP].copy() for wave, length in zip(waves, lengths, strict=True)]
+        waves = self.generator(units, speakers, Rows(frames, units.shape[1])).float().cpu().numpy()
+        return [wave[: len(row) * HOP].copy() for wave, row in zip(waves, rows, strict=True)]
 
     @torch.inference_mode()
     def _predict(self, utterances: list[np.ndarray]) -> list[np.ndarray]:
@@ -181,22 +178,19 @@ class Vocoder:
         found = []
         for start in range(0, len(utterances), TIMED):
             batch = utterances[start : start + TIMED]
-            units, mask = pad_units(batch)
-            frames = self.durations.predict(units.to(self.device), mask.to(self.device))
-            rows = zip(frames.cpu().numpy(), batch, strict=True)
-            found += [row[: len(units)] for row, units in rows]
+            units, mask = (tensor.to(self.device) for tensor in pad_units(batch))
+            frames = self.durations.predict(units, mask).cpu().numpy()
+            found += [row[: len(units)] for row, units in zip(frames, batch, strict=True)]
         return found
 
     def _check_units(self, units: Units) -> np.ndarray:
-        if np.size(units) == 0:
-            raise UserError("there are no units to speak: give at least one, such as <12>")
-        units = _whole_numbers(units, "units")
-        if self.drops_negative:
-            units = units[units >= 0]
-            if units.size == 0:
-                raise UserError("all units are negative, so there is nothing to speak")
-        check_range(units, self.unit_count)
-        return units.astype(np.int64)
+        found = _whole_numbers(units, "units")
+        kept = found[found >= 0] if self.drops_negative else found
+        if not kept.size:
+            why = "all units are negative" if found.size else "there are no units to speak"
+            raise UserError(f"{why}: give at least one, such as <12>")
+        check_range(kept, self.unit_count)
+        return kept.astype(np.int64)
 
     def _check_durations(self, durations: Units, units: Units) -> np.ndarray:
         durations, units = _whole_numbers(durations, "durations"), np.asarray(units)
@@ -224,16 +218,11 @@ class Vocoder:
 
         `vocoder.json` comes last, so that half a vocoder has none.
         """
-        facts = {
-            "inventory": self.inventory,
-            "unit_count": self.unit_count,
-            "sample_rate_hz": SAMPLE_RATE,
-            "hop": HOP,
-            "speakers": list(self.speakers),
-            "drops_negative": self.drops_negative,
-            "duration_width": self.durations.width,
-            "settings": self.settings.model_dump(mode="json"),
-        }
+        facts = {"inventory": self.inventory, "unit_count": self.unit_count}
+        facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": HOP, "speakers": list(self.speakers)}
+        facts |= {"drops_negative": self.drops_negative}
+        facts |= {"duration_width": self.durations.proj.in_features}
+        facts |= {"settings": self.settings.model_dump(mode="json")}
         folder = Path(folder)
         (folder / "vocoder.json").unlink(missing_ok=True)
         for name, module in (("generator", self.generator), ("durations", self.durations)):
@@ -289,7 +278,7 @@ def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _whole_numbers(values: Units, what: str) -> np.ndarray:
     values = np.asarray(values)
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+    if values.ndim != 1 or values.size and not np.issubdtype(values.dtype, np.integer):
         found = f"shape {values.shape} of {values.dtype}"
         raise UserError(f"{what} must be one row of whole numbers, found {found}")
     return values

@@ -1,18 +1,16 @@
 """Units and waves → a trained generator; merged units and durations → a duration predictor.
 
-**Differs from the paper** in `lab`: the generator first learns from the reconstruction loss alone
-(a warm-up), at three resolutions of the spectrum, and the discriminators join for the last fifth of
-the steps only.  HiFi-GAN starts with both and trains for days; speech that can be understood within
-minutes comes from the spectrum, what the discriminators add is texture; and they learn at a quarter
-of the generator's rate, which is many times the published one.  With `adversarial_from: 0` and
-`discriminator_rate: 1` it is as published.  An exponential average of the generator's weights
-(decay 0.98, 0.99) was tried and left out: words were understood no better or worse.
+**Differs from the paper** in `lab`: the generator first learns from the spectrum alone, at three
+resolutions, and the discriminators join for the last fifth of the steps, at a quarter of its rate.
+HiFi-GAN starts with both and trains for days; speech that can be understood within minutes comes
+from the spectrum, what discriminators add is texture.  With `adversarial_from: 0` and
+`discriminator_rate: 1` it is as published.
 """
 
 from __future__ import annotations
 
-import functools
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +26,10 @@ from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
+from speechgpt_lib.vocoder import losses
 from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
-from speechgpt_lib.vocoder.losses import (
-    discriminator_loss,
-    feature_matching_loss,
-    generator_loss,
-    reconstruction_loss,
-)
 from speechgpt_lib.vocoder.speech import Pair, Speech
 from speechgpt_lib.vocoder.synthesis import pad_units
 
@@ -96,7 +89,7 @@ def train_vocoder(
         Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
-        visits={step: functools.partial(visit, step) for step in {*listening, *to_keep}},
+        visits={step: partial(visit, step) for step in {*listening, *to_keep}},
     )
     summary = train(task, settings.optimization, work, options)
     return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
@@ -134,27 +127,22 @@ class AdversarialLoss:
     def __call__(self, phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
         """The step function of the loop; discriminators come first, then the generator."""
         units, real, speakers = (tensor.to(self.device) for tensor in batch)
+        count, judging = len(real), step >= self.start
         if phase == "discriminators":
-            if step < self.start:
+            if not judging:
                 return None
             self.made[step] = made = modules["generator"](units, speakers)  # (batch, samples)
             # One pass over both halves: DDP wants a single forward before each backward.
             judged = modules["discriminators"](torch.cat([real, made.detach()]))
-            return discriminator_loss(*_halves(judged, len(real))) * len(real), len(real), {}
-        if step < self.start:
-            made = modules["generator"](units, speakers)
-            loss = reconstruction_loss(made, real)
-            return loss * len(real), len(real), {"reconstruction": loss.detach()}
-        made = self.made.pop(step)
-        reconstruction = reconstruction_loss(made, real)
-        adversarial, matching = _judged_loss(self.discriminators, made, real)
-        metrics = {
-            "reconstruction": reconstruction.detach(),
-            "adversarial": adversarial.detach(),
-            "feature_matching": matching.detach(),
-        }
-        loss = reconstruction + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
-        return loss * len(real), len(real), metrics
+            return losses.discriminator_loss(*_halves(judged, count)) * count, count, {}
+        made = self.made.pop(step) if judging else modules["generator"](units, speakers)
+        loss = losses.reconstruction_loss(made, real)
+        metrics = {"reconstruction": loss.detach()}
+        if judging:
+            adversarial, matching = _judged_loss(self.discriminators, made, real)
+            loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
+            metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
+        return loss * count, count, metrics
 
 
 def sample_steps(settings: VocoderSettings) -> list[int]:
@@ -194,7 +182,8 @@ def _judged_loss(discriminators: Discriminators, made: torch.Tensor, real: torch
         judged_real, judged_made = discriminators(real), discriminators(made)
     finally:
         discriminators.requires_grad_(True)
-    return generator_loss(judged_made), feature_matching_loss(judged_real, judged_made)
+    matching = losses.feature_matching_loss(judged_real, judged_made)
+    return losses.generator_loss(judged_made), matching
 
 
 def train_durations(
