@@ -1,11 +1,9 @@
 """Beam search for encoder–decoders, batched: what each text gets is what it would get alone.
 
-Rules as in fairseq: a hypothesis' score is the mean log-probability of its tokens, the end
-included; a text is done when it has as many finished hypotheses as beams; at its length limit a
-hypothesis has to end.  Two things make it fast: texts that are done leave the batch, and *keys and
-values never move*.  When beams are reordered, usual searches copy the whole cache; here every beam
-of a text looks at the keys of all of them, and a mask, reordered alone, says which are its own
-ancestors.
+Rules as in fairseq: a score is the mean log-probability of the tokens, the end included; a text is
+done when as many hypotheses as beams have ended, and leaves the batch; at its length limit one has
+to end.  Keys and values never move: usual searches copy the cache when beams are reordered, here
+every beam looks at the keys of all, and a mask, reordered alone, says which are its ancestors.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ GROWTH = 64  # steps by which the cache grows
 class Layer:
     """One decoder block of a Pegasus or FSMT model, for one new token of every beam.
 
-    kept: keys and values so far, (texts, heads, steps, beams, head width) each, allocated ahead.
+    kept: keys and values so far, (2, texts, heads, steps, beams, head width), allocated ahead.
     cross: the source's keys (texts, heads, head width, pieces) and values (…, pieces, head width).
     """
 
@@ -47,8 +45,7 @@ class Layer:
         self.last_norm = block.final_layer_norm
         keys, values = self._split(_dense(cross.k_proj, cross.v_proj)(encoded), 2)
         self.cross = [keys.transpose(-1, -2).contiguous(), values.contiguous()]
-        shape = (len(encoded), self.heads, 0, beams, keys.shape[3])
-        self.kept = [encoded.new_empty(shape), encoded.new_empty(shape)]
+        self.kept = encoded.new_empty(2, len(encoded), self.heads, 0, beams, keys.shape[3])
 
     def __call__(self, x: Tensor, mask: Tensor, blocked: Tensor) -> Tensor:
         """x (texts, beams, width) → the same shape; its keys and values are remembered."""
@@ -57,15 +54,14 @@ class Layer:
         return self._around(x, self.last_norm, lambda x: self.down(self.activation(self.up(x))))
 
     def _around(self, x: Tensor, norm: nn.LayerNorm, change: Callable, *mask: Tensor) -> Tensor:
-        """The residual connection around `change`, normed before it (Pegasus) or behind (FSMT)."""
+        """A residual connection around `change`, normed before it (Pegasus) or behind (FSMT)."""
         return x + change(norm(x), *mask) if self.norm_first else norm(x + change(x, *mask))
 
     def _own_attention(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self._split(self.qkv(x), 3)  # (texts, heads, beams, head width) each
-        steps = mask.shape[3] // x.shape[1]
-        self.kept[0][:, :, steps - 1], self.kept[1][:, :, steps - 1] = k, v
-        keys, values = (kept[:, :, :steps].flatten(2, 3) for kept in self.kept)
-        seen = scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        new, steps = self._split(self.qkv(x), 3), mask.shape[3] // x.shape[1]
+        self.kept[:, :, :, steps - 1] = new[1:]  # new: query, key, value of this step
+        keys, values = self.kept[:, :, :, :steps].flatten(3, 4)
+        seen = scaled_dot_product_attention(new[0], keys, values, attn_mask=mask)
         return self.out(seen.transpose(1, 2).flatten(2))
 
     def _cross_attention(self, x: Tensor, blocked: Tensor) -> Tensor:
@@ -104,15 +100,12 @@ class Decoder:
         self.steps = 0
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The newest token of every beam (texts, beams) → log-probabilities of the next one.
-
-        Returns (texts, beams, vocabulary).
-        """
+        """Newest tokens (texts, beams) → log-probabilities of the next, (texts, beams, ids)."""
         x = self.embedding[tokens] * self.scale + self.positions[self.steps]
         if self.steps == self.ancestors.shape[2]:
-            self.ancestors = _longer(self.ancestors, -torch.inf)
+            self.ancestors = pad(self.ancestors, (0, 0, 0, GROWTH), value=-torch.inf)
             for layer in self.layers:
-                layer.kept = [_longer(part, 0.0) for part in layer.kept]
+                layer.kept = pad(layer.kept, (0, 0, 0, 0, 0, GROWTH))
         self.ancestors[:, :, self.steps].diagonal(dim1=1, dim2=2).zero_()  # its own slot only
         self.steps += 1
         mask = self.ancestors[:, None, :, : self.steps].flatten(3)  # (texts, 1, beams, keys)
@@ -129,8 +122,7 @@ class Decoder:
         """Go on with some of the texts only, given their numbers (n,)."""
         self.blocked, self.ancestors = self.blocked[texts], self.ancestors[texts]
         for layer in self.layers:
-            layer.kept = [part[texts] for part in layer.kept]
-            layer.cross = [part[texts] for part in layer.cross]
+            layer.kept, layer.cross = layer.kept[:, texts], [part[texts] for part in layer.cross]
 
 
 @dataclass
@@ -202,11 +194,6 @@ def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: 
     tokens = torch.where(choice == count, end, choice + first)
     rows = zip(values.tolist(), slots.tolist(), tokens.tolist(), strict=True)
     return [zip(*row, strict=True) for row in rows]
-
-
-def _longer(tensor: Tensor, value: float) -> Tensor:
-    """`tensor` with `GROWTH` more steps (dimension 2)."""
-    return pad(tensor, (0, 0) * (tensor.ndim - 3) + (0, GROWTH), value=value)
 
 
 def _dense(*maps: nn.Linear) -> Callable[[Tensor], Tensor]:

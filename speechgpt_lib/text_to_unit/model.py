@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ class PairVocabulary(UnitIds):
         return self.first_unit + self.unit_count + self.tokenizer.get_vocab_size()
 
     def encode_text(self, text: str) -> list[int]:
-        """Text → ids, the end marker last; white space of any kind and length counts as one blank.
+        """Text → ids, the end marker last; any white space counts as one blank.
 
         Raises UserError for an empty text and for characters that no training text had.
         """
@@ -77,10 +76,6 @@ class PairVocabulary(UnitIds):
         check_range(units, self.unit_count)
         return [*(np.asarray(units, dtype=np.int64) + self.first_unit).tolist(), END]
 
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """Rows of ids → (rows, longest) int64, padded on the right."""
@@ -93,9 +88,8 @@ def build_model(
 ) -> PegasusForConditionalGeneration:
     """An encoder–decoder with random weights and an aligned start (`align_start`).
 
-    Of the architectures in transformers Pegasus is the plain Transformer with layer norms before
-    the blocks and sinusoidal positions, which trains at a high learning rate; one embedding table
-    serves both sides and the output.
+    Pegasus is transformers' plain Transformer with layer norms before the blocks and sinusoidal
+    positions, which trains at a high learning rate; one embedding table serves all sides.
     """
     shape = {"layers": settings.layers, "attention_heads": settings.heads}
     shape |= {"ffn_dim": settings.feed_forward}
@@ -126,9 +120,8 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
     """Let the decoder start out reading the text from left to right at an even pace.
 
     After Ping et al. 2018 (arXiv 1710.07654, 3.5): text position p gets the sinusoids of unit
-    position p × `units_per_piece`, and queries and keys of the cross-attention start equal, so that
-    position t first attends to where a speaker of steady pace would be.  All but the positions is
-    trained.  **Differs from the paper**, whose generator finds the alignment from 960 hours.
+    position p × `units_per_piece`, and queries and keys of the cross-attention start equal.
+    **Differs from the paper**, whose generator finds the alignment from 960 hours.
     """
     table = model.model.encoder.embed_positions.weight
     positions, width = table.shape

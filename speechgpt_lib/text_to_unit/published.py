@@ -8,14 +8,13 @@ is FSMT, transformers' port of fairseq's Transformer; its names are fairseq's be
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
+from sentencepiece import SentencePieceProcessor
 from transformers import FSMTConfig, FSMTForConditionalGeneration
 
 from speechgpt_lib.errors import UserError, one_line
@@ -24,21 +23,14 @@ from speechgpt_lib.foreign.stubs import plain
 from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
 from speechgpt_lib.text_to_unit.model import UnitIds
 
-MODEL_FILE = "spm.model"
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 UNUSED = re.compile(
     r"\.version$|embed_positions|^decoder\.output_projection\."
     r"|^encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
 )
-GEOMETRY = {  # fairseq → FSMT
-    "encoder_embed_dim": "d_model",
-    "encoder_layers": "encoder_layers",
-    "decoder_layers": "decoder_layers",
-    "encoder_attention_heads": "encoder_attention_heads",
-    "decoder_attention_heads": "decoder_attention_heads",
-    "encoder_ffn_embed_dim": "encoder_ffn_dim",
-    "decoder_ffn_embed_dim": "decoder_ffn_dim",
-}
+SAME = "encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads".split()
+GEOMETRY = {"encoder_embed_dim": "d_model"} | {name: name for name in SAME}  # fairseq → FSMT
+GEOMETRY |= {f"{side}_ffn_embed_dim": f"{side}_ffn_dim" for side in ("encoder", "decoder")}
 # What FSMT has no place for.
 INEXPRESSIBLE = """
     encoder_normalize_before decoder_normalize_before encoder_learned_pos decoder_learned_pos
@@ -50,23 +42,16 @@ DROPOUTS = "dropout attention_dropout activation_dropout encoder_layerdrop decod
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary(UnitIds):
-    """The joint vocabulary; its text side is the SentencePiece model in `serialized`."""
+    """The joint vocabulary; its text side is a SentencePiece model, `serialized` in its file."""
 
     serialized: bytes
+    processor: SentencePieceProcessor
     unit_count: int
     first_unit: int
     pad, begin, end = 1, 2, 2
 
-    @functools.cached_property
-    def processor(self) -> sentencepiece.SentencePieceProcessor:
-        """The SentencePiece model, ready to encode."""
-        return sentencepiece.SentencePieceProcessor(model_proto=self.serialized)
-
     def encode_text(self, text: str) -> list[int]:
-        """Text → ids, the end marker last.
-
-        Raises UserError for an empty text, and for one with no known character at all.
-        """
+        """Text → ids, the end marker last; raises UserError for one with no known character."""
         ids, first_text = self.processor.encode(text), self.first_unit + self.unit_count
         if len(self.units_in(ids)):
             raise UserError(f"text {text[:40]!r} contains units such as <12>: give plain text")
@@ -74,10 +59,6 @@ class SentencePieceVocabulary(UnitIds):
             found = f"found {text[:40]!r}, expected a word in characters that the model knows"
             raise UserError(f"there is no text to speak: {found}")
         return [*ids, self.end]
-
-    def save(self, folder: Path) -> None:
-        """Write `spm.model`."""
-        (folder / MODEL_FILE).write_bytes(self.serialized)
 
 
 def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceVocabulary:
@@ -88,20 +69,18 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
     check_is_no_text(spm)
     serialized, ask = spm.read_bytes(), "is this the spm.model of text2unit?"
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+        processor = SentencePieceProcessor(model_proto=serialized)
         pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{spm} is no SentencePiece model ({one_line(error)}): {ask}") from None
-    if pieces[:4] != SPECIALS:
+    if pieces[:4] != SPECIALS or "<0>" not in pieces:
         found, wanted = " ".join(pieces[:4]), " ".join(SPECIALS)
-        raise UserError(f"{spm} starts with {found}, expected {wanted}: {ask}")
-    if "<0>" not in pieces:
-        raise UserError(f"{spm} has no units <0>, <1>, …: {ask}")
+        raise UserError(f"{spm} starts with {found}, expected {wanted}, then units <0>, …: {ask}")
     first = pieces.index("<0>")
     count = next(k for k in itertools.count() if pieces[first + k : first + k + 1] != [f"<{k}>"])
     if dictionary is not None:
         _compare(dictionary, spm, pieces[len(SPECIALS) :])
-    return SentencePieceVocabulary(serialized, count, first)
+    return SentencePieceVocabulary(serialized, processor, count, first)
 
 
 def _compare(dictionary: Path, spm: Path, pieces: list[str]) -> None:

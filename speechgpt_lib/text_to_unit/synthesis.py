@@ -34,8 +34,7 @@ class TextToUnit:
     """Turns text into units of the inventory `inventory` (its id).
 
     settings: what the model is built from: its section of the recipe, or a published geometry.
-    rate: the mean number of units a text piece stands for, where it is known.
-    longest: units that an answer may have.
+    rate: mean number of units of a text piece, where known.  longest: units an answer may have.
     merges: whether a unit written twice in a row becomes one; the published model's stay.
     spoken_form: whether texts are read as the transcripts are from which the model has learned.
     """
@@ -58,8 +57,7 @@ class TextToUnit:
         """Texts → merged units (n,) each; the other texts in the batch don't matter.
 
         An answer has at least one unit and, where the rate is known, at most about twice what its
-        text usually takes.  beams: 1 takes the likeliest unit at each step, more search for the
-        likeliest sequence; None takes the model's own number.
+        text usually takes.  beams: how many sequences are followed; None: the model's own number.
         Raises UserError for a text that is empty, too long or has unknown characters.
         """
         if isinstance(texts, str):
@@ -102,11 +100,13 @@ class TextToUnit:
     def save(self, folder: Path) -> None:
         """Write the model, its vocabulary and, last, `text_to_unit.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.vocabulary.save(folder)
+        if isinstance(self.settings, TextToUnitSettings):
+            kind, settings = "trained", self.settings.model_dump(mode="json")
+            self.vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
+        else:
+            kind, settings = "published", self.settings
+            (folder / "spm.model").write_bytes(self.vocabulary.serialized)
         save_module(self.model, folder / "model.safetensors")
-        settings, kind = self.settings, "published"
-        if isinstance(settings, TextToUnitSettings):
-            settings, kind = settings.model_dump(mode="json"), "trained"
         facts = {"kind": kind, "inventory": self.inventory}
         facts |= {"unit_count": self.vocabulary.unit_count, "rate": self.rate}
         facts |= {"spoken_form": self.spoken_form, "settings": settings}
@@ -125,7 +125,7 @@ class TextToUnit:
         try:
             rate, settings, options = facts["rate"], facts["settings"], PUBLISHED
             if facts["kind"] == "published":
-                vocabulary = published.load_vocabulary(folder / published.MODEL_FILE)
+                vocabulary = published.load_vocabulary(folder / "spm.model")
                 model = published.build_fsmt(settings)
             else:
                 settings = TextToUnitSettings.model_validate(settings)

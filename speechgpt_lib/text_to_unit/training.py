@@ -1,8 +1,8 @@
 """Pairs of text and merged units → a trained text-to-unit model, through the shared loop.
 
-**Differs from the paper** in `lab`: one synthetic voice and a closed world instead of LibriSpeech;
-text spelled in characters, since a few thousand sentences are too few for word pieces (held-out
-unit error rate .67 against .33 at equal cost); an aligned start (`align_start`).
+**Differs from the paper** in `lab`: a synthetic voice and a closed world instead of LibriSpeech; an
+aligned start (`align_start`); text in characters, since a few thousand sentences are too few for
+word pieces (held-out unit error rate .67 against .33 at equal cost).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
-# Ids of a text and of its units: half a gigabyte for LibriSpeech; lists would take ten times that.
-Pair = tuple[np.ndarray, np.ndarray]
+Pair = tuple[np.ndarray, np.ndarray]  # ids of a text, of its units: a tenth of what lists take
 
 
 def train_text_to_unit(
@@ -65,15 +64,17 @@ def train_text_to_unit(
 
 
 class PairBatches:
-    """Batches by step number: pairs of like length together, newly drawn in every epoch.
+    """Batches by step number alone: pairs of like length together, newly drawn in every epoch.
 
-    `tokens_per_batch` counts target tokens with their padding.  A batch depends on the step alone,
-    so training resumes anywhere; every process of several takes its share of each batch.
+    `tokens_per_batch` counts target tokens with their padding.
     """
 
     def __init__(self, pairs: list[Pair], tokens_per_batch: int, seed: int):
-        self.pairs, self.tokens_per_batch, self.seed = pairs, tokens_per_batch, seed
-        self.epochs = Epochs(self._plan)
+        def plan(epoch: int, first: int) -> list[list[int]]:
+            rng = random.Random(f"text to unit {seed} {epoch}")
+            return shuffled_buckets([len(units) for _, units in pairs], tokens_per_batch, rng)
+
+        self.pairs, self.epochs = pairs, Epochs(plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, ...]:
         """Texts (rows, pieces) and units (rows, units) of this process, padded on the right."""
@@ -82,11 +83,6 @@ class PairBatches:
         mine = batch[rank::world_size] or [(batch[0][0], [PAD])]
         texts, units = zip(*mine, strict=True)
         return pad_rows(texts, PAD), pad_rows(units, PAD)
-
-    def _plan(self, epoch: int, first: int) -> list[list[int]]:
-        rng = random.Random(f"text to unit {self.seed} {epoch}")
-        lengths = [len(units) for _, units in self.pairs]
-        return shuffled_buckets(lengths, self.tokens_per_batch, rng)
 
 
 def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:

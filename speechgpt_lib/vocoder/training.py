@@ -27,7 +27,6 @@ from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder import losses
-from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.speech import Pair, Speech
@@ -36,7 +35,8 @@ from speechgpt_lib.vocoder.synthesis import pad_units
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45: the loss keeps its scale when discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a spectrogram shows as black and as brightest
+# Log amplitudes that a spectrogram shows as black and as brightest.
+COLOURS = {"origin": "lower", "cmap": "magma", "vmin": -6.0, "vmax": 3.0}
 
 
 def train_vocoder(
@@ -52,12 +52,11 @@ def train_vocoder(
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
 
-    - `sample`: frames (n,) of an utterance that is spoken now and then as training goes on, into
-      `work/samples/`: a sound file and a picture of its mel spectrogram each time.
+    - `sample`: frames (n,) of an utterance that is spoken into `work/samples/` early and often,
+      where the discriminators join, and at the end.
     - `ahead`: batches to read beforehand, beside the training: for speech that lies on a disk.
     - `joined_from`: work folder of a training that has passed the step at which the discriminators
-      join.  This one starts there, with the same batches and the same schedule, but without them:
-      what they are good for is the difference.
+      join.  This one starts there, the same but without them: the difference is what they do.
 
     Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).  Raises
     UserError when no utterance is as long as a segment, or what the loop raises.
@@ -65,12 +64,13 @@ def train_vocoder(
     pieces = Pieces(speech, settings, options.seed)
     torch.manual_seed(options.seed)
     generator = UnitGenerator(unit_count, settings, len(speech.names))
-    discriminators = Discriminators(settings.discriminator_channels)
+    discriminators = losses.Discriminators(settings.discriminator_channels)
     steps = settings.optimization.steps
     joined = round(settings.adversarial_from * steps)
     adversarial_from = joined if joined_from is None else steps
-    listening = [] if sample is None else sample_steps(settings)
-    to_keep = [joined] if joined_from is None and 0 < joined < steps else []
+    moments = {max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps}
+    listening = set() if sample is None else moments
+    to_keep = {joined} if joined_from is None and 0 < joined < steps else set()
 
     def visit(step: int) -> None:
         if step in listening:
@@ -89,7 +89,7 @@ def train_vocoder(
         Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
-        visits={step: partial(visit, step) for step in {*listening, *to_keep}},
+        visits={step: partial(visit, step) for step in listening | to_keep},
     )
     summary = train(task, settings.optimization, work, options)
     return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
@@ -120,7 +120,7 @@ class Pieces:
 class AdversarialLoss:
     """The losses of discriminators and generator; before step `start`, of the spectrum alone."""
 
-    def __init__(self, discriminators: Discriminators, start: int, device: str):
+    def __init__(self, discriminators: losses.Discriminators, start: int, device: str):
         self.discriminators, self.start, self.device = discriminators, start, device
         self.made: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
 
@@ -134,7 +134,7 @@ class AdversarialLoss:
             self.made[step] = made = modules["generator"](units, speakers)  # (batch, samples)
             # One pass over both halves: DDP wants a single forward before each backward.
             judged = modules["discriminators"](torch.cat([real, made.detach()]))
-            return losses.discriminator_loss(*_halves(judged, count)) * count, count, {}
+            return losses.discriminator_loss(judged, count) * count, count, {}
         made = self.made.pop(step) if judging else modules["generator"](units, speakers)
         loss = losses.reconstruction_loss(made, real)
         metrics = {"reconstruction": loss.detach()}
@@ -145,11 +145,15 @@ class AdversarialLoss:
         return loss * count, count, metrics
 
 
-def sample_steps(settings: VocoderSettings) -> list[int]:
-    """When the sample is spoken: often early, where the discriminators join, and at the end."""
-    steps = settings.optimization.steps
-    joined = round(settings.adversarial_from * steps)
-    return sorted({max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps})
+def _judged_loss(judge: losses.Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:
+    """(adversarial, feature matching) losses, with gradients for the generator alone."""
+    judge.requires_grad_(False)
+    try:
+        judged_real, judged_made = judge(real), judge(made)
+    finally:
+        judge.requires_grad_(True)
+    matching = losses.feature_matching_loss(judged_real, judged_made)
+    return losses.generator_loss(judged_made), matching
 
 
 @torch.inference_mode()
@@ -157,61 +161,36 @@ def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step:
     """Write `samples/step_000300.wav` and `.png`, its log-mel spectrogram, time left to right."""
     from matplotlib.image import imsave
 
-    weights = generator.dict.weight
-    units = torch.from_numpy(np.asarray(frames, dtype=np.int64))[None].to(weights.device)
-    speakers = torch.zeros(1, dtype=torch.int64, device=weights.device)
-    wave = generator(units, speakers)[0].float().cpu().numpy()
+    units = torch.from_numpy(frames.astype(np.int64))[None].to(generator.dict.weight.device)
+    wave = generator(units, units.new_zeros(1))[0].float().cpu().numpy()
     path = work / "samples" / f"step_{step:06d}"
     write_audio(path.with_suffix(".wav"), wave)
     with atomic_path(path.with_suffix(".png")) as temporary:
-        colours = {"origin": "lower", "cmap": "magma", "vmin": QUIETEST, "vmax": LOUDEST}
-        imsave(temporary, log_mel(wave).T, format="png", **colours)
-
-
-def _halves(judged: list, count: int) -> tuple[list, list]:
-    """Judgements of a batch of real and made waves → those of the real, those of the made."""
-    real = [(scores[:count], [f[:count] for f in features]) for scores, features in judged]
-    made = [(scores[count:], [f[count:] for f in features]) for scores, features in judged]
-    return real, made
-
-
-def _judged_loss(discriminators: Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:
-    """(adversarial, feature matching) losses, with gradients for the generator alone."""
-    discriminators.requires_grad_(False)
-    try:
-        judged_real, judged_made = discriminators(real), discriminators(made)
-    finally:
-        discriminators.requires_grad_(True)
-    matching = losses.feature_matching_loss(judged_real, judged_made)
-    return losses.generator_loss(judged_made), matching
+        imsave(temporary, log_mel(wave).T, format="png", **COLOURS)
 
 
 def train_durations(
-    sequences: list[Pair],
-    unit_count: int,
-    settings: VocoderSettings,
-    work: Path,
-    options: TrainingOptions,
+    merged: list[Pair], count: int, settings: VocoderSettings, work: Path, options: TrainingOptions
 ) -> tuple[DurationPredictor, dict]:
-    """Train a duration predictor on merged units (n,) and their durations (n,) in frames.
+    """Train a duration predictor on merged units (n,) below `count` and durations (n,) in frames.
 
     The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
-    Raises UserError as `train_vocoder` does.
+    Raises UserError for data that don't fit, and as `train_vocoder` does.
     """
-    for index, (units, durations) in enumerate(sequences):
-        check_range(units, unit_count)
+    for index, (units, durations) in enumerate(merged):
+        check_range(units, count)
         if len(units) != len(durations) or not len(units):
             found = f"{len(units)} units and {len(durations)} durations"
             raise UserError(f"sequence {index} has {found}: expected one each, at least one")
-    if not sequences:
+    if not merged:
         raise UserError("there are no unit sequences: run 01_unit_extraction.ipynb first")
     torch.manual_seed(options.seed)
-    predictor = DurationPredictor(unit_count, settings.embedding)
+    predictor = DurationPredictor(count, settings.embedding)
 
     def batch_at(step: int, rank: int, world_size: int):
         rng = np.random.default_rng((options.seed, step))
-        chosen = rng.choice(len(sequences), DURATION_BATCH)[rank::world_size]
-        units, durations = zip(*(sequences[i] for i in chosen), strict=True)
+        chosen = rng.choice(len(merged), DURATION_BATCH)[rank::world_size]
+        units, durations = zip(*(merged[i] for i in chosen), strict=True)
         return *pad_units(units), pad_units(durations)[0]
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int):
