@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from speechgpt_lib.errors import UserError
 
-SLOWEST, FASTEST = 0.25, 4.0
-
 
 class DurationPredictor(nn.Module):
     """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
 
-    Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its
-    own, so that it trains beside the generator (a published checkpoint's is copied into it).
-    `embedding` and `width`, that of the convolutions, are 128 as published.
+    Layers are named as in fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that
+    it trains beside the generator.  `embedding` and `width`, of convolutions: 128 as published.
     """
 
     reach = 2  # units before and after, on which a duration depends
@@ -47,13 +44,8 @@ class DurationPredictor(nn.Module):
 
     @torch.inference_mode()
     def predict(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
-        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1).
-
-        0 where `mask` is false.
-        """
-        was_training = self.training
-        durations = torch.round(torch.exp(self.eval()(units, mask)) - 1).clamp(min=1).long()
-        self.train(was_training)
+        """units (batch, n) → frames clamp(round(exp(log d) − 1), 1), int64; 0 outside `mask`."""
+        durations = torch.round(torch.exp(self(units, mask)) - 1).clamp(min=1).long()
         return durations if mask is None else durations * mask
 
 
@@ -64,7 +56,6 @@ def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     frames: the whole becomes as long as asked to within half a frame (at least 1).  Faster speech
     may leave a short unit no frame at all.  Raises UserError for a `speed` outside 0.25 … 4.
     """
-    check_speed(speed)
     borders = scaled_borders(np.cumsum(durations), speed)
     borders[-1] = max(1, borders[-1])
     return np.diff(borders, prepend=0)
@@ -72,10 +63,6 @@ def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
 
 def scaled_borders(borders: np.ndarray | int, speed: float) -> np.ndarray:
     """Where units end, in frames from the start (n,), in speech `speed` times as fast."""
+    if not 0.25 <= speed <= 4:
+        raise UserError(f"speed is {speed:g}, expected 0.25 (slow) to 4 (fast)")
     return np.floor(borders / speed + 0.5).astype(np.int64)
-
-
-def check_speed(speed: float) -> None:
-    """Refuse a speed outside 0.25 (slow) … 4 (fast); 1 is as learned."""
-    if not SLOWEST <= speed <= FASTEST:
-        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast)")

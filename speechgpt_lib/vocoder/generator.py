@@ -3,8 +3,7 @@
     units (batch, frames) → embedding → conv → 5 × [transposed conv, residual blocks] → conv
           → waves (batch, frames · 320)
 
-Source: Kong et al. 2020, arXiv 2010.05646.  Names and order of the layers are those of fairseq's
-`CodeGenerator`, so a published checkpoint with its weight norm folded has the same keys.
+Source: Kong et al. 2020, arXiv 2010.05646.  Layers are named as in fairseq's `CodeGenerator`.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Rows:
     up = conv
 
     def meet(self, place: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Results that are to be added, cut to what all of them have (in a stream); here as is."""
+        """Results that are to be added; a stream cuts them to what all of them have."""
         return parts
 
 
@@ -103,22 +102,30 @@ class ResidualBlock(nn.Module):
 class UnitGenerator(nn.Module):
     """The generator; `settings` at their defaults are the published geometry.
 
-    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside the
-    vector of every frame, as in the paper's multi-speaker vocoder (the released one has a single
-    voice).  Each stage halves the channels; convolutions carry weight norm until it is folded.
-    Raises UserError for a geometry that cannot be built.
+    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside that of
+    every frame (the released vocoder has a single voice).  Each stage halves the channels.
+    Raises UserError for a geometry whose layers would not give exactly 320 samples a frame.
     """
 
     def __init__(self, unit_count: int, settings: VocoderSettings, speakers: int = 0):
         super().__init__()
-        check_geometry(settings)
-        width, embedding = settings.channels, settings.embedding
+        width, embedding, stages = settings.channels, settings.embedding, settings.upsample_rates
+        if width % (least := 2 ** len(stages)):
+            ask = f"take a multiple of {least}, or fewer upsample_rates"
+            raise UserError(
+                f"vocoder.channels is {width}, but {len(stages)} stages halve it: {ask}"
+            )
+        if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
+            raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")
         blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))
         self.dict = nn.Embedding(unit_count, embedding)
         self.spkr = nn.Embedding(speakers, embedding) if speakers else None
         self.conv_pre = weight_norm(Conv(embedding * (2 if speakers else 1), width, 7))
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
+        for rate, kernel in zip(stages, settings.upsample_kernels, strict=True):
+            if kernel < rate or (kernel - rate) % 2:
+                what = f"{kernel} cannot upsample by exactly {rate}: take {rate}, {rate + 2}, …"
+                raise UserError(f"vocoder.upsample_kernels: {what}")
             self.ups.append(weight_norm(Upsample(width, width // 2, kernel, rate)))
             width //= 2
             self.resblocks.extend(ResidualBlock(width, *block) for block in blocks)
@@ -157,17 +164,3 @@ class UnitGenerator(nn.Module):
             if isinstance(module, Conv | Upsample) and not module.weight.is_meta:
                 module.weight.data = module.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
         return self
-
-
-def check_geometry(settings: VocoderSettings) -> None:
-    """Refuse settings whose layers would not give exactly 320 samples a frame."""
-    stages, channels = len(settings.upsample_rates), settings.channels
-    if channels % 2**stages:
-        ask = f"take a multiple of {2**stages}, or fewer upsample_rates"
-        raise UserError(f"vocoder.channels is {channels}, but {stages} stages halve it: {ask}")
-    for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
-        if kernel < rate or (kernel - rate) % 2:
-            what = f"{kernel} cannot upsample by exactly {rate}: take {rate}, {rate + 2}, …"
-            raise UserError(f"vocoder.upsample_kernels: {what}")
-    if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
-        raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")

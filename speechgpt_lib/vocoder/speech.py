@@ -23,9 +23,8 @@ class Speech:
         self.units, self.lengths = units, np.array([len(row) for row in units], dtype=np.int64)
         self.names = tuple(dict.fromkeys(voices or ()))
         number = {name: k for k, name in enumerate(self.names)}
-        self.speakers = np.array([number[voice] for voice in voices or ()], dtype=np.int64)
-        if not voices:
-            self.speakers = np.zeros_like(self.lengths)
+        found = [number[voice] for voice in voices] if voices else [0] * len(units)
+        self.speakers = np.array(found, dtype=np.int64)
 
     def piece(self, index: int, start: int, count: int) -> Pair:
         """Frames from `start` on → units (count,) int64, wave (count · 320,) float32."""

@@ -27,7 +27,7 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.features import PRECISIONS, check_choice
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
-from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
+from speechgpt_lib.vocoder.durations import DurationPredictor, scale_durations, scaled_borders
 from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
@@ -37,8 +37,7 @@ LONGEST_S = 3600.0  # of one utterance: more is a mistake
 GRID = 32
 PIECE = 500  # frames; longer speech is spoken piece by piece, so memory doesn't grow with it
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
-# Seconds in a padded batch; on a CPU one utterance at a time is fastest.
-BATCH_S = {"cpu": 0.0, "cuda": 240.0}
+GPU_BATCH_S = 240.0  # in a padded batch; on a CPU one utterance at a time is fastest
 TIMED = 64  # utterances whose durations are predicted at once
 
 Units = np.ndarray | list[int]
@@ -49,9 +48,8 @@ class Vocoder:
     """Turns units of the inventory `inventory` (its id) into speech.
 
     speakers: their names, if it knows several.  drops_negative: whether negative units are left
-    out, as fairseq does, instead of refused.  precision: fp32, or bf16 (faster; how far it sounds
-    off is measured by benchmarks/vocoder.py).  Both trained parts are made ready for inference in
-    place: weight norm folded, dropout off, on `device`.
+    out, as fairseq does, instead of refused.  precision: fp32 or bf16 (benchmarks/vocoder.py says
+    how far off).  Both parts are made ready for inference in place, on `device`.
     """
 
     generator: UnitGenerator
@@ -104,12 +102,8 @@ class Vocoder:
     ) -> list[np.ndarray]:
         """Speak many utterances, each as if alone: samples differ by less than 1e-4.
 
-        Args:
-            speed: 2 speaks in half the time.
-            inventory: id of the inventory the units are of, if known; another one's are refused.
-            speaker: one of `speakers`, where there are several; the first if None.
-            batch_s: seconds in a padded batch of utterances of similar length, if not the default.
-
+        speed: 2 speaks in half the time.  inventory: id of the one the units are of, if known.
+        speaker: one of `speakers`, the first if None.  batch_s: seconds in a padded batch.
         Raises UserError: no units, ids out of range or of another inventory, bad durations or
         speed, an unknown speaker, over an hour.
         """
@@ -122,13 +116,13 @@ class Vocoder:
         else:
             found = f"{len(utterances)} utterances but durations for {len(durations)}"
             raise UserError(f"{found}: give one row each, or none at all")
-        rows = []
-        for units, frames in zip(checked, lengths, strict=True):
-            rows.append(expand(units, scale_durations(frames, speed)))
-            if (seconds := len(rows[-1]) / FRAME_RATE) > LONGEST_S:
-                found = f"these units make {seconds:.0f} s of speech"
-                raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
-        batch_s = BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s
+        scaled = [scale_durations(frames, speed) for frames in lengths]
+        rows = list(map(expand, checked, scaled))
+        if (seconds := max(map(len, rows), default=0) / FRAME_RATE) > LONGEST_S:
+            found = f"these units make {seconds:.0f} s of speech"
+            raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
+        if batch_s is None:
+            batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
         for batch in plan_batches([len(row) for row in rows], batch_s):
             made = self._generate([rows[i] for i in batch], voice)
@@ -146,20 +140,18 @@ class Vocoder:
         speaker: str | None = None,
         piece: int = STREAM_PIECE,
     ) -> SpeechStream:
-        """Speak while units come: push them, get sound as soon as it is final.
+        """Speak while units come: push them, get sound as soon as it is final, as `synthesize`'s.
 
-        All pieces together are what `synthesize` gives.
         piece: frames that are spoken at a time.  Fewer come out sooner, more are faster in all.
         """
         voice = self._voice(inventory, speaker)
-        check_speed(speed)
+        scaled_borders(0, speed)  # refuses a speed that can't be
         if piece < 1:
             raise UserError(f"a piece of {piece} frames was asked for: give at least 1 (20 ms)")
         generator = GeneratorStream(self.generator, voice)
         return SpeechStream(generator, self.durations, self._check_units, speed, piece)
 
     def _generate(self, rows: list[np.ndarray], voice: int | None) -> list[np.ndarray]:
-        """Frames of one batch → its waves."""
         if len(rows) == 1 and len(rows[0]) > PIECE:
             stream, frames = GeneratorStream(self.generator, voice), rows[0]
             starts = range(0, len(frames), PIECE)
@@ -174,7 +166,6 @@ class Vocoder:
 
     @torch.inference_mode()
     def _predict(self, utterances: list[np.ndarray]) -> list[np.ndarray]:
-        """Merged units (n,) of each utterance → frames (n,) of each."""
         found = []
         for start in range(0, len(utterances), TIMED):
             batch = utterances[start : start + TIMED]
@@ -214,10 +205,7 @@ class Vocoder:
         return self.speakers.index(speaker)
 
     def save(self, folder: Path) -> None:
-        """Write into `folder`, beside whatever else lies there.
-
-        `vocoder.json` comes last, so that half a vocoder has none.
-        """
+        """Write into `folder`, beside what else lies there, `vocoder.json` last."""
         facts = {"inventory": self.inventory, "unit_count": self.unit_count}
         facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": HOP, "speakers": list(self.speakers)}
         facts |= {"drops_negative": self.drops_negative}
@@ -232,10 +220,9 @@ class Vocoder:
 
     @classmethod
     def load(cls, folder: Path, inventory: str | None = None, **options: str) -> Vocoder:
-        """Read what `save` wrote.
+        """Read what `save` wrote; options: `device`, `precision`.
 
-        inventory: the id that its units must be of, when given.  options: `device`, `precision`.
-        Raises UserError: files missing or damaged, or made for another inventory.
+        Raises UserError: files missing or damaged, or made for another inventory than `inventory`.
         """
         path = Path(folder) / "vocoder.json"
         facts = read_json(path)
@@ -267,10 +254,7 @@ def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
 
 
 def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths → values (batch, n) int64 padded with 0, and a mask (batch, n).
-
-    The mask is true where a value is.
-    """
+    """Rows → values (batch, n) int64 padded with 0, and a mask (batch, n), true where one is."""
     tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     values, lengths = pad_sequence(tensors, batch_first=True), torch.tensor(list(map(len, rows)))
     return values, torch.arange(values.shape[1]) < lengths[:, None]

@@ -10,6 +10,7 @@ from the spectrum, what discriminators add is texture.  With `adversarial_from: 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def train_vocoder(
     Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).  Raises
     UserError when no utterance is as long as a segment, or what the loop raises.
     """
-    pieces = Pieces(speech, settings, options.seed)
+    pieces = pieces_of(speech, settings, options.seed)
     torch.manual_seed(options.seed)
     generator = UnitGenerator(unit_count, settings, len(speech.names))
     discriminators = losses.Discriminators(settings.discriminator_channels)
@@ -95,26 +96,25 @@ def train_vocoder(
     return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
 
 
-class Pieces:
+def pieces_of(speech: Speech, settings: VocoderSettings, seed: int) -> Callable:
     """Batches by step number: pieces of `segment_frames` frames from utterances drawn by seed."""
+    count = settings.segment_frames
+    long_enough = np.flatnonzero(speech.lengths >= count)
+    if not len(long_enough):
+        found = f"none of {len(speech.lengths)} utterances has {count} frames"
+        raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
 
-    def __init__(self, speech: Speech, settings: VocoderSettings, seed: int):
-        self.speech, self.settings, self.seed = speech, settings, seed
-        self.long_enough = np.flatnonzero(speech.lengths >= settings.segment_frames)
-        if not len(self.long_enough):
-            found = f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames"
-            raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
-
-    def __call__(self, step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
+    def batch_at(step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
         """Units (batch, frames), waves (batch, samples), speakers (batch,) of this process."""
-        speech, count = self.speech, self.settings.segment_frames
-        rng = np.random.default_rng((self.seed, step))
-        chosen = rng.choice(self.long_enough, self.settings.batch_size)
+        rng = np.random.default_rng((seed, step))
+        chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, speech.lengths[i] - count + 1)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
         units, waves = zip(*(speech.piece(i, start, count) for i, start in mine), strict=True)
         parts = np.stack(units), np.stack(waves), speech.speakers[[i for i, _ in mine]]
         return tuple(map(torch.from_numpy, parts))
+
+    return batch_at
 
 
 class AdversarialLoss:
