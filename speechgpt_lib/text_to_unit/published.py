@@ -78,22 +78,17 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
         raise UserError(f"{spm} starts with {found}, expected {wanted}, then units <0>, …: {ask}")
     first = pieces.index("<0>")
     count = next(k for k in itertools.count() if pieces[first + k : first + k + 1] != [f"<{k}>"])
-    if dictionary is not None:
-        _compare(dictionary, spm, pieces[len(SPECIALS) :])
+    if dictionary is not None:  # lines of piece and count
+        if not dictionary.is_file():
+            raise UserError(f"no file at {dictionary}: give the dict.unit.txt published with {spm}")
+        lines = dictionary.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line.rsplit(" ", 1)[0] for line in lines if line.strip()]
+        pairs = itertools.zip_longest(found, pieces[4:], fillvalue="nothing")
+        for k, (theirs, ours) in enumerate(pairs, 1):
+            if theirs != ours:
+                which = f"line {k}: {theirs!r}, but {spm} has {ours!r} there"
+                raise UserError(f"{dictionary}, {which}: files of two different models")
     return SentencePieceVocabulary(serialized, processor, count, first)
-
-
-def _compare(dictionary: Path, spm: Path, pieces: list[str]) -> None:
-    """Refuse a dictionary (lines of piece and count) that lists other pieces than `spm`."""
-    if not dictionary.is_file():
-        raise UserError(f"no file at {dictionary}: give the dict.unit.txt published with {spm}")
-    lines = dictionary.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line.rsplit(" ", 1)[0] for line in lines if line.strip()]
-    pairs = itertools.zip_longest(found, pieces, fillvalue="nothing")
-    for k, (theirs, ours) in enumerate(pairs, 1):
-        if theirs != ours:
-            which = f"line {k}: {theirs!r}, but {spm} has {ours!r} there"
-            raise UserError(f"{dictionary}, {which}: files of two different models")
 
 
 def model_from_fairseq(
@@ -139,20 +134,18 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
 
 def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
     """The model, weights yet to be filled in; `settings` as `model_from_fairseq` gives them."""
-    ids, size = SentencePieceVocabulary, settings["vocabulary"]
+    shape = dict.fromkeys(DROPOUTS.split(), 0.0) | settings
+    shape["src_vocab_size"] = shape["tgt_vocab_size"] = shape.pop("vocabulary")
     config = FSMTConfig(
         langs=["en", "unit"],
-        src_vocab_size=size,
-        tgt_vocab_size=size,
         bos_token_id=0,
-        pad_token_id=ids.pad,
-        eos_token_id=ids.end,
-        decoder_start_token_id=ids.begin,
+        pad_token_id=SentencePieceVocabulary.pad,
+        eos_token_id=SentencePieceVocabulary.end,
+        decoder_start_token_id=SentencePieceVocabulary.begin,
         forced_eos_token_id=None,
         tie_word_embeddings=True,
         is_encoder_decoder=True,
-        **{name: value for name, value in settings.items() if name != "vocabulary"},
-        **dict.fromkeys(DROPOUTS.split(), 0.0),
+        **shape,
     )
     model = FSMTForConditionalGeneration(config).eval()
     model.generation_config.max_length = None  # each call says how long

@@ -145,8 +145,7 @@ def from_fairseq(
 ) -> TextToUnit:
     """The published text-to-unit model (`text2unit.pt`, `spm.model`), ready to speak.
 
-    inventory: id of the inventory whose units it writes; the files don't say it.
-    dictionary: `dict.unit.txt`, to be compared with `spm`.
+    inventory: id of that of its units.  dictionary: `dict.unit.txt`, to be compared with `spm`.
     """
     listed = Path(dictionary).expanduser() if dictionary else None
     vocabulary = published.load_vocabulary(Path(spm).expanduser(), listed)

@@ -24,8 +24,6 @@ from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
-Pair = tuple[np.ndarray, np.ndarray]  # ids of a text, of its units: a tenth of what lists take
-
 
 def train_text_to_unit(
     pairs: list[tuple[str, np.ndarray]],
@@ -44,7 +42,16 @@ def train_text_to_unit(
         raise UserError("there are no pairs of text and units: run 01_unit_extraction.ipynb first")
     tokenizer = parts.train_tokenizer((text for text, _ in pairs), settings.pieces)
     vocabulary = PairVocabulary(tokenizer, unit_count)
-    encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
+    encoded = []
+    for text, units in pairs:
+        if not len(units):
+            raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
+        source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
+        if max(len(source), len(target)) > POSITIONS:
+            found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
+            raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
+        # Half a gigabyte for LibriSpeech; lists would take ten times that.
+        encoded.append((np.array(source, np.int32), np.array(target, np.int32)))
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
     model = parts.build_model(settings, vocabulary, rate, options.seed)
     batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
@@ -64,12 +71,12 @@ def train_text_to_unit(
 
 
 class PairBatches:
-    """Batches by step number alone: pairs of like length together, newly drawn in every epoch.
+    """Batches by step number: pairs (ids of a text, of its units) of like length, by epoch.
 
     `tokens_per_batch` counts target tokens with their padding.
     """
 
-    def __init__(self, pairs: list[Pair], tokens_per_batch: int, seed: int):
+    def __init__(self, pairs: list[tuple], tokens_per_batch: int, seed: int):
         def plan(epoch: int, first: int) -> list[list[int]]:
             rng = random.Random(f"text to unit {seed} {epoch}")
             return shuffled_buckets([len(units) for _, units in pairs], tokens_per_batch, rng)
@@ -83,13 +90,3 @@ class PairBatches:
         mine = batch[rank::world_size] or [(batch[0][0], [PAD])]
         texts, units = zip(*mine, strict=True)
         return pad_rows(texts, PAD), pad_rows(units, PAD)
-
-
-def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:
-    if len(units) == 0:
-        raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
-    source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
-    if max(len(source), len(target)) > POSITIONS:
-        found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
-        raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
-    return np.array(source, np.int32), np.array(target, np.int32)

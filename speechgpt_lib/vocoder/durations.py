@@ -1,8 +1,7 @@
 """Merged units → how many frames each lasts: the duration predictor, and the wanted speed.
 
-The predictor works on log(d + 1), as fairseq's: two convolutions over unit embeddings, each with
-ReLU, layer norm and dropout (FastSpeech 2: Ren et al. 2021, arXiv 2006.04558, section 2.3), then
-one number a unit.
+Two convolutions over unit embeddings, each with ReLU, layer norm and dropout, then one number a
+unit (FastSpeech 2: Ren et al. 2021, arXiv 2006.04558, section 2.3): log(d + 1), as fairseq's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """fairseq's unit vocoder (code HiFi-GAN: a checkpoint and its `config.json`) → a `Vocoder`.
 
-Needs no fairseq.  The checkpoint holds `{"generator": tensors}`.  Weight norm is folded
-(`weight_g`, `weight_v` → `weight`), the duration predictor gets a copy of the generator's unit
-embedding, which they share there, and everything else keeps its name.
+Needs no fairseq.  The checkpoint holds `{"generator": tensors}`; weight norm (`weight_g`,
+`weight_v`) is folded, the duration predictor gets a copy of the unit embedding they share there.
 """
 
 from __future__ import annotations

@@ -33,10 +33,9 @@ class Speech:
 
 
 class SpeechInMemory(Speech):
-    """Utterances that fit in memory: units (frames,) not merged, and waves at 16 kHz.
+    """Utterances in memory: units (frames,) not merged, waves at 16 kHz, names of speakers if any.
 
-    speakers: the name of each one's speaker, where there are several.  Raises UserError for ids
-    outside 0 … unit_count − 1 and for waves that end before their units do, at 320 samples a frame.
+    Raises UserError for ids outside 0 … unit_count − 1, and for waves that end before their units.
     """
 
     def __init__(self, pairs: list[Pair], unit_count: int, speakers: list[str] | None = None):
@@ -54,10 +53,7 @@ class SpeechInMemory(Speech):
 
 
 class SpeechOnDisk(Speech):
-    """Recorded utterances, whose sound is read piece by piece: (utterance, units (frames,)) each.
-
-    Units stay in memory, at 0.4 MB an hour (two bytes a frame); sound does not.
-    """
+    """Recorded utterances and their units (frames,), kept at 0.4 MB an hour; sound is not kept."""
 
     def __init__(self, rows: list[tuple[Utterance, np.ndarray]], many_speakers: bool):
         self.utterances = [utterance for utterance, _ in rows]

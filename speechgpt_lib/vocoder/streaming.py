@@ -1,9 +1,8 @@
 """Units come one by one, sound goes out as soon as nothing that is still to come can change it.
 
 Every layer of the generator keeps the few values that its next outputs need: nothing is computed
-twice, memory doesn't grow, and the pieces together are what the generator makes of the whole.  Two
-things delay the sound: the duration of a unit depends on the two units after it, and a sample on
-`lookahead` samples' worth of frames after it (published geometry: 6418 samples, 0.40 s).
+twice, memory doesn't grow, all pieces together are the whole.  The duration of a unit depends on
+two units after it, a sample on `lookahead` samples' worth of frames (published: 6418, 0.40 s).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from speechgpt_lib.vocoder.generator import Conv, Rows, UnitGenerator, Upsample
 class GeneratorStream(Rows):
     """A generator with its weight norm folded, fed frames in pieces of any size.
 
-    It is the `way` in which the generator applies its layers: each gets new inputs (1, channels, 1,
-    time) and gives the outputs that are final now; at the `last` call all that are left.
+    It applies the generator's layers: each gets new inputs (1, channels, 1, time) and gives the
+    outputs that are final now; at the `last` call all that are left.
     """
 
     def __init__(self, generator: UnitGenerator, speaker: int | None = None):
@@ -110,7 +109,7 @@ class SpeechStream:
     def push(self, units: np.ndarray | list[int] | int) -> np.ndarray:
         """Take the next unit or units; returns the samples (float32, 16 kHz) that are final now.
 
-        Often there are none.  Raises UserError for ids out of range, and after `finish`.
+        Raises UserError for ids out of range, and after `finish`.
         """
         if self.ended:
             raise UserError("this stream of speech has been finished: start a new one")

@@ -1,10 +1,8 @@
 """Units and waves → a trained generator; merged units and durations → a duration predictor.
 
-**Differs from the paper** in `lab`: the generator first learns from the spectrum alone, at three
-resolutions, and the discriminators join for the last fifth of the steps, at a quarter of its rate.
-HiFi-GAN starts with both and trains for days; speech that can be understood within minutes comes
-from the spectrum, what discriminators add is texture.  With `adversarial_from: 0` and
-`discriminator_rate: 1` it is as published.
+**Differs from the paper** in `lab`: the generator learns from the spectrum alone, at three
+resolutions; discriminators, which add texture, join for the last fifth of the steps, at a quarter
+of its rate.  HiFi-GAN starts with both (`adversarial_from: 0`, `discriminator_rate: 1`).
 """
 
 from __future__ import annotations
@@ -53,12 +51,10 @@ def train_vocoder(
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
 
-    - `sample`: frames (n,) of an utterance that is spoken into `work/samples/` early and often,
-      where the discriminators join, and at the end.
-    - `ahead`: batches to read beforehand, beside the training: for speech that lies on a disk.
-    - `joined_from`: work folder of a training that has passed the step at which the discriminators
-      join.  This one starts there, the same but without them: the difference is what they do.
-
+    sample: frames (n,) of an utterance that is spoken now and then, into `work/samples/`.
+    ahead: batches to read beforehand, beside the training: for speech that lies on a disk.
+    joined_from: work folder of a training that the discriminators have joined; this one starts at
+        that step, the same but without them: the difference is what they do.
     Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).  Raises
     UserError when no utterance is as long as a segment, or what the loop raises.
     """
@@ -175,7 +171,6 @@ def train_durations(
     """Train a duration predictor on merged units (n,) below `count` and durations (n,) in frames.
 
     The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
-    Raises UserError for data that don't fit, and as `train_vocoder` does.
     """
     for index, (units, durations) in enumerate(merged):
         check_range(units, count)
