@@ -99,8 +99,13 @@ class Decoder:
         self.ancestors = encoded.new_empty(len(sources), beams, 0, beams)
         self.steps = 0
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Newest tokens (texts, beams) → log-probabilities of the next, (texts, beams, ids)."""
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Newest tokens (texts, beams) → log-probabilities of the next, (texts, beams, ids).
+
+        parents (texts, beams): from which slot each beam goes on.
+        """
+        index = parents[:, :, None, None].expand(-1, -1, *self.ancestors.shape[2:])
+        self.ancestors = self.ancestors.gather(1, index)
         x = self.embedding[tokens] * self.scale + self.positions[self.steps]
         if self.steps == self.ancestors.shape[2]:
             self.ancestors = pad(self.ancestors, (0, 0, 0, GROWTH), value=-torch.inf)
@@ -112,11 +117,6 @@ class Decoder:
         for layer in self.layers:
             x = layer(x, mask, self.blocked)  # (texts, beams, width)
         return log_softmax(linear(self.final_norm(x), self.embedding).float(), -1)
-
-    def reorder(self, parents: Tensor) -> None:
-        """parents (texts, beams): from which slot each beam goes on."""
-        index = parents[:, :, None, None].expand(-1, -1, *self.ancestors.shape[2:])
-        self.ancestors = self.ancestors.gather(1, index)
 
     def keep(self, texts: Tensor) -> None:
         """Go on with some of the texts only, given their numbers (n,)."""
@@ -164,17 +164,17 @@ def beam_search(
     scores = [0.0] + [-torch.inf] * (beams - 1)  # all beams start as one
     active = searches = [Search(limit, scores, [[]] * beams) for limit in limits]
     tokens = sources.new_full((len(active), beams), vocabulary.begin)
+    parents = torch.zeros_like(tokens)
     while active:
-        best = _candidates(active, decoder.step(tokens), vocabulary, beams)
+        best = _candidates(active, decoder.step(tokens, parents), vocabulary, beams)
         for search, candidates in zip(active, best, strict=True):
             search.advance(candidates, vocabulary.end)
         going = [k for k, search in enumerate(active) if not search.is_done()]
         if len(going) < len(active):
             decoder.keep(sources.new_tensor(going))
             active = [active[k] for k in going]
-        if active:
-            decoder.reorder(sources.new_tensor([search.parents for search in active]))
-            tokens = sources.new_tensor([[row[-1] for row in search.rows] for search in active])
+        parents = sources.new_tensor([search.parents for search in active])
+        tokens = sources.new_tensor([[row[-1] for row in search.rows] for search in active])
     return [max(search.finished, key=itemgetter(0))[1] for search in searches]
 
 

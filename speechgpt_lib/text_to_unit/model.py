@@ -52,11 +52,6 @@ class PairVocabulary(UnitIds):
     unit_count: int
     pad, begin, end, first_unit = PAD, BEGIN, END, FIRST_UNIT
 
-    @property
-    def size(self) -> int:
-        """How many ids there are."""
-        return self.first_unit + self.unit_count + self.tokenizer.get_vocab_size()
-
     def encode_text(self, text: str) -> list[int]:
         """Text → ids, the end marker last; any white space counts as one blank.
 
@@ -96,7 +91,7 @@ def build_model(
     both = {f"{side}_{key}": shape[key] for side in ("encoder", "decoder") for key in shape}
     markers = {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END}
     config = PegasusConfig(
-        vocab_size=vocabulary.size,
+        vocab_size=FIRST_UNIT + vocabulary.unit_count + vocabulary.tokenizer.get_vocab_size(),
         d_model=settings.hidden_size,
         max_position_embeddings=POSITIONS,
         dropout=settings.dropout,

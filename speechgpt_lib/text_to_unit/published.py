@@ -56,8 +56,7 @@ class SentencePieceVocabulary(UnitIds):
         if len(self.units_in(ids)):
             raise UserError(f"text {text[:40]!r} contains units such as <12>: give plain text")
         if not any(i >= first_text for i in ids):
-            found = f"found {text[:40]!r}, expected a word in characters that the model knows"
-            raise UserError(f"there is no text to speak: {found}")
+            raise UserError(f"no text to speak in {text[:40]!r}: give words of characters it knows")
         return [*ids, self.end]
 
 

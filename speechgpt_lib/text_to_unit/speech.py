@@ -65,8 +65,7 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
     elif "{wav}" in synthesiser:
         name, speak = synthesiser.split()[0], program
     else:
-        ask = "put it where the sound file goes"
-        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {ask}")
+        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}, where the sound file goes")
     return SpeechVoicing(name, inventory.id, speak, inventory.encode)
 
 
@@ -79,11 +78,10 @@ def _command(command: str, text: str) -> np.ndarray:
         try:
             done = subprocess.run(arguments, input=text, **ways)
         except FileNotFoundError:
-            ask = "install it, or set instructions.synthesiser to espeak"
-            raise UserError(f"no program {program!r}: {ask}") from None
+            raise UserError(f"no program {program!r}: install it or choose espeak") from None
         except subprocess.TimeoutExpired:
-            what = f"took more than {TIMEOUT_S} s for {text[:60]!r}"
-            raise UserError(f"{program} {what}: does it wait for something?") from None
+            what = f"took over {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
+            raise UserError(f"{program} {what}") from None
         if done.returncode or not wav.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             what = f"no sound of {text[:60]!r} (exit code {done.returncode})"

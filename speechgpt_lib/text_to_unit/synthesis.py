@@ -117,8 +117,7 @@ class TextToUnit:
         """Load what `save` wrote; with `inventory`, refuse a model of another one."""
         path = folder / "text_to_unit.json"
         if not path.is_file():
-            cure = "run notebook 04_chain_of_modality_instructions.ipynb, or import one"
-            raise UserError(f"no text-to-unit model in {folder}: {cure}")
+            raise UserError(f"no text-to-unit model in {folder}: run notebook 04, or import one")
         facts = read_json(path)
         if inventory is not None:
             check_inventory(inventory, facts["inventory"], f"the text-to-unit model {folder}")

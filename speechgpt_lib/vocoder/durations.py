@@ -42,10 +42,9 @@ class DurationPredictor(nn.Module):
         return self.proj(x)[..., 0]
 
     @torch.inference_mode()
-    def predict(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
-        """units (batch, n) → frames clamp(round(exp(log d) − 1), 1), int64; 0 outside `mask`."""
-        durations = torch.round(torch.exp(self(units, mask)) - 1).clamp(min=1).long()
-        return durations if mask is None else durations * mask
+    def predict(self, units: Tensor) -> Tensor:
+        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1)."""
+        return torch.round(torch.exp(self(units)) - 1).clamp(min=1).long()
 
 
 def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:

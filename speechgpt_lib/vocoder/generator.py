@@ -111,10 +111,8 @@ class UnitGenerator(nn.Module):
         super().__init__()
         width, embedding, stages = settings.channels, settings.embedding, settings.upsample_rates
         if width % (least := 2 ** len(stages)):
-            ask = f"take a multiple of {least}, or fewer upsample_rates"
-            raise UserError(
-                f"vocoder.channels is {width}, but {len(stages)} stages halve it: {ask}"
-            )
+            found = f"vocoder.channels is {width}, but {len(stages)} stages halve it"
+            raise UserError(f"{found}: take a multiple of {least}, or fewer upsample_rates")
         if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
             raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")
         blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))

@@ -45,8 +45,7 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
     settings, count, width = read_config(Path(config).expanduser())
     tensors = checkpoint_tensors(load_torch_checkpoint(checkpoint), "generator", checkpoint)
     if not any(name.startswith(DURATIONS) for name in tensors):
-        ask = "get a vocoder that predicts durations (published with `_lj`)"
-        raise UserError(f"{checkpoint} has no {DURATIONS}* tensors: {ask}")
+        raise UserError(f"{checkpoint} has no {DURATIONS}*: get a vocoder that predicts durations")
     for name in [name[:-2] for name in tensors if name.endswith(".weight_g")]:
         if f"{name}_v" in tensors:  # g · v / ‖v‖, norms over all but dimension 0
             v, g = tensors.pop(f"{name}_v"), tensors.pop(f"{name}_g")
@@ -83,7 +82,7 @@ def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
         settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
         return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
     except KeyError as error:
-        wanted = "the config.json of a fairseq unit vocoder that predicts durations"
-        raise UserError(f"{path} lacks {error.args[0]}: expected {wanted}") from None
+        what = f"{error.args[0]}: is it of a unit vocoder that predicts durations?"
+        raise UserError(f"{path} lacks {what}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe a unit vocoder: {one_line(error)}") from None

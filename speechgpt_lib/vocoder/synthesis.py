@@ -38,7 +38,6 @@ GRID = 32
 PIECE = 500  # frames; longer speech is spoken piece by piece, so memory doesn't grow with it
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
 GPU_BATCH_S = 240.0  # in a padded batch; on a CPU one utterance at a time is fastest
-TIMED = 64  # utterances whose durations are predicted at once
 
 Units = np.ndarray | list[int]
 
@@ -71,7 +70,7 @@ class Vocoder:
         check_choice("precision", self.precision, PRECISIONS)
         generator = self.generator.fold_weight_norm().eval().requires_grad_(False)
         generator.to(self.device, PRECISIONS[self.precision])
-        # In double precision, so that no rounding to frames depends on what else is in the batch.
+        # In double precision, so that no rounding to frames depends on what comes with a unit.
         self.durations.to(self.device, torch.float64).eval().requires_grad_(False)
 
     @property
@@ -110,7 +109,7 @@ class Vocoder:
         voice = self._voice(inventory, speaker)
         checked = [self._check_units(units) for units in utterances]
         if durations is None:
-            lengths = self._predict(checked)
+            lengths = [self.predict_durations(units) for units in checked]
         elif len(durations) == len(utterances):
             lengths = list(map(self._check_durations, durations, utterances))
         else:
@@ -119,8 +118,8 @@ class Vocoder:
         scaled = [scale_durations(frames, speed) for frames in lengths]
         rows = list(map(expand, checked, scaled))
         if (seconds := max(map(len, rows), default=0) / FRAME_RATE) > LONGEST_S:
-            found = f"these units make {seconds:.0f} s of speech"
-            raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
+            found = f"{seconds:.0f} s of speech"
+            raise UserError(f"these units make {found}, the limit is {LONGEST_S:.0f} s: split them")
         if batch_s is None:
             batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
@@ -131,7 +130,8 @@ class Vocoder:
 
     def predict_durations(self, units: Units) -> np.ndarray:
         """Merged units (n,) → frames (n,) int64, each at least 1."""
-        return self._predict([self._check_units(units)])[0]
+        row = torch.from_numpy(self._check_units(units)).to(self.device)
+        return self.durations.predict(row[None])[0].cpu().numpy()
 
     def stream(
         self,
@@ -163,16 +163,6 @@ class Vocoder:
         speakers = None if voice is None else torch.full_like(frames, voice)
         waves = self.generator(units, speakers, Rows(frames, units.shape[1])).float().cpu().numpy()
         return [wave[: len(row) * HOP].copy() for wave, row in zip(waves, rows, strict=True)]
-
-    @torch.inference_mode()
-    def _predict(self, utterances: list[np.ndarray]) -> list[np.ndarray]:
-        found = []
-        for start in range(0, len(utterances), TIMED):
-            batch = utterances[start : start + TIMED]
-            units, mask = (tensor.to(self.device) for tensor in pad_units(batch))
-            frames = self.durations.predict(units, mask).cpu().numpy()
-            found += [row[: len(units)] for row, units in zip(frames, batch, strict=True)]
-        return found
 
     def _check_units(self, units: Units) -> np.ndarray:
         found = _whole_numbers(units, "units")
@@ -244,12 +234,9 @@ class Vocoder:
 
 
 def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
-    """Utterances of `lengths` frames, the longest first, at most `batch_s` seconds with padding.
-
-    What is too long for a batch is alone in one, and so is what is spoken piece by piece.
-    """
+    """Utterances of `lengths` frames, the longest first, `batch_s` seconds at most or one alone."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    costs = [math.inf if length > PIECE else length for length in lengths]
+    costs = [math.inf if length > PIECE else length for length in lengths]  # those are alone
     return fill_batches(order, costs, batch_s * FRAME_RATE)
 
 

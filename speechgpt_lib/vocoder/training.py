@@ -34,8 +34,7 @@ from speechgpt_lib.vocoder.synthesis import pad_units
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45: the loss keeps its scale when discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-# Log amplitudes that a spectrogram shows as black and as brightest.
-COLOURS = {"origin": "lower", "cmap": "magma", "vmin": -6.0, "vmax": 3.0}
+COLOURS = {"origin": "lower", "cmap": "magma", "vmin": -6.0, "vmax": 3.0}  # log amplitudes
 
 
 def train_vocoder(
@@ -82,7 +81,7 @@ def train_vocoder(
             shutil.copytree(joined_from / "joined", temporary)
     task = Task(
         {"generator": generator, "discriminators": discriminators},
-        AdversarialLoss(discriminators, adversarial_from, options.device),
+        adversarial_loss(discriminators, adversarial_from, options.device),
         Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
@@ -113,32 +112,30 @@ def pieces_of(speech: Speech, settings: VocoderSettings, seed: int) -> Callable:
     return batch_at
 
 
-class AdversarialLoss:
-    """The losses of discriminators and generator; before step `start`, of the spectrum alone."""
+def adversarial_loss(judge: losses.Discriminators, start: int, device: str) -> Callable:
+    """The step function of discriminators, then generator; to `start` of the spectrum alone."""
+    kept: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
 
-    def __init__(self, discriminators: losses.Discriminators, start: int, device: str):
-        self.discriminators, self.start, self.device = discriminators, start, device
-        self.made: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
-
-    def __call__(self, phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
-        """The step function of the loop; discriminators come first, then the generator."""
-        units, real, speakers = (tensor.to(self.device) for tensor in batch)
-        count, judging = len(real), step >= self.start
+    def step_function(phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
+        units, real, speakers = (tensor.to(device) for tensor in batch)
+        count, judging = len(real), step >= start
         if phase == "discriminators":
             if not judging:
                 return None
-            self.made[step] = made = modules["generator"](units, speakers)  # (batch, samples)
+            kept[step] = made = modules["generator"](units, speakers)  # (batch, samples)
             # One pass over both halves: DDP wants a single forward before each backward.
             judged = modules["discriminators"](torch.cat([real, made.detach()]))
             return losses.discriminator_loss(judged, count) * count, count, {}
-        made = self.made.pop(step) if judging else modules["generator"](units, speakers)
+        made = kept.pop(step) if judging else modules["generator"](units, speakers)
         loss = losses.reconstruction_loss(made, real)
         metrics = {"reconstruction": loss.detach()}
         if judging:
-            adversarial, matching = _judged_loss(self.discriminators, made, real)
+            adversarial, matching = _judged_loss(judge, made, real)
             loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
             metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
         return loss * count, count, metrics
+
+    return step_function
 
 
 def _judged_loss(judge: losses.Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:

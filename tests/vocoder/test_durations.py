@@ -41,7 +41,6 @@ def test_padding_changes_nothing():
         together = predictor(padded, mask)
         for i, row in enumerate(rows):
             assert torch.allclose(together[i, : len(row)], predictor(row[None])[0], atol=1e-6)
-    assert predictor.predict(padded, mask)[0, 5:].tolist() == [0] * 7
 
 
 @settings(max_examples=50, deadline=None)
