@@ -37,7 +37,6 @@ INEXPRESSIBLE = """
     layernorm_embedding no_token_positional_embeddings adaptive_softmax_cutoff adaptive_input
     no_cross_attention cross_self_attention
 """.split()
-DROPOUTS = "dropout attention_dropout activation_dropout encoder_layerdrop decoder_layerdrop"
 
 
 @dataclass(frozen=True)
@@ -133,19 +132,7 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
 
 def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
     """The model, weights yet to be filled in; `settings` as `model_from_fairseq` gives them."""
-    shape = dict.fromkeys(DROPOUTS.split(), 0.0) | settings
-    shape["src_vocab_size"] = shape["tgt_vocab_size"] = shape.pop("vocabulary")
-    config = FSMTConfig(
-        langs=["en", "unit"],
-        bos_token_id=0,
-        pad_token_id=SentencePieceVocabulary.pad,
-        eos_token_id=SentencePieceVocabulary.end,
-        decoder_start_token_id=SentencePieceVocabulary.begin,
-        forced_eos_token_id=None,
-        tie_word_embeddings=True,
-        is_encoder_decoder=True,
-        **shape,
-    )
-    model = FSMTForConditionalGeneration(config).eval()
-    model.generation_config.max_length = None  # each call says how long
-    return model
+    shape = dict(settings)
+    size = shape.pop("vocabulary")
+    shape |= {"src_vocab_size": size, "tgt_vocab_size": size}  # FSMT's markers are fairseq's
+    return FSMTForConditionalGeneration(FSMTConfig(tie_word_embeddings=True, **shape)).eval()

@@ -1,7 +1,6 @@
 """Units at 50 Hz → waveform at 16 kHz: the HiFi-GAN generator on unit embeddings.
 
-    units (batch, frames) → embedding → conv → 5 × [transposed conv, residual blocks] → conv
-          → waves (batch, frames · 320)
+    units (batch, frames) → embedding → conv → 5 × [upsampling, residual blocks] → conv → waves
 
 Source: Kong et al. 2020, arXiv 2010.05646.  Layers are named as in fairseq's `CodeGenerator`.
 """
@@ -153,8 +152,7 @@ class UnitGenerator(nn.Module):
     def fold_weight_norm(self) -> UnitGenerator:
         """Replace each g · v/‖v‖ by the plain weight it stands for, in place.
 
-        Faster, but can't be trained on as it was.  Weights get their input channels last in
-        memory, as the CPU's convolutions want them.
+        Faster, but not to be trained on.  Input channels come last in memory, as CPUs want them.
         """
         for module in list(self.modules()):
             if is_parametrized(module, "weight"):

@@ -32,9 +32,7 @@ from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
 LONGEST_S = 3600.0  # of one utterance: more is a mistake
-# Batches are padded to a multiple of so many frames.  A CPU writes its convolutions anew for every
-# length that is new to it, which takes as long as a second of speech; so few lengths should occur.
-GRID = 32
+GRID = 32  # frames; batches are padded to a multiple: a length that is new to a CPU costs it 0.1 s
 PIECE = 500  # frames; longer speech is spoken piece by piece, so memory doesn't grow with it
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
 GPU_BATCH_S = 240.0  # in a padded batch; on a CPU one utterance at a time is fastest
@@ -81,10 +79,9 @@ class Vocoder:
     def synthesize(
         self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
     ) -> np.ndarray:
-        """Speak merged units (n,): one utterance, with the options of `synthesize_many`.
+        """Speak merged units (n,): float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
 
-        durations: frames (n,) of 20 ms each; predicted when None.
-        Returns float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
+        durations: frames (n,) of 20 ms each, predicted if None; options: see `synthesize_many`.
         """
         given = None if durations is None else [durations]
         return self.synthesize_many([units], given, speed, **options)[0]

@@ -168,6 +168,7 @@ def train_durations(
     """Train a duration predictor on merged units (n,) below `count` and durations (n,) in frames.
 
     The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
+    Raises UserError for no pairs and for bad ones.
     """
     for index, (units, durations) in enumerate(merged):
         check_range(units, count)
