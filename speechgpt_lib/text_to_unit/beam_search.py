@@ -96,8 +96,7 @@ class Decoder:
         self.final_norm = body.layer_norm if norm_first else nn.Identity()
         self.layers = [Layer(block, config, norm_first, encoded, beams) for block in body.layers]
         self.blocked = encoded.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None]
-        self.ancestors = encoded.new_empty(len(sources), beams, 0, beams)
-        self.steps = 0
+        self.steps, self.ancestors = 0, encoded.new_empty(len(sources), beams, 0, beams)
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Newest tokens (texts, beams) → log-probabilities of the next, (texts, beams, ids).

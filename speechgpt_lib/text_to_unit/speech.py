@@ -22,7 +22,6 @@ from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.inventory import UnitInventory
 
-RATE = 175  # words a minute, the target voice's of the lab corpus
 TIMEOUT_S = 120
 
 
@@ -52,7 +51,7 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
     """
 
     def espeak(texts: Sequence[str]) -> list[np.ndarray]:
-        plan = [Utterance("", text, "", "answer", voice, "train", rate=RATE) for text in texts]
+        plan = [Utterance("", text, "", "answer", voice, "train", rate=175) for text in texts]
         return [utterance.wave for utterance in speak_all(plan)]
 
     def program(texts: Sequence[str]) -> list[np.ndarray]:
@@ -73,17 +72,18 @@ def _command(command: str, text: str) -> np.ndarray:
     """What a program says of `text`: float32 samples (n,) at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        arguments = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
-        program, ways = arguments[0], {"text": True, "capture_output": True, "timeout": TIMEOUT_S}
+        call = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
         try:
-            done = subprocess.run(arguments, input=text, **ways)
+            done = subprocess.run(
+                call, input=text, text=True, capture_output=True, timeout=TIMEOUT_S
+            )
         except FileNotFoundError:
-            raise UserError(f"no program {program!r}: install it or choose espeak") from None
+            raise UserError(f"no program {call[0]!r}: install it or choose espeak") from None
         except subprocess.TimeoutExpired:
             what = f"took over {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
-            raise UserError(f"{program} {what}") from None
+            raise UserError(f"{call[0]} {what}") from None
         if done.returncode or not wav.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             what = f"no sound of {text[:60]!r} (exit code {done.returncode})"
-            raise UserError(f"{program} made {what}: {said[-1][:200]}")
+            raise UserError(f"{call[0]} made {what}: {said[-1][:200]}")
         return read_audio(wav)

@@ -35,8 +35,8 @@ class TextToUnit:
 
     settings: what the model is built from: its section of the recipe, or a published geometry.
     rate: mean number of units of a text piece, where known.  longest: units an answer may have.
-    merges: whether a unit written twice in a row becomes one; the published model's stay.
-    spoken_form: whether texts are read as the transcripts are from which the model has learned.
+    merges: whether a unit written twice in a row becomes one.  spoken_form: whether texts become
+    what transcripts look like.
     """
 
     model: PreTrainedModel

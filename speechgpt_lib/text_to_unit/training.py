@@ -57,10 +57,8 @@ def train_text_to_unit(
     batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        module = modules["text_to_unit"]
-        place = next(module.parameters()).device  # "auto" is for the loop to settle
-        sources, targets = (tensor.to(place) for tensor in batch)  # (rows, pieces), (rows, units)
-        loss, count, right = module(sources, targets)
+        sources, targets = (tensor.to(options.device) for tensor in batch)
+        loss, count, right = modules["text_to_unit"](sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
     with training_attention(model, options.device):
@@ -71,10 +69,7 @@ def train_text_to_unit(
 
 
 class PairBatches:
-    """Batches by step number: pairs (ids of a text, of its units) of like length, by epoch.
-
-    `tokens_per_batch` counts target tokens with their padding.
-    """
+    """Batches by step number: pairs of like length, `tokens_per_batch` units with their padding."""
 
     def __init__(self, pairs: list[tuple], tokens_per_batch: int, seed: int):
         def plan(epoch: int, first: int) -> list[list[int]]:

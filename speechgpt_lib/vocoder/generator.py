@@ -52,8 +52,8 @@ class Rows:
     """How layers are applied to whole utterances, the rows of a padded batch.
 
     A convolution at the end of an utterance sees zeros behind it.  In a padded batch it would see
-    what earlier layers made of the padding, so that is set to 0 before every layer; only the
-    stretch behind the shortest row is touched.  `streaming.GeneratorStream` is another such way.
+    what earlier layers made of the padding, so that is set to 0 before every layer.  Another way
+    is `streaming.GeneratorStream`.
     """
 
     def __init__(self, frames: Tensor | None = None, width: int = 0):

@@ -106,10 +106,9 @@ class Discriminators(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        periods = [Discriminator(channels, weight_norm, period) for period in PERIODS]
-        # As published, the one that sees the full rate is held back by spectral norm.
-        scales = [Discriminator(channels, n) for n in (spectral_norm, weight_norm, weight_norm)]
-        self.periods, self.scales = nn.ModuleList(periods), nn.ModuleList(scales)
+        self.periods = nn.ModuleList(Discriminator(channels, weight_norm, p) for p in PERIODS)
+        norms = (spectral_norm, weight_norm, weight_norm)  # spectral at the full rate, as published
+        self.scales = nn.ModuleList(Discriminator(channels, norm) for norm in norms)
 
     def forward(self, waves: Tensor) -> list[Judgement]:
         """waves (batch, samples) → one (scores, features) a discriminator."""

@@ -23,8 +23,9 @@ class Speech:
         self.units, self.lengths = units, np.array([len(row) for row in units], dtype=np.int64)
         self.names = tuple(dict.fromkeys(voices or ()))
         number = {name: k for k, name in enumerate(self.names)}
-        found = [number[voice] for voice in voices] if voices else [0] * len(units)
-        self.speakers = np.array(found, dtype=np.int64)
+        self.speakers = np.array(
+            [number[v] for v in voices] if voices else [0] * len(units), np.int64
+        )
 
     def piece(self, index: int, start: int, count: int) -> Pair:
         """Frames from `start` on → units (count,) int64, wave (count · 320,) float32."""

@@ -57,10 +57,8 @@ class GeneratorStream(Rows):
         """A transposed convolution: its last outputs await what the next inputs add to them."""
         rate, trim = layer.stride[0], layer.padding[0]  # `trim` falls away at each end of the whole
         overlap, count = layer.kernel_size[0] - rate, x.shape[3] * rate
-        if count:
-            sums = conv_transpose2d(x, layer.weight[:, :, None], stride=(1, rate))
-        else:
-            sums = x.new_zeros(1, layer.out_channels, 1, overlap)
+        none = x.new_zeros(1, layer.out_channels, 1, overlap)
+        sums = conv_transpose2d(x, layer.weight[:, :, None], stride=(1, rate)) if count else none
         sums[..., :overlap] += self.kept.get(layer, 0.0)
         self.kept[layer] = sums[..., count:].clone()
         done = sums[..., : sums.shape[3] - trim if self.last else count]
@@ -90,16 +88,13 @@ def lookahead(generator: UnitGenerator) -> int:
 
 @dataclass
 class SpeechStream:
-    """Merged units in, as they come; sound out.  Made by `Vocoder.stream`.
-
-    check: raises UserError for ids out of range.  piece: frames that are spoken at a time.
-    """
+    """Merged units in, as they come; sound out.  Made by `Vocoder.stream`."""
 
     generator: GeneratorStream
     durations: DurationPredictor
-    check: Callable[[np.ndarray], np.ndarray]
+    check: Callable[[np.ndarray], np.ndarray]  # raises UserError for ids out of range
     speed: float
-    piece: int
+    piece: int  # frames that are spoken at a time
     units: list[int] = field(default_factory=list)  # up to `reach` timed ones, then those that wait
     timed: int = 0  # how many of `units` have their frames
     frames: list[int] = field(default_factory=list)  # not yet given to the generator

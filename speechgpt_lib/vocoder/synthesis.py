@@ -195,9 +195,9 @@ class Vocoder:
         """Write into `folder`, beside what else lies there, `vocoder.json` last."""
         facts = {"inventory": self.inventory, "unit_count": self.unit_count}
         facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": HOP, "speakers": list(self.speakers)}
-        facts |= {"drops_negative": self.drops_negative}
-        facts |= {"duration_width": self.durations.proj.in_features}
-        facts |= {"settings": self.settings.model_dump(mode="json")}
+        width, settings = self.durations.proj.in_features, self.settings.model_dump(mode="json")
+        facts |= {"drops_negative": self.drops_negative, "duration_width": width}
+        facts |= {"settings": settings}
         folder = Path(folder)
         (folder / "vocoder.json").unlink(missing_ok=True)
         for name, module in (("generator", self.generator), ("durations", self.durations)):
@@ -214,17 +214,16 @@ class Vocoder:
         path = Path(folder) / "vocoder.json"
         facts = read_json(path)
         try:
-            found, count = str(facts["inventory"]), int(facts["unit_count"])
-            width, drops = int(facts["duration_width"]), bool(facts["drops_negative"])
             settings = VocoderSettings.model_validate(facts["settings"])
-            speakers = tuple(map(str, facts["speakers"]))
+            found, drops = facts["inventory"], facts["drops_negative"]
+            speakers, count = tuple(facts["speakers"]), facts["unit_count"]
+            generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
+            durations = DurationPredictor(count, settings.embedding, facts["duration_width"])
         except (KeyError, TypeError, ValueError) as error:
             what = f"does not describe a vocoder ({one_line(error)})"
             raise UserError(f"{path} {what}: run its step again") from None
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
-        generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
-        durations = DurationPredictor(count, settings.embedding, width)
         load_module(generator, path.with_name("generator.safetensors"))
         load_module(durations, path.with_name("durations.safetensors"))
         return cls(generator, durations, found, settings, speakers, drops, **options)
