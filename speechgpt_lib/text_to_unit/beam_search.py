@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +173,7 @@ def beam_search(
             active = [active[k] for k in going]
         parents = sources.new_tensor([search.parents for search in active])
         tokens = sources.new_tensor([[row[-1] for row in search.rows] for search in active])
-    return [max(search.finished, key=itemgetter(0))[1] for search in searches]
+    return [max(search.finished, key=lambda ended: ended[0])[1] for search in searches]
 
 
 def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: int) -> list:

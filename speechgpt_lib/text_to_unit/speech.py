@@ -7,11 +7,11 @@ corpus, or any program that reads a text and writes a sound file.
 from __future__ import annotations
 
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired, run
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class SpeechVoicing:
 
 
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
-    """`synthesiser` is "espeak" (in `voice`) or a command; it gets the text on standard input.
+    """`synthesiser`: "espeak" (in `voice`, 175 words a minute) or a command that reads the text.
 
     {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
@@ -74,12 +74,10 @@ def _command(command: str, text: str) -> np.ndarray:
         wav = Path(folder) / "speech.wav"
         call = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
         try:
-            done = subprocess.run(
-                call, input=text, text=True, capture_output=True, timeout=TIMEOUT_S
-            )
+            done = run(call, input=text, text=True, capture_output=True, timeout=TIMEOUT_S)
         except FileNotFoundError:
             raise UserError(f"no program {call[0]!r}: install it or choose espeak") from None
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             what = f"took over {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
             raise UserError(f"{call[0]} {what}") from None
         if done.returncode or not wav.is_file():

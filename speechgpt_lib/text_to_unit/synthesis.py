@@ -142,9 +142,9 @@ class TextToUnit:
 def from_fairseq(
     checkpoint: Path | str, spm: Path | str, inventory: str, dictionary: Path | str | None = None
 ) -> TextToUnit:
-    """The published text-to-unit model (`text2unit.pt`, `spm.model`), ready to speak.
+    """The published model (`text2unit.pt`, `spm.model`, to be compared: `dict.unit.txt`).
 
-    inventory: id of that of its units.  dictionary: `dict.unit.txt`, to be compared with `spm`.
+    inventory: id of that of its units.  Raises UserError for files that can't be it.
     """
     listed = Path(dictionary).expanduser() if dictionary else None
     vocabulary = published.load_vocabulary(Path(spm).expanduser(), listed)

@@ -50,9 +50,8 @@ class DurationPredictor(nn.Module):
 def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     """Durations (n,) in frames for speech `speed` times as fast.
 
-    The borders between units are scaled and rounded, not the durations, since most last one or two
-    frames: the whole becomes as long as asked to within half a frame (at least 1).  Faster speech
-    may leave a short unit no frame at all.  Raises UserError for a `speed` outside 0.25 … 4.
+    The borders between units are scaled and rounded: the whole becomes as long as asked to within
+    half a frame (at least 1), a short unit may get none.  Raises UserError outside 0.25 … 4.
     """
     borders = scaled_borders(np.cumsum(durations), speed)
     borders[-1] = max(1, borders[-1])

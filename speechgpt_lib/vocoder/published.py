@@ -36,10 +36,9 @@ EXPECTED |= {"f0_quant_num_bin": 0, "embedder_params": None, "var_pred_kernel_si
 def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: str) -> Vocoder:
     """The published vocoder (`g_00500000` or `vocoder.pt`, and its `config.json`), ready to speak.
 
-    inventory: id of the unit inventory whose units it speaks; the files don't say it.  The vocoder
-    drops negative units, as fairseq's does, and has one speaker, or one for each of its vectors.
-    Raises UserError: files missing, damaged or dangerous, a model of another kind (with pitch
-    input, for example), tensors missing or of another shape than the config says.
+    inventory: id of that of its units.  It drops negative units, as fairseq's does, and has one
+    voice, or a speaker for each of its vectors.  Raises UserError: files missing, damaged or
+    dangerous, a model of another kind (with pitch input, say), other tensors than the config says.
     """
     checkpoint = Path(checkpoint).expanduser()
     settings, count, width = read_config(Path(config).expanduser())

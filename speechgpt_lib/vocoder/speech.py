@@ -23,9 +23,7 @@ class Speech:
         self.units, self.lengths = units, np.array([len(row) for row in units], dtype=np.int64)
         self.names = tuple(dict.fromkeys(voices or ()))
         number = {name: k for k, name in enumerate(self.names)}
-        self.speakers = np.array(
-            [number[v] for v in voices] if voices else [0] * len(units), np.int64
-        )
+        self.speakers = np.array([number[v] for v in voices or ()] or [0] * len(units), np.int64)
 
     def piece(self, index: int, start: int, count: int) -> Pair:
         """Frames from `start` on → units (count,) int64, wave (count · 320,) float32."""
@@ -57,11 +55,10 @@ class SpeechOnDisk(Speech):
     """Recorded utterances and their units (frames,), kept at 0.4 MB an hour; sound is not kept."""
 
     def __init__(self, rows: list[tuple[Utterance, np.ndarray]], many_speakers: bool):
-        self.utterances = [utterance for utterance, _ in rows]
-        voices = [utterance.voice for utterance in self.utterances] if many_speakers else None
+        self.places = [(utterance.root, utterance.segment) for utterance, _ in rows]
+        voices = [utterance.voice for utterance, _ in rows] if many_speakers else None
         super().__init__([frames.astype(np.uint16) for _, frames in rows], voices)
 
     def sound(self, index: int, start: int, count: int) -> np.ndarray:
         """Samples of one utterance, read from its file."""
-        utterance = self.utterances[index]
-        return read_part(utterance.root, utterance.segment, start, count)
+        return read_part(*self.places[index], start, count)
