@@ -115,8 +115,7 @@ class Vocoder:
         scaled = [scale_durations(frames, speed) for frames in lengths]
         rows = list(map(expand, checked, scaled))
         if (seconds := max(map(len, rows), default=0) / FRAME_RATE) > LONGEST_S:
-            found = f"{seconds:.0f} s of speech"
-            raise UserError(f"these units make {found}, the limit is {LONGEST_S:.0f} s: split them")
+            raise UserError(f"{seconds:.0f} s of units, the limit is {LONGEST_S:.0f} s: split them")
         if batch_s is None:
             batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
@@ -246,6 +245,6 @@ def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
 def _whole_numbers(values: Units, what: str) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or values.size and not np.issubdtype(values.dtype, np.integer):
-        found = f"shape {values.shape} of {values.dtype}"
+        found = f"{values.dtype} {values.shape}"
         raise UserError(f"{what} must be one row of whole numbers, found {found}")
     return values

@@ -142,11 +142,10 @@ def _judged_loss(judge: losses.Discriminators, made: torch.Tensor, real: torch.T
     """(adversarial, feature matching) losses, with gradients for the generator alone."""
     judge.requires_grad_(False)
     try:
-        judged_real, judged_made = judge(real), judge(made)
+        of_real, of_made = judge(real), judge(made)
     finally:
         judge.requires_grad_(True)
-    matching = losses.feature_matching_loss(judged_real, judged_made)
-    return losses.generator_loss(judged_made), matching
+    return losses.generator_loss(of_made), losses.feature_matching_loss(of_real, of_made)
 
 
 @torch.inference_mode()
