@@ -184,7 +184,9 @@ def _by_library(model: TextToUnit, text: str) -> np.ndarray:
         model.vocabulary.first_unit, model.vocabulary.first_unit + model.vocabulary.unit_count
     )
     others = [
-        [k] for k in range(model.vocabulary.size) if k not in units and k != model.vocabulary.end
+        [k]
+        for k in range(model.model.config.vocab_size)
+        if k not in units and k != model.vocabulary.end
     ]
     output = model.model.generate(
         input_ids=ids,

@@ -1,29 +1,23 @@
 """Beam search for encoder–decoders, batched: what each text gets is what it would get alone.
 
-Rules as in fairseq: a hypothesis' score is the mean log-probability of its tokens, the end
-included; a text is done when it has as many finished hypotheses as beams; at its length limit a
-hypothesis has to end.  Two things make it fast:
-
-- *Keys and values never move.*  When beams are reordered, usual searches copy the whole cache.
-  Here every beam of a text looks at the keys of all of them, and a mask says which are its own
-  ancestors; only the mask is reordered.
-- Texts that are done leave the batch.
+Rules as in fairseq: a score is the mean log-probability of the tokens, the end included; a text is
+done when as many hypotheses as beams have ended, and leaves the batch; at its length limit one has
+to end.  Keys and values never move: usual searches copy the cache when beams are reordered, here
+every beam looks at the keys of all, and a mask, reordered alone, says which are its ancestors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad, scaled_dot_product_attention
-from transformers import (
-    FSMTForConditionalGeneration,
-    PegasusForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import FSMTForConditionalGeneration as Fsmt
+from transformers import PegasusForConditionalGeneration as Pegasus
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from speechgpt_lib.text_to_unit.model import UnitIds
@@ -34,188 +28,126 @@ GROWTH = 64  # steps by which the cache grows
 
 
 class Layer:
-    """One decoder block of a Pegasus or FSMT model, for one new token of every beam."""
+    """One decoder block of a Pegasus or FSMT model, for one new token of every beam.
 
-    def __init__(self, block: nn.Module, heads: int, norm_first: bool, activation: nn.Module):
-        own, cross = block.self_attn, block.encoder_attn
-        self.qkv, self.out = _joined(own.q_proj, own.k_proj, own.v_proj), _joined(own.out_proj)
-        self.cross_q, self.cross_kv = _joined(cross.q_proj), _joined(cross.k_proj, cross.v_proj)
-        self.cross_out = _joined(cross.out_proj)
-        self.up, self.down = _joined(block.fc1), _joined(block.fc2)
+    kept: keys and values so far, (2, texts, heads, steps, beams, head width), allocated ahead.
+    cross: the source's keys (texts, heads, head width, pieces) and values (…, pieces, head width).
+    """
+
+    def __init__(self, block: nn.Module, config, norm_first: bool, encoded: Tensor, beams: int):
+        own, cross, self.heads = block.self_attn, block.encoder_attn, config.decoder_attention_heads
+        self.norm_first, self.activation = norm_first, ACT2FN[config.activation_function]
+        self.qkv, self.out = _dense(own.q_proj, own.k_proj, own.v_proj), _dense(own.out_proj)
+        self.cross_q, self.cross_out = _dense(cross.q_proj), _dense(cross.out_proj)
+        self.up, self.down = _dense(block.fc1), _dense(block.fc2)
         self.own_norm, self.cross_norm = block.self_attn_layer_norm, block.encoder_attn_layer_norm
         self.last_norm = block.final_layer_norm
-        self.heads, self.norm_first, self.activation = heads, norm_first, activation
+        keys, values = self._split(_dense(cross.k_proj, cross.v_proj)(encoded), 2)
+        self.cross = [keys.transpose(-1, -2).contiguous(), values.contiguous()]
+        self.kept = encoded.new_empty(2, len(encoded), self.heads, 0, beams, keys.shape[3])
 
-    def remember(self, encoded: Tensor, beams: int) -> Memory:
-        """Keys and values of the encoder's output (texts, pieces, width), none of our own yet."""
-        keys, values = self._split(linear(encoded, *self.cross_kv), 2)
-        shape = (len(encoded), self.heads, 0, beams, encoded.shape[2] // self.heads)
-        own = encoded.new_empty(shape), encoded.new_empty(shape)
-        return Memory(*own, keys.transpose(-1, -2).contiguous(), values.contiguous())
+    def __call__(self, x: Tensor, mask: Tensor, blocked: Tensor) -> Tensor:
+        """x (texts, beams, width) → the same shape; its keys and values are remembered."""
+        x = self._around(x, self.own_norm, self._own_attention, mask)
+        x = self._around(x, self.cross_norm, self._cross_attention, blocked)
+        return self._around(x, self.last_norm, lambda x: self.down(self.activation(self.up(x))))
 
-    def __call__(self, x: Tensor, state: State, memory: Memory) -> Tensor:
-        """x (texts, beams, width) → the same shape; keys and values are added to `memory`."""
-        x = self._around(x, self.own_norm, self._own_attention, state, memory)
-        x = self._around(x, self.cross_norm, self._cross_attention, state, memory)
-        return self._around(x, self.last_norm, self._feed_forward)
+    def _around(self, x: Tensor, norm: nn.LayerNorm, change: Callable, *mask: Tensor) -> Tensor:
+        """A residual connection around `change`, normed before it (Pegasus) or behind (FSMT)."""
+        return x + change(norm(x), *mask) if self.norm_first else norm(x + change(x, *mask))
 
-    def _around(self, x: Tensor, norm: nn.LayerNorm, change, *arguments) -> Tensor:
-        """The residual connection around `change`, normed before it (Pegasus) or behind (FSMT)."""
-        if self.norm_first:
-            return x + change(norm(x), *arguments)
-        return norm(x + change(x, *arguments))
+    def _own_attention(self, x: Tensor, mask: Tensor) -> Tensor:
+        new, steps = self._split(self.qkv(x), 3), mask.shape[3] // x.shape[1]
+        self.kept[:, :, :, steps - 1] = new[1:]  # new: query, key, value of this step
+        keys, values = self.kept[:, :, :, :steps].flatten(3, 4)
+        seen = scaled_dot_product_attention(new[0], keys, values, attn_mask=mask)
+        return self.out(seen.transpose(1, 2).flatten(2))
 
-    def _own_attention(self, x: Tensor, state: State, memory: Memory) -> Tensor:
-        q, k, v = self._split(linear(x, *self.qkv), 3)  # (texts, heads, beams, head width) each
-        memory.keys[:, :, state.steps - 1], memory.values[:, :, state.steps - 1] = k, v
-        keys, values = memory.keys[:, :, : state.steps], memory.values[:, :, : state.steps]
-        seen = scaled_dot_product_attention(
-            q, keys.flatten(2, 3), values.flatten(2, 3), attn_mask=state.mask
-        )
-        return linear(seen.transpose(1, 2).flatten(2), *self.out)
-
-    def _cross_attention(self, x: Tensor, state: State, memory: Memory) -> Tensor:
-        (q,) = self._split(linear(x, *self.cross_q), 1)
-        scores = q @ memory.cross_keys * q.shape[-1] ** -0.5 + state.blocked
-        seen = scores.softmax(-1) @ memory.cross_values  # small: fused attention takes longer
-        return linear(seen.transpose(1, 2).flatten(2), *self.cross_out)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return linear(self.activation(linear(x, *self.up)), *self.down)
+    def _cross_attention(self, x: Tensor, blocked: Tensor) -> Tensor:
+        (q,), (keys, values) = self._split(self.cross_q(x), 1), self.cross
+        scores = q @ keys * q.shape[-1] ** -0.5 + blocked
+        seen = scores.softmax(-1) @ values  # small: fused attention takes longer
+        return self.cross_out(seen.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
         """(texts, n, parts · width) → (parts, texts, heads, n, head width)."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-class Memory(NamedTuple):
-    """What one layer remembers between steps.
-
-    keys, values: so far, (texts, heads, steps, beams, head width) each, allocated ahead.
-    cross_keys (texts, heads, head width, pieces), cross_values (texts, heads, pieces, head width).
-    """
-
-    keys: Tensor
-    values: Tensor
-    cross_keys: Tensor
-    cross_values: Tensor
-
-
-@dataclass
-class State:
-    """What a search remembers between steps, beside each layer's memory.
+class Decoder:
+    """The decoder of a Pegasus or FSMT model, a token at a time for all beams of all texts.
 
     blocked: (texts, 1, 1, pieces), −inf where the source is padding.
     ancestors: (texts, beams, steps, beams), 0 where beam i descends from what stood in slot j at
         that step, else −inf; allocated ahead.
-    mask: (texts, 1, beams, steps · beams), the same for the steps so far: the keys a beam sees.
     """
 
-    blocked: Tensor
-    ancestors: Tensor
-    memories: list[Memory]
-    mask: Tensor | None = None
-    steps: int = 0
-
-    def advance(self) -> None:
-        """Make room for one more step, at which every beam sees its own slot only."""
-        if self.steps == self.ancestors.shape[2]:
-            self.ancestors = _longer(self.ancestors, -torch.inf)
-            self.memories = [
-                memory._replace(keys=_longer(memory.keys, 0.0), values=_longer(memory.values, 0.0))
-                for memory in self.memories
-            ]
-        self.ancestors[:, :, self.steps].diagonal(dim1=1, dim2=2).zero_()
-        self.steps += 1
-        self.mask = self.ancestors[:, None, :, : self.steps].flatten(3)
-
-    def reorder(self, parents: Tensor) -> None:
-        """parents (texts, beams): from which slot each beam goes on."""
-        index = parents[:, :, None, None].expand(-1, -1, *self.ancestors.shape[2:])
-        self.ancestors = self.ancestors.gather(1, index)
-
-    def keep(self, texts: Tensor) -> None:
-        """Go on with some of the texts only."""
-        self.blocked, self.ancestors = self.blocked[texts], self.ancestors[texts]
-        self.memories = [Memory(*(part[texts] for part in memory)) for memory in self.memories]
-
-
-class Decoder:
-    """The decoder of a Pegasus or FSMT model, a token at a time for all beams."""
-
-    def __init__(self, model: PreTrainedModel):
-        if not isinstance(model, PegasusForConditionalGeneration | FSMTForConditionalGeneration):
+    def __init__(self, model: PreTrainedModel, sources: Tensor, real: Tensor, beams: int):
+        """sources: ids (texts, pieces), `real` where they are no padding."""
+        if not isinstance(model, Pegasus | Fsmt):
             raise TypeError(f"beam search knows Pegasus and FSMT, found {type(model).__name__}")
         body, config = model.model.decoder, model.config
-        norm_first = isinstance(model, PegasusForConditionalGeneration)
+        encoded = model.get_encoder()(input_ids=sources, attention_mask=real.long())[0]
+        norm_first = isinstance(model, Pegasus)
         self.embedding, positions = body.embed_tokens.weight, body.embed_positions.weight
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.positions = positions if norm_first else positions[config.pad_token_id + 1 :]
         self.final_norm = body.layer_norm if norm_first else nn.Identity()
-        shape = config.decoder_attention_heads, norm_first, ACT2FN[config.activation_function]
-        self.layers = [Layer(block, *shape) for block in body.layers]
+        self.layers = [Layer(block, config, norm_first, encoded, beams) for block in body.layers]
+        self.blocked = encoded.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None]
+        self.steps, self.ancestors = 0, encoded.new_empty(len(sources), beams, 0, beams)
 
-    def start(self, encoded: Tensor, source_mask: Tensor, beams: int) -> State:
-        """encoded (texts, pieces, width), source_mask (texts, pieces) true at real pieces."""
-        blocked = encoded.new_zeros(source_mask.shape).masked_fill(~source_mask, -torch.inf)
-        ancestors = encoded.new_full((len(encoded), beams, 0, beams), -torch.inf)
-        memories = [layer.remember(encoded, beams) for layer in self.layers]
-        return State(blocked[:, None, None, :], ancestors, memories)
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Newest tokens (texts, beams) → log-probabilities of the next, (texts, beams, ids).
 
-    def step(self, state: State, tokens: Tensor) -> Tensor:
-        """The newest token of every beam (texts, beams) → log-probabilities of the next one.
-
-        Returns (texts, beams, vocabulary).
+        parents (texts, beams): from which slot each beam goes on.
         """
-        x = self.embedding[tokens] * self.scale + self.positions[state.steps]
-        state.advance()
-        for layer, memory in zip(self.layers, state.memories, strict=True):
-            x = layer(x, state, memory)  # (texts, beams, width)
+        index = parents[:, :, None, None].expand(-1, -1, *self.ancestors.shape[2:])
+        self.ancestors = self.ancestors.gather(1, index)
+        x = self.embedding[tokens] * self.scale + self.positions[self.steps]
+        if self.steps == self.ancestors.shape[2]:
+            self.ancestors = pad(self.ancestors, (0, 0, 0, GROWTH), value=-torch.inf)
+            for layer in self.layers:
+                layer.kept = pad(layer.kept, (0, 0, 0, 0, 0, GROWTH))
+        self.ancestors[:, :, self.steps].diagonal(dim1=1, dim2=2).zero_()  # its own slot only
+        self.steps += 1
+        mask = self.ancestors[:, None, :, : self.steps].flatten(3)  # (texts, 1, beams, keys)
+        for layer in self.layers:
+            x = layer(x, mask, self.blocked)  # (texts, beams, width)
         return log_softmax(linear(self.final_norm(x), self.embedding).float(), -1)
+
+    def keep(self, texts: Tensor) -> None:
+        """Go on with some of the texts only, given their numbers (n,)."""
+        self.blocked, self.ancestors = self.blocked[texts], self.ancestors[texts]
+        for layer in self.layers:
+            layer.kept, layer.cross = layer.kept[:, texts], [part[texts] for part in layer.cross]
 
 
 @dataclass
 class Search:
-    """One text's beams: scores, the way they came (slot before, token), finished hypotheses."""
+    """One text's beams: scores, slots they came from and tokens so far of each; what has ended."""
 
-    number: int
     limit: int
     scores: list[float]
-    parents: list[list[int]] = field(default_factory=list)
-    tokens: list[list[int]] = field(default_factory=list)
+    rows: list[list[int]]
+    parents: list[int] = field(default_factory=list)
     finished: list[tuple[float, list[int]]] = field(default_factory=list)  # score, tokens
 
-    def advance(self, candidates: Iterable[tuple[float, int, int]], beams: int, end: int) -> None:
+    def advance(self, candidates: Iterable[tuple[float, int, int]], end: int) -> None:
         """candidates: (score, slot, token), best first, twice as many as beams."""
-        parents, tokens, scores = [], [], []
+        beams, going = len(self.scores), []
         for rank, (score, slot, token) in enumerate(candidates):
-            if token == end:
-                if rank < beams and len(self.finished) < beams and score > -torch.inf:
-                    self.finished.append((score / (len(self.tokens) + 1), self.trace(slot)))
-            elif len(tokens) < beams:
-                parents.append(slot)
-                tokens.append(token)
-                scores.append(score)
-        lacking = beams - len(tokens)  # where all that is left is to end
-        self.parents.append(parents + [0] * lacking)
-        self.tokens.append(tokens + [end] * lacking)
-        self.scores = scores + [-torch.inf] * lacking
+            row = self.rows[slot]
+            if token != end:
+                going.append((score, slot, [*row, token]))
+            elif rank < beams and len(self.finished) < beams and score > -torch.inf:
+                self.finished.append((score / (len(row) + 1), row))
+        going += [(-torch.inf, 0, [*self.rows[0], end])] * beams  # where all is left is to end
+        self.scores, self.parents, self.rows = map(list, zip(*going[:beams], strict=True))
 
-    def trace(self, slot: int) -> list[int]:
-        """The tokens that lead to a slot."""
-        found = []
-        for parents, tokens in zip(reversed(self.parents), reversed(self.tokens), strict=True):
-            found.append(tokens[slot])
-            slot = parents[slot]
-        return found[::-1]
-
-    def is_done(self, beams: int) -> bool:
+    def is_done(self) -> bool:
         """Whether as many hypotheses as beams have ended, or the limit is passed."""
-        return len(self.finished) >= beams or len(self.tokens) > self.limit
-
-    def best(self) -> list[int]:
-        """The tokens of the finished hypothesis with the best score."""
-        return max(self.finished, key=lambda hypothesis: hypothesis[0])[1]
+        return len(self.finished) >= len(self.rows) or len(self.rows[0]) > self.limit
 
 
 @torch.inference_mode()
@@ -226,27 +158,22 @@ def beam_search(
 
     sources: ids (texts, pieces), padded with `vocabulary.pad`.
     """
-    decoder, mask = Decoder(model), sources != vocabulary.pad
-    encoder = model.get_encoder()
-    encoded = encoder(input_ids=sources, attention_mask=mask.long(), return_dict=True)
-    state = decoder.start(encoded.last_hidden_state, mask, beams)
+    decoder = Decoder(model, sources, sources != vocabulary.pad, beams)
     scores = [0.0] + [-torch.inf] * (beams - 1)  # all beams start as one
-    active = [Search(k, limit, scores) for k, limit in enumerate(limits)]
-    found: dict[int, list[int]] = {}
+    active = searches = [Search(limit, scores, [[]] * beams) for limit in limits]
     tokens = sources.new_full((len(active), beams), vocabulary.begin)
+    parents = torch.zeros_like(tokens)
     while active:
-        best = _candidates(active, decoder.step(state, tokens), vocabulary, beams)
+        best = _candidates(active, decoder.step(tokens, parents), vocabulary, beams)
         for search, candidates in zip(active, best, strict=True):
-            search.advance(candidates, beams, vocabulary.end)
-        found |= {search.number: search.best() for search in active if search.is_done(beams)}
-        going = [k for k, search in enumerate(active) if not search.is_done(beams)]
+            search.advance(candidates, vocabulary.end)
+        going = [k for k, search in enumerate(active) if not search.is_done()]
         if len(going) < len(active):
-            state.keep(torch.tensor(going, dtype=torch.long, device=sources.device))
+            decoder.keep(sources.new_tensor(going))
             active = [active[k] for k in going]
-        if active:
-            state.reorder(sources.new_tensor([search.parents[-1] for search in active]))
-            tokens = sources.new_tensor([search.tokens[-1] for search in active])
-    return [found[k] for k in range(len(limits))]
+        parents = sources.new_tensor([search.parents for search in active])
+        tokens = sources.new_tensor([[row[-1] for row in search.rows] for search in active])
+    return [max(search.finished, key=lambda ended: ended[0])[1] for search in searches]
 
 
 def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: int) -> list:
@@ -254,7 +181,7 @@ def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: 
     first, end, count = vocabulary.first_unit, vocabulary.end, vocabulary.unit_count
     units, ends = logs[..., first : first + count], logs[..., end : end + 1]
     choices = torch.cat([units, ends], dim=-1)  # (texts, beams, count + 1)
-    written = len(active[0].tokens)
+    written = len(active[0].rows[0])
     if written == 0:
         choices[..., -1] = -torch.inf  # at least one unit
     if full := [k for k, search in enumerate(active) if written >= search.limit]:
@@ -264,16 +191,13 @@ def _candidates(active: list[Search], logs: Tensor, vocabulary: UnitIds, beams: 
     slots, choice = indices // (count + 1), indices % (count + 1)
     tokens = torch.where(choice == count, end, choice + first)
     rows = zip(values.tolist(), slots.tolist(), tokens.tolist(), strict=True)
-    return [list(zip(*row, strict=True)) for row in rows]
+    return [zip(*row, strict=True) for row in rows]
 
 
-def _longer(tensor: Tensor, value: float) -> Tensor:
-    """`tensor` with `GROWTH` more steps (dimension 2)."""
-    return pad(tensor, (0, 0) * (tensor.ndim - 3) + (0, GROWTH), value=value)
-
-
-def _joined(*maps: nn.Linear) -> tuple[Tensor, Tensor]:
-    return torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])
+def _dense(*maps: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Linear layers with the same input as one."""
+    weight, bias = torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])
+    return partial(linear, weight=weight, bias=bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,10 +1,6 @@
 """Text → units: the joint vocabulary and the encoder–decoder over it (Vaswani et al. 2017).
 
-    0, 1, 2        padding, beginning, end
-    3 … K+2        units <0> … <K−1>, by arithmetic
-    K+3 …          pieces of the text tokenizer
-
-The released text-to-unit model has the same order: specials, units (from 6 on), text.
+0 padding   1 beginning   2 end   3 … K+2 units <0> … <K−1>   K+3 … pieces of the text tokenizer
 """
 
 from __future__ import annotations
@@ -12,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,31 +20,23 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.units.sequence import check_range
 
-PAD, BEGIN, END = 0, 1, 2
-FIRST_UNIT = 3
+PAD, BEGIN, END, FIRST_UNIT = 0, 1, 2, 3
 POSITIONS = 1024  # most pieces a text and most units an answer may have
 INITIAL_GAIN = 0.7  # standard deviation of the random weights × √width
 ALIGNED_GAIN = 1.3  # how sharply the cross-attention starts
-BLANK = "▁"  # what the tokenizer writes before each word instead of a space
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> Tokenizer:
     """BPE of at most `pieces` pieces over `texts`; with no more than their characters it spells."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
+    tokenizer = Tokenizer(models.BPE())  # it writes ▁ before each word instead of a space
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=pieces, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 class UnitIds:
-    """Where markers and units stand in a vocabulary: unit u is id `first_unit` + u."""
-
-    pad: ClassVar[int]
-    begin: ClassVar[int]
-    end: ClassVar[int]
-    first_unit: int
-    unit_count: int
+    """A vocabulary: markers `pad`, `begin`, `end`; unit u < `unit_count` is `first_unit` + u."""
 
     def units_in(self, ids: Sequence[int]) -> np.ndarray:
         """The units (n,) int64 among ids, everything else left out."""
@@ -64,26 +50,17 @@ class PairVocabulary(UnitIds):
 
     tokenizer: Tokenizer
     unit_count: int
-    first_unit: int = FIRST_UNIT
-    pad: ClassVar[int] = PAD
-    begin: ClassVar[int] = BEGIN
-    end: ClassVar[int] = END
-
-    @property
-    def size(self) -> int:
-        """How many ids there are."""
-        return self.first_unit + self.unit_count + self.tokenizer.get_vocab_size()
+    pad, begin, end, first_unit = PAD, BEGIN, END, FIRST_UNIT
 
     def encode_text(self, text: str) -> list[int]:
-        """Text → ids, the end marker last; white space of any kind and length counts as one blank.
+        """Text → ids, the end marker last; any white space counts as one blank.
 
         Raises UserError for an empty text and for characters that no training text had.
         """
         words = text.split()
         if not words:
             raise UserError(f"there is no text to speak: found {text!r}, expected at least a word")
-        known = self.tokenizer.get_vocab()
-        if unknown := sorted(set("".join(words)) - known.keys()):
+        if unknown := sorted(set("".join(words)) - self.tokenizer.get_vocab().keys()):
             found = f"characters never seen in training: {' '.join(unknown[:8])}"
             raise UserError(f"text {text[:40]!r} has {found}; write it as the training texts are")
         offset = self.first_unit + self.unit_count
@@ -93,10 +70,6 @@ class PairVocabulary(UnitIds):
         """Merged units (n,) → ids, the end marker last."""
         check_range(units, self.unit_count)
         return [*(np.asarray(units, dtype=np.int64) + self.first_unit).tolist(), END]
-
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
@@ -110,30 +83,26 @@ def build_model(
 ) -> PegasusForConditionalGeneration:
     """An encoder–decoder with random weights and an aligned start (`align_start`).
 
-    Of the architectures in transformers Pegasus is the plain Transformer with layer norms before
-    the blocks and sinusoidal positions, which trains at a high learning rate; one embedding table
-    serves both sides and the output.
+    Pegasus is transformers' plain Transformer with layer norms before the blocks and sinusoidal
+    positions, which trains at a high learning rate; one embedding table serves all sides.
     """
+    shape = {"layers": settings.layers, "attention_heads": settings.heads}
+    shape |= {"ffn_dim": settings.feed_forward}
+    both = {f"{side}_{key}": shape[key] for side in ("encoder", "decoder") for key in shape}
+    markers = {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END}
     config = PegasusConfig(
-        vocab_size=vocabulary.size,
+        vocab_size=FIRST_UNIT + vocabulary.unit_count + vocabulary.tokenizer.get_vocab_size(),
         d_model=settings.hidden_size,
-        encoder_layers=settings.layers,
-        decoder_layers=settings.layers,
-        encoder_attention_heads=settings.heads,
-        decoder_attention_heads=settings.heads,
-        encoder_ffn_dim=settings.feed_forward,
-        decoder_ffn_dim=settings.feed_forward,
         max_position_embeddings=POSITIONS,
         dropout=settings.dropout,
         # The usual 0.02 is for wide models and slows a narrow one down.
         init_std=INITIAL_GAIN / math.sqrt(settings.hidden_size),
         scale_embedding=True,
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=END,
         decoder_start_token_id=BEGIN,
         forced_eos_token_id=None,
         attn_implementation="sdpa",
+        **both,
+        **markers,
     )
     torch.manual_seed(seed)
     model = PegasusForConditionalGeneration(config)
@@ -146,9 +115,8 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
     """Let the decoder start out reading the text from left to right at an even pace.
 
     After Ping et al. 2018 (arXiv 1710.07654, 3.5): text position p gets the sinusoids of unit
-    position p × `units_per_piece`, and queries and keys of the cross-attention start equal, so that
-    position t first attends to where a speaker of steady pace would be.  All but the positions is
-    trained.  **Differs from the paper**, whose generator finds the alignment from 960 hours.
+    position p × `units_per_piece`, and queries and keys of the cross-attention start equal.
+    **Differs from the paper**, whose generator finds the alignment from 960 hours.
     """
     table = model.model.encoder.embed_positions.weight
     positions, width = table.shape

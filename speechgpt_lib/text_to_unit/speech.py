@@ -6,13 +6,12 @@ corpus, or any program that reads a text and writes a sound file.
 
 from __future__ import annotations
 
-import functools
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired, run
 
 import numpy as np
 
@@ -23,28 +22,22 @@ from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.inventory import UnitInventory
 
-ESPEAK = "espeak"
-RATE = 175  # words a minute, the target voice's of the lab corpus
 TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
 class SpeechVoicing:
-    """Texts → speech → merged units of `units`."""
+    """Texts → speech → merged units of the inventory `inventory` (its id)."""
 
     name: str
+    inventory: str
     speak: Callable[[Sequence[str]], list[np.ndarray]]
-    units: UnitInventory
-
-    @property
-    def inventory(self) -> str:
-        """The id of the inventory."""
-        return self.units.id
+    encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def generate(self, texts: Sequence[str], batch_size: int = 256) -> list[np.ndarray]:
         """Texts → merged units (n,) each."""
         batches = (texts[k : k + batch_size] for k in range(0, len(texts), batch_size))
-        return [self.units.encode(wave)[0] for batch in batches for wave in self.speak(batch)]
+        return [self.encode(wave)[0] for batch in batches for wave in self.speak(batch)]
 
     def refuses(self, text: str) -> str | None:
         """Why `text` can't be voiced, or None."""
@@ -52,45 +45,43 @@ class SpeechVoicing:
 
 
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
-    """`synthesiser` is "espeak" (in `voice`) or a command; it gets the text on standard input.
+    """`synthesiser`: "espeak" (in `voice`, 175 words a minute) or a command that reads the text.
 
     {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
-    if synthesiser == ESPEAK:
+
+    def espeak(texts: Sequence[str]) -> list[np.ndarray]:
+        plan = [Utterance("", text, "", "answer", voice, "train", rate=175) for text in texts]
+        return [utterance.wave for utterance in speak_all(plan)]
+
+    def program(texts: Sequence[str]) -> list[np.ndarray]:
+        return [_command(synthesiser, text) for text in texts]
+
+    if synthesiser == "espeak":
         if voice not in VOICES:
             raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
-        name = f"eSpeak NG, voice {voice}"
-        return SpeechVoicing(name, lambda texts: _espeak(texts, voice), inventory)
-    if "{wav}" not in synthesiser:
-        cure = "put it where the sound file goes"
-        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}: {cure}")
-    name, speak = synthesiser.split()[0], functools.partial(_command, synthesiser)
-    return SpeechVoicing(name, lambda texts: list(map(speak, texts)), inventory)
-
-
-def _espeak(texts: Sequence[str], voice: str) -> list[np.ndarray]:
-    plan = [Utterance("", text, "", "answer", voice, "train", rate=RATE) for text in texts]
-    return [utterance.wave for utterance in speak_all(plan)]
+        name, speak = f"eSpeak NG, voice {voice}", espeak
+    elif "{wav}" in synthesiser:
+        name, speak = synthesiser.split()[0], program
+    else:
+        raise UserError(f"synthesiser {synthesiser!r} has no {{wav}}, where the sound file goes")
+    return SpeechVoicing(name, inventory.id, speak, inventory.encode)
 
 
 def _command(command: str, text: str) -> np.ndarray:
     """What a program says of `text`: float32 samples (n,) at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        arguments = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
-        program = arguments[0]
+        call = [part.replace("{wav}", str(wav)) for part in shlex.split(command)]
         try:
-            done = subprocess.run(
-                arguments, input=text, text=True, capture_output=True, timeout=TIMEOUT_S
-            )
+            done = run(call, input=text, text=True, capture_output=True, timeout=TIMEOUT_S)
         except FileNotFoundError:
-            cure = "install it, or set instructions.synthesiser to espeak"
-            raise UserError(f"no program {program!r}: {cure}") from None
-        except subprocess.TimeoutExpired:
-            what = f"took more than {TIMEOUT_S} s for {text[:60]!r}"
-            raise UserError(f"{program} {what}: does it wait for something?") from None
+            raise UserError(f"no program {call[0]!r}: install it or choose espeak") from None
+        except TimeoutExpired:
+            what = f"took over {TIMEOUT_S} s for {text[:60]!r}: does it wait for something?"
+            raise UserError(f"{call[0]} {what}") from None
         if done.returncode or not wav.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             what = f"no sound of {text[:60]!r} (exit code {done.returncode})"
-            raise UserError(f"{program} made {what}: {said[-1][:200]}")
+            raise UserError(f"{call[0]} made {what}: {said[-1][:200]}")
         return read_audio(wav)

@@ -1,8 +1,7 @@
 """Written text → the words that are spoken, as transcripts have them, numbers in words.
 
-Dialogues are written with digits, signs and capitals; a model that learned from transcripts
-(LibriSpeech's are bare words) has never seen those.  English only: another language needs its own
-rules.
+Transcripts such as LibriSpeech's are bare words: a model that learned from them has never seen
+digits, signs and capitals.  English only: another language needs its own rules.
 """
 
 from __future__ import annotations

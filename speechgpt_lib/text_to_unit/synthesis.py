@@ -26,7 +26,6 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import merge
 
-# As the release calls its model.
 PUBLISHED = {"longest": 1000, "merges": False, "beams": 5, "name": "published text-to-unit model"}
 
 
@@ -35,10 +34,9 @@ class TextToUnit:
     """Turns text into units of the inventory `inventory` (its id).
 
     settings: what the model is built from: its section of the recipe, or a published geometry.
-    rate: the mean number of units a text piece stands for, where it is known.
-    longest: units that an answer may have.
-    merges: whether a unit written twice in a row becomes one; the published model's stay.
-    spoken_form: whether texts are read as the transcripts are from which the model has learned.
+    rate: mean number of units of a text piece, where known.  longest: units an answer may have.
+    merges: whether a unit written twice in a row becomes one.  spoken_form: whether texts become
+    what transcripts look like.
     """
 
     model: PreTrainedModel
@@ -59,8 +57,7 @@ class TextToUnit:
         """Texts → merged units (n,) each; the other texts in the batch don't matter.
 
         An answer has at least one unit and, where the rate is known, at most about twice what its
-        text usually takes.  beams: 1 takes the likeliest unit at each step, more search for the
-        likeliest sequence; None takes the model's own number.
+        text usually takes.  beams: how many sequences are followed; None: the model's own number.
         Raises UserError for a text that is empty, too long or has unknown characters.
         """
         if isinstance(texts, str):
@@ -69,19 +66,18 @@ class TextToUnit:
         if beams < 1 or batch_size < 1:
             raise UserError(f"beams, batch_size: {beams}, {batch_size}: both must be 1 or more")
         self.model.eval()
-        pad = self.vocabulary.pad
         encoded = [self._encode(text) for text in texts]
         order = sorted(range(len(encoded)), key=lambda k: len(encoded[k]))
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, list[int]] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            sources = pad_rows([encoded[k] for k in chosen], pad).to(self.model.device)
+            sources = pad_rows([encoded[k] for k in chosen], self.vocabulary.pad)
             limits = [self._limit(len(encoded[k])) for k in chosen]
+            sources = sources.to(self.model.device)
             output = beam_search(self.model, self.vocabulary, sources, limits, beams)
-            for k, ids in zip(chosen, output, strict=True):
-                units = self.vocabulary.units_in(ids)
-                found[k] = merge(units)[0] if self.merges else units
-        return [found[k] for k in range(len(encoded))]
+            found |= dict(zip(chosen, output, strict=True))
+        units = [self.vocabulary.units_in(found[k]) for k in range(len(encoded))]
+        return [merge(row)[0] for row in units] if self.merges else units
 
     def refuses(self, text: str) -> str | None:
         """Why `text` can't be voiced, or None."""
@@ -94,8 +90,8 @@ class TextToUnit:
     def _encode(self, text: str) -> list[int]:
         ids = self.vocabulary.encode_text(spoken_form(text) if self.spoken_form else text)
         if len(ids) > POSITIONS or self._limit(len(ids)) > self.longest:
-            found = f"text of {len(text)} characters ({text[:30]!r}…) is too long for this model"
-            raise UserError(f"{found} of {POSITIONS} positions: split it into sentences")
+            what = f"text of {len(text)} characters ({text[:30]!r}…) is too long for this model"
+            raise UserError(f"{what} of {POSITIONS} positions: split it into sentences")
         return ids
 
     def _limit(self, pieces: int) -> int:
@@ -104,19 +100,16 @@ class TextToUnit:
     def save(self, folder: Path) -> None:
         """Write the model, its vocabulary and, last, `text_to_unit.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.vocabulary.save(folder)
+        if isinstance(self.settings, TextToUnitSettings):
+            kind, settings = "trained", self.settings.model_dump(mode="json")
+            self.vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
+        else:
+            kind, settings = "published", self.settings
+            (folder / "spm.model").write_bytes(self.vocabulary.serialized)
         save_module(self.model, folder / "model.safetensors")
-        settings, kind = self.settings, "published"
-        if isinstance(settings, TextToUnitSettings):
-            settings, kind = settings.model_dump(mode="json"), "trained"
-        facts = {
-            "kind": kind,
-            "inventory": self.inventory,
-            "unit_count": self.vocabulary.unit_count,
-            "rate": self.rate,
-            "spoken_form": self.spoken_form,
-            "settings": settings,
-        }
+        facts = {"kind": kind, "inventory": self.inventory}
+        facts |= {"unit_count": self.vocabulary.unit_count, "rate": self.rate}
+        facts |= {"spoken_form": self.spoken_form, "settings": settings}
         write_json(folder / "text_to_unit.json", facts)
 
     @classmethod
@@ -124,40 +117,36 @@ class TextToUnit:
         """Load what `save` wrote; with `inventory`, refuse a model of another one."""
         path = folder / "text_to_unit.json"
         if not path.is_file():
-            cure = "run notebook 04_chain_of_modality_instructions.ipynb, or import one"
-            raise UserError(f"no text-to-unit model in {folder}: {cure}")
+            raise UserError(f"no text-to-unit model in {folder}: run notebook 04, or import one")
         facts = read_json(path)
         if inventory is not None:
             check_inventory(inventory, facts["inventory"], f"the text-to-unit model {folder}")
         try:
+            rate, settings, options = facts["rate"], facts["settings"], PUBLISHED
             if facts["kind"] == "published":
-                settings, options = facts["settings"], PUBLISHED
-                vocabulary = published.load_vocabulary(folder / published.MODEL_FILE)
+                vocabulary = published.load_vocabulary(folder / "spm.model")
                 model = published.build_fsmt(settings)
             else:
-                settings = TextToUnitSettings.model_validate(facts["settings"])
+                settings = TextToUnitSettings.model_validate(settings)
                 options = {"beams": settings.beams, "spoken_form": facts["spoken_form"]}
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
                 vocabulary = PairVocabulary(tokenizer, facts["unit_count"])
-                model = build_model(settings, vocabulary, facts["rate"], seed=0)
+                model = build_model(settings, vocabulary, rate, seed=0)
         except (KeyError, TypeError, ValueError) as error:
             what = f"does not describe a text-to-unit model ({one_line(error)})"
             raise UserError(f"{folder} {what}: run its step again") from None
         load_module(model, folder / "model.safetensors")
-        rate = facts["rate"]
         return cls(model.eval(), vocabulary, facts["inventory"], settings, rate, **options)
 
 
 def from_fairseq(
     checkpoint: Path | str, spm: Path | str, inventory: str, dictionary: Path | str | None = None
 ) -> TextToUnit:
-    """The published text-to-unit model (`text2unit.pt`, `spm.model`), ready to speak.
+    """The published model (`text2unit.pt`, `spm.model`, to be compared: `dict.unit.txt`).
 
-    inventory: id of the inventory whose units it writes; the files don't say it.
-    dictionary: `dict.unit.txt`, to be compared with `spm`.
+    inventory: id of that of its units.  Raises UserError for files that can't be it.
     """
     listed = Path(dictionary).expanduser() if dictionary else None
     vocabulary = published.load_vocabulary(Path(spm).expanduser(), listed)
-    checkpoint = Path(checkpoint).expanduser()
-    model, settings = published.model_from_fairseq(checkpoint, vocabulary.size)
+    model, settings = published.model_from_fairseq(Path(checkpoint).expanduser(), vocabulary)
     return TextToUnit(model, vocabulary, inventory, settings, **PUBLISHED)

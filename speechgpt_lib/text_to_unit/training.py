@@ -1,8 +1,8 @@
 """Pairs of text and merged units → a trained text-to-unit model, through the shared loop.
 
-**Differs from the paper** in `lab`: one synthetic voice and a closed world instead of LibriSpeech;
-text spelled in characters, since a few thousand sentences are too few for word pieces (held-out
-unit error rate .67 against .33 at equal cost); an aligned start (`align_start`).
+**Differs from the paper** in `lab`: a synthetic voice and a closed world instead of LibriSpeech; an
+aligned start (`align_start`); text in characters, since a few thousand sentences are too few for
+word pieces (held-out unit error rate .67 against .33 at equal cost).
 """
 
 from __future__ import annotations
@@ -15,24 +15,14 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
-from speechgpt_lib.text_to_unit.model import (
-    PAD,
-    POSITIONS,
-    PairLoss,
-    PairVocabulary,
-    build_model,
-    pad_rows,
-    train_tokenizer,
-)
+from speechgpt_lib.text_to_unit import model as parts
+from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairVocabulary, pad_rows
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.buckets import shuffled_buckets
 from speechgpt_lib.training.epochs import Epochs
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
-
-# Ids of a text and of its units: half a gigabyte for LibriSpeech; lists would take ten times that.
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 def train_text_to_unit(
@@ -50,37 +40,43 @@ def train_text_to_unit(
     """
     if not pairs:
         raise UserError("there are no pairs of text and units: run 01_unit_extraction.ipynb first")
-    tokenizer = train_tokenizer((text for text, _ in pairs), settings.pieces)
+    tokenizer = parts.train_tokenizer((text for text, _ in pairs), settings.pieces)
     vocabulary = PairVocabulary(tokenizer, unit_count)
-    encoded = [_encode_pair(vocabulary, text, units) for text, units in pairs]
+    encoded = []
+    for text, units in pairs:
+        if not len(units):
+            raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
+        source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
+        if max(len(source), len(target)) > POSITIONS:
+            found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
+            raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
+        # Half a gigabyte for LibriSpeech; lists would take ten times that.
+        encoded.append((np.array(source, np.int32), np.array(target, np.int32)))
     rate = float(np.mean([len(units) / len(text) for text, units in encoded]))
-    model = build_model(settings, vocabulary, rate, options.seed)
+    model = parts.build_model(settings, vocabulary, rate, options.seed)
     batches = PairBatches(encoded, settings.tokens_per_batch, options.seed)
 
     def step_function(phase: str, modules: dict, batch, step: int):
-        module = modules["text_to_unit"]
-        place = next(module.parameters()).device  # "auto" is for the loop to settle
-        sources, targets = (tensor.to(place) for tensor in batch)  # (rows, pieces), (rows, units)
-        loss, count, right = module(sources, targets)
+        sources, targets = (tensor.to(options.device) for tensor in batch)
+        loss, count, right = modules["text_to_unit"](sources, targets)
         return loss, count, {"accuracy": right / count.clamp(min=1)}
 
     with training_attention(model, options.device):
-        task = Task({"text_to_unit": PairLoss(model)}, step_function, batches)
+        task = Task({"text_to_unit": parts.PairLoss(model)}, step_function, batches)
         summary = train(task, settings.optimization, work, options)
     model, beams = model.cpu().eval(), settings.beams
     return TextToUnit(model, vocabulary, inventory_id, settings, rate, beams=beams), summary
 
 
 class PairBatches:
-    """Batches by step number: pairs of like length together, newly drawn in every epoch.
+    """Batches by step number: pairs of like length, `tokens_per_batch` units with their padding."""
 
-    `tokens_per_batch` counts target tokens with their padding.  A batch depends on the step alone,
-    so training resumes anywhere; every process of several takes its share of each batch.
-    """
+    def __init__(self, pairs: list[tuple], tokens_per_batch: int, seed: int):
+        def plan(epoch: int, first: int) -> list[list[int]]:
+            rng = random.Random(f"text to unit {seed} {epoch}")
+            return shuffled_buckets([len(units) for _, units in pairs], tokens_per_batch, rng)
 
-    def __init__(self, pairs: list[Pair], tokens_per_batch: int, seed: int):
-        self.pairs, self.tokens_per_batch, self.seed = pairs, tokens_per_batch, seed
-        self.epochs = Epochs(self._plan)
+        self.pairs, self.epochs = pairs, Epochs(plan)
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[torch.Tensor, ...]:
         """Texts (rows, pieces) and units (rows, units) of this process, padded on the right."""
@@ -89,18 +85,3 @@ class PairBatches:
         mine = batch[rank::world_size] or [(batch[0][0], [PAD])]
         texts, units = zip(*mine, strict=True)
         return pad_rows(texts, PAD), pad_rows(units, PAD)
-
-    def _plan(self, epoch: int, first: int) -> list[list[int]]:
-        rng = random.Random(f"text to unit {self.seed} {epoch}")
-        lengths = [len(units) for _, units in self.pairs]
-        return shuffled_buckets(lengths, self.tokens_per_batch, rng)
-
-
-def _encode_pair(vocabulary: PairVocabulary, text: str, units: np.ndarray) -> Pair:
-    if len(units) == 0:
-        raise UserError(f"the pair of {text[:40]!r} has no units: extract them again")
-    source, target = vocabulary.encode_text(text), vocabulary.encode_units(units)
-    if max(len(source), len(target)) > POSITIONS:
-        found = f"has {len(source)} pieces and {len(target)} units, the model reads {POSITIONS}"
-        raise UserError(f"the pair of {text[:40]!r} {found} of each: cut it into sentences")
-    return np.array(source, np.int32), np.array(target, np.int32)

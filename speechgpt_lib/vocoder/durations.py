@@ -1,8 +1,7 @@
 """Merged units → how many frames each lasts: the duration predictor, and the wanted speed.
 
-The predictor works on log(d + 1), as fairseq's: two convolutions over unit embeddings, each with
-ReLU, layer norm and dropout (FastSpeech 2: Ren et al. 2021, arXiv 2006.04558, section 2.3), then
-one number a unit.
+Two convolutions over unit embeddings, each with ReLU, layer norm and dropout, then one number a
+unit (FastSpeech 2: Ren et al. 2021, arXiv 2006.04558, section 2.3): log(d + 1), as fairseq's.
 """
 
 from __future__ import annotations
@@ -13,22 +12,19 @@ from torch import Tensor, nn
 
 from speechgpt_lib.errors import UserError
 
-SLOWEST, FASTEST = 0.25, 4.0
-
 
 class DurationPredictor(nn.Module):
     """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
 
-    Names of the layers are those of fairseq's `dur_predictor`, plus `dict`: an embedding of its
-    own, so that it trains beside the generator (a published checkpoint's is copied into it).
-    `embedding` and `width`, that of the convolutions, are 128 as published.
+    Layers are named as in fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that
+    it trains beside the generator.  `embedding` and `width`, of convolutions: 128 as published.
     """
 
     reach = 2  # units before and after, on which a duration depends
 
     def __init__(self, unit_count: int, embedding: int = 128, width: int | None = None):
         super().__init__()
-        self.width = width = width or embedding
+        width = width or embedding
         self.dict = nn.Embedding(unit_count, embedding)
         self.conv1 = nn.Sequential(nn.Conv1d(embedding, width, 3, padding=1), nn.ReLU())
         self.ln1 = nn.LayerNorm(width)
@@ -46,39 +42,24 @@ class DurationPredictor(nn.Module):
         return self.proj(x)[..., 0]
 
     @torch.inference_mode()
-    def predict(self, units: Tensor, mask: Tensor | None = None) -> Tensor:
-        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1).
-
-        0 where `mask` is false.
-        """
-        was_training = self.training
-        durations = torch.round(torch.exp(self.eval()(units, mask)) - 1).clamp(min=1).long()
-        self.train(was_training)
-        return durations if mask is None else durations * mask
+    def predict(self, units: Tensor) -> Tensor:
+        """units (batch, n) → frames (batch, n) int64: clamp(round(exp(log d) − 1), 1)."""
+        return torch.round(torch.exp(self(units)) - 1).clamp(min=1).long()
 
 
 def scale_durations(durations: np.ndarray, speed: float) -> np.ndarray:
     """Durations (n,) in frames for speech `speed` times as fast.
 
-    The borders between units are scaled and rounded, not the durations, since most last one or two
-    frames: the whole becomes as long as asked to within half a frame (at least 1).  Faster speech
-    may leave a short unit no frame at all.  Raises UserError for a `speed` outside 0.25 … 4.
+    The borders between units are scaled and rounded: the whole becomes as long as asked to within
+    half a frame (at least 1), a short unit may get none.  Raises UserError outside 0.25 … 4.
     """
-    check_speed(speed)
-    durations = np.asarray(durations, dtype=np.int64)
-    if speed == 1 or durations.sum() == 0:
-        return durations
     borders = scaled_borders(np.cumsum(durations), speed)
     borders[-1] = max(1, borders[-1])
     return np.diff(borders, prepend=0)
 
 
-def scaled_borders(borders: np.ndarray, speed: float) -> np.ndarray:
+def scaled_borders(borders: np.ndarray | int, speed: float) -> np.ndarray:
     """Where units end, in frames from the start (n,), in speech `speed` times as fast."""
+    if not 0.25 <= speed <= 4:
+        raise UserError(f"speed is {speed:g}, expected 0.25 (slow) to 4 (fast)")
     return np.floor(borders / speed + 0.5).astype(np.int64)
-
-
-def check_speed(speed: float) -> None:
-    """Refuse a speed outside 0.25 (slow) … 4 (fast); 1 is as learned."""
-    if not SLOWEST <= speed <= FASTEST:
-        raise UserError(f"speed is {speed:g}, expected {SLOWEST:g} (slow) to {FASTEST:g} (fast)")

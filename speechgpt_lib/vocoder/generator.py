@@ -1,10 +1,8 @@
 """Units at 50 Hz → waveform at 16 kHz: the HiFi-GAN generator on unit embeddings.
 
-    units (batch, frames) → embedding → conv → 5 × [transposed conv, residual blocks] → conv
-          → waves (batch, frames · 320)
+    units (batch, frames) → embedding → conv → 5 × [upsampling, residual blocks] → conv → waves
 
-Source: Kong et al. 2020, arXiv 2010.05646.  Names and order of the layers are those of fairseq's
-`CodeGenerator`, so a published checkpoint with its weight norm folded has the same keys.
+Source: Kong et al. 2020, arXiv 2010.05646.  Layers are named as in fairseq's `CodeGenerator`.
 """
 
 from __future__ import annotations
@@ -50,34 +48,36 @@ class Upsample(nn.ConvTranspose1d):
         return conv_transpose2d(x, self.weight[:, :, None], self.bias, stride, padding)
 
 
-class Ends:
-    """Where each row of a padded batch ends, at any rate of the generator.
+class Rows:
+    """How layers are applied to whole utterances, the rows of a padded batch.
 
     A convolution at the end of an utterance sees zeros behind it.  In a padded batch it would see
-    what earlier layers made of the padding, so that is set to 0 after every layer; only the
-    stretch behind the shortest row is touched.
+    what earlier layers made of the padding, so that is set to 0 before every layer.  Another way
+    is `streaming.GeneratorStream`.
     """
 
-    def __init__(self, frames: Tensor, width: int):
-        """frames (batch,) of each row, on the device of the batch; width: frames with padding."""
-        self.frames, self.shortest, self.width = frames, int(frames.min()), width
-        self._masks: dict[int, Tensor] = {}
+    def __init__(self, frames: Tensor | None = None, width: int = 0):
+        """frames (batch,): how many of `width` are each row's own, None: all of them."""
+        self.frames, self.width = frames, width
+        self.shortest = width if frames is None else int(frames.min())
 
-    def mask(self, rate: int) -> Tensor:
-        """(batch, 1, 1, (width − shortest) · rate), true where a row goes on behind `shortest`."""
-        if rate not in self._masks:
-            first, last = self.shortest * rate, self.width * rate
-            positions = torch.arange(first, last, device=self.frames.device)
-            self._masks[rate] = (positions < self.frames[:, None] * rate)[:, None, None]
-        return self._masks[rate]
+    def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer makes of x (batch, channels, 1, time), with zeros behind each row's end."""
+        if self.shortest < self.width:
+            rate = x.shape[3] // self.width
+            positions = torch.arange(self.shortest * rate, x.shape[3], device=x.device)
+            inside = positions < self.frames[:, None] * rate  # (batch, time behind the shortest)
+            x[..., self.shortest * rate :] *= inside[:, None, None]
+        return layer(x)
+
+    up = conv
+
+    def meet(self, place: nn.Module, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Results that are to be added; a stream cuts them to what all of them have."""
+        return parts
 
 
-def cut(x: Tensor, ends: Ends | None) -> Tensor:
-    """x (batch, channels, 1, time) with zeros, in place, behind the end of each row."""
-    if ends is not None and ends.shortest < ends.width:
-        rate = x.shape[3] // ends.width
-        x[..., ends.shortest * rate :] *= ends.mask(rate)
-    return x
+WHOLE = Rows()
 
 
 class ResidualBlock(nn.Module):
@@ -89,73 +89,70 @@ class ResidualBlock(nn.Module):
         plain = [weight_norm(Conv(channels, channels, kernel)) for _ in dilations]
         self.convs1, self.convs2 = nn.ModuleList(dilated), nn.ModuleList(plain)
 
-    def forward(self, x: Tensor, ends: Ends | None = None) -> Tensor:
-        """(batch, channels, 1, time) → the same shape; what lies behind the `ends` stays 0."""
+    def forward(self, x: Tensor, way: Rows) -> Tensor:
+        """(batch, channels, 1, time) → the same shape."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            inner = cut(dilated(leaky_relu(x, SLOPE)), ends)
-            x = cut(plain(leaky_relu_(inner, SLOPE)), ends).add_(x)
+            inner = way.conv(dilated, leaky_relu(x, SLOPE))
+            inner, x = way.meet(plain, way.conv(plain, leaky_relu_(inner, SLOPE)), x)
+            x = inner.add_(x)
         return x
 
 
 class UnitGenerator(nn.Module):
     """The generator; `settings` at their defaults are the published geometry.
 
-    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside the
-    vector of every frame, as in the paper's multi-speaker vocoder (the released one has a single
-    voice).  Each stage halves the channels; convolutions carry weight norm until it is folded.
-    Raises UserError for a geometry that cannot be built.
+    unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside that of
+    every frame (the released vocoder has a single voice).  Each stage halves the channels.
+    Raises UserError for a geometry whose layers would not give exactly 320 samples a frame.
     """
 
     def __init__(self, unit_count: int, settings: VocoderSettings, speakers: int = 0):
         super().__init__()
-        check_geometry(settings)
-        width, embedding = settings.channels, settings.embedding
+        width, embedding, stages = settings.channels, settings.embedding, settings.upsample_rates
+        if width % (least := 2 ** len(stages)):
+            found = f"vocoder.channels is {width}, but {len(stages)} stages halve it"
+            raise UserError(f"{found}: take a multiple of {least}, or fewer upsample_rates")
+        if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
+            raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")
         blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))
-        self.unit_count = unit_count
         self.dict = nn.Embedding(unit_count, embedding)
         self.spkr = nn.Embedding(speakers, embedding) if speakers else None
         self.conv_pre = weight_norm(Conv(embedding * (2 if speakers else 1), width, 7))
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
+        for rate, kernel in zip(stages, settings.upsample_kernels, strict=True):
+            if kernel < rate or (kernel - rate) % 2:
+                what = f"{kernel} cannot upsample by exactly {rate}: take {rate}, {rate + 2}, …"
+                raise UserError(f"vocoder.upsample_kernels: {what}")
             self.ups.append(weight_norm(Upsample(width, width // 2, kernel, rate)))
             width //= 2
             self.resblocks.extend(ResidualBlock(width, *block) for block in blocks)
         self.conv_post = weight_norm(Conv(width, 1, 7))
-
-    def embed(self, units: Tensor, speakers: Tensor | None = None) -> Tensor:
-        """units (batch, frames), speakers (batch,) or None → (batch, channels, 1, frames)."""
-        x = self.dict(units)  # (batch, frames, embedding)
-        if self.spkr is not None:
-            x = torch.cat([x, self.spkr(speakers)[:, None].expand(-1, x.shape[1], -1)], dim=2)
-        x = x[:, None].permute(0, 3, 1, 2)  # channels last, as it lies
-        return x if x.device.type == "cpu" else x.contiguous()
 
     def stages(self) -> list[tuple[Upsample, list[ResidualBlock]]]:
         """Each upsampling layer with the residual blocks that follow it side by side."""
         n, blocks = len(self.resblocks) // len(self.ups), list(self.resblocks)
         return [(up, blocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups)]
 
-    def forward(
-        self, units: Tensor, speakers: Tensor | None = None, frames: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, units: Tensor, speakers: Tensor | None = None, way: Rows = WHOLE) -> Tensor:
         """units (batch, frames) int64, one id a frame → waves (batch, frames · 320) in (−1, 1).
 
-        speakers: ids (batch,), where the generator knows several.  frames: (batch,) how many are
-        each row's own; a shorter row sounds as if alone, and its padding means nothing.
+        speakers: ids (batch,), where the generator knows several.  way: how layers are applied; by
+        `Rows` a shorter row sounds as if alone, and its padding means nothing.
         """
-        x = self.embed(units, speakers)  # (batch, embedding, 1, frames)
-        ends = None if frames is None else Ends(frames, units.shape[1])
-        x = cut(self.conv_pre(cut(x, ends)), ends)  # (batch, channels, 1, frames)
+        x = self.dict(units)  # (batch, frames, embedding)
+        if self.spkr is not None:
+            x = torch.cat([x, self.spkr(speakers)[:, None].expand(-1, x.shape[1], -1)], dim=2)
+        x = x[:, None].permute(0, 3, 1, 2)  # (batch, embedding, 1, frames), channels last
+        x = way.conv(self.conv_pre, x if x.device.type == "cpu" else x.contiguous())
         for up, blocks in self.stages():
-            x = cut(up(leaky_relu_(x, SLOPE)), ends)  # half the channels, `rate` × the time
-            x = sum(block(x, ends) for block in blocks) / len(blocks)
-        return torch.tanh(self.conv_post(leaky_relu_(x))).flatten(1)
+            x = way.up(up, leaky_relu_(x, SLOPE))  # half the channels, `rate` × the time
+            x = sum(way.meet(up, *(block(x, way) for block in blocks))) / len(blocks)
+        return torch.tanh(way.conv(self.conv_post, leaky_relu_(x))).flatten(1)
 
     def fold_weight_norm(self) -> UnitGenerator:
         """Replace each g · v/‖v‖ by the plain weight it stands for, in place.
 
-        Faster, but can't be trained on as it was.  Weights get their input channels last in
-        memory, as the CPU's convolutions want them.
+        Faster, but not to be trained on.  Input channels come last in memory, as CPUs want them.
         """
         for module in list(self.modules()):
             if is_parametrized(module, "weight"):
@@ -163,18 +160,3 @@ class UnitGenerator(nn.Module):
             if isinstance(module, Conv | Upsample) and not module.weight.is_meta:
                 module.weight.data = module.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
         return self
-
-
-def check_geometry(settings: VocoderSettings) -> None:
-    """Refuse settings whose layers would not give exactly 320 samples a frame."""
-    stages, channels = len(settings.upsample_rates), settings.channels
-    if channels % 2**stages:
-        cure = f"take a multiple of {2**stages}, or fewer upsample_rates"
-        raise UserError(f"vocoder.channels is {channels}, but {stages} stages halve it: {cure}")
-    for rate, kernel in zip(settings.upsample_rates, settings.upsample_kernels, strict=True):
-        if kernel < rate or (kernel - rate) % 2:
-            cure = f"take {rate}, {rate + 2}, … ({2 * rate + rate % 2} is usual)"
-            what = f"{kernel} cannot upsample by exactly {rate}"
-            raise UserError(f"vocoder.upsample_kernels: {what}: {cure}")
-    if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
-        raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")

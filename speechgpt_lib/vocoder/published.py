@@ -1,8 +1,7 @@
 """fairseq's unit vocoder (code HiFi-GAN: a checkpoint and its `config.json`) → a `Vocoder`.
 
-Needs no fairseq.  The checkpoint holds `{"generator": tensors}`.  Weight norm is folded
-(`weight_g`, `weight_v` → `weight`), the duration predictor gets a copy of the generator's unit
-embedding, which they share there, and everything else keeps its name.
+Needs no fairseq.  The checkpoint holds `{"generator": tensors}`; weight norm (`weight_g`,
+`weight_v`) is folded, the duration predictor gets a copy of the unit embedding they share there.
 """
 
 from __future__ import annotations
@@ -29,34 +28,27 @@ GEOMETRY = {  # name in config.json → in our settings
     "resblock_kernel_sizes": "resblock_kernels",
     "resblock_dilation_sizes": "resblock_dilations",
 }
-EXPECTED = {  # units alone at 50 Hz and 16 kHz, no pitch
-    "resblock": "1",
-    "code_hop_size": 320,
-    "sampling_rate": 16_000,
-    "f0": False,
-    "f0_quant_num_bin": 0,
-    "embedder_params": None,
-    "var_pred_kernel_size": 3,
-}
+# Units alone at 50 Hz and 16 kHz, no pitch.
+EXPECTED = {"resblock": "1", "code_hop_size": 320, "sampling_rate": 16_000, "f0": False}
+EXPECTED |= {"f0_quant_num_bin": 0, "embedder_params": None, "var_pred_kernel_size": 3}
 
 
 def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: str) -> Vocoder:
     """The published vocoder (`g_00500000` or `vocoder.pt`, and its `config.json`), ready to speak.
 
-    inventory: id of the unit inventory whose units it speaks; the files don't say it.  The vocoder
-    drops negative units, as fairseq's does, and has one speaker, or one for each of its vectors.
-
-    Raises:
-        UserError: files missing, damaged or dangerous, a model of another kind (with pitch input,
-            for example), tensors missing or of another shape than the config says.
+    inventory: id of that of its units.  It drops negative units, as fairseq's does, and has one
+    voice, or a speaker for each of its vectors.  Raises UserError: files missing, damaged or
+    dangerous, a model of another kind (with pitch input, say), other tensors than the config says.
     """
     checkpoint = Path(checkpoint).expanduser()
     settings, count, width = read_config(Path(config).expanduser())
-    loaded = load_torch_checkpoint(checkpoint)
-    tensors = fold(checkpoint_tensors(loaded, "generator", checkpoint), checkpoint)
+    tensors = checkpoint_tensors(load_torch_checkpoint(checkpoint), "generator", checkpoint)
     if not any(name.startswith(DURATIONS) for name in tensors):
-        cure = "get a vocoder that predicts durations (published with `_lj`)"
-        raise UserError(f"{checkpoint} has no {DURATIONS}* tensors: {cure}")
+        raise UserError(f"{checkpoint} has no {DURATIONS}*: get a vocoder that predicts durations")
+    for name in [name[:-2] for name in tensors if name.endswith(".weight_g")]:
+        if f"{name}_v" in tensors:  # g · v / ‖v‖, norms over all but dimension 0
+            v, g = tensors.pop(f"{name}_v"), tensors.pop(f"{name}_g")
+            tensors[name] = torch._weight_norm(v, g, 0)
     speakers = len(tensors.get("spkr.weight", ()))
     with torch.device("meta"):  # shapes without memory: the checkpoint's tensors take their place
         generator = UnitGenerator(count, settings, speakers).fold_weight_norm()
@@ -83,24 +75,13 @@ def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
         found = config.get(name, wanted)
         if str(found) != str(wanted) and (found or wanted):
             raise UserError(f"{path}: {name} is {found!r}, only {wanted!r} can be read")
-    needed = ("num_embeddings", "var_pred_hidden_dim", *GEOMETRY)
-    if missing := [name for name in needed if name not in config]:
-        wanted = "the config.json of a fairseq unit vocoder that predicts durations"
-        raise UserError(f"{path} lacks {', '.join(missing)}: expected {wanted}")
     unused = Optimization(steps=1, learning_rate=2e-4)
-    geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
     try:
+        geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
         settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
         return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
+    except KeyError as error:
+        what = f"{error.args[0]}: is it of a unit vocoder that predicts durations?"
+        raise UserError(f"{path} lacks {what}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe a unit vocoder: {one_line(error)}") from None
-
-
-def fold(tensors: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
-    """Replace each pair `weight_g`, `weight_v` by g · v / ‖v‖, norms over all but dimension 0."""
-    folded = dict(tensors)
-    for stem in {name[:-2] for name in tensors if name.endswith((".weight_g", ".weight_v"))}:
-        if not {f"{stem}_g", f"{stem}_v"} <= tensors.keys():
-            raise UserError(f"{where} has {stem}_g or _v without its other half: get it again")
-        folded[stem] = torch._weight_norm(folded.pop(f"{stem}_v"), folded.pop(f"{stem}_g"), 0)
-    return folded

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from speechgpt_lib.corpora.segments import read_part
@@ -15,26 +13,28 @@ from speechgpt_lib.units.sequence import check_range
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-class Speech(Protocol):
+class Speech:
     """Utterances: `lengths` in frames, and `speakers`, each one's number in `names`.
 
-    `names` is empty for a single voice.
+    `names` is empty for a single voice; else the first speaker is that of the first utterance.
     """
 
-    lengths: np.ndarray
-    speakers: np.ndarray
-    names: tuple[str, ...]
+    def __init__(self, units: list[np.ndarray], voices: list[str] | None):
+        self.units, self.lengths = units, np.array([len(row) for row in units], dtype=np.int64)
+        self.names = tuple(dict.fromkeys(voices or ()))
+        number = {name: k for k, name in enumerate(self.names)}
+        self.speakers = np.array([number[v] for v in voices or ()] or [0] * len(units), np.int64)
 
     def piece(self, index: int, start: int, count: int) -> Pair:
         """Frames from `start` on → units (count,) int64, wave (count · 320,) float32."""
+        units = self.units[index][start : start + count].astype(np.int64)
+        return units, self.sound(index, start * HOP, count * HOP)
 
 
-class SpeechInMemory:
-    """Utterances that fit in memory: units (frames,) not merged, and waves at 16 kHz.
+class SpeechInMemory(Speech):
+    """Utterances in memory: units (frames,) not merged, waves at 16 kHz, names of speakers if any.
 
-    speakers: the name of each one's speaker, where there are several; the first speaker is that of
-    the first utterance.  Raises UserError for ids outside 0 … unit_count − 1 and for waves that
-    end before their units do, at 320 samples a frame.
+    Raises UserError for ids outside 0 … unit_count − 1, and for waves that end before their units.
     """
 
     def __init__(self, pairs: list[Pair], unit_count: int, speakers: list[str] | None = None):
@@ -43,36 +43,22 @@ class SpeechInMemory:
             if len(wave) < (samples := len(units) * HOP):
                 found = f"has {len(units)} frames but {len(wave)} samples, fewer than {samples}"
                 raise UserError(f"utterance {index} {found}: give one unit each 20 ms, not merged")
-        self.pairs = pairs
-        self.lengths = np.array([len(units) for units, _ in pairs], dtype=np.int64)
-        self.names = tuple(dict.fromkeys(speakers or ()))
-        numbers = [self.names.index(name) for name in speakers or ()] or [0] * len(pairs)
-        self.speakers = np.array(numbers, dtype=np.int64)
+        super().__init__([units for units, _ in pairs], speakers)
+        self.waves = [wave for _, wave in pairs]
 
-    def piece(self, index: int, start: int, count: int) -> Pair:
-        """A piece of one utterance, as `Speech` says."""
-        (units, wave), stop = self.pairs[index], start + count
-        return units[start:stop].astype(np.int64), wave[start * HOP : stop * HOP]
+    def sound(self, index: int, start: int, count: int) -> np.ndarray:
+        """Samples of one utterance."""
+        return self.waves[index][start : start + count]
 
 
-class SpeechOnDisk:
-    """Recorded utterances, whose sound is read piece by piece: (utterance, units (frames,)) each.
-
-    Units stay in memory, at 0.4 MB an hour (two bytes a frame); sound does not.
-    """
+class SpeechOnDisk(Speech):
+    """Recorded utterances and their units (frames,), kept at 0.4 MB an hour; sound is not kept."""
 
     def __init__(self, rows: list[tuple[Utterance, np.ndarray]], many_speakers: bool):
-        self.utterances = [utterance for utterance, _ in rows]
-        self.lengths = np.array([len(frames) for _, frames in rows], dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.units = np.concatenate([frames.astype(np.uint16) for _, frames in rows])
-        voices = [utterance.voice for utterance in self.utterances]
-        self.names = tuple(dict.fromkeys(voices)) if many_speakers else ()
-        number = {name: k for k, name in enumerate(self.names)}
-        self.speakers = np.array([number.get(voice, 0) for voice in voices], dtype=np.int64)
+        self.places = [(utterance.root, utterance.segment) for utterance, _ in rows]
+        voices = [utterance.voice for utterance, _ in rows] if many_speakers else None
+        super().__init__([frames.astype(np.uint16) for _, frames in rows], voices)
 
-    def piece(self, index: int, start: int, count: int) -> Pair:
-        """A piece of one utterance, as `Speech` says."""
-        u, first = self.utterances[index], self.starts[index] + start
-        units = self.units[first : min(first + count, self.starts[index + 1])].astype(np.int64)
-        return units, read_part(u.root, u.segment, start * HOP, count * HOP)
+    def sound(self, index: int, start: int, count: int) -> np.ndarray:
+        """Samples of one utterance, read from its file."""
+        return read_part(*self.places[index], start, count)

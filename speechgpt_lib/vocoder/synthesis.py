@@ -1,9 +1,8 @@
-"""Merged units → speech: generator and duration predictor together, on disk and in memory.
+"""Merged units → speech, one utterance, many in padded batches, or a stream: the sound is the same.
 
     vocoder/{vocoder.json, generator.safetensors, durations.safetensors}
 
-A vocoder knows the inventory whose units it was trained on and refuses those of another.  It speaks
-one utterance, many at a time in padded batches, or a stream of units; the sound is the same.
+A vocoder knows the inventory whose units it was trained on and refuses those of another.
 """
 
 from __future__ import annotations
@@ -28,19 +27,15 @@ from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.features import PRECISIONS, check_choice
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import check_range, expand
-from speechgpt_lib.vocoder.durations import DurationPredictor, check_speed, scale_durations
-from speechgpt_lib.vocoder.generator import UnitGenerator
+from speechgpt_lib.vocoder.durations import DurationPredictor, scale_durations, scaled_borders
+from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, SpeechStream
 
 LONGEST_S = 3600.0  # of one utterance: more is a mistake
-# Batches are padded to a multiple of so many frames.  A CPU writes its convolutions anew for every
-# length that is new to it, which takes as long as a second of speech; so few lengths should occur.
-GRID = 32
+GRID = 32  # frames; batches are padded to a multiple: a length that is new to a CPU costs it 0.1 s
 PIECE = 500  # frames; longer speech is spoken piece by piece, so memory doesn't grow with it
 STREAM_PIECE = 10  # frames (0.2 s) at a time in a stream
-# Seconds in a padded batch; on a CPU one utterance at a time is fastest.
-BATCH_S = {"cpu": 0.0, "cuda": 240.0}
-TIMED = 64  # utterances whose durations are predicted at once
+GPU_BATCH_S = 240.0  # in a padded batch; on a CPU one utterance at a time is fastest
 
 Units = np.ndarray | list[int]
 
@@ -50,9 +45,8 @@ class Vocoder:
     """Turns units of the inventory `inventory` (its id) into speech.
 
     speakers: their names, if it knows several.  drops_negative: whether negative units are left
-    out, as fairseq does, instead of refused.  precision: fp32, or bf16 (faster; how far it sounds
-    off is measured by benchmarks/vocoder.py).  Both trained parts are made ready for inference in
-    place: weight norm folded, dropout off, on `device`.
+    out, as fairseq does, instead of refused.  precision: fp32 or bf16 (benchmarks/vocoder.py says
+    how far off).  Both parts are made ready for inference in place, on `device`.
     """
 
     generator: UnitGenerator
@@ -74,21 +68,20 @@ class Vocoder:
         check_choice("precision", self.precision, PRECISIONS)
         generator = self.generator.fold_weight_norm().eval().requires_grad_(False)
         generator.to(self.device, PRECISIONS[self.precision])
-        # In double precision, so that no rounding to frames depends on what else is in the batch.
+        # In double precision, so that no rounding to frames depends on what comes with a unit.
         self.durations.to(self.device, torch.float64).eval().requires_grad_(False)
 
     @property
     def unit_count(self) -> int:
         """K: units are 0 … K − 1."""
-        return self.generator.unit_count
+        return self.generator.dict.num_embeddings
 
     def synthesize(
         self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
     ) -> np.ndarray:
-        """Speak merged units (n,): one utterance, with the options of `synthesize_many`.
+        """Speak merged units (n,): float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
 
-        durations: frames (n,) of 20 ms each; predicted when None.
-        Returns float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
+        durations: frames (n,) of 20 ms each, predicted if None; options: see `synthesize_many`.
         """
         given = None if durations is None else [durations]
         return self.synthesize_many([units], given, speed, **options)[0]
@@ -105,32 +98,26 @@ class Vocoder:
     ) -> list[np.ndarray]:
         """Speak many utterances, each as if alone: samples differ by less than 1e-4.
 
-        Args:
-            speed: 2 speaks in half the time.
-            inventory: id of the inventory the units are of, if known; another one's are refused.
-            speaker: one of `speakers`, where there are several; the first if None.
-            batch_s: seconds in a padded batch of utterances of similar length, if not the default.
-
+        speed: 2 speaks in half the time.  inventory: id of the one the units are of, if known.
+        speaker: one of `speakers`, the first if None.  batch_s: seconds in a padded batch.
         Raises UserError: no units, ids out of range or of another inventory, bad durations or
         speed, an unknown speaker, over an hour.
         """
         voice = self._voice(inventory, speaker)
         checked = [self._check_units(units) for units in utterances]
         if durations is None:
-            lengths = self._predict(checked)
+            lengths = [self.predict_durations(units) for units in checked]
         elif len(durations) == len(utterances):
-            given = zip(durations, utterances, strict=True)
-            lengths = [self._check_durations(*pair) for pair in given]
+            lengths = list(map(self._check_durations, durations, utterances))
         else:
             found = f"{len(utterances)} utterances but durations for {len(durations)}"
             raise UserError(f"{found}: give one row each, or none at all")
-        rows = []
-        for units, frames in zip(checked, lengths, strict=True):
-            rows.append(expand(units, scale_durations(frames, speed)))
-            if (seconds := len(rows[-1]) / FRAME_RATE) > LONGEST_S:
-                found = f"these units make {seconds:.0f} s of speech"
-                raise UserError(f"{found}, the limit is {LONGEST_S:.0f} s: split them")
-        batch_s = BATCH_S.get(self.device[:4], 0.0) if batch_s is None else batch_s
+        scaled = [scale_durations(frames, speed) for frames in lengths]
+        rows = list(map(expand, checked, scaled))
+        if (seconds := max(map(len, rows), default=0) / FRAME_RATE) > LONGEST_S:
+            raise UserError(f"{seconds:.0f} s of units, the limit is {LONGEST_S:.0f} s: split them")
+        if batch_s is None:
+            batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
         for batch in plan_batches([len(row) for row in rows], batch_s):
             made = self._generate([rows[i] for i in batch], voice)
@@ -139,7 +126,8 @@ class Vocoder:
 
     def predict_durations(self, units: Units) -> np.ndarray:
         """Merged units (n,) → frames (n,) int64, each at least 1."""
-        return self._predict([self._check_units(units)])[0]
+        row = torch.from_numpy(self._check_units(units)).to(self.device)
+        return self.durations.predict(row[None])[0].cpu().numpy()
 
     def stream(
         self,
@@ -148,55 +136,38 @@ class Vocoder:
         speaker: str | None = None,
         piece: int = STREAM_PIECE,
     ) -> SpeechStream:
-        """Speak while units come: push them, get sound as soon as it is final.
+        """Speak while units come: push them, get sound as soon as it is final, as `synthesize`'s.
 
-        All pieces together are what `synthesize` gives.
         piece: frames that are spoken at a time.  Fewer come out sooner, more are faster in all.
         """
         voice = self._voice(inventory, speaker)
-        check_speed(speed)
+        scaled_borders(0, speed)  # refuses a speed that can't be
         if piece < 1:
             raise UserError(f"a piece of {piece} frames was asked for: give at least 1 (20 ms)")
         generator = GeneratorStream(self.generator, voice)
         return SpeechStream(generator, self.durations, self._check_units, speed, piece)
 
     def _generate(self, rows: list[np.ndarray], voice: int | None) -> list[np.ndarray]:
-        """Frames of one batch → its waves."""
         if len(rows) == 1 and len(rows[0]) > PIECE:
             stream, frames = GeneratorStream(self.generator, voice), rows[0]
             starts = range(0, len(frames), PIECE)
             pieces = [stream(frames[s : s + PIECE], s + PIECE >= len(frames)) for s in starts]
             return [np.concatenate(pieces)]
-        units, _ = pad_units(rows)
+        units, mask = pad_units(rows)
         units = pad(units, (0, -units.shape[1] % GRID)).to(self.device)  # (batch, frames)
-        lengths = [len(row) for row in rows]
-        frames = torch.tensor(lengths, device=self.device)
+        frames = mask.sum(1).to(self.device)
         speakers = None if voice is None else torch.full_like(frames, voice)
-        waves = self.generator(units, speakers, frames).float().cpu().numpy()
-        return [wave[: length * HOP].copy() for wave, length in zip(waves, lengths, strict=True)]
-
-    @torch.inference_mode()
-    def _predict(self, utterances: list[np.ndarray]) -> list[np.ndarray]:
-        """Merged units (n,) of each utterance → frames (n,) of each."""
-        found = []
-        for start in range(0, len(utterances), TIMED):
-            batch = utterances[start : start + TIMED]
-            units, mask = pad_units(batch)
-            frames = self.durations.predict(units.to(self.device), mask.to(self.device))
-            rows = zip(frames.cpu().numpy(), batch, strict=True)
-            found += [row[: len(units)] for row, units in rows]
-        return found
+        waves = self.generator(units, speakers, Rows(frames, units.shape[1])).float().cpu().numpy()
+        return [wave[: len(row) * HOP].copy() for wave, row in zip(waves, rows, strict=True)]
 
     def _check_units(self, units: Units) -> np.ndarray:
-        if np.size(units) == 0:
-            raise UserError("there are no units to speak: give at least one, such as <12>")
-        units = _whole_numbers(units, "units")
-        if self.drops_negative:
-            units = units[units >= 0]
-            if units.size == 0:
-                raise UserError("all units are negative, so there is nothing to speak")
-        check_range(units, self.unit_count)
-        return units.astype(np.int64)
+        found = _whole_numbers(units, "units")
+        kept = found[found >= 0] if self.drops_negative else found
+        if not kept.size:
+            why = "all units are negative" if found.size else "there are no units to speak"
+            raise UserError(f"{why}: give at least one, such as <12>")
+        check_range(kept, self.unit_count)
+        return kept.astype(np.int64)
 
     def _check_durations(self, durations: Units, units: Units) -> np.ndarray:
         durations, units = _whole_numbers(durations, "durations"), np.asarray(units)
@@ -220,20 +191,12 @@ class Vocoder:
         return self.speakers.index(speaker)
 
     def save(self, folder: Path) -> None:
-        """Write into `folder`, beside whatever else lies there.
-
-        `vocoder.json` comes last, so that half a vocoder has none.
-        """
-        facts = {
-            "inventory": self.inventory,
-            "unit_count": self.unit_count,
-            "sample_rate_hz": SAMPLE_RATE,
-            "hop": HOP,
-            "speakers": list(self.speakers),
-            "drops_negative": self.drops_negative,
-            "duration_width": self.durations.width,
-            "settings": self.settings.model_dump(mode="json"),
-        }
+        """Write into `folder`, beside what else lies there, `vocoder.json` last."""
+        facts = {"inventory": self.inventory, "unit_count": self.unit_count}
+        facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": HOP, "speakers": list(self.speakers)}
+        width, settings = self.durations.proj.in_features, self.settings.model_dump(mode="json")
+        facts |= {"drops_negative": self.drops_negative, "duration_width": width}
+        facts |= {"settings": settings}
         folder = Path(folder)
         (folder / "vocoder.json").unlink(missing_ok=True)
         for name, module in (("generator", self.generator), ("durations", self.durations)):
@@ -243,45 +206,37 @@ class Vocoder:
 
     @classmethod
     def load(cls, folder: Path, inventory: str | None = None, **options: str) -> Vocoder:
-        """Read what `save` wrote.
+        """Read what `save` wrote; options: `device`, `precision`.
 
-        inventory: the id that its units must be of, when given.  options: `device`, `precision`.
-        Raises UserError: files missing or damaged, or made for another inventory.
+        Raises UserError: files missing or damaged, or made for another inventory than `inventory`.
         """
         path = Path(folder) / "vocoder.json"
         facts = read_json(path)
         try:
-            found, count = str(facts["inventory"]), int(facts["unit_count"])
-            width, drops = int(facts["duration_width"]), bool(facts["drops_negative"])
             settings = VocoderSettings.model_validate(facts["settings"])
-            speakers = tuple(map(str, facts["speakers"]))
+            found, drops = facts["inventory"], facts["drops_negative"]
+            speakers, count = tuple(facts["speakers"]), facts["unit_count"]
+            generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
+            durations = DurationPredictor(count, settings.embedding, facts["duration_width"])
         except (KeyError, TypeError, ValueError) as error:
             what = f"does not describe a vocoder ({one_line(error)})"
             raise UserError(f"{path} {what}: run its step again") from None
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
-        generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
-        durations = DurationPredictor(count, settings.embedding, width)
         load_module(generator, path.with_name("generator.safetensors"))
         load_module(durations, path.with_name("durations.safetensors"))
         return cls(generator, durations, found, settings, speakers, drops, **options)
 
 
 def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
-    """Utterances of `lengths` frames, the longest first, at most `batch_s` seconds with padding.
-
-    What is too long for a batch is alone in one, and so is what is spoken piece by piece.
-    """
+    """Utterances of `lengths` frames, the longest first, `batch_s` seconds at most or one alone."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    costs = [math.inf if length > PIECE else length for length in lengths]
+    costs = [math.inf if length > PIECE else length for length in lengths]  # those are alone
     return fill_batches(order, costs, batch_s * FRAME_RATE)
 
 
 def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths → values (batch, n) int64 padded with 0, and a mask (batch, n).
-
-    The mask is true where a value is.
-    """
+    """Rows → values (batch, n) int64 padded with 0, and a mask (batch, n), true where one is."""
     tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     values, lengths = pad_sequence(tensors, batch_first=True), torch.tensor(list(map(len, rows)))
     return values, torch.arange(values.shape[1]) < lengths[:, None]
@@ -289,7 +244,7 @@ def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _whole_numbers(values: Units, what: str) -> np.ndarray:
     values = np.asarray(values)
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-        found = f"shape {values.shape} of {values.dtype}"
+    if values.ndim != 1 or values.size and not np.issubdtype(values.dtype, np.integer):
+        found = f"{values.dtype} {values.shape}"
         raise UserError(f"{what} must be one row of whole numbers, found {found}")
     return values

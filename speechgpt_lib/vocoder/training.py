@@ -1,18 +1,15 @@
 """Units and waves → a trained generator; merged units and durations → a duration predictor.
 
-**Differs from the paper** in `lab`: the generator first learns from the reconstruction loss alone
-(a warm-up), at three resolutions of the spectrum, and the discriminators join for the last fifth of
-the steps only.  HiFi-GAN starts with both and trains for days; speech that can be understood within
-minutes comes from the spectrum, what the discriminators add is texture; and they learn at a quarter
-of the generator's rate, which is many times the published one.  With `adversarial_from: 0` and
-`discriminator_rate: 1` it is as published.  An exponential average of the generator's weights
-(decay 0.98, 0.99) was tried and left out: words were understood no better or worse.
+**Differs from the paper** in `lab`: the generator learns from the spectrum alone, at three
+resolutions; discriminators, which add texture, join for the last fifth of the steps, at a quarter
+of its rate.  HiFi-GAN starts with both (`adversarial_from: 0`, `discriminator_rate: 1`).
 """
 
 from __future__ import annotations
 
-import functools
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +25,16 @@ from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
-from speechgpt_lib.vocoder.discriminators import Discriminators
+from speechgpt_lib.vocoder import losses
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
-from speechgpt_lib.vocoder.losses import (
-    discriminator_loss,
-    feature_matching_loss,
-    generator_loss,
-    reconstruction_loss,
-)
 from speechgpt_lib.vocoder.speech import Pair, Speech
 from speechgpt_lib.vocoder.synthesis import pad_units
 
 # HiFi-GAN's weights 1 : 2 : 45, divided by 45: the loss keeps its scale when discriminators join.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 1 / 45, 2 / 45
 DURATION_BATCH = 16
-QUIETEST, LOUDEST = -6.0, 3.0  # log amplitudes that a spectrogram shows as black and as brightest
+COLOURS = {"origin": "lower", "cmap": "magma", "vmin": -6.0, "vmax": 3.0}  # log amplitudes
 
 
 def train_vocoder(
@@ -59,25 +50,23 @@ def train_vocoder(
 ) -> tuple[UnitGenerator, dict]:
     """Train a generator through the shared loop, resuming from what lies in `work`.
 
-    - `sample`: frames (n,) of an utterance that is spoken now and then as training goes on, into
-      `work/samples/`: a sound file and a picture of its mel spectrogram each time.
-    - `ahead`: batches to read beforehand, beside the training: for speech that lies on a disk.
-    - `joined_from`: work folder of a training that has passed the step at which the discriminators
-      join.  This one starts there, with the same batches and the same schedule, but without them:
-      what they are good for is the difference.
-
+    sample: frames (n,) of an utterance that is spoken now and then, into `work/samples/`.
+    ahead: batches to read beforehand, beside the training: for speech that lies on a disk.
+    joined_from: work folder of a training that the discriminators have joined; this one starts at
+        that step, the same but without them: the difference is what they do.
     Returns (generator with weight norm, summary of the loop plus `adversarial_steps`).  Raises
     UserError when no utterance is as long as a segment, or what the loop raises.
     """
-    pieces = Pieces(speech, settings, options.seed)
+    pieces = pieces_of(speech, settings, options.seed)
     torch.manual_seed(options.seed)
     generator = UnitGenerator(unit_count, settings, len(speech.names))
-    discriminators = Discriminators(settings.discriminator_channels)
+    discriminators = losses.Discriminators(settings.discriminator_channels)
     steps = settings.optimization.steps
     joined = round(settings.adversarial_from * steps)
     adversarial_from = joined if joined_from is None else steps
-    listening = [] if sample is None else sample_steps(settings)
-    to_keep = [joined] if joined_from is None and 0 < joined < steps else []
+    moments = {max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps}
+    listening = set() if sample is None else moments
+    to_keep = {joined} if joined_from is None and 0 < joined < steps else set()
 
     def visit(step: int) -> None:
         if step in listening:
@@ -92,76 +81,71 @@ def train_vocoder(
             shutil.copytree(joined_from / "joined", temporary)
     task = Task(
         {"generator": generator, "discriminators": discriminators},
-        AdversarialLoss(discriminators, adversarial_from, options.device),
+        adversarial_loss(discriminators, adversarial_from, options.device),
         Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
-        visits={step: functools.partial(visit, step) for step in {*listening, *to_keep}},
+        visits={step: partial(visit, step) for step in listening | to_keep},
     )
     summary = train(task, settings.optimization, work, options)
     return generator.eval(), summary | {"adversarial_steps": steps - adversarial_from}
 
 
-class Pieces:
+def pieces_of(speech: Speech, settings: VocoderSettings, seed: int) -> Callable:
     """Batches by step number: pieces of `segment_frames` frames from utterances drawn by seed."""
+    count = settings.segment_frames
+    long_enough = np.flatnonzero(speech.lengths >= count)
+    if not len(long_enough):
+        found = f"none of {len(speech.lengths)} utterances has {count} frames"
+        raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
 
-    def __init__(self, speech: Speech, settings: VocoderSettings, seed: int):
-        self.speech, self.settings, self.seed = speech, settings, seed
-        self.long_enough = np.flatnonzero(speech.lengths >= settings.segment_frames)
-        if not len(self.long_enough):
-            found = f"none of {len(speech.lengths)} utterances has {settings.segment_frames} frames"
-            raise UserError(f"{found}: lower vocoder.segment_frames or give more speech")
-
-    def __call__(self, step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
+    def batch_at(step: int, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
         """Units (batch, frames), waves (batch, samples), speakers (batch,) of this process."""
-        speech, count = self.speech, self.settings.segment_frames
-        rng = np.random.default_rng((self.seed, step))
-        chosen = rng.choice(self.long_enough, self.settings.batch_size)
+        rng = np.random.default_rng((seed, step))
+        chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, speech.lengths[i] - count + 1)) for i in chosen]
         mine = list(zip(chosen, starts, strict=True))[rank::world_size]
         units, waves = zip(*(speech.piece(i, start, count) for i, start in mine), strict=True)
         parts = np.stack(units), np.stack(waves), speech.speakers[[i for i, _ in mine]]
         return tuple(map(torch.from_numpy, parts))
 
+    return batch_at
 
-class AdversarialLoss:
-    """The losses of discriminators and generator; before step `start`, of the spectrum alone."""
 
-    def __init__(self, discriminators: Discriminators, start: int, device: str):
-        self.discriminators, self.start, self.device = discriminators, start, device
-        self.made: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
+def adversarial_loss(judge: losses.Discriminators, start: int, device: str) -> Callable:
+    """The step function of discriminators, then generator; to `start` of the spectrum alone."""
+    kept: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
 
-    def __call__(self, phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
-        """The step function of the loop; discriminators come first, then the generator."""
-        units, real, speakers = (tensor.to(self.device) for tensor in batch)
+    def step_function(phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
+        units, real, speakers = (tensor.to(device) for tensor in batch)
+        count, judging = len(real), step >= start
         if phase == "discriminators":
-            if step < self.start:
+            if not judging:
                 return None
-            self.made[step] = made = modules["generator"](units, speakers)  # (batch, samples)
+            kept[step] = made = modules["generator"](units, speakers)  # (batch, samples)
             # One pass over both halves: DDP wants a single forward before each backward.
             judged = modules["discriminators"](torch.cat([real, made.detach()]))
-            return discriminator_loss(*_halves(judged, len(real))) * len(real), len(real), {}
-        if step < self.start:
-            made = modules["generator"](units, speakers)
-            loss = reconstruction_loss(made, real)
-            return loss * len(real), len(real), {"reconstruction": loss.detach()}
-        made = self.made.pop(step)
-        reconstruction = reconstruction_loss(made, real)
-        adversarial, matching = _judged_loss(self.discriminators, made, real)
-        metrics = {
-            "reconstruction": reconstruction.detach(),
-            "adversarial": adversarial.detach(),
-            "feature_matching": matching.detach(),
-        }
-        loss = reconstruction + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
-        return loss * len(real), len(real), metrics
+            return losses.discriminator_loss(judged, count) * count, count, {}
+        made = kept.pop(step) if judging else modules["generator"](units, speakers)
+        loss = losses.reconstruction_loss(made, real)
+        metrics = {"reconstruction": loss.detach()}
+        if judging:
+            adversarial, matching = _judged_loss(judge, made, real)
+            loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
+            metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
+        return loss * count, count, metrics
+
+    return step_function
 
 
-def sample_steps(settings: VocoderSettings) -> list[int]:
-    """When the sample is spoken: often early, where the discriminators join, and at the end."""
-    steps = settings.optimization.steps
-    joined = round(settings.adversarial_from * steps)
-    return sorted({max(1, n) for n in (steps // 32, steps // 8, steps // 2, joined)} | {steps})
+def _judged_loss(judge: losses.Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:
+    """(adversarial, feature matching) losses, with gradients for the generator alone."""
+    judge.requires_grad_(False)
+    try:
+        of_real, of_made = judge(real), judge(made)
+    finally:
+        judge.requires_grad_(True)
+    return losses.generator_loss(of_made), losses.feature_matching_loss(of_real, of_made)
 
 
 @torch.inference_mode()
@@ -169,60 +153,36 @@ def speak_sample(generator: UnitGenerator, frames: np.ndarray, work: Path, step:
     """Write `samples/step_000300.wav` and `.png`, its log-mel spectrogram, time left to right."""
     from matplotlib.image import imsave
 
-    weights = generator.dict.weight
-    units = torch.from_numpy(np.asarray(frames, dtype=np.int64))[None].to(weights.device)
-    speakers = torch.zeros(1, dtype=torch.int64, device=weights.device)
-    wave = generator(units, speakers)[0].float().cpu().numpy()
+    units = torch.from_numpy(frames.astype(np.int64))[None].to(generator.dict.weight.device)
+    wave = generator(units, units.new_zeros(1))[0].float().cpu().numpy()
     path = work / "samples" / f"step_{step:06d}"
     write_audio(path.with_suffix(".wav"), wave)
     with atomic_path(path.with_suffix(".png")) as temporary:
-        colours = {"origin": "lower", "cmap": "magma", "vmin": QUIETEST, "vmax": LOUDEST}
-        imsave(temporary, log_mel(wave).T, format="png", **colours)
-
-
-def _halves(judged: list, count: int) -> tuple[list, list]:
-    """Judgements of a batch of real and made waves → those of the real, those of the made."""
-    real = [(scores[:count], [f[:count] for f in features]) for scores, features in judged]
-    made = [(scores[count:], [f[count:] for f in features]) for scores, features in judged]
-    return real, made
-
-
-def _judged_loss(discriminators: Discriminators, made: torch.Tensor, real: torch.Tensor) -> tuple:
-    """(adversarial, feature matching) losses, with gradients for the generator alone."""
-    discriminators.requires_grad_(False)
-    try:
-        judged_real, judged_made = discriminators(real), discriminators(made)
-    finally:
-        discriminators.requires_grad_(True)
-    return generator_loss(judged_made), feature_matching_loss(judged_real, judged_made)
+        imsave(temporary, log_mel(wave).T, format="png", **COLOURS)
 
 
 def train_durations(
-    sequences: list[Pair],
-    unit_count: int,
-    settings: VocoderSettings,
-    work: Path,
-    options: TrainingOptions,
+    merged: list[Pair], count: int, settings: VocoderSettings, work: Path, options: TrainingOptions
 ) -> tuple[DurationPredictor, dict]:
-    """Train a duration predictor on merged units (n,) and their durations (n,) in frames.
+    """Train a duration predictor on merged units (n,) below `count` and durations (n,) in frames.
 
     The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
-    Raises UserError as `train_vocoder` does.
+    Raises UserError for no pairs and for bad ones.
     """
-    for index, (units, durations) in enumerate(sequences):
-        check_range(units, unit_count)
+    for index, (units, durations) in enumerate(merged):
+        check_range(units, count)
         if len(units) != len(durations) or not len(units):
             found = f"{len(units)} units and {len(durations)} durations"
             raise UserError(f"sequence {index} has {found}: expected one each, at least one")
-    if not sequences:
+    if not merged:
         raise UserError("there are no unit sequences: run 01_unit_extraction.ipynb first")
     torch.manual_seed(options.seed)
-    predictor = DurationPredictor(unit_count, settings.embedding)
+    predictor = DurationPredictor(count, settings.embedding)
 
     def batch_at(step: int, rank: int, world_size: int):
         rng = np.random.default_rng((options.seed, step))
-        chosen = rng.choice(len(sequences), DURATION_BATCH)[rank::world_size]
-        units, durations = zip(*(sequences[i] for i in chosen), strict=True)
+        chosen = rng.choice(len(merged), DURATION_BATCH)[rank::world_size]
+        units, durations = zip(*(merged[i] for i in chosen), strict=True)
         return *pad_units(units), pad_units(durations)[0]
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int):

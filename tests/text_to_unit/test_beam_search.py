@@ -63,14 +63,13 @@ def test_limits_are_kept_by_each_text(trained, beams) -> None:
 
 def test_the_books_of_a_search() -> None:
     """Two beams over three tokens, by hand: 9 ends a hypothesis."""
-    search = Search(0, 10, [0.0, -np.inf])
-    search.advance([(-1.0, 0, 4), (-2.0, 0, 5), (-3.0, 0, 9), (-np.inf, 1, 4)], 2, 9)
-    assert search.tokens == [[4, 5]] and not search.finished  # an end below the beams is none
-    search.advance([(-1.5, 1, 6), (-1.6, 0, 9), (-1.7, 0, 7), (-2.0, 1, 4)], 2, 9)
-    assert search.finished == [(-0.8, [4])]
-    search.advance([(-1.8, 0, 9), (-2.5, 1, 9), (-2.6, 1, 4), (-3.0, 0, 4)], 2, 9)
-    assert search.finished[1] == (-1.8 / 3, [5, 6]) and search.is_done(2)
-    assert search.best() == [5, 6]
+    search = Search(10, [0.0, -np.inf], [[], []])
+    search.advance([(-1.0, 0, 4), (-2.0, 0, 5), (-3.0, 0, 9), (-np.inf, 1, 4)], 9)
+    assert search.rows == [[4], [5]] and not search.finished  # an end below the beams is none
+    search.advance([(-1.5, 1, 6), (-1.6, 0, 9), (-1.7, 0, 7), (-2.0, 1, 4)], 9)
+    assert search.finished == [(-0.8, [4])] and search.parents == [1, 0]
+    search.advance([(-1.8, 0, 9), (-2.5, 1, 9), (-2.6, 1, 4), (-3.0, 0, 4)], 9)
+    assert search.finished[1] == (-1.8 / 3, [5, 6]) and search.is_done()
 
 
 def test_other_models_are_not_searched(trained) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
-from speechgpt_lib.vocoder.generator import UnitGenerator
+from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
 
 OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
 PUBLISHED = VocoderSettings(optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
@@ -85,7 +85,8 @@ def test_each_row_of_a_padded_batch_sounds_as_if_alone(tiny, lengths):
     units = torch.randint(0, 6, (len(lengths), max(lengths)))
     speakers = torch.arange(len(lengths)) % 2
     with torch.inference_mode():
-        together = generator(units, speakers, torch.tensor(lengths))
+        rows = Rows(torch.tensor(lengths), units.shape[1])
+        together = generator(units, speakers, rows)
         careless = generator(units, speakers)
         for i, length in enumerate(lengths):
             alone = generator(units[i : i + 1, :length], speakers[i : i + 1])[0]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechgpt_lib.vocoder.discriminators import Discriminators
 from speechgpt_lib.vocoder.losses import (
+    Discriminators,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
@@ -41,8 +41,9 @@ def test_losses_of_a_split_batch_add_up(waves):
     def losses(part: slice) -> torch.Tensor:
         r, m = judge(real[part]), judge(made[part])
         sound = reconstruction_loss(made[part], real[part])
-        judged = discriminator_loss(r, m), generator_loss(m), feature_matching_loss(r, m)
-        return torch.stack([sound, *judged]).detach()
+        both = judge(torch.cat([real[part], made[part]]))
+        judged = discriminator_loss(both, len(real[part])), generator_loss(m)
+        return torch.stack([sound, *judged, feature_matching_loss(r, m)]).detach()
 
     whole = losses(slice(None))
     parts = (2 * losses(slice(0, 2)) + losses(slice(2, 3))) / 3
@@ -71,12 +72,12 @@ def test_discriminators_score_every_wave_of_any_length(waves):
 
 
 def test_least_squares_losses_want_one_for_real_and_zero_for_made():
-    def judged(score: float):
-        value = float(score)
-        return [(torch.full((2, 5), value), [torch.full((2, 4), value)])]
+    def judged(*scores: float):
+        values = torch.tensor(scores).float().repeat_interleave(2)[:, None]
+        return [(values.expand(-1, 5), [values.expand(-1, 4)])]
 
-    assert discriminator_loss(judged(1), judged(0)) == 0
-    assert discriminator_loss(judged(0), judged(1)) == 2
+    assert discriminator_loss(judged(1, 0), 2) == 0
+    assert discriminator_loss(judged(0, 1), 2) == 2
     assert generator_loss(judged(1)) == 0
     assert generator_loss(judged(0)) == 1
     assert feature_matching_loss(judged(1), judged(0.25)) == 0.75

@@ -181,7 +181,7 @@ def test_a_config_that_is_none_is_refused(tmp_path, text):
 
 def test_missing_and_strange_tensors_are_named(tmp_path):
     for name, words in (
-        ("ups.2.weight_v", "without its other half"),
+        ("ups.2.weight_v", "lacks ups.2.weight"),
         ("conv_post.bias", "lacks conv_post.bias"),
         ("dur_predictor.proj.weight", "lacks dur_predictor.proj.weight"),
     ):

@@ -152,6 +152,8 @@ def test_memory_does_not_grow(speaking):
                 found += thing.numel()
             elif isinstance(thing, list | tuple):
                 todo += thing
+            elif isinstance(thing, dict):
+                todo += thing.values()
             elif hasattr(thing, "__dict__"):
                 todo += vars(thing).values()
         return found

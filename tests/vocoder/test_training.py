@@ -101,9 +101,9 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
     silent, _ = train_vocoder(speech, UNITS, tiny, tmp_path / "silent", OPTIONS)
     assert torch.equal(weights(generator), weights(silent))
     samples = tmp_path / "heard" / "samples"
-    names = [f"step_{step:06d}" for step in training.sample_steps(tiny)]
+    names = [f"step_{step:06d}" for step in (1, 2, 4)]
     files = [f"{name}.{kind}" for name in names for kind in ("png", "wav")]
-    assert len(names) == 3 and sorted(p.name for p in samples.iterdir()) == sorted(files)
+    assert sorted(p.name for p in samples.iterdir()) == sorted(files)
     waves = [soundfile.read(samples / f"{name}.wav")[0] for name in names]
     assert all(len(wave) == 3200 for wave in waves)
     assert not np.array_equal(waves[0], waves[-1])
@@ -153,7 +153,7 @@ def test_training_learns(pairs, tiny, tmp_path):
 
 def test_the_generator_phase_leaves_the_discriminators_no_gradient():
     torch.manual_seed(0)
-    judge = training.Discriminators(1)
+    judge = training.losses.Discriminators(1)
     made = (0.1 * torch.randn(2, 2560)).requires_grad_()
     adversarial, matching = training._judged_loss(judge, made, torch.randn(2, 2560))
     (adversarial + matching).backward()
