@@ -22,6 +22,7 @@ import transformers
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import make
+from speechgpt_lib.runs.memory import return_free_memory
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
@@ -103,6 +104,7 @@ def serve(run_dir: str) -> None:
             order = json.loads(line)
             try:
                 make(run, order["step"], order["force"], on_log=_tell_row)
+                return_free_memory()  # before others are told that there is room for them
                 _tell(done=True)
             except UserError as error:
                 _tell(error=str(error))
