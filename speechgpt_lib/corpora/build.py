@@ -53,24 +53,19 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
             aligned |= {u.voice} if u.split == "train" else set()
             speaking |= {u.voice} if corpus.answers(u) else set()
     remove_half_written(folder)
-    if twice := _first_twice(folder, np.sort(hashes)):
-        cure = "name each corpus once, or other splits of it"
-        raise UserError(f"two corpora of the recipe have an utterance {twice!r}: {cure}")
-    if not any(splits[name] for name in LEARNED):
-        cure = "give one the role aligned"
-        raise UserError(f"no corpus of the recipe has speech to learn from: {cure}")
-    if not any(splits[name] for name in HELD_OUT):
+    ordered = np.sort(hashes)
+    if suspects := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()):
+        ids = Counter(u.id for u in read_utterances(folder) if hash(u.id) in suspects)
+        (twice, times), *_ = ids.most_common(1)
+        if times > 1:
+            cure = "name each corpus once, or other splits of it"
+            raise UserError(f"two corpora of the recipe have an utterance {twice!r}: {cure}")
+    lacking = "no corpus of the recipe has"
+    if not any(map(splits.get, LEARNED)):
+        raise UserError(f"{lacking} speech to learn from: give one the role aligned")
+    if not any(map(splits.get, HELD_OUT)):
         cure = "give one `role: test`, or the aligned one `held_out: 0.05`"
-        raise UserError(f"no corpus of the recipe has held-out speech to measure on: {cure}")
+        raise UserError(f"{lacking} held-out speech to measure on: {cure}")
     found = {"utterances": len(hashes), "hours": round(seconds / 3600, 3)}
     found |= {"voices": sorted(voices), "speaking": sorted(speaking or aligned)}
     return found | {name: splits[name] for name in (*LEARNED, *HELD_OUT)}
-
-
-def _first_twice(folder: Path, hashes: np.ndarray) -> str | None:
-    """The first utterance id that occurs twice; `hashes` of all ids, sorted, say if one may."""
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not suspects:
-        return None
-    found = Counter(u.id for u in read_utterances(folder) if hash(u.id) in suspects)
-    return next((name for name, times in found.items() if times > 1), None)

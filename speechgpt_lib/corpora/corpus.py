@@ -14,12 +14,13 @@ with nothing.  The splits of the table:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.corpora.segments import Utterance
+from speechgpt_lib.metrics.judge import SpeechJudge as Judge
 
 LEARNED = ("train", "unlabelled", "voice")  # the splits that any training may hear
 HELD_OUT = ("test", "test_voice")
@@ -43,13 +44,6 @@ class Question:
     text: str
     answer: str
     kind: str
-
-
-class Judge(Protocol):
-    """An independent listener: waves (samples,) at 16 kHz → what it hears."""
-
-    def transcribe_many(self, waves: Sequence) -> list[str]:
-        """The words of each wave."""
 
 
 class Corpus:

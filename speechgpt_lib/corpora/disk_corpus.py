@@ -13,8 +13,8 @@ from pathlib import Path
 from speechgpt_lib.corpora.corpus import Corpus, Document, Piece
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.prepare import prepare, read_rows
-from speechgpt_lib.corpora.segments import Row, Segment
-from speechgpt_lib.corpora.tables import Utterance, read_utterances, table_shards
+from speechgpt_lib.corpora.segments import Row, Skipped, Utterance
+from speechgpt_lib.corpora.tables import read_utterances, table_shards
 from speechgpt_lib.recipes.sources import DiskCorpus
 from speechgpt_lib.runs.seeds import rank
 
@@ -34,8 +34,11 @@ class DiskReader(Corpus):
 
     def build(self, folder: Path, seed: int) -> list[Path]:
         """Look at every file and write which can be used to `folder/name`; the sound stays."""
-        s = self.settings
-        chosen = self._chosen(seed) if s.utterances else None
+        s, chosen = self.settings, None
+        if s.utterances:  # those with the smallest hashes, whatever the order of the lists
+            rows = read_rows(s.reader, self.root, s.splits, s.options)
+            ids = (row.id for row in rows if isinstance(row, Utterance))
+            chosen = set(heapq.nsmallest(s.utterances, ids, key=lambda i: rank(i, seed)))
         out, place = folder / self.name, functools.partial(self._placed, chosen)
         options = s.model_dump(include={"decode", "max_bad_share", "longest_s"}) | s.options
         options |= {"shard_size": 1000, "change": place, "say": self.say}
@@ -65,32 +68,20 @@ class DiskReader(Corpus):
         texts = dict.fromkeys(u.text for u in spoken if u.text)
         return tuple(heapq.nsmallest(MOST_TEXTS, texts, key=rank))
 
-    def _chosen(self, seed: int) -> set[str]:
-        """Ids with the smallest hashes: a sample that doesn't depend on the order of the lists."""
-        s = self.settings
-        rows = read_rows(s.reader, self.root, s.splits, s.options)
-        identities = (row.id for row in rows if isinstance(row, Segment))
-        return set(heapq.nsmallest(s.utterances, identities, key=lambda i: rank(i, seed)))
-
     def _placed(self, chosen: set[str] | None, row: Row) -> Row | None:
         """The row in its split of the recipe, with its text as this corpus spells it."""
         if chosen is not None and row.id not in chosen:
             return None
-        if not isinstance(row, Segment):
+        if isinstance(row, Skipped):
             return row
-        split, role = self._split, self.settings.role
-        text = self.normalise(row.text or "") if split != "unlabelled" else ""
+        role = self.settings.role
+        split = next(name for name in ("aligned", "voice", "unlabelled", "test") if name in role)
+        split = "train" if split == "aligned" else split
+        text = self.normalise(row.text) if split != "unlabelled" else ""
         if text and is_held_out(text, self.settings.held_out):
             split = "test"
         if not text and split == "test":  # nothing to measure with
             return None
         if not text and split == "train":
             split = "voice" if "voice" in role else "unlabelled"
-        return replace(row, text=text or None, split=split)
-
-    @property
-    def _split(self) -> str:
-        """Where its speech goes that is not held out."""
-        roles = ("aligned", "voice", "unlabelled", "test")
-        first = next(role for role in roles if role in self.settings.role)
-        return "train" if first == "aligned" else first
+        return replace(row, text=text, split=split)

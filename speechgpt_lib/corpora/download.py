@@ -25,6 +25,7 @@ from speechgpt_lib.runs.artefacts import replace
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0  # without a byte
+ATTEMPTS, WAIT_S = 5, 3.0  # broken connections in a row, without a byte in between
 SPACE_LEFT = 1 << 28  # bytes that a download leaves on the disk
 
 Say = Callable[[str], None]
@@ -50,16 +51,12 @@ def download(
     archive: Archive,
     out: Path | str,
     keep_archive: bool = False,
-    attempts: int = 5,
-    wait_s: float = 3.0,
     say: Say = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Fetch, check and unpack `archive` into `out`; the folder that it unpacked to.
 
-    attempts: broken connections in a row, without a byte in between, `wait_s` seconds apart.
     progress: is told (bytes that are there, bytes in all or None).
-
     Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
     """
     out = Path(out).expanduser()
@@ -71,7 +68,7 @@ def download(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (path.is_file() and _md5(path) == archive.md5):
-            _fetch(archive.url, part, attempts, wait_s, say, progress)
+            _fetch(archive.url, part, say, progress)
             if (found := _md5(part)) != archive.md5:
                 part.unlink()
                 what = f"came with MD5 {found}, its publisher says {archive.md5}"
@@ -88,9 +85,7 @@ def download(
     return folder
 
 
-def _fetch(
-    url: str, part: Path, attempts: int, wait_s: float, say: Say, progress: Progress
-) -> None:
+def _fetch(url: str, part: Path, say: Say, progress: Progress) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
     while True:
@@ -98,20 +93,22 @@ def _fetch(
         try:
             if _fetch_rest(url, part, progress):
                 return
+        except requests.HTTPError as error:
+            reason = f"answers {error.response.status_code} {error.response.reason}"
+            if error.response.status_code < 500:
+                raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         except requests.RequestException as error:
-            reason, answered = _plainly(error), isinstance(error, requests.HTTPError)
-            if not answered and not reached and _size(part) == before:
+            reason = _plainly(error)
+            if not reached and _size(part) == before:
                 why = f"no connection to {host} ({reason}): this needs the internet; without it"
                 cure = f"fetch {url} elsewhere, put it into {part.parent}"
                 raise UserError(f"{why}, {cure} and give the same command again") from None
-            if answered and error.response.status_code < 500:
-                raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         reached, failures = True, 0 if _size(part) > before else failures + 1
-        if failures >= attempts:
+        if failures >= ATTEMPTS:
             what = f"{_size(part)} bytes are kept: the same command goes on there"
             raise UserError(f"{host} broke off {failures} times ({reason}); {what}")
         say(f"{host}: {reason} after {_size(part)} bytes, going on")
-        time.sleep(wait_s)
+        time.sleep(WAIT_S)
 
 
 def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
@@ -129,11 +126,11 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
         answer.raise_for_status()
         goes_on = answer.status_code == 206 and sent.startswith(f"bytes {have}-")
         have = have if goes_on else 0  # a server that can't resume sends all of it again
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if (free := shutil.disk_usage(part.parent).free) < int(length or 0) + SPACE_LEFT:
-            what = f"{free / 1e9:.1f} GB free, the download needs {int(length or 0) / 1e9:.1f} GB"
-            raise UserError(f"{part.parent} has {what} more: give another folder with -o")
+        size = int(answer.headers.get("Content-Length") or 0)
+        total = have + size if size else None
+        if (free := shutil.disk_usage(part.parent).free) < size + SPACE_LEFT:
+            what = f"{free / 1e9:.1f} GB free, the download needs {size / 1e9:.1f} GB more"
+            raise UserError(f"{part.parent} has {what}: give another folder with -o")
         with open(part, "ab" if goes_on else "wb") as file:
             progress(have, total)
             for chunk in answer.iter_content(CHUNK):
@@ -194,8 +191,6 @@ def _size(path: Path) -> int:
 
 def _plainly(error: Exception) -> str:
     """The last words of a chain of wrapped errors: what happened, without addresses of objects."""
-    if isinstance(error, requests.HTTPError):
-        return f"answers {error.response.status_code} {error.response.reason}"
     text = str(error)
     if found := re.search(r"(?:\[Errno -?\d+\]|Errno -?\d+\)?:?) ([A-Za-z][^'\")\]]*)", text):
         return found[1].strip()

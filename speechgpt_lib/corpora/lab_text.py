@@ -13,7 +13,7 @@ itself is learned from them in a fraction of the steps; mixed with everything el
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.corpus import Document, Piece, Question
@@ -36,26 +36,24 @@ def documents(rng: random.Random, count: int, curriculum: bool = False) -> list[
     makers = [_question] * 4 + [_echo, _lookup, _lookup, _statement]
     if curriculum:
         makers = [_echo, _lookup]
-    return [tuple(makers[rng.randrange(len(makers))](rng)) for _ in range(count)]
+    return [tuple(rng.choice(makers)(rng)) for _ in range(count)]
 
 
 def _question(rng: random.Random) -> list[Piece]:
     kind = rng.choice((*world.KINDS, "sum", "sum"))  # a hundred sums to know, but eight capitals
-    question = _seen(lambda: world.sample_question(rng, kind))
+    question = _seen(rng, kind)
     return [*_asked(question.text, BACKGROUND), Piece(question.answer, 1.0)]
 
 
 def _statement(rng: random.Random) -> list[Piece]:
-    while world.is_held_out(text := world.sample_statement(rng)):
-        pass
-    return [Piece(text, BACKGROUND)]
+    return [Piece(_seen(rng, "statement").text, BACKGROUND)]
 
 
 def _lookup(rng: random.Random) -> list[Piece]:
     """Two facts and one question in the world's own words, or 3 or 4 facts with a question each."""
     kind = rng.choice(world.CONTEXT_KINDS)
     if rng.random() < 0.7:
-        question = _seen(lambda: world.sample_question(rng, kind))
+        question = _seen(rng, kind)
         return [*_asked(question.text, 0.0), Piece(question.answer, BACKGROUND, last=1.0)]
     fact, ask = world.FACTS[kind]
     facts = world.sample_facts(rng, kind, rng.randrange(3, 5))
@@ -82,8 +80,8 @@ def _asked(question: str, weight: float) -> list[Piece]:
     return [Piece(question, weight), Piece(SEPARATOR, weight)]
 
 
-def _seen(sample: Callable[[], Question]) -> Question:
+def _seen(rng: random.Random, kind: str) -> Question:
     """A question of the training side."""
-    while world.is_held_out((question := sample()).text):
+    while world.is_held_out((question := world.sample_question(rng, kind)).text):
         pass
     return question

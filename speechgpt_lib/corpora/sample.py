@@ -14,8 +14,8 @@ from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Question
 from speechgpt_lib.corpora.lab import RATES, plan_corpus, speak_all
+from speechgpt_lib.corpora.segments import Utterance
 from speechgpt_lib.corpora.speech import VOICES
-from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
@@ -43,8 +43,7 @@ def sample_set(
     """
     lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
     if lab is None:
-        why = "only the lab's sentences are made here"
-        raise UserError(f"recipe {recipe.name} has no lab corpus: {why}")
+        raise UserError(f"recipe {recipe.name} has no lab corpus: only its sentences are made here")
     voice = voice or lab.target_voice
     if voice not in VOICES:
         raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
@@ -75,7 +74,7 @@ def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool)
         if len(found) == count:
             return list(found.values())
         name = kind or KINDS[(len(found) + attempt // 400) % len(KINDS)]
-        sentence = world.sample_sentence(rng, name)
+        sentence = world.sample_question(rng, name)
         if not held_out or world.is_held_out(sentence.text):
             found.setdefault(sentence.text, sentence)
     some = f"{len(found)} {'held-out ' * held_out}sentences of kind {kind or 'any'}"

@@ -1,4 +1,4 @@
-"""A stretch of a sound file → float32 samples at 16 kHz, or `BadAudio` with a reason.
+"""An utterance, which may be a stretch of a sound file → float32 samples at 16 kHz, or `BadAudio`.
 
 What is wrong is said in one word, so that the words can be counted:
 
@@ -18,21 +18,17 @@ What is wrong is said in one word, so that the words can be counted:
 
 from __future__ import annotations
 
+import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
-from speechgpt_lib.corpora.sound_files import (
-    BadAudio,
-    Header,
-    decode,
-    inspect,
-    refuse_not_finite,
-    refuse_short,
-    to_16_khz,
-)
+from speechgpt_lib.corpora import audio
+from speechgpt_lib.corpora.audio import BadAudio, Header, inspect, refuse_short, to_16_khz
+from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.rates import SAMPLE_RATE
 
 SILENCE = 1e-4  # of full scale: 16-bit dither stays below
@@ -40,28 +36,41 @@ MAXIMUM_S = 7200.0  # longer than any file of these corpora, 460 MB as float32 a
 SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, and codecs pad
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One utterance, a stretch of a sound file.
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance of one voice, synthesized (with rate and pitch) or recorded (with a path).
 
-    What the corpus promises; `check_segment` fills in what the decoder really gives (a rate of
-    often 48 kHz for Opus, whatever was recorded).
+    A reader gives what its corpus promises; `check_segment` fills in what the decoder really gives
+    (a rate of often 48 kHz for Opus, whatever was recorded).
     """
 
     id: str
-    path: str  # relative to the corpus' root, with `/` between folders
-    start: float  # seconds
-    end: float | None  # seconds; None for a whole file of which nothing is known yet
-    sample_rate: int  # Hz
-    text: str | None  # None where there is no transcript
-    speaker: str
-    language: str
-    split: str
+    text: str  # "" where there is no transcript
+    answer: str
+    kind: str
+    voice: str
+    split: str  # one of those in corpus.py; a reader's are the corpus' own
+    seconds: float = 0.0
+    rate: int = 0  # words a minute
+    pitch: float = 1.0  # times the voice's own
+    path: str = ""  # relative to `root`, with `/` between folders
+    start: float = 0.0  # seconds
+    end: float | None = None  # seconds; None for a whole file of which nothing is known yet
+    sample_rate: int = SAMPLE_RATE  # Hz
+    language: str = "en"
+    root: str = ""
+    # The sound, only where it was read: float32 (samples,) at 16 kHz, or the same as FLAC.
+    wave: np.ndarray | None = field(default=None, repr=False)
+    audio: bytes = field(default=b"", repr=False)
+    phones: list[Phone] = field(default_factory=list, repr=False)
 
-    @property
-    def seconds(self) -> float | None:
-        """How long it is; None while the end is unknown."""
-        return None if self.end is None else self.end - self.start
+    def read(self) -> np.ndarray:
+        """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio for one that can't be used."""
+        if self.wave is not None:
+            return self.wave
+        if self.audio:
+            return soundfile.read(io.BytesIO(self.audio), dtype="float32")[0]
+        return read_segment(self.root, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,85 +83,84 @@ class Skipped:
     detail: str  # what was found
 
 
-Row = Segment | Skipped
+Row = Utterance | Skipped
 
 
-def read_segment(root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_S) -> np.ndarray:
-    """The sound of `segment` as float32 (n,) at 16 kHz: only its own stretch of the file is read.
+def read_segment(root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S) -> np.ndarray:
+    """The sound of `u` as float32 (n,) at 16 kHz: only its own stretch of the file is read.
 
     Raises BadAudio with the reason in one word.
     """
-    path = Path(root) / segment.path
+    path = Path(root) / u.path
     header = inspect(path)
-    start, stop = _frames(path, header, segment, maximum_s)
-    wave = to_16_khz(_decode_checked(path, header, start, stop), header.rate)
+    wave = to_16_khz(_decode(path, header, *_frames(path, header, u, maximum_s)), header.rate)
     refuse_short(path, len(wave))
     return wave
 
 
-def read_part(root: Path | str, segment: Segment, start: int, count: int) -> np.ndarray:
-    """Samples `start` to `start + count` at 16 kHz of a segment's sound, float32 (count,).
+def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndarray:
+    """Samples `start` to `start + count` at 16 kHz of the sound of `u`, float32 (count,).
 
     Where the file has another rate, what lies up to 0.1 s around is resampled with them, so that
     they are (to about 1e-4) those of `read_segment`.  Behind the end they are 0.  Raises BadAudio.
     """
-    path = Path(root) / segment.path
+    path = Path(root) / u.path
     header = inspect(path)
-    rate, first = header.rate, round(segment.start * header.rate)
+    rate, first = header.rate, round(u.start * header.rate)
     margin = 0 if rate == SAMPLE_RATE else SAMPLE_RATE // 10
     grid = SAMPLE_RATE // math.gcd(SAMPLE_RATE, rate)  # where samples of both rates fall together
     before = max(0, start - margin) // grid * grid
     last = first + math.ceil((start + count + margin) * rate / SAMPLE_RATE)
-    end = header.frames if segment.end is None else min(header.frames, round(segment.end * rate))
+    end = header.frames if u.end is None else min(header.frames, round(u.end * rate))
     first += before * rate // SAMPLE_RATE
-    wave = to_16_khz(decode(path, header, first, max(first, min(last, end))), rate)
+    wave = to_16_khz(audio.decode(path, header, first, max(first, min(last, end))), rate)
     wave = wave[start - before : start - before + count]
     return np.pad(wave, (0, count - len(wave)))
 
 
 def check_segment(
-    root: Path | str, segment: Segment, maximum_s: float = MAXIMUM_S, decoded: bool = False
-) -> Segment:
-    """`segment` with `end` and `sample_rate` as the file has them.  Raises BadAudio.
+    root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S, decoded: bool = False
+) -> Utterance:
+    """`u` with its end, seconds and sample rate as the file has them.  Raises BadAudio.
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
     """
-    path = Path(root) / segment.path
+    path = Path(root) / u.path
     header = inspect(path)
-    start, stop = _frames(path, header, segment, maximum_s)
+    start, stop = _frames(path, header, u, maximum_s)
     if decoded or header.damage:  # a damaged file may still hold this segment
-        wave = _decode_checked(path, header, start, stop)
+        wave = _decode(path, header, start, stop)
         refuse_short(path, len(to_16_khz(wave, header.rate)))
         stop = start + len(wave)
-    end = stop / header.rate if segment.end is None else segment.end
-    return replace(segment, end=end, sample_rate=header.rate)
+    end = stop / header.rate if u.end is None else u.end
+    return replace(u, end=end, seconds=end - u.start, sample_rate=header.rate)
 
 
-def _frames(path: Path, header: Header, segment: Segment, maximum_s: float) -> tuple[int, int]:
+def _frames(path: Path, header: Header, u: Utterance, maximum_s: float) -> tuple[int, int]:
     """First frame and the frame after the last, at the file's rate, checked with the header."""
-    if segment.end is None and header.damage:
+    if u.end is None and header.damage:
         raise BadAudio("truncated", path, header.damage)
-    rate = header.rate
-    start = round(segment.start * rate)
-    claimed = header.frames if segment.end is None else round(segment.end * rate)
+    rate, start = header.rate, round(u.start * header.rate)
+    claimed = header.frames if u.end is None else round(u.end * rate)
     if claimed - start > maximum_s * rate:
         what = f"{(claimed - start) / rate:.0f} s, the limit is {maximum_s:.0f} s"
         raise BadAudio("too_long", path, what)
     short_by = claimed - header.frames
     if not 0 <= start < header.frames or short_by > SLACK_S * rate and header.counted:
-        stretch = f"segment {segment.start:g} to {segment.end} s"
+        stretch = f"segment {u.start:g} to {u.end} s"
         raise BadAudio("truncated", path, f"{stretch} of a file of {header.frames / rate:.2f} s")
     stop = min(claimed, header.frames)
     refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
     return start, stop
 
 
-def _decode_checked(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
-    wave = decode(path, header, start, stop)
+def _decode(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
+    """Frames at the file's rate, checked."""
+    wave = audio.decode(path, header, start, stop)
     if header.counted and len(wave) < stop - start - SLACK_S * header.rate or not len(wave):
         found, claimed = len(wave) / header.rate, (stop - start) / header.rate
         raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
-    refuse_not_finite(path, wave)
+    audio.refuse_not_finite(path, wave)
     if (peak := np.abs(wave).max()) < SILENCE:
         raise BadAudio("silent", path, f"no sample above {peak:.1g} of full scale")
     return wave

@@ -13,20 +13,17 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import soundfile
 
-from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
-from speechgpt_lib.corpora.sound_files import BadAudio
+from speechgpt_lib.corpora.audio import BadAudio
+from speechgpt_lib.corpora.segments import Skipped, Utterance
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
@@ -51,75 +48,30 @@ ROW_GROUP = 4096
 PARTS, SUMMARY = "parts", "summary.json"  # of `prepare`: what it has while at work, and at the end
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One utterance of one voice, synthesized (with rate and pitch) or recorded (with a path)."""
-
-    id: str
-    text: str
-    answer: str
-    kind: str
-    voice: str
-    split: str  # one of those in corpus.py
-    seconds: float = 0.0
-    rate: int = 0  # words a minute
-    pitch: float = 1.0  # times the voice's own
-    path: str = ""  # relative to `root`
-    start: float = 0.0  # seconds
-    end: float | None = None
-    sample_rate: int = SAMPLE_RATE  # Hz
-    language: str = "en"
-    root: str = ""
-    wave: np.ndarray | None = field(default=None, repr=False)  # float32 (samples,) at 16 kHz
-    audio: bytes = field(
-        default=b"", repr=False
-    )  # the same as FLAC; both only where they were read
-    phones: list[Phone] = field(default_factory=list, repr=False)
-
-    @property
-    def segment(self) -> Segment:
-        """The stretch of a sound file that recorded speech is."""
-        place = (self.id, self.path, self.start, self.end, self.sample_rate, self.text)
-        return Segment(*place, self.voice, self.language, self.split)
-
-    def read(self) -> np.ndarray:
-        """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio for one that can't be used."""
-        if self.wave is not None:
-            return self.wave
-        return decode(self.audio) if self.audio else read_segment(self.root, self.segment)
-
-
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write speech that was made here, with its sound as FLAC."""
-    rows = []
-    for u in utterances:
-        buffer = io.BytesIO()
-        soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        columns = {name: getattr(u, name) for name in SPOKEN_SCHEMA.names[:9]}
-        rows.append(columns | {"audio": buffer.getvalue(), "phones": [vars(p) for p in u.phones]})
-    with atomic_path(path) as temporary:
-        table = pyarrow.Table.from_pylist(rows, SPOKEN_SCHEMA)
-        pyarrow.parquet.write_table(table, temporary, compression="none")
+    _write(path, map(_with_sound, utterances), SPOKEN_SCHEMA, "none")
 
 
-def write_segments(path: Path, segments: Iterable[Segment], root: Path | str) -> None:
+def _with_sound(u: Utterance) -> dict:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return vars(u) | {"audio": buffer.getvalue(), "phones": list(map(vars, u.phones))}
+
+
+def write_segments(path: Path, utterances: Iterable[Utterance], root: Path | str) -> None:
     """Write recorded utterances, whose files lie below `root`."""
-    rows = (
-        {"text": s.text or "", "answer": "", "kind": "speech", "voice": s.speaker}
-        | {n: getattr(s, n) for n in ("id", "split", *RECORDED_SCHEMA.names[6:])}
-        for s in segments
-    )
-    _write(path, rows, RECORDED_SCHEMA.with_metadata({"root": str(root)}))
+    _write(path, map(vars, utterances), RECORDED_SCHEMA.with_metadata({"root": str(root)}))
 
 
-def write_quarantine(path: Path, skipped: Iterable[Skipped]) -> None:
-    """Write what can't be used."""
-    _write(path, map(asdict, skipped), QUARANTINE_SCHEMA)
+def write_quarantine(path: Path, skipped: Iterable[dict]) -> None:
+    """Write what can't be used: dictionaries with the fields of `Skipped`."""
+    _write(path, skipped, QUARANTINE_SCHEMA)
 
 
 def read_quarantine(path: Path) -> Iterator[Skipped]:
     """Stream what `prepare`, or the extraction of units, could not use."""
-    return (Skipped(**row) for row in _stream(path, QUARANTINE_SCHEMA.names, None))
+    return (Skipped(**row) for row in _stream(path, (QUARANTINE_SCHEMA,)))
 
 
 def table_shards(folder: Path | str) -> list[Path]:
@@ -148,28 +100,22 @@ def remove_half_written(folder: Path) -> None:
 
 def read_utterances(
     folder: Path,
-    audio: bool | Literal["bytes"] = False,
+    audio: bool = False,
     phones: bool = False,
     where: dict[str, object] | None = None,
     shards: Iterable[Path] | None = None,
 ) -> Iterator[Utterance]:
     """Stream the utterances of a table in order.
 
-    audio: True reads the sound of each; "bytes" reads what `Utterance.read` needs to get it later.
+    audio: also read what `Utterance.read` needs to give the sound.
     phones: also read them (speech made here only; recordings have none).
     where: column → value or collection of values to keep.
     shards: some of `table_shards(folder)`; default all.
     """
     unwanted = ["audio"] * (not audio) + ["phones"] * (not phones)
     for shard in table_shards(folder) if shards is None else shards:
-        schema = _schema(shard)
-        root = (schema.metadata or {}).get(b"root", b"").decode()
-        columns = [name for name in schema.names if name not in unwanted]
-        for row in _stream(shard, columns, where):
-            if phones:
-                row["phones"] = [Phone(**p) for p in row.get("phones", ())]
-            u = Utterance(**row, root=root)
-            yield replace(u, wave=u.read(), audio=b"") if audio is True else u
+        for row in _stream(shard, (RECORDED_SCHEMA, SPOKEN_SCHEMA), unwanted, where):
+            yield Utterance(**row | {"phones": [Phone(**p) for p in row.get("phones", ())]})
 
 
 def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
@@ -177,49 +123,42 @@ def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
 
     The extraction of units has put those into quarantine and counted them.
     """
-    for utterance in read_utterances(folder, audio="bytes", where=where):
+    for utterance in read_utterances(folder, audio=True, where=where):
         with contextlib.suppress(BadAudio):
             yield replace(utterance, wave=utterance.read(), audio=b"")
 
 
-def decode(audio: bytes) -> np.ndarray:
-    """FLAC → float32 (samples,)."""
-    return soundfile.read(io.BytesIO(audio), dtype="float32")[0]
-
-
-def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema) -> None:
+def _write(
+    path: Path, rows: Iterable[dict], schema: pyarrow.Schema, compression: str = "zstd"
+) -> None:
     """Rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
-    rows = iter(rows)
-    with (
-        atomic_path(path) as temporary,
-        pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
+    rows, writer = iter(rows), pyarrow.parquet.ParquetWriter
+    with atomic_path(path) as file, writer(file, schema, compression=compression) as table:
         while group := list(islice(rows, ROW_GROUP)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+            table.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def _schema(path: Path) -> pyarrow.Schema:
-    with _readable(path):
-        schema = pyarrow.parquet.read_schema(path)
-    if schema.names not in (SPOKEN_SCHEMA.names, RECORDED_SCHEMA.names):
-        found, expected = ", ".join(schema.names), ", ".join(RECORDED_SCHEMA.names)
-        raise UserError(f"{path} has the columns {found}; expected {expected}: make it again")
-    return schema
-
-
-def _stream(path: Path, columns: list[str], where: dict[str, object] | None) -> Iterator[dict]:
+def _stream(
+    path: Path,
+    schemas: Sequence[pyarrow.Schema],
+    unwanted: Sequence[str] = (),
+    where: dict[str, object] | None = None,
+) -> Iterator[dict]:
+    """The rows of a file that has one of the schemas, with the `root` of recordings."""
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
-    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from (batch if wanted is None else batch.filter(wanted)).to_pylist()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Tell in one line what is wrong with a file."""
     try:
-        yield
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names, facts = file.schema_arrow.names, file.schema_arrow.metadata or {}
+            if names not in [schema.names for schema in schemas]:
+                found, expected = ", ".join(names), ", ".join(schemas[0].names)
+                what = f"the columns {found}; expected {expected}"
+                raise UserError(f"{path} has {what}: make it again")
+            root = {"root": facts[b"root"].decode()} if b"root" in facts else {}
+            columns = [name for name in names if name not in unwanted]
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                batch = batch if wanted is None else batch.filter(wanted)
+                yield from (row | root for row in batch.to_pylist())
     except FileNotFoundError:
         raise UserError(f"no {path}: run its step or `speechgpt corpora prepare` first") from None
     except (pyarrow.ArrowInvalid, OSError) as error:

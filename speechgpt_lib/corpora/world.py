@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -31,9 +30,9 @@ QUESTIONS: dict[str, tuple[str, str]] = {k: tuple(p) for k, p in _WORLD["knowled
 KNOWLEDGE_KINDS, CONTEXT_KINDS = tuple(QUESTIONS), tuple(FACTS)
 QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in FACTS.items()}
 KINDS = tuple(QUESTIONS)
-CAPITAL = dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))
 _PAIRS = list(zip(SLOTS["word"][::2], SLOTS["word"][1::2], strict=True))
-OPPOSITE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+_KNOWN = {"capital": dict(zip(SLOTS["country"], SLOTS["capital"], strict=True))}
+_KNOWN["opposite"] = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 HELD_OUT_PERCENT = 8
 
 
@@ -61,15 +60,11 @@ def is_held_out(text: str) -> bool:
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """Fill every `{slot}` of `template`; two slots of one name get different words."""
-    used: dict[str, list[str]] = {}
-
-    def word(match: re.Match) -> str:
-        taken = used.setdefault(match[1], [])
-        taken.append(rng.choice([w for w in SLOTS[match[1]] if w not in taken]))
-        return taken[-1]
-
-    return re.sub(r"\{(\w+)\}", word, template)
+    """Fill every `{slot}` of `template` with a word of its list, none of them twice."""
+    words: list[str] = []
+    for slot in re.findall(r"\{(\w+)\}", template):
+        words.append(rng.choice([word for word in SLOTS[slot] if word not in words]))
+    return place(template, words)
 
 
 def sample_statement(rng: random.Random) -> str:
@@ -77,16 +72,14 @@ def sample_statement(rng: random.Random) -> str:
     return fill(rng.choice(STATEMENTS), rng)
 
 
-def sample_sentence(rng: random.Random, kind: str) -> Question:
-    """One question of `kind`, or a statement as a question without answer."""
+def sample_question(rng: random.Random, kind: str | None = None) -> Question:
+    """One question and its answer; `kind` is one of `KINDS`, or any of them when None.
+
+    For the kind `statement` it is a statement, without answer.
+    """
+    kind = kind or rng.choice(KINDS)
     if kind == "statement":
         return Question(sample_statement(rng), "", kind)
-    return sample_question(rng, kind)
-
-
-def sample_question(rng: random.Random, kind: str | None = None) -> Question:
-    """One question and its answer; `kind` is one of `KINDS`, or any of them when None."""
-    kind = kind or rng.choice(KINDS)
     if kind not in QUESTIONS:
         raise ValueError(f"unknown kind of question {kind!r}: expected one of {', '.join(KINDS)}")
     question, answer = QUESTIONS[kind]
@@ -97,12 +90,9 @@ def sample_question(rng: random.Random, kind: str | None = None) -> Question:
     elif kind == "bigger":
         a, b = rng.sample(range(11), 2)
         words, replies = [number[a], number[b]], [number[max(a, b)], number[min(a, b)]]
-    elif kind == "capital":
-        country = rng.choice(SLOTS["country"])
-        words, replies = [country], [country, CAPITAL[country]]
-    elif kind == "opposite":
-        word = rng.choice(SLOTS["word"])
-        words, replies = [word], [word, OPPOSITE[word]]
+    elif kind in _KNOWN:
+        word = rng.choice(list(_KNOWN[kind]))
+        words, replies = [word], [word, _KNOWN[kind][word]]
     else:  # two facts about two things, then a question about one of them
         facts = sample_facts(rng, kind, 2)
         asked = facts[rng.randrange(2)]
@@ -114,14 +104,12 @@ def sample_question(rng: random.Random, kind: str | None = None) -> Question:
 
 
 def distinct(
-    sample: Callable[[], Question], count: int, held_out: bool, attempts: int
+    rng: random.Random, kind: str, count: int, held_out: bool, attempts: int
 ) -> list[Question]:
     """`count` different samples on one side of the split; fewer if no more come in `attempts`."""
     found: dict[str, Question] = {}
-    for _ in range(attempts):
-        if len(found) == count:
-            break
-        sentence = sample()
+    while len(found) < count and (attempts := attempts - 1) >= 0:
+        sentence = sample_question(rng, kind)
         if is_held_out(sentence.text) == held_out:
             found.setdefault(sentence.text, sentence)
     return list(found.values())

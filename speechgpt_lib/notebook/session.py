@@ -16,9 +16,9 @@ import soundfile
 import torch
 
 import speechgpt_lib
+from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, Corpora
-from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError

@@ -75,4 +75,4 @@ class SpeechOnDisk:
         """A piece of one utterance, as `Speech` says."""
         u, first = self.utterances[index], self.starts[index] + start
         units = self.units[first : min(first + count, self.starts[index + 1])].astype(np.int64)
-        return units, read_part(u.root, u.segment, start * HOP, count * HOP)
+        return units, read_part(u.root, u, start * HOP, count * HOP)

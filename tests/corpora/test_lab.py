@@ -104,7 +104,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
         *[("Female2", "test")] * 2,
         *[("Male2", "test_voice")] * 2,
     ]
-    assert all(u.seconds == pytest.approx(len(u.wave) / 16_000) for u in spoken)
+    assert all(u.seconds == pytest.approx(len(u.read()) / 16_000) for u in spoken)
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
     assert len(whole) == 2
 
