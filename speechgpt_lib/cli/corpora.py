@@ -209,7 +209,7 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Write fresh test speech of the lab world: wavs and items.jsonl."""
-    from speechgpt_lib.corpora.sample import sample_set
+    from speechgpt_lib.corpora.lab import sample_set
 
     settings, held_out = load(recipe, changes), not any_sentence
     records = sample_set(out, count, seed, settings, voice, kind, held_out=held_out)

@@ -1,13 +1,7 @@
 """Sound files ↔ float32 samples: how long a file claims to be, whether it is cut off, its sound.
 
 libsndfile (through soundfile) reads them all, but a file that is cut off shows differently in every
-format, and says so by itself in FLAC only.  `inspect` looks without decoding the file:
-
-    FLAC   a seek to the last sample fails; the header still gives the whole length
-    MP3    fewer bytes than its Xing/Info frame counts; without that frame nothing in the file says
-           how long it was, and libsndfile guesses the length from the bit rate
-    Ogg    (Opus, Vorbis) the last page is not whole, or not marked as the last
-    WAV    the data chunk claims more bytes than there are
+format, and says so by itself in FLAC only: `inspect` looks for that without decoding the file.
 """
 
 from __future__ import annotations
@@ -193,6 +187,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _flac_damage(file: soundfile.SoundFile) -> str | None:
+    """Seek to the last sample: the header still gives the whole length."""
     try:
         file.seek(max(file.frames - 1, 0))
         return None if len(file.read(1)) else "the last sample can't be read"
@@ -201,7 +196,10 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
 
 
 def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
-    """Whether the file counts its frames (Xing, Info, VBRI), and how many bytes are missing."""
+    """Whether the file counts its frames (Xing, Info, VBRI), and how many bytes are missing.
+
+    If it doesn't, nothing in it says how long it was; libsndfile guesses from the bit rate.
+    """
     with open(path, "rb") as raw:
         begin, tag = raw.read(10), 0
         if begin[:3] == b"ID3" and len(begin) == 10:
@@ -234,7 +232,7 @@ def _ogg_damage(path: Path, size: int) -> str | None:
 
 
 def _wav_damage(log: str) -> str | None:
-    """`log` is libsndfile's own."""
+    """Whether libsndfile's log says that the data chunk claims more bytes than there are."""
     found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     # Programs that write WAV into a pipe leave the greatest number there: no claim at all.
     if found and int(found[2]) < int(found[1]) < (1 << 31) - 1:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
+import random
+import re
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus
-from speechgpt_lib.corpora.disk_corpus import DiskReader
+from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus, Document, Piece
+from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
-from speechgpt_lib.corpora.tables import read_utterances, remove_half_written
+from speechgpt_lib.corpora.prepare import prepare, read_rows
+from speechgpt_lib.corpora.segments import Row, Skipped, Utterance
+from speechgpt_lib.corpora.tables import read_utterances, remove_half_written, table_shards
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.recipes.sources import DiskCorpus, LabCorpus
+from speechgpt_lib.runs.seeds import rank
+
+MOST_TEXTS = 100_000  # transcripts that documents are drawn from
+WITH_TEXT = ("train", "voice")
 
 Say = Callable[[str], None]
 
@@ -69,3 +80,68 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
     found = {"utterances": len(hashes), "hours": round(seconds / 3600, 3)}
     found |= {"voices": sorted(voices), "speaking": sorted(speaking or aligned)}
     return found | {name: splits[name] for name in (*LEARNED, *HELD_OUT)}
+
+
+@dataclass(frozen=True)
+class DiskReader(Corpus):
+    """See `corpus.Corpus`.  `table` is this corpus' part of the utterance table, once written."""
+
+    settings: DiskCorpus
+    root: Path
+    name: str
+    table: Path | None = None
+    say: Callable[[str], None] = print
+
+    def build(self, folder: Path, seed: int) -> list[Path]:
+        """Look at every file and write which can be used to `folder/name`; the sound stays."""
+        s, chosen = self.settings, None
+        if s.utterances:  # those with the smallest hashes, whatever the order of the lists
+            rows = read_rows(s.reader, self.root, s.splits, s.options)
+            ids = (row.id for row in rows if isinstance(row, Utterance))
+            chosen = set(heapq.nsmallest(s.utterances, ids, key=lambda i: rank(i, seed)))
+        out, place = folder / self.name, functools.partial(self._placed, chosen)
+        options = s.model_dump(include={"decode", "max_bad_share", "longest_s"}) | s.options
+        options |= {"shard_size": 1000, "change": place, "say": self.say}
+        prepare(s.reader, self.root, out, s.splits, **options)
+        return table_shards(out)
+
+    def answers(self, utterance: Utterance) -> bool:
+        """With the role `voice`, all that train."""
+        return "voice" in self.settings.role and utterance.split in WITH_TEXT
+
+    def normalise(self, text: str) -> str:
+        """Small letters, single spaces, no signs but apostrophes within words."""
+        return " ".join(re.findall(r"\w+(?:'\w+)*", text.lower()))
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """The transcripts of the training side."""
+        return iter(self._transcripts)
+
+    def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
+        """Transcripts, drawn at random; none where there is no text."""
+        count = count if self._transcripts else 0
+        return [(Piece(rng.choice(self._transcripts), 1.0),) for _ in range(count)]
+
+    @functools.cached_property
+    def _transcripts(self) -> tuple[str, ...]:
+        spoken = read_utterances(self.table, where={"split": WITH_TEXT})
+        texts = dict.fromkeys(u.text for u in spoken if u.text)
+        return tuple(heapq.nsmallest(MOST_TEXTS, texts, key=rank))
+
+    def _placed(self, chosen: set[str] | None, row: Row) -> Row | None:
+        """The row in its split of the recipe, with its text as this corpus spells it."""
+        if chosen is not None and row.id not in chosen:
+            return None
+        if isinstance(row, Skipped):
+            return row
+        role = self.settings.role
+        split = next(name for name in ("aligned", "voice", "unlabelled", "test") if name in role)
+        split = "train" if split == "aligned" else split
+        text = self.normalise(row.text) if split != "unlabelled" else ""
+        if text and is_held_out(text, self.settings.held_out):
+            split = "test"
+        if not text and split == "test":  # nothing to measure with
+            return None
+        if not text and split == "train":
+            split = "voice" if "voice" in role else "unlabelled"
+        return replace(row, text=text, split=split)

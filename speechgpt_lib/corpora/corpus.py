@@ -1,14 +1,7 @@
 """One interface to every corpus: what a step may ask of it, whatever it is and wherever it lies.
 
-`lab` is one reader, LibriSpeech another.  No step asks which one it has: it reads the utterance
-table that `build` wrote, and asks for text, questions or a judge; a corpus that has none answers
-with nothing.  The splits of the table:
-
-    train        speech with text                             units and all that follows
-    unlabelled   speech alone                                 units, stage 1
-    voice        the voice that answers, text or not          units, vocoder, text to unit
-    test         held-out sentences                           evaluation
-    test_voice   held-out, in a voice that training misses    evaluation
+No step asks which corpus it has: it reads the utterance table that `build` wrote, and asks for
+text, questions or a judge; a corpus that has none answers with nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +15,9 @@ from typing import NamedTuple
 from speechgpt_lib.corpora.segments import Utterance
 from speechgpt_lib.metrics.judge import SpeechJudge as Judge
 
-LEARNED = ("train", "unlabelled", "voice")  # the splits that any training may hear
-HELD_OUT = ("test", "test_voice")
+# The splits that training may hear: speech with text, speech alone, and the voice that answers;
+# and those for evaluation only, the second in a voice that training misses.
+LEARNED, HELD_OUT = ("train", "unlabelled", "voice"), ("test", "test_voice")
 
 
 class Piece(NamedTuple):

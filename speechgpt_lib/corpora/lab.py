@@ -1,17 +1,12 @@
 """The lab corpus: sentences of the lab world spoken by several voices, instead of recorded speech.
 
-Its speech is made here, its text never ends, and its judges know its grammar.  Its voices:
-
-    target       most statements and questions, every answer: the voice that answers
-    aligned      fewer statements and questions, for stages 1 to 3 (as the listening side)
-    unlabelled   statements and questions whose text is not used, for units and stage 1
-    held out     held-out sentences only, for evaluation
-
-The splits are those of `corpus.py`; `test` has held-out sentences in known voices.
+Its speech is made here, its text never ends, and its judges know its grammar.  The target voice has
+most statements and questions and every answer; another voice has held-out sentences only.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt_lib.corpora import lab_text, world
+from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
 from speechgpt_lib.corpora.segments import Utterance
-from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.corpora.speech import VOICES, synthesize
 from speechgpt_lib.corpora.tables import write_shard
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.runs.artefacts import write_text
 from speechgpt_lib.runs.processes import run_in_processes
 
+KINDS = (*world.KINDS, "statement")
 RATES = (165, 175, 185)  # words a minute; the target voice has the middle one
 # Waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each anew.
 LENGTH_STEP = 3200
@@ -44,12 +44,10 @@ class LabReader(Corpus):
     texts = staticmethod(lab_text.lab_texts)
     documents = staticmethod(lab_text.documents)
 
-    def build(
-        self, folder: Path, seed: int, processes: int = 2, shard_size: int = 400
-    ) -> list[Path]:
+    def build(self, folder: Path, seed: int, processes: int = 2, size: int = 400) -> list[Path]:
         """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
         plan = plan_corpus(self.settings, seed)
-        blocks = [plan[k : k + shard_size] for k in range(0, len(plan), shard_size)]
+        blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
         shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
         missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
         for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
@@ -134,3 +132,60 @@ def _speak_list(plan: list[Utterance]) -> list[Utterance]:
 def _speak_shard(job: tuple[Path, list[Utterance]]) -> None:
     path, plan = job
     write_shard(path, map(speak, plan))
+
+
+def sample_set(
+    folder: Path,
+    count: int,
+    seed: int,
+    recipe: Recipe,
+    voice: str | None = None,
+    kind: str | None = None,
+    held_out: bool = True,
+) -> list[dict]:
+    """Write `count` different sentences as speech (0000.wav, …), and items.jsonl: their records.
+
+    recipe: its training sentences count as `seen`, and its target voice is the default voice.
+    kind: one of `KINDS`; all of them in turn when None.
+    held_out: sentences that training never uses, or any sentence of the world.
+
+    Raises UserError: unknown voice or kind, no lab corpus, or more sentences than there are.
+    """
+    lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
+    if lab is None:
+        raise UserError(f"recipe {recipe.name} has no lab corpus: only its sentences are made here")
+    voice = voice or lab.target_voice
+    if voice not in VOICES:
+        raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if count < 1:
+        raise UserError(f"asked for {count} sentences: at least 1 is needed")
+    seen = {u.text for u in plan_corpus(lab, recipe.seed) if u.split == "train"}
+    rng = random.Random(f"sample {seed}")
+    plan = [
+        Utterance(f"{k:04d}", s.text, s.answer, s.kind, voice, "", rate=rng.choice(RATES))
+        for k, s in enumerate(_sentences(rng, count, kind, held_out))
+    ]
+    records = []
+    for u in speak_all(plan):
+        path = f"{u.id}.wav"
+        write_audio(folder / path, u.wave)
+        record = {"path": path, "text": u.text, "answer": u.answer, "kind": u.kind, "voice": voice}
+        record |= {"held_out": world.is_held_out(u.text), "seen": u.text in seen}
+        records.append(record)
+    write_text(folder / "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool) -> list[Question]:
+    found: dict[str, Question] = {}
+    for attempt in range(count * 400 + 4000):
+        if len(found) == count:
+            return list(found.values())
+        name = kind or KINDS[(len(found) + attempt // 400) % len(KINDS)]
+        sentence = world.sample_question(rng, name)
+        if not held_out or world.is_held_out(sentence.text):
+            found.setdefault(sentence.text, sentence)
+    some = f"{len(found)} {'held-out ' * held_out}sentences of kind {kind or 'any'}"
+    raise UserError(f"the lab world has only {some}, {count} were asked for: lower -n")

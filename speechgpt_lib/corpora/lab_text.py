@@ -1,11 +1,5 @@
 """Documents of the lab world, on which the stand-in for LLaMA-13B is pre-trained.
 
-A document is pieces of text with their loss weights, and one of
-- *question and answer*: `what is two plus three; two plus three is five`
-- *look-up*: a few facts, then a question and answer about each of them, in another order
-- *echo*: short strings of random words, repeated in another order (what repetitive text teaches)
-- *statement*: a sentence.
-
 Look-ups and echoes alone come first (a curriculum): the circuit that answers from the question
 itself is learned from them in a fraction of the steps; mixed with everything else it drowns.
 """
@@ -40,6 +34,7 @@ def documents(rng: random.Random, count: int, curriculum: bool = False) -> list[
 
 
 def _question(rng: random.Random) -> list[Piece]:
+    """`what is two plus three; two plus three is five`."""
     kind = rng.choice((*world.KINDS, "sum", "sum"))  # a hundred sums to know, but eight capitals
     question = _seen(rng, kind)
     return [*_asked(question.text, BACKGROUND), Piece(question.answer, 1.0)]
@@ -50,7 +45,10 @@ def _statement(rng: random.Random) -> list[Piece]:
 
 
 def _lookup(rng: random.Random) -> list[Piece]:
-    """Two facts and one question in the world's own words, or 3 or 4 facts with a question each."""
+    """Two facts and one question in the world's own words, or 3 or 4 facts with a question each.
+
+    Questions come in another order than facts.
+    """
     kind = rng.choice(world.CONTEXT_KINDS)
     if rng.random() < 0.7:
         question = _seen(rng, kind)
@@ -65,6 +63,7 @@ def _lookup(rng: random.Random) -> list[Piece]:
 
 
 def _echo(rng: random.Random) -> list[Piece]:
+    """Short strings of random words, repeated in another order (what repetitive text teaches)."""
     words = rng.sample(world.vocabulary(), 21)
     lengths = range(rng.randrange(3, 8))
     chunks = [[words.pop() for _ in range(rng.choice((2, 2, 3)))] for _ in lengths]

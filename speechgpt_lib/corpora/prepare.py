@@ -16,22 +16,15 @@ from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
-from speechgpt_lib.corpora import folder_readers, list_readers, tables
+from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.catalogue import Names, find_corpus
+from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Row, Skipped, Utterance, check_segment
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, write_quarantine, write_segments
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 
-READERS = {
-    "librispeech": folder_readers.librispeech,
-    "common_voice": list_readers.common_voice,
-    "gigaspeech": list_readers.gigaspeech,
-    "libri_light": folder_readers.libri_light,
-    "lj_speech": folder_readers.lj_speech,
-    "vctk": folder_readers.vctk,
-}
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
 GIVE_UP = 1000  # bad utterances from the first on: a corpus without its audio, don't look further

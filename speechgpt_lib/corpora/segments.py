@@ -1,19 +1,7 @@
 """An utterance, which may be a stretch of a sound file → float32 samples at 16 kHz, or `BadAudio`.
 
-What is wrong is said in one word, so that the words can be counted:
-
-    missing      the file is not there, or can't be opened
-    empty        it has 0 bytes
-    not_audio    it does not begin like any sound file (an error page saved as mp3)
-    truncated    it holds fewer samples than its header, or the segment's end, claims
-    too_long     the segment is longer than the limit
-    too_short    it has fewer than 400 samples at 16 kHz
-    not_finite   it has samples that are NaN or infinite *
-    silent       it stays below 1e-4 of full scale *
-    bad_row      a line in the corpus' own lists can't be understood (said by the readers)
-    not_speech   it is marked as noise, music or silence: no fault, and not quarantined (readers)
-
-    * known by decoding only, as is `truncated` where the damage is inside the file
+What is wrong is said in one word, so that the words can be counted; docs/corpora-and-units.md
+explains them.
 """
 
 from __future__ import annotations

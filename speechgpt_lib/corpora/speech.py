@@ -1,8 +1,7 @@
 """Text to speech without downloads: eSpeak NG of the wheel of praat-parselmouth, with its phones.
 
-The speech is the lab's stand-in for recorded corpora: 16 kHz, clean, in twenty voices.  eSpeak
-carries a little state from one sentence to the next: the same sentences in the same order, from the
-start of a process, give the same samples; `lab.speak_all` does that.
+eSpeak carries a little state from one sentence to the next: the same sentences in the same order,
+from the start of a process, give the same samples; `lab.speak_all` does that.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The utterance table: Parquet shards, written one by one and read as a stream, of any corpus.
 
-    utterances-00000.parquet        speech made here: FLAC inside, with its phones
-    NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
-    NAME/quarantine.parquet         what can't be used of it, each with a reason
-
-All shards have the columns id, text, answer, kind, voice, split and seconds; text and answer are ""
-where there is none.
+utterances-00000.parquet        speech made here: FLAC inside, with its phones
+NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
+NAME/quarantine.parquet         what can't be used of it, each with a reason
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """The lab world: a closed language that a small model learns in minutes.
 
-Every sentence is a template whose slots are filled from short word lists, so one table (world.yaml)
-drives three things: the sampler that writes the corpus, the grammar of the independent speech
-judge, and the list of words that the lab model knows.
-
-Four kinds of question test *knowledge* (sums, capitals, opposites, comparisons).  The others can be
-answered only from the question itself: who is where, what has which colour, who owns what.  A
-sentence is held out when a hash of its text says so, hence train and test never share a sentence,
-whatever the seed.
+Every sentence is a template whose slots are filled from short word lists (world.yaml).  One table
+drives the sampler that writes the corpus, the grammar of the independent speech judge, and the list
+of words that the lab model knows.
 """
 
 from __future__ import annotations
@@ -27,6 +22,7 @@ STATEMENTS, OPENINGS = tuple(_WORLD["statements"]), tuple(_WORLD["openings"])
 # Kind of question → a fact and what asks for it, or the whole question and its answer.
 FACTS: dict[str, tuple[str, str]] = {k: tuple(pair) for k, pair in _WORLD["facts"].items()}
 QUESTIONS: dict[str, tuple[str, str]] = {k: tuple(p) for k, p in _WORLD["knowledge"].items()}
+# These test knowledge; those can be answered only from the question itself.
 KNOWLEDGE_KINDS, CONTEXT_KINDS = tuple(QUESTIONS), tuple(FACTS)
 QUESTIONS |= {kind: (f"{fact} and {fact} {ask}", fact) for kind, (fact, ask) in FACTS.items()}
 KINDS = tuple(QUESTIONS)

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.corpora import build as room
-from speechgpt_lib.corpora.build import build_table, open_corpora
+from speechgpt_lib.corpora.build import DiskReader, build_table, open_corpora
 from speechgpt_lib.corpora.corpus import Corpora, Piece, Question
-from speechgpt_lib.corpora.disk_corpus import DiskReader
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.corpora.tables import Utterance, read_quarantine, read_utterances, table_shards

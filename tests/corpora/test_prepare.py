@@ -15,8 +15,8 @@ import soundfile
 
 from speechgpt_lib.corpora import prepare as room
 from speechgpt_lib.corpora import tables
-from speechgpt_lib.corpora.folder_readers import librispeech
 from speechgpt_lib.corpora.prepare import prepare
+from speechgpt_lib.corpora.readers import librispeech
 from speechgpt_lib.corpora.tables import (
     read_quarantine,
     read_utterances,

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.corpora.folder_readers import (
+from speechgpt_lib.corpora.readers import (
+    common_voice,
+    gigaspeech,
     join_spans,
     libri_light,
     librispeech,
     lj_speech,
+    plain_text,
     vctk,
 )
-from speechgpt_lib.corpora.list_readers import common_voice, gigaspeech, plain_text
 from speechgpt_lib.corpora.segments import Skipped, Utterance, check_segment
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
