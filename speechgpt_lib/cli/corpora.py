@@ -154,7 +154,7 @@ def download(
         emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
         return
     found = find_archive(archive)
-    with _progress_bar(found.file) as progress:
+    with _progress_bar(Path(found.url).name) as progress:
         folder = fetch(found, out, keep_archive, say=say, progress=progress)
     root = folder.parent
     command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -24,6 +24,7 @@ from speechgpt_lib.runs.artefacts import atomic_path
 
 FORMATS = "wav, flac, ogg, opus or mp3"
 _BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
+_FORM = {"dtype": "float32", "always_2d": True}
 # A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
 # first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
 # more than the 511 bytes of reservoir at the lowest bit rate.
@@ -54,7 +55,7 @@ def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:
         if maximum_s is not None and seconds > maximum_s:
             limit = f"the limit here is {maximum_s:.0f} s"
             raise UserError(f"{path} is {seconds:.0f} s long, {limit}: cut it into pieces")
-        wave = to_16_khz(_mono(file.read(dtype="float32", always_2d=True)), rate)
+        wave = to_16_khz(_mono(file.read(**_FORM)), rate)
     refuse_short(path, len(wave))
     refuse_not_finite(path, wave)
     return wave
@@ -95,13 +96,11 @@ def refuse_not_finite(path: Path | str, wave: np.ndarray) -> None:
         raise BadAudio("not_finite", path, what)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a file says of itself."""
 
     rate: int  # Hz, as decoded
     frames: int  # samples a channel
-    format: str  # as libsndfile names it
     counted: bool  # false where `frames` is only a guess from the bit rate
     damage: str | None  # how one sees that the file is cut off
 
@@ -135,31 +134,28 @@ def _inspect(path: Path, size: int, modified_ns: int) -> Header:
             raise BadAudio("truncated", path, what)
         elif file.format == "FLAC":
             damage = _flac_damage(file)
-        return Header(file.samplerate, file.frames, file.format, counted, damage)
+        return Header(file.samplerate, file.frames, counted, damage)
 
 
-def decode(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
+def decode(path: Path, start: int, stop: int) -> np.ndarray:
     """Frames `start` to `stop` at the file's own rate, channels averaged: float32 (n,).
 
     Fewer where the file has fewer.  Raises BadAudio("truncated") where the decoder gives up.
     """
-    is_mp3 = header.format == "MP3"
-    run_up = min(start, _MP3_RUN_UP) if is_mp3 else 0
-    left = stop - start + run_up
-    # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
-    size, blocks = left if is_mp3 else _BLOCK, [np.empty(0, np.float32)]
+    blocks = [np.empty(0, np.float32)]
     with _opened(path) as file:
+        run_up = min(start, _MP3_RUN_UP) if file.format == "MP3" else 0
+        left = stop - start + run_up
+        # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
+        size = left if file.format == "MP3" else _BLOCK
         try:
             if start > run_up:
                 file.seek(start - run_up)
-            while left > 0:
-                block = file.read(min(size, left), dtype="float32", always_2d=True)
-                if not len(block):
-                    break
+            while left > 0 and len(block := file.read(min(size, left), **_FORM)):
                 blocks.append(_mono(block))
                 left -= len(block)
         except soundfile.LibsndfileError:
-            what = f"decoding breaks off near {(stop - left) / header.rate:.1f} s"
+            what = f"decoding breaks off near {(stop - left) / file.samplerate:.1f} s"
             raise BadAudio("truncated", path, what) from None
     return np.concatenate(blocks)[run_up:]
 

@@ -90,7 +90,7 @@ class DiskReader(Corpus):
     root: Path
     name: str
     table: Path | None = None
-    say: Callable[[str], None] = print
+    say: Say = print
 
     def build(self, folder: Path, seed: int) -> list[Path]:
         """Look at every file and write which can be used to `folder/name`; the sound stays."""
@@ -119,8 +119,8 @@ class DiskReader(Corpus):
 
     def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
         """Transcripts, drawn at random; none where there is no text."""
-        count = count if self._transcripts else 0
-        return [(Piece(rng.choice(self._transcripts), 1.0),) for _ in range(count)]
+        texts = self._transcripts
+        return [(Piece(rng.choice(texts), 1.0),) for _ in range(count if texts else 0)]
 
     @functools.cached_property
     def _transcripts(self) -> tuple[str, ...]:

@@ -43,23 +43,10 @@ class Archive:
     hours: float
     size: str
 
-    @property
-    def file(self) -> str:
-        """The file's name, the last part of its address."""
-        return self.url.rpartition("/")[2]
-
 
 _LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 CORPORA = {name: Published(name, **facts) for name, facts in _LISTED["corpora"].items()}
 ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
-
-
-def find_corpus(name: str) -> Published:
-    """The corpus of that name.  Raises UserError, which names all."""
-    if name not in CORPORA:
-        known = ", ".join(CORPORA)
-        raise UserError(f"unknown corpus {name!r}: choose {known} (speechgpt corpora list)")
-    return CORPORA[name]
 
 
 def require_corpus(root: Path | str, name: str) -> Path:

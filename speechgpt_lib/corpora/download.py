@@ -60,7 +60,7 @@ def download(
     Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
     """
     out = Path(out).expanduser()
-    folder, path = out / archive.folder, out / archive.file
+    folder, path = out / archive.folder, out / Path(archive.url).name
     part = path.with_name(f".{path.name}.part")
     if folder.is_dir():
         say(f"{folder} is there already")
@@ -143,15 +143,21 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
 def unpack(path: Path, out: Path, folder: str) -> None:
     """Unpack `path` so that `out/folder` appears at once and whole, or not at all.
 
-    Other files in the archive come beside it.
+    Other files in the archive come beside it.  Links, devices and paths that leave the archive's
+    folder are refused.
     """
     aside = out / f".unpacking-{path.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a program that was killed
     aside.mkdir()
     try:
         with tarfile.open(path) as tar:
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
             for member in tar:
-                _extract(tar, member, aside)
+                inside = PurePosixPath(member.name)
+                plain = member.isreg() or member.isdir()
+                if inside.is_absolute() or ".." in inside.parts or not plain:
+                    raise tarfile.TarError(f"{member.name!r} is no plain file inside its folder")
+                tar.extract(member, aside)
         if not (aside / folder).is_dir():
             found = ", ".join(sorted(os.listdir(aside))[:5]) or "nothing"
             raise UserError(f"{path} holds {found}; expected {folder}: is it another archive?")
@@ -167,17 +173,6 @@ def unpack(path: Path, out: Path, folder: str) -> None:
         raise UserError(f"{path} can't be unpacked ({error}): {cure}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """No file outside `folder`, no device, no link out of it, no odd permissions."""
-    if hasattr(tarfile, "data_filter"):
-        tar.extract(member, folder, filter="data")
-        return
-    path = PurePosixPath(member.name)  # Python before 3.11.4
-    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-        raise tarfile.TarError(f"{member.name!r} is no plain file inside the archive's folder")
-    tar.extract(member, folder)
 
 
 def _md5(path: Path) -> str:

@@ -1,7 +1,6 @@
-"""Keeps sentences out of training by a rule on their words, so that none stands on both sides.
+"""Keeps sentences out of training by a rule on their words: corpora repeat them.
 
-Corpora repeat sentences (Common Voice has thousands of readers for one), so a split by utterance
-would leak.
+Common Voice has thousands of readers for one sentence, so a split by utterance would leak.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 import hashlib
 import re
 
-_NO_WORD = re.compile(r"[\W_]+")
-
 
 def same_words(text: str) -> str:
     """What two spellings of a sentence share: lower-case letters and digits, single blanks."""
-    return _NO_WORD.sub(" ", text.casefold()).strip()
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 def is_held_out(text: str, share: float) -> bool:
@@ -28,7 +25,5 @@ def is_held_out(text: str, share: float) -> bool:
 
 def rule(share: float) -> str:
     """Says the rule in words, for the data card."""
-    return (
-        "the first 56 bits of SHA-256 of 'held out ' and the words (lower case, no punctuation)"
-        f" are below {share:g} of their range"
-    )
+    what = "the first 56 bits of SHA-256 of 'held out ' and the words (lower case, no punctuation)"
+    return f"{what} are below {share:g} of their range"

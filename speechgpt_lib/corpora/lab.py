@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora import lab_text, world
+from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
 from speechgpt_lib.corpora.segments import Utterance
@@ -41,8 +41,8 @@ class LabReader(Corpus):
     name: str = "lab"
     normalise = staticmethod(world.normalise)
     unknown_words = staticmethod(world.unknown_words)
-    texts = staticmethod(lab_text.lab_texts)
-    documents = staticmethod(lab_text.documents)
+    texts = staticmethod(world.lab_texts)
+    documents = staticmethod(world.documents)
 
     def build(self, folder: Path, seed: int, processes: int = 2, size: int = 400) -> list[Path]:
         """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
@@ -76,8 +76,7 @@ class LabReader(Corpus):
         grammar = judge.grammar_from_templates(closed, world.SLOTS, opened, world.OPENINGS)
         rng, read = random.Random("bigram judge"), all_answers()
         while len(read) < 6000:  # it never read a held-out sentence
-            question = rng.random() >= 0.4
-            text = world.sample_question(rng).text if question else world.sample_statement(rng)
+            text = world.sample_question(rng, "statement" if rng.random() < 0.4 else None).text
             read += [text] * (not world.is_held_out(text))
         anything = judge.bigram_judge(read, words=world.vocabulary())
         return {"": judge.template_judge(grammar), "_bigram": anything}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.audio import BadAudio
-from speechgpt_lib.corpora.catalogue import Names, find_corpus
+from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.segments import MAXIMUM_S, Row, Skipped, Utterance, check_segment
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, write_quarantine, write_segments
@@ -35,7 +35,10 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
 
     Raises UserError: no such corpus, no such option, or another corpus there.
     """
-    title = find_corpus(corpus).title
+    if corpus not in CORPORA:
+        choice = f"choose {', '.join(CORPORA)} (speechgpt corpora list)"
+        raise UserError(f"unknown corpus {corpus!r}: {choice}")
+    title = CORPORA[corpus].title
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
         raise UserError(f"{title} has no option {unknown}: there are {', '.join(known) or 'none'}")
@@ -74,7 +77,7 @@ def prepare(
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
         what = "found its layout, but nothing of what is asked for"
-        raise UserError(f"no utterance of {find_corpus(corpus).title} in {root}: {what}")
+        raise UserError(f"no utterance of {CORPORA[corpus].title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}
     settings |= {"longest_s": longest_s, "shard_size": shard_size} | options

@@ -109,14 +109,11 @@ def join_spans(spans: Sequence[Span], maximum_s: float, pause_s: float) -> list[
     joined: list[Span] = []
     for start, end in spans:
         parts = max(1, math.ceil(round((end - start) / maximum_s, 9)))
-        edges = [start + (end - start) * k / parts for k in range(parts)] + [end]
-        for left, right in pairwise(edges):
-            first, last = joined[-1] if joined else (left, left)
-            near = left - last <= pause_s and right - first <= maximum_s
-            if joined and parts == 1 and near:
-                joined[-1] = (first, right)
-            else:
-                joined.append((left, right))
+        first, last = joined[-1] if joined else (-math.inf, -math.inf)
+        if parts == 1 and start - last <= pause_s and end - first <= maximum_s:
+            joined[-1] = (first, end)
+        else:
+            joined += pairwise([start + (end - start) * k / parts for k in range(parts)] + [end])
     return joined
 
 
@@ -182,9 +179,7 @@ def _clips(root: Path, folder: str, split: str) -> Iterator[Row]:
         if line is None:
             yield Skipped(tsv, f"line {number}", "bad_row", "not UTF-8")
         elif len(fields) > len(columns) or not clip or not text:
-            detail = f"{len(fields)} fields for {len(columns)} columns"
-            if len(fields) == len(columns):
-                detail = "no path or no sentence"
+            detail = f"path {clip!r}, text {text[:40]!r}, {len(fields)} fields of {len(columns)}"
             yield Skipped(tsv, clip or f"line {number}", "bad_row", detail)
         else:
             clip = PurePosixPath(clip).name
@@ -295,7 +290,5 @@ def _listed(
         yield Utterance(id, text, "", "speech", *who, path=f"{folder}/{id}{suffix}")
 
 
-READERS = {
-    reader.__name__: reader
-    for reader in (librispeech, common_voice, gigaspeech, libri_light, lj_speech, vctk)
-}
+_ALL = (librispeech, common_voice, gigaspeech, libri_light, lj_speech, vctk)
+READERS = {reader.__name__: reader for reader in _ALL}

@@ -79,11 +79,7 @@ def read_segment(root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S) -
 
     Raises BadAudio with the reason in one word.
     """
-    path = Path(root) / u.path
-    header = inspect(path)
-    wave = to_16_khz(_decode(path, header, *_frames(path, header, u, maximum_s)), header.rate)
-    refuse_short(path, len(wave))
-    return wave
+    return _decode(*_stretch(root, u, maximum_s))[0]
 
 
 def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndarray:
@@ -101,7 +97,7 @@ def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndar
     last = first + math.ceil((start + count + margin) * rate / SAMPLE_RATE)
     end = header.frames if u.end is None else min(header.frames, round(u.end * rate))
     first += before * rate // SAMPLE_RATE
-    wave = to_16_khz(audio.decode(path, header, first, max(first, min(last, end))), rate)
+    wave = to_16_khz(audio.decode(path, first, max(first, min(last, end))), rate)
     wave = wave[start - before : start - before + count]
     return np.pad(wave, (0, count - len(wave)))
 
@@ -113,19 +109,17 @@ def check_segment(
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
     """
-    path = Path(root) / u.path
-    header = inspect(path)
-    start, stop = _frames(path, header, u, maximum_s)
+    path, header, start, stop = _stretch(root, u, maximum_s)
     if decoded or header.damage:  # a damaged file may still hold this segment
-        wave = _decode(path, header, start, stop)
-        refuse_short(path, len(to_16_khz(wave, header.rate)))
-        stop = start + len(wave)
+        stop = start + _decode(path, header, start, stop)[1]
     end = stop / header.rate if u.end is None else u.end
     return replace(u, end=end, seconds=end - u.start, sample_rate=header.rate)
 
 
-def _frames(path: Path, header: Header, u: Utterance, maximum_s: float) -> tuple[int, int]:
-    """First frame and the frame after the last, at the file's rate, checked with the header."""
+def _stretch(root: Path | str, u: Utterance, maximum_s: float) -> tuple[Path, Header, int, int]:
+    """Its file, with first frame and frame after the last, checked with the header."""
+    path = Path(root) / u.path
+    header = inspect(path)
     if u.end is None and header.damage:
         raise BadAudio("truncated", path, header.damage)
     rate, start = header.rate, round(u.start * header.rate)
@@ -139,16 +133,18 @@ def _frames(path: Path, header: Header, u: Utterance, maximum_s: float) -> tuple
         raise BadAudio("truncated", path, f"{stretch} of a file of {header.frames / rate:.2f} s")
     stop = min(claimed, header.frames)
     refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
-    return start, stop
+    return path, header, start, stop
 
 
-def _decode(path: Path, header: Header, start: int, stop: int) -> np.ndarray:
-    """Frames at the file's rate, checked."""
-    wave = audio.decode(path, header, start, stop)
-    if header.counted and len(wave) < stop - start - SLACK_S * header.rate or not len(wave):
-        found, claimed = len(wave) / header.rate, (stop - start) / header.rate
+def _decode(path: Path, header: Header, start: int, stop: int) -> tuple[np.ndarray, int]:
+    """The sound at 16 kHz, checked, and how many of the file's frames it is."""
+    frames = audio.decode(path, start, stop)
+    if header.counted and len(frames) < stop - start - SLACK_S * header.rate or not len(frames):
+        found, claimed = len(frames) / header.rate, (stop - start) / header.rate
         raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
-    audio.refuse_not_finite(path, wave)
-    if (peak := np.abs(wave).max()) < SILENCE:
+    audio.refuse_not_finite(path, frames)
+    if (peak := np.abs(frames).max()) < SILENCE:
         raise BadAudio("silent", path, f"no sample above {peak:.1g} of full scale")
-    return wave
+    wave = to_16_khz(frames, header.rate)
+    refuse_short(path, len(wave))
+    return wave, len(frames)

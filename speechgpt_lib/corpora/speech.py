@@ -19,7 +19,6 @@ VOICES = (
     "Linda Steph Annie Auntie Storm Travis Andy Quincy"
 ).split()
 PEAK = 0.7
-_SILENCE = "?"  # how Praat lists an empty interval
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ def synthesize(
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
-    # One call for all intervals: a line of start, tier, label and end for each.
+    # One call for all intervals: a line of start, tier, label (`?` if it is empty) and end for each.
     table = call(grid, "List", False, 4, True, True).splitlines()[1:]
     phones = [
-        Phone(float(start), float(end), label.replace(_SILENCE, ""))
+        Phone(float(start), float(end), label.replace("?", ""))
         for start, name, label, end in (line.split("\t") for line in table)
         if name == tier
     ]

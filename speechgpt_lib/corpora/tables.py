@@ -125,22 +125,15 @@ def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
             yield replace(utterance, wave=utterance.read(), audio=b"")
 
 
-def _write(
-    path: Path, rows: Iterable[dict], schema: pyarrow.Schema, compression: str = "zstd"
-) -> None:
+def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema, codec="zstd") -> None:
     """Rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
     rows, writer = iter(rows), pyarrow.parquet.ParquetWriter
-    with atomic_path(path) as file, writer(file, schema, compression=compression) as table:
+    with atomic_path(path) as file, writer(file, schema, compression=codec) as table:
         while group := list(islice(rows, ROW_GROUP)):
             table.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def _stream(
-    path: Path,
-    schemas: Sequence[pyarrow.Schema],
-    unwanted: Sequence[str] = (),
-    where: dict[str, object] | None = None,
-) -> Iterator[dict]:
+def _stream(path: Path, schemas: Sequence, unwanted: Sequence = (), where=None) -> Iterator[dict]:
     """The rows of a file that has one of the schemas, with the `root` of recordings."""
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
@@ -148,8 +141,7 @@ def _stream(
         with pyarrow.parquet.ParquetFile(path) as file:
             names, facts = file.schema_arrow.names, file.schema_arrow.metadata or {}
             if names not in [schema.names for schema in schemas]:
-                found, expected = ", ".join(names), ", ".join(schemas[0].names)
-                what = f"the columns {found}; expected {expected}"
+                what = f"the columns {', '.join(names)}; expected {', '.join(schemas[0].names)}"
                 raise UserError(f"{path} has {what}: make it again")
             root = {"root": facts[b"root"].decode()} if b"root" in facts else {}
             columns = [name for name in names if name not in unwanted]
