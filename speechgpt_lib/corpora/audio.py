@@ -6,12 +6,12 @@ format, and says so by itself in FLAC only: `inspect` looks for that without dec
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
-FORMATS = "wav, flac, ogg, opus or mp3"
+FORMATS, LIMIT_S = "wav, flac, ogg, opus or mp3", 60
 _BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
 _FORM = {"dtype": "float32", "always_2d": True}
 # A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
@@ -41,21 +41,19 @@ class BadAudio(UserError):
         self.reason, self.path, self.detail = reason, path, detail
 
 
-def read_audio(path: Path | str, maximum_s: float | None = 60.0) -> np.ndarray:
+def read_audio(path: Path | str) -> np.ndarray:
     """Read `path` as float32 samples (n,) at 16 kHz, channels averaged.
 
-    Raises UserError: no such file, not audio, shorter than 25 ms, longer than `maximum_s` seconds,
-    or not finite.
+    Raises UserError: no such file, not audio, shorter than 25 ms, longer than 60 s, or not finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no audio file at {path}: give the path of a {FORMATS} file")
     with _opened(path) as file:
-        seconds, rate = file.frames / file.samplerate, file.samplerate
-        if maximum_s is not None and seconds > maximum_s:
-            limit = f"the limit here is {maximum_s:.0f} s"
+        if (seconds := file.frames / file.samplerate) > LIMIT_S:
+            limit = f"the limit here is {LIMIT_S} s"
             raise UserError(f"{path} is {seconds:.0f} s long, {limit}: cut it into pieces")
-        wave = to_16_khz(_mono(file.read(**_FORM)), rate)
+        wave = to_16_khz(_mono(file.read(**_FORM)), file.samplerate)
     refuse_short(path, len(wave))
     refuse_not_finite(path, wave)
     return wave
@@ -107,13 +105,9 @@ class Header(NamedTuple):
 
 def inspect(path: Path) -> Header:
     """Read the header and look at the tail.  Raises BadAudio where it can't even be opened."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise BadAudio("missing", path, error.strerror or str(error)) from None
-    if not S_ISREG(stat.st_mode):
-        raise BadAudio("missing", path, "that is a folder or a device, not a file")
-    if stat.st_size == 0:
+    if not os.path.isfile(path):
+        raise BadAudio("missing", path, "there is no such file, or it is a folder or out of reach")
+    if (stat := path.stat()).st_size == 0:
         raise BadAudio("empty", path, "0 bytes")
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
 
@@ -138,9 +132,9 @@ def _inspect(path: Path, size: int, modified_ns: int) -> Header:
 
 
 def decode(path: Path, start: int, stop: int) -> np.ndarray:
-    """Frames `start` to `stop` at the file's own rate, channels averaged: float32 (n,).
+    """Frames `start` to `stop`, or fewer, at the file's own rate, channels averaged: float32 (n,).
 
-    Fewer where the file has fewer.  Raises BadAudio("truncated") where the decoder gives up.
+    Raises BadAudio("truncated") where the decoder gives up.
     """
     blocks = [np.empty(0, np.float32)]
     with _opened(path) as file:

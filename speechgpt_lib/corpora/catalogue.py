@@ -50,10 +50,7 @@ ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
 
 
 def require_corpus(root: Path | str, name: str) -> Path:
-    """`root` as a path, if the corpus called `name` is there.
-
-    Raises UserError, which says what is there instead, and what to try.
-    """
+    """`root` as a path.  Raises UserError where the corpus `name` isn't: what is there instead."""
     root, wanted = Path(root).expanduser(), CORPORA[name]
     if not root.is_dir():
         raise UserError(f"no folder at {root}: give the folder that holds {wanted.layout}")
@@ -95,8 +92,7 @@ def _has_chapters(root: Path, *suffixes: str) -> bool:
 
 def folders(root: Path) -> list[str]:
     """Names of the folders in `root`, sorted."""
-    found = (entry.name for entry in os.scandir(root) if entry.is_dir())
-    return sorted(name for name in found if not name.startswith("."))
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
 
 
 def files(root: Path, suffix: str) -> list[str]:
@@ -125,10 +121,7 @@ def language_folders(root: Path) -> list[str]:
 
 
 def chosen_splits(asked: Names, there: Sequence[str], where: Path) -> list[str]:
-    """The splits asked for in the order of `there`, all for None.
-
-    Raises UserError, which names those that are there.
-    """
+    """The splits asked for in the order of `there`, all for None.  Raises UserError for others."""
     wanted = {asked} if isinstance(asked, str) else set(there if asked is None else asked)
     if unknown := ", ".join(sorted(wanted - set(there))):
         raise UserError(f"no split {unknown} in {where}: there are {', '.join(there) or 'none'}")

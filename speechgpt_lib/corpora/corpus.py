@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +30,7 @@ class Piece(NamedTuple):
 Document = tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question with its one right answer, in the corpus' own spelling, and its kind."""
 
     text: str
@@ -79,8 +77,7 @@ class Corpus:
         return {}
 
 
-@dataclass(frozen=True)
-class Corpora:
+class Corpora(NamedTuple):
     """All corpora of a recipe as one."""
 
     members: tuple[Corpus, ...]

@@ -15,10 +15,7 @@ def same_words(text: str) -> str:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a hash of the words falls into `share` (0 to 1).
-
-    Order, sharding, case and punctuation make no difference.
-    """
+    """Whether a hash of the words (whatever their case and signs) falls into `share` (0 to 1)."""
     digest = hashlib.sha256(b"held out " + same_words(text).encode()).digest()
     return int.from_bytes(digest[:7], "big") < share * 2**56
 

@@ -12,7 +12,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def prepare(
             with ThreadPoolExecutor(workers) as pool:
                 checked = list(pool.map(check, block))
             found = [row for row in checked if isinstance(row, Utterance)]
-            skipped = [asdict(row) for row in checked if isinstance(row, Skipped)]
+            skipped = [row._asdict() for row in checked if isinstance(row, Skipped)]
             faults = sum(row["reason"] != NO_FAULT for row in skipped)
             made = {"block": key, "good": len(found), "bad": faults, "skipped": skipped}
             write_segments(shard, found, root.resolve())
@@ -164,15 +163,14 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
             limit = -(-100 * bad // (bad + good)) / 100
             how += f", or go on with the rest: --max-bad-share {limit:.2f}"
         raise UserError(f"{what}; {often}: {how}")
+    splits = {
+        name: {"utterances": count, "hours": round(seconds[name] / 3600, 4)}
+        for name, count in sorted(utterances.items())
+    }
+    faulty = {"utterances": bad, "share": round(share, 6), "reasons": dict(sorted(reasons.items()))}
     summary = {"settings": settings, "shards": len(shards), "utterances": good}
     summary |= {"hours": round(seconds.total() / 3600, 4), "without_text": textless}
-    summary["splits"] = {
-        name: {"utterances": utterances[name], "hours": round(seconds[name] / 3600, 4)}
-        for name in sorted(utterances)
-    }
-    summary["quarantined"] = {"utterances": bad, "share": round(share, 6)}
-    summary["quarantined"] |= {"reasons": dict(sorted(reasons.items()))}
-    summary["skipped"] = no_fault
+    summary |= {"splits": splits, "quarantined": faulty, "skipped": no_fault}
     for stale in sorted(out.glob("utterances-*.parquet"))[len(shards) :]:  # of a longer list before
         stale.unlink()
     tables.remove_half_written(out)

@@ -10,6 +10,7 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -61,8 +62,7 @@ class Utterance:
         return read_segment(self.root, self)
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A row that gives no utterance."""
 
     path: str
@@ -75,10 +75,7 @@ Row = Utterance | Skipped
 
 
 def read_segment(root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S) -> np.ndarray:
-    """The sound of `u` as float32 (n,) at 16 kHz: only its own stretch of the file is read.
-
-    Raises BadAudio with the reason in one word.
-    """
+    """The sound of `u`, float32 (n,) at 16 kHz: only its stretch is read.  Raises BadAudio."""
     return _decode(*_stretch(root, u, maximum_s))[0]
 
 

@@ -7,7 +7,7 @@ from the start of a process, give the same samples; `lab.speak_all` does that.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ VOICES = (
 PEAK = 0.7
 
 
-@dataclass(frozen=True)
-class Phone:
+class Phone(NamedTuple):
     """One phone (IPA; empty = silence) from `start` to `end` in seconds."""
 
     start: float
@@ -47,7 +46,7 @@ def synthesize(
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
-    # One call for all intervals: a line of start, tier, label (`?` if it is empty) and end for each.
+    # One call for all intervals: a line of start, tier, label (`?` if empty) and end for each.
     table = call(grid, "List", False, 4, True, True).splitlines()[1:]
     phones = [
         Phone(float(start), float(end), label.replace("?", ""))

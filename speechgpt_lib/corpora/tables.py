@@ -53,7 +53,7 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
 def _with_sound(u: Utterance) -> dict:
     buffer = io.BytesIO()
     soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return vars(u) | {"audio": buffer.getvalue(), "phones": list(map(vars, u.phones))}
+    return vars(u) | {"audio": buffer.getvalue()}
 
 
 def write_segments(path: Path, utterances: Iterable[Utterance], root: Path | str) -> None:
@@ -72,10 +72,7 @@ def read_quarantine(path: Path) -> Iterator[Skipped]:
 
 
 def table_shards(folder: Path | str) -> list[Path]:
-    """The shards of an utterance table in order.
-
-    Raises UserError where there are none, or not all.
-    """
+    """The shards of a table in order.  Raises UserError where there are none, or not all."""
     found = sorted(Path(folder).glob("**/utterances-*.parquet"))
     shards = [path for path in found if not path.parent.name.startswith(".")]  # half-written ones
     if not shards:

@@ -67,10 +67,7 @@ def fill(template: str, rng: Random) -> str:
 
 
 def sample_question(rng: Random, kind: str | None = None) -> Question:
-    """One question and its answer; `kind` is one of `KINDS`, or any of them when None.
-
-    For the kind `statement` it is a statement, without answer.
-    """
+    """A question and its answer, of any of `KINDS` by default; or a statement, without answer."""
     kind = kind or rng.choice(KINDS)
     if kind == "statement":
         return Question(fill(rng.choice(STATEMENTS), rng), "", kind)
@@ -127,11 +124,10 @@ def lab_texts(seed: int, count: int = 4000) -> Iterator[str]:
 
 
 def documents(rng: Random, count: int, curriculum: bool = False) -> list[Document]:
-    """`count` documents of the training side, on which the stand-in for LLaMA-13B is pre-trained.
+    """`count` documents of the training side; with `curriculum` only look-ups and echoes.
 
-    With `curriculum` only look-ups and echoes, which come first: the circuit that answers from the
-    question itself is learned from them in a fraction of the steps; mixed with everything else it
-    drowns.
+    Those come first: the circuit that answers from the question itself is learned from them in a
+    fraction of the steps; mixed with everything else it drowns.
     """
     makers = [*[_question] * 4, _echo, _lookup, _lookup, _statement]
     if curriculum:
@@ -151,10 +147,7 @@ def _statement(rng: Random) -> list[Piece]:
 
 
 def _lookup(rng: Random) -> list[Piece]:
-    """Two facts and one question in the world's own words, or 3 or 4 facts with a question each.
-
-    Questions come in another order than facts.
-    """
+    """Two facts and a question in the world's words, or 3 or 4 with a question each, shuffled."""
     kind = rng.choice(CONTEXT_KINDS)
     if rng.random() < 0.7:
         question = _seen(rng, kind)
