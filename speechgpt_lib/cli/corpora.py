@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +51,7 @@ def list_corpora(as_json: JsonOption = False) -> None:
         lines.append(f"  get it    {how} speechgpt corpora download {what}")
     lines.append("\narchive              hours      size  corpus")
     lines += [f"{a.name:18} {a.hours:>7}  {a.size:>8}  {a.corpus}" for a in ARCHIVES.values()]
-    archives = [asdict(archive) for archive in ARCHIVES.values()]
+    archives = [archive._asdict() for archive in ARCHIVES.values()]
     emit({"corpora": rows, "archives": archives}, "\n".join(lines), as_json)
 
 

@@ -24,7 +24,6 @@ from speechgpt_lib.runs.artefacts import atomic_path
 
 FORMATS, LIMIT_S = "wav, flac, ogg, opus or mp3", 60
 _BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
-_FORM = {"dtype": "float32", "always_2d": True}
 # A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
 # first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
 # more than the 511 bytes of reservoir at the lowest bit rate.
@@ -53,7 +52,7 @@ def read_audio(path: Path | str) -> np.ndarray:
         if (seconds := file.frames / file.samplerate) > LIMIT_S:
             limit = f"the limit here is {LIMIT_S} s"
             raise UserError(f"{path} is {seconds:.0f} s long, {limit}: cut it into pieces")
-        wave = to_16_khz(_mono(file.read(**_FORM)), file.samplerate)
+        wave = to_16_khz(_mono(file), file.samplerate)
     refuse_short(path, len(wave))
     refuse_not_finite(path, wave)
     return wave
@@ -106,7 +105,8 @@ class Header(NamedTuple):
 def inspect(path: Path) -> Header:
     """Read the header and look at the tail.  Raises BadAudio where it can't even be opened."""
     if not os.path.isfile(path):
-        raise BadAudio("missing", path, "there is no such file, or it is a folder or out of reach")
+        what = "that is not a file" if os.path.exists(path) else "No such file or directory"
+        raise BadAudio("missing", path, what)
     if (stat := path.stat()).st_size == 0:
         raise BadAudio("empty", path, "0 bytes")
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
@@ -145,8 +145,8 @@ def decode(path: Path, start: int, stop: int) -> np.ndarray:
         try:
             if start > run_up:
                 file.seek(start - run_up)
-            while left > 0 and len(block := file.read(min(size, left), **_FORM)):
-                blocks.append(_mono(block))
+            while left > 0 and len(block := _mono(file, min(size, left))):
+                blocks.append(block)
                 left -= len(block)
         except soundfile.LibsndfileError:
             what = f"decoding breaks off near {(stop - left) / file.samplerate:.1f} s"
@@ -154,8 +154,9 @@ def decode(path: Path, start: int, stop: int) -> np.ndarray:
     return np.concatenate(blocks)[run_up:]
 
 
-def _mono(samples: np.ndarray) -> np.ndarray:
-    """Samples (n, channels) → (n,): channels are averaged, never concatenated."""
+def _mono(file: soundfile.SoundFile, count: int = -1) -> np.ndarray:
+    """The next `count` samples (all by default): channels are averaged, never concatenated."""
+    samples = file.read(count, dtype="float32", always_2d=True)
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 

@@ -52,17 +52,14 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
     Returns counts of utterances by split, hours, voices, and the voices that answer.
     Raises UserError: an utterance id that occurs twice, no speech to learn from, none held out.
     """
-    splits, seconds = Counter(), 0.0
-    voices, aligned, speaking = set(), set(), set()
+    splits, seconds, roles = Counter(), 0.0, set()
     hashes = array("q")  # of the ids: eight bytes each, so that tables of any length can be checked
     for corpus in open_corpora(recipe, say=say).members:
         for u in read_utterances(folder, shards=corpus.build(folder, recipe.seed)):
             hashes.append(hash(u.id))
             splits[u.split] += 1
             seconds += u.seconds
-            voices.add(u.voice)
-            aligned |= {u.voice} if u.split == "train" else set()
-            speaking |= {u.voice} if corpus.answers(u) else set()
+            roles.add((u.voice, u.split == "train", corpus.answers(u)))
     remove_half_written(folder)
     ordered = np.sort(hashes)
     if suspects := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()):
@@ -78,7 +75,8 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
         cure = "give one `role: test`, or the aligned one `held_out: 0.05`"
         raise UserError(f"{lacking} held-out speech to measure on: {cure}")
     found = {"utterances": len(hashes), "hours": round(seconds / 3600, 3)}
-    found |= {"voices": sorted(voices), "speaking": sorted(speaking or aligned)}
+    speaking = {v for v, _, answers in roles if answers} or {v for v, train, _ in roles if train}
+    found |= {"voices": sorted({v for v, _, _ in roles}), "speaking": sorted(speaking)}
     return found | {name: splits[name] for name in (*LEARNED, *HELD_OUT)}
 
 

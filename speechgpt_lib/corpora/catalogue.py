@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -19,8 +19,7 @@ from speechgpt_lib.errors import UserError
 Names = str | Sequence[str] | None  # one, several, or all
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """A corpus as published; `manual`: how to get one that asks for an agreement."""
 
     name: str
@@ -31,8 +30,7 @@ class Published:
     manual: str | None = None
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """An archive that anyone may fetch; `folder` is what it unpacks to in the download folder."""
 
     name: str

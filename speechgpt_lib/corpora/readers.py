@@ -179,7 +179,8 @@ def _clips(root: Path, folder: str, split: str) -> Iterator[Row]:
         if line is None:
             yield Skipped(tsv, f"line {number}", "bad_row", "not UTF-8")
         elif len(fields) > len(columns) or not clip or not text:
-            detail = f"path {clip!r}, text {text[:40]!r}, {len(fields)} fields of {len(columns)}"
+            detail = f"{len(fields)} fields for {len(columns)} columns"
+            detail = "no path or no sentence" if len(fields) == len(columns) else detail
             yield Skipped(tsv, clip or f"line {number}", "bad_row", detail)
         else:
             clip = PurePosixPath(clip).name

@@ -47,13 +47,12 @@ PARTS, SUMMARY = "parts", "summary.json"  # of `prepare`: what it has while at w
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write speech that was made here, with its sound as FLAC."""
-    _write(path, map(_with_sound, utterances), SPOKEN_SCHEMA, "none")
-
-
-def _with_sound(u: Utterance) -> dict:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return vars(u) | {"audio": buffer.getvalue()}
+    rows = []
+    for u in utterances:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        rows.append(vars(u) | {"audio": buffer.getvalue()})
+    _write(path, rows, SPOKEN_SCHEMA, "none")
 
 
 def write_segments(path: Path, utterances: Iterable[Utterance], root: Path | str) -> None:
