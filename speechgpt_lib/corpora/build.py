@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus, Document, Piece
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.corpora.prepare import prepare, read_rows
-from speechgpt_lib.corpora.segments import Row, Skipped, Utterance
-from speechgpt_lib.corpora.tables import read_utterances, remove_half_written, table_shards
+from speechgpt_lib.corpora.tables import Row, Skipped, Utterance, read_utterances, table_shards
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus, LabCorpus
@@ -60,7 +60,7 @@ def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
             splits[u.split] += 1
             seconds += u.seconds
             roles.add((u.voice, u.split == "train", corpus.answers(u)))
-    remove_half_written(folder)
+    tables.remove_half_written(folder)
     ordered = np.sort(hashes)
     if suspects := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()):
         ids = Counter(u.id for u in read_utterances(folder) if hash(u.id) in suspects)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from speechgpt_lib.corpora.segments import Utterance
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.metrics.judge import SpeechJudge as Judge
 
 # The splits that training may hear: speech with text, speech alone, and the voice that answers;

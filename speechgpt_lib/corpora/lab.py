@@ -16,9 +16,8 @@ import numpy as np
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
-from speechgpt_lib.corpora.segments import Utterance
 from speechgpt_lib.corpora.speech import VOICES, synthesize
-from speechgpt_lib.corpora.tables import write_shard
+from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.rates import SAMPLE_RATE

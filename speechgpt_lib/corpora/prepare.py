@@ -19,8 +19,7 @@ from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
-from speechgpt_lib.corpora.segments import MAXIMUM_S, Row, Skipped, Utterance, check_segment
-from speechgpt_lib.corpora.tables import PARTS, SUMMARY, write_quarantine, write_segments
+from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 
@@ -51,7 +50,7 @@ def prepare(
     split: Names = None,
     decode: bool = False,
     max_bad_share: float = 0.05,
-    longest_s: float = MAXIMUM_S,
+    longest_s: float = tables.MAXIMUM_S,
     shard_size: int = 5000,
     workers: int = 1,
     force: bool = False,
@@ -87,7 +86,8 @@ def prepare(
 
     def check(row: Row) -> Row:
         try:
-            return row if isinstance(row, Skipped) else check_segment(root, row, longest_s, decode)
+            seen = isinstance(row, Skipped)
+            return row if seen else tables.check_segment(root, row, longest_s, decode)
         except BadAudio as bad:
             return Skipped(row.path, row.id, bad.reason, bad.detail)
 
@@ -103,7 +103,7 @@ def prepare(
             skipped = [row._asdict() for row in checked if isinstance(row, Skipped)]
             faults = sum(row["reason"] != NO_FAULT for row in skipped)
             made = {"block": key, "good": len(found), "bad": faults, "skipped": skipped}
-            write_segments(shard, found, root.resolve())
+            tables.write_segments(shard, found, root.resolve())
             write_json(part, made)
             hours = sum(u.seconds for u in found) / 3600
             said = f"{len(found)} utterances, {hours:.2f} h, {faults} in quarantine"
@@ -142,7 +142,7 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
             if row["reason"] != NO_FAULT:
                 yield row
 
-    write_quarantine(out / QUARANTINE, faults())
+    tables.write_quarantine(out / QUARANTINE, faults())
     no_fault = {reason: reasons.pop(reason) for reason in {NO_FAULT} & set(reasons)}
     shards = [out / f"utterances-{part.stem}.parquet" for part in parts]
     for u in tables.read_utterances(out, shards=shards):

@@ -17,7 +17,7 @@ import ijson
 
 from speechgpt_lib.corpora import catalogue
 from speechgpt_lib.corpora.catalogue import Names, chosen_splits, files, require_corpus, text_lines
-from speechgpt_lib.corpora.segments import Row, Skipped, Utterance
+from speechgpt_lib.corpora.tables import Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError
 
 SPLIT = "train"  # the only one of LJSpeech and VCTK

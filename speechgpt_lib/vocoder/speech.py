@@ -6,8 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from speechgpt_lib.corpora.segments import read_part
-from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.corpora.tables import Utterance, read_part
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP
 from speechgpt_lib.units.sequence import check_range

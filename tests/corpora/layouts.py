@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from speechgpt_lib.corpora.segments import Utterance
+from speechgpt_lib.corpora.tables import Utterance
 from tests.corpora.sounds import tone, write_sound
 
 COLUMNS = (

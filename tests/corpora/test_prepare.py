@@ -200,14 +200,14 @@ def test_interrupted_at_any_write_it_goes_on_to_the_same_files(
         return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_segments", dying(room.write_segments))
+        patch.setattr(tables, "write_segments", dying(tables.write_segments))
         patch.setattr(room, "write_json", dying(room.write_json))
-        patch.setattr(room, "write_quarantine", dying(room.write_quarantine))
+        patch.setattr(tables, "write_quarantine", dying(tables.write_quarantine))
         with pytest.raises(KeyboardInterrupt):
             prepare("librispeech", spoilt, tmp_path / "killed", **settings)
     finished = len(list((tmp_path / "killed/parts").glob("*.json")))
-    genuine = room.check_segment
-    monkeypatch.setattr(room, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
+    genuine = tables.check_segment
+    monkeypatch.setattr(tables, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
     prepare("librispeech", spoilt, tmp_path / "killed", workers=3, **settings)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert len(looked_at) <= 11 - 4 * finished + (
@@ -219,12 +219,12 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
     """No exception handler runs: what is on disk is what the next process finds."""
     prepare("librispeech", corpus, tmp_path / "whole", shard_size=2)
     program = (
-        "import os, sys\nfrom speechgpt_lib.corpora import prepare as room\n"
-        "genuine = room.write_segments\n"
+        "import os, sys\nfrom speechgpt_lib.corpora import prepare as room, tables\n"
+        "genuine = tables.write_segments\n"
         "def dying(path, rows, root):\n"
         "    rows = (r if r.id != '9-7-0001' else os.kill(os.getpid(), 9) for r in rows)\n"
         "    genuine(path, rows, root)\n"
-        "room.write_segments = dying\n"
+        "tables.write_segments = dying\n"
         "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
     )
     killed = subprocess.run(

@@ -22,7 +22,7 @@ from speechgpt_lib.corpora.readers import (
     plain_text,
     vctk,
 )
-from speechgpt_lib.corpora.segments import Skipped, Utterance, check_segment
+from speechgpt_lib.corpora.tables import Skipped, Utterance, check_segment
 from speechgpt_lib.errors import UserError
 from tests.corpora import layouts
 from tests.corpora.layouts import giga_segment, recorded

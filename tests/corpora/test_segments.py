@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechgpt_lib.corpora.audio import BadAudio, inspect
-from speechgpt_lib.corpora.segments import Utterance, check_segment, read_segment
+from speechgpt_lib.corpora.tables import Utterance, check_segment, read_segment
 from tests.corpora.layouts import recorded
 from tests.corpora.sounds import SUBTYPES, cut, tone, write_sound
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechgpt_lib.corpora.segments import Utterance, read_part, read_segment
+from speechgpt_lib.corpora.tables import Utterance, read_part, read_segment
 from speechgpt_lib.vocoder.speech import SpeechInMemory, SpeechOnDisk
 from tests.builders import noise
 
