@@ -67,8 +67,7 @@ def write_audio(path: Path | str, wave: np.ndarray) -> Path:
         try:
             soundfile.write(temporary, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16")
         except soundfile.LibsndfileError as error:
-            why = f"({error.error_string}): is the disk full?"
-            raise UserError(f"could not write {path} {why}") from None
+            raise UserError(f"could not write {path} ({error}): is the disk full?") from None
     return path
 
 

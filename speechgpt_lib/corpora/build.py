@@ -28,10 +28,8 @@ from speechgpt_lib.runs.seeds import rank
 MOST_TEXTS = 100_000  # transcripts that documents are drawn from
 WITH_TEXT = ("train", "voice")
 
-Say = Callable[[str], None]
 
-
-def open_corpora(recipe: Recipe, table: Path | None = None, say: Say = print) -> Corpora:
+def open_corpora(recipe: Recipe, table: Path | None = None, say: Callable = print) -> Corpora:
     """The corpora of a recipe; `table`: their utterance table, where those on disk find text."""
     members: list[Corpus] = []
     for number, settings in enumerate(recipe.corpora):
@@ -46,7 +44,7 @@ def open_corpora(recipe: Recipe, table: Path | None = None, say: Say = print) ->
     return Corpora(tuple(members))
 
 
-def build_table(recipe: Recipe, folder: Path, say: Say = print) -> dict:
+def build_table(recipe: Recipe, folder: Path, say: Callable = print) -> dict:
     """Write the utterance table of all corpora into `folder`.
 
     Returns counts of utterances by split, hours, voices, and the voices that answer.
@@ -88,7 +86,7 @@ class DiskReader(Corpus):
     root: Path
     name: str
     table: Path | None = None
-    say: Say = print
+    say: Callable[[str], None] = print
 
     def build(self, folder: Path, seed: int) -> list[Path]:
         """Look at every file and write which can be used to `folder/name`; the sound stays."""

@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
 
 class Corpus:
-    """A corpus of the recipe; beyond the first three methods, one may have nothing to say."""
+    """A corpus of the recipe; to the last four, one may have nothing to say."""
 
     name: str
 
@@ -52,16 +52,14 @@ class Corpus:
     def normalise(self, text: str) -> str:
         """A text in the corpus' own spelling, in which transcripts are compared."""
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Words that this corpus never says; none where its language is open."""
-        return []
-
     def texts(self, seed: int) -> Iterator[str]:
         """Text for training a tokenizer."""
-        return iter(())
 
     def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
         """Text for a language model; with `curriculum` only what is to be learned first."""
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that this corpus never says; none where its language is open."""
         return []
 
     def questions(self, rng: random.Random, count: int) -> list[Question]:

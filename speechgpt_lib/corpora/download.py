@@ -28,9 +28,6 @@ TIMEOUT_S = 60.0  # without a byte
 ATTEMPTS, WAIT_S = 5, 3.0  # broken connections in a row, without a byte in between
 SPACE_LEFT = 1 << 28  # bytes that a download leaves on the disk
 
-Say = Callable[[str], None]
-Progress = Callable[[int, int | None], None]
-
 
 def find_archive(name: str) -> Archive:
     """The archive of that name.  Raises UserError, which says what to choose instead."""
@@ -48,15 +45,11 @@ def find_archive(name: str) -> Archive:
 
 
 def download(
-    archive: Archive,
-    out: Path | str,
-    keep_archive: bool = False,
-    say: Say = lambda line: None,
-    progress: Progress = lambda done, total: None,
+    archive: Archive, out: Path | str, keep=False, say=lambda _: None, progress=lambda *_: None
 ) -> Path:
     """Fetch, check and unpack `archive` into `out`; the folder that it unpacked to.
 
-    progress: is told (bytes that are there, bytes in all or None).
+    keep: the archive itself as well.  progress: is told (bytes that are there, in all or None).
     Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
     """
     out = Path(out).expanduser()
@@ -72,20 +65,19 @@ def download(
             if (found := _md5(part)) != archive.md5:
                 part.unlink()
                 what = f"came with MD5 {found}, its publisher says {archive.md5}"
-                cure = "it was thrown away; fetch it again, or from elsewhere"
-                raise UserError(f"{archive.url} {what}: {cure}")
+                raise UserError(f"{archive.url} {what}: it was thrown away; fetch it again")
             os.replace(part, path)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"could not write to {out}: {why}; what is there is kept") from None
     say(f"{path.name}: MD5 is right, unpacking")
     unpack(path, out, archive.folder)
-    if not keep_archive:
+    if not keep:
         path.unlink()
     return folder
 
 
-def _fetch(url: str, part: Path, say: Say, progress: Progress) -> None:
+def _fetch(url: str, part: Path, say: Callable, progress: Callable) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
     while True:
@@ -111,7 +103,7 @@ def _fetch(url: str, part: Path, say: Say, progress: Progress) -> None:
         time.sleep(WAIT_S)
 
 
-def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
+def _fetch_rest(url: str, part: Path, progress: Callable) -> bool:
     """One connection: the bytes from where `part` ends.  Returns whether it is whole now."""
     have = _size(part)
     # identity: the archive's own bytes, not unpacked by a server that takes .gz for an encoding

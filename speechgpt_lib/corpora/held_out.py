@@ -1,7 +1,4 @@
-"""Keeps sentences out of training by a rule on their words: corpora repeat them.
-
-Common Voice has thousands of readers for one sentence, so a split by utterance would leak.
-"""
+"""Keeps sentences out of training by their words: Common Voice has many readers of the same one."""
 
 from __future__ import annotations
 

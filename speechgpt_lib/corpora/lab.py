@@ -133,13 +133,7 @@ def _speak_shard(job: tuple[Path, list[Utterance]]) -> None:
 
 
 def sample_set(
-    folder: Path,
-    count: int,
-    seed: int,
-    recipe: Recipe,
-    voice: str | None = None,
-    kind: str | None = None,
-    held_out: bool = True,
+    folder: Path, count: int, seed: int, recipe: Recipe, voice=None, kind=None, held_out=True
 ) -> list[dict]:
     """Write `count` different sentences as speech (0000.wav, …), and items.jsonl: their records.
 

@@ -34,8 +34,7 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
     Raises UserError: no such corpus, no such option, or another corpus there.
     """
     if corpus not in CORPORA:
-        choice = f"choose {', '.join(CORPORA)} (speechgpt corpora list)"
-        raise UserError(f"unknown corpus {corpus!r}: {choice}")
+        raise UserError(f"unknown corpus {corpus!r}: choose {', '.join(CORPORA)} (corpora list)")
     title = CORPORA[corpus].title
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
@@ -106,8 +105,7 @@ def prepare(
             tables.write_segments(shard, found, root.resolve())
             write_json(part, made)
             hours = sum(u.seconds for u in found) / 3600
-            said = f"{len(found)} utterances, {hours:.2f} h, {faults} in quarantine"
-            say(f"{shard.name}: {said}")
+            say(f"{shard.name}: {len(found)} utterances, {hours:.2f} h, {faults} in quarantine")
         parts.append(part)
         good, bad = good + made["good"], bad + made["bad"]
         if not good and bad >= GIVE_UP:

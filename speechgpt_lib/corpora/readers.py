@@ -75,11 +75,7 @@ def vctk(root: Path | str, split: Names = None) -> Iterator[Row]:
 
 
 def libri_light(
-    root: Path | str,
-    split: Names = None,
-    maximum_s: float = 20.0,
-    pause_s: float = 2.0,
-    whole_files: bool = False,
+    root: Path | str, split: Names = None, maximum_s=20.0, pause_s=2.0, whole_files=False
 ) -> Iterator[Row]:
     """Utterances without text, sorted by subset, speaker, book, file and time.
 
@@ -153,8 +149,7 @@ def common_voice(root: Path | str, split: Names = None, language: Names = None) 
         chosen = chosen_splits(usual if split is None else split, known, place)
         twice = ", ".join(tsv for tsv in usual if tsv in chosen)
         if "validated" in chosen and twice:
-            cure = "ask for it, or for the others, not for both"
-            raise UserError(f"validated already contains {twice} of {place}: {cure}")
+            raise UserError(f"validated already contains {twice} of {place}: ask for it or them")
         for tsv in chosen:
             yield from _clips(root, folder, tsv)
 
@@ -241,8 +236,7 @@ def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
                 yield recording, language
     except (ijson.JSONError, UnicodeDecodeError) as error:
         what = str(error).split("\n")[0].strip()
-        cure = "was its download complete? fetch it again"
-        raise UserError(f"{path} breaks off or is not JSON ({what}): {cure}") from None
+        raise UserError(f"{path} breaks off or is not JSON ({what}): fetch it again") from None
 
 
 def _segment(recording: dict, segment: dict, subset: str, language: str, *spelling: bool) -> Row:

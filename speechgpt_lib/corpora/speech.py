@@ -29,9 +29,7 @@ class Phone(NamedTuple):
     label: str
 
 
-def synthesize(
-    text: str, voice: str = "Female1", rate: int = 175, pitch: float = 1.0
-) -> tuple[np.ndarray, list[Phone]]:
+def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
     voice: one of `VOICES`.  rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.

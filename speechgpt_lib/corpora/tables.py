@@ -2,7 +2,7 @@
 
 utterances-00000.parquet        speech made here: FLAC inside, with its phones
 NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
-NAME/quarantine.parquet         what can't be used of it, with reasons (corpora-and-units.md)
+NAME/quarantine.parquet         what can't be used of it; docs/corpora-and-units.md says why
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ class Skipped(NamedTuple):
 
     path: str
     id: str
-    reason: str  # a word of the list above
+    reason: str  # one word, so that they can be counted
     detail: str  # what was found
 
 
 Row = Utterance | Skipped
 
 
-def read_segment(root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S) -> np.ndarray:
+def read_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S) -> np.ndarray:
     """The sound of `u`, float32 (n,) at 16 kHz: only its stretch is read.  Raises BadAudio."""
     return _decode(*_stretch(root, u, maximum_s))[0]
 
@@ -125,9 +125,7 @@ def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndar
     return np.pad(wave, (0, count - len(wave)))
 
 
-def check_segment(
-    root: Path | str, u: Utterance, maximum_s: float = MAXIMUM_S, decoded: bool = False
-) -> Utterance:
+def check_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S, decoded=False) -> Utterance:
     """`u` with its end, seconds and sample rate as the file has them.  Raises BadAudio.
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
@@ -143,18 +141,16 @@ def _stretch(root: Path | str, u: Utterance, maximum_s: float) -> tuple[Path, He
     """Its file, with first frame and frame after the last, checked with the header."""
     path = Path(root) / u.path
     header = inspect(path)
-    if u.end is None and header.damage:
-        raise BadAudio("truncated", path, header.damage)
-    rate, start = header.rate, round(u.start * header.rate)
-    claimed = header.frames if u.end is None else round(u.end * rate)
-    if claimed - start > maximum_s * rate:
-        what = f"{(claimed - start) / rate:.0f} s, the limit is {maximum_s:.0f} s"
-        raise BadAudio("too_long", path, what)
-    short_by = claimed - header.frames
-    if not 0 <= start < header.frames or short_by > SLACK_S * rate and header.counted:
+    rate, frames, counted, damage = header
+    if u.end is None and damage:
+        raise BadAudio("truncated", path, damage)
+    start, claimed = round(u.start * rate), frames if u.end is None else round(u.end * rate)
+    if (seconds := (claimed - start) / rate) > maximum_s:
+        raise BadAudio("too_long", path, f"{seconds:.0f} s, the limit is {maximum_s:.0f} s")
+    if not 0 <= start < frames or claimed - frames > SLACK_S * rate and counted:
         stretch = f"segment {u.start:g} to {u.end} s"
-        raise BadAudio("truncated", path, f"{stretch} of a file of {header.frames / rate:.2f} s")
-    stop = min(claimed, header.frames)
+        raise BadAudio("truncated", path, f"{stretch} of a file of {frames / rate:.2f} s")
+    stop = min(claimed, frames)
     refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
     return path, header, start, stop
 
@@ -220,11 +216,7 @@ def remove_half_written(folder: Path) -> None:
 
 
 def read_utterances(
-    folder: Path,
-    audio: bool = False,
-    phones: bool = False,
-    where: dict[str, object] | None = None,
-    shards: Iterable[Path] | None = None,
+    folder: Path, audio=False, phones=False, where: dict | None = None, shards: list | None = None
 ) -> Iterator[Utterance]:
     """Stream the utterances of a table in order.
 
@@ -240,10 +232,7 @@ def read_utterances(
 
 
 def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
-    """The utterances that `where` names, with their sound; unreadable ones are left out.
-
-    The extraction of units has put those into quarantine and counted them.
-    """
+    """Those that `where` names, with their sound, but for unreadable ones (which units count)."""
     for utterance in read_utterances(folder, audio=True, where=where):
         with contextlib.suppress(BadAudio):
             yield replace(utterance, wave=utterance.read(), audio=b"")

@@ -119,7 +119,7 @@ def test_an_archive_is_fetched_checked_and_unpacked(server, tmp_path):
 
 
 def test_the_archive_can_be_kept_and_is_enough(server, tmp_path):
-    download(server.archive(), tmp_path / "a", keep_archive=True)
+    download(server.archive(), tmp_path / "a", keep=True)
     assert everything(tmp_path / "a") == [*UNPACKED, "dev-clean.tar.gz"]
     (tmp_path / "b").mkdir()
     (tmp_path / "a/dev-clean.tar.gz").rename(
