@@ -186,10 +186,7 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
 
 
 def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
-    """Whether the file counts its frames (Xing, Info, VBRI), and how many bytes are missing.
-
-    If it doesn't, nothing in it says how long it was; libsndfile guesses from the bit rate.
-    """
+    """Whether it counts its frames (Xing, Info, VBRI) or they are a guess; what bytes it lacks."""
     with open(path, "rb") as raw:
         begin, tag = raw.read(10), 0
         if begin[:3] == b"ID3" and len(begin) == 10:

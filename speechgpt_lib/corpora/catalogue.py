@@ -1,7 +1,6 @@
 """The corpora and archives of `catalogue.yaml`, which one a folder holds, and what lies in it.
 
-Folders and files come in a fixed order; hidden ones don't count (macOS leaves `._name` beside
-`name`).
+Folders and files come in a fixed order, without hidden ones (macOS leaves `._name` beside `name`).
 """
 
 from __future__ import annotations

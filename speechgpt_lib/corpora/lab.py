@@ -49,8 +49,7 @@ class LabReader(Corpus):
         blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
         shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
         missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
-        for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
-            pass
+        list(run_in_processes(_speak_shard, missing, processes, fresh=True))
         return shards
 
     def answers(self, utterance: Utterance) -> bool:
@@ -99,16 +98,14 @@ def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
             sentences += [Question(text, "", "answer") for text in all_answers()]
         for q in sentences:
             rate = RATES[1] if voice == s.target_voice else rng.choice(RATES)
-            said = (f"{len(plan):06d}", q.text, q.answer, q.kind)
-            plan.append(Utterance(*said, voice, split, rate=rate))
+            plan.append(Utterance(f"{len(plan):06d}", *q, voice, split, rate=rate))
     return plan
 
 
 def all_answers() -> list[str]:
     """Every answer the world can give, sorted."""
     rng = random.Random(0)
-    kinds = [kind for kind in world.KINDS for _ in range(4000)]
-    return sorted({world.sample_question(rng, kind).answer for kind in kinds})
+    return sorted({world.sample_question(rng, k).answer for k in world.KINDS for _ in range(4000)})
 
 
 def speak(u: Utterance) -> Utterance:
@@ -128,8 +125,7 @@ def _speak_list(plan: list[Utterance]) -> list[Utterance]:
 
 
 def _speak_shard(job: tuple[Path, list[Utterance]]) -> None:
-    path, plan = job
-    write_shard(path, map(speak, plan))
+    write_shard(job[0], map(speak, job[1]))
 
 
 def sample_set(
@@ -140,7 +136,6 @@ def sample_set(
     recipe: its training sentences count as `seen`, and its target voice is the default voice.
     kind: one of `KINDS`; all of them in turn when None.
     held_out: sentences that training never uses, or any sentence of the world.
-
     Raises UserError: unknown voice or kind, no lab corpus, or more sentences than there are.
     """
     lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
@@ -154,12 +149,9 @@ def sample_set(
     if count < 1:
         raise UserError(f"asked for {count} sentences: at least 1 is needed")
     seen = {u.text for u in plan_corpus(lab, recipe.seed) if u.split == "train"}
-    rng = random.Random(f"sample {seed}")
-    plan = [
-        Utterance(f"{k:04d}", s.text, s.answer, s.kind, voice, "", rate=rng.choice(RATES))
-        for k, s in enumerate(_sentences(rng, count, kind, held_out))
-    ]
-    records = []
+    rng, records = random.Random(f"sample {seed}"), []
+    asked = enumerate(_sentences(rng, count, kind, held_out))
+    plan = [Utterance(f"{k:04d}", *q, voice, "", rate=rng.choice(RATES)) for k, q in asked]
     for u in speak_all(plan):
         path = f"{u.id}.wav"
         write_audio(folder / path, u.wave)

@@ -66,7 +66,6 @@ def prepare(
     workers: threads that look at files.
     force: prepare again what is there (after a repair of the corpus).
     change: what becomes of each row that the reader gives; None leaves it out.
-
     Raises UserError: no such corpus there, other settings than before, or too many bad utterances.
     """
     root, out = Path(root).expanduser(), Path(out).expanduser()

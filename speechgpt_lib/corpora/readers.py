@@ -88,11 +88,11 @@ def libri_light(
         for name in files(root / book, ".flac"):
             id, path = f"{book}/{name.removesuffix('.flac')}", f"{book}/{name}"
             whole = Utterance(id, "", "", "speech", speaker, subset, path=path)
-            spans = [] if whole_files else _activity(root, id)
-            if whole_files or isinstance(spans, Skipped):
-                yield whole if whole_files else spans
+            found = whole if whole_files else _activity(root, id)
+            if not isinstance(found, list):
+                yield found
                 continue
-            for number, (start, end) in enumerate(join_spans(spans, maximum_s, pause_s)):
+            for number, (start, end) in enumerate(join_spans(found, maximum_s, pause_s)):
                 yield replace(whole, id=f"{id}/{number:05d}", start=start, end=end)
 
 
@@ -217,10 +217,7 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 
 
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
-    """The entries of the recordings, each with the language of the list, which stands before.
-
-    The list may have several gigabytes; one entry is in memory at a time.
-    """
+    """The entries of recordings, one in memory at a time (all are gigabytes), and their language."""
     try:
         with open(path, "rb") as file:
             language = "en"

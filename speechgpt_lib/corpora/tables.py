@@ -220,8 +220,7 @@ def read_utterances(
 ) -> Iterator[Utterance]:
     """Stream the utterances of a table in order.
 
-    audio: also read what `Utterance.read` needs to give the sound.
-    phones: also read them (speech made here only; recordings have none).
+    audio, phones: also read what `Utterance.read` needs, and the phones of speech made here.
     where: column → value or collection of values to keep.
     shards: some of `table_shards(folder)`; default all.
     """

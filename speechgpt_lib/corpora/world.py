@@ -1,8 +1,7 @@
 """The lab world: a closed language that a small model learns in minutes.
 
-Every sentence is a template whose slots are filled from short word lists (world.yaml).  One table
-drives the sampler that writes the corpus, the grammar of the independent speech judge, and the list
-of words that the lab model knows.
+Every sentence is a template whose slots are filled from short word lists.  One table (world.yaml)
+drives the sampler of the corpus, the grammar of its judge and the words that the lab model knows.
 """
 
 from __future__ import annotations
