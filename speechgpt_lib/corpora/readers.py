@@ -217,7 +217,7 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 
 
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
-    """The entries of recordings, one in memory at a time (all are gigabytes), and their language."""
+    """The recordings of the list (gigabytes: one is in memory at a time), and their language."""
     try:
         with open(path, "rb") as file:
             language = "en"
