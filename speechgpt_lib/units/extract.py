@@ -142,7 +142,7 @@ def encode_shard(job: ShardJob) -> float:
         Item(
             {name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read
         )
-        for u in read_utterances(job.shard.parent, audio="bytes", shards=[job.shard])
+        for u in read_utterances(job.shard.parent, audio=True, shards=[job.shard])
     ]
     if job.settings.device == "cpu":
         torch.set_num_threads(1)
