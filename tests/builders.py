@@ -11,7 +11,7 @@ import torch
 
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
-from speechgpt_lib.corpora.lab_text import lab_texts
+from speechgpt_lib.corpora.world import lab_texts
 from speechgpt_lib.language_model.model import build_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.recipes.loading import load_recipe

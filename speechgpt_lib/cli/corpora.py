@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -30,7 +29,7 @@ def list_corpora(as_json: AsJson = False) -> None:
         lines += [f"  layout    {c.layout}", f"  get it    {how} {command}"]
     lines.append("\narchive              hours      size  corpus")
     lines += [f"{a.name:18} {a.hours:>7}  {a.size:>8}  {a.corpus}" for a in ARCHIVES.values()]
-    archives = [asdict(archive) for archive in ARCHIVES.values()]
+    archives = [archive._asdict() for archive in ARCHIVES.values()]
     emit({"corpora": corpora, "archives": archives}, "\n".join(lines), as_json)
 
 
@@ -91,7 +90,7 @@ def download(
         text = f"{why} By hand:\n{corpus.manual}"
         return emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
     found = archives.find_archive(archive)
-    with _progress_bar(found.file) as progress:
+    with _progress_bar(Path(found.url).name) as progress:
         folder = archives.download(found, out, keep_archive, say=say, progress=progress)
     root = folder.parent
     command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
@@ -127,7 +126,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Write fresh test speech of the lab world: wavs and items.jsonl."""
-    from speechgpt_lib.corpora.sample import sample_set
+    from speechgpt_lib.corpora.lab import sample_set
 
     settings, held_out = load(recipe, changes), not any_sentence
     records = sample_set(out, count, seed, settings, voice, kind, held_out=held_out)

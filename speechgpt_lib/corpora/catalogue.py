@@ -1,21 +1,24 @@
-"""The corpora and archives listed in `catalogue.yaml`, and which corpus a folder holds."""
+"""The corpora and archives of `catalogue.yaml`, which one a folder holds, and what lies in it.
+
+Folders and files come in a fixed order, without hidden ones (macOS leaves `._name` beside `name`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
-from speechgpt_lib.corpora.lists import chapters, files, folders, subset_folders
 from speechgpt_lib.errors import UserError
 
+Names = str | Sequence[str] | None  # one, several, or all
 
-@dataclass(frozen=True)
-class Published:
+
+class Published(NamedTuple):
     """A corpus as published; `manual`: how to get one that asks for an agreement."""
 
     name: str
@@ -23,12 +26,10 @@ class Published:
     hours: str
     licence: str
     layout: str
-    is_here: Callable[[Path], bool]
     manual: str | None = None
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """An archive that anyone may fetch; `folder` is what it unpacks to in the download folder."""
 
     name: str
@@ -39,40 +40,45 @@ class Archive:
     hours: float
     size: str
 
-    @property
-    def file(self) -> str:
-        """The file's name, the last part of its address."""
-        return self.url.rpartition("/")[2]
 
-
-def find_corpus(name: str) -> Published:
-    """The corpus of that name.  Raises UserError, which names all."""
-    if name not in CORPORA:
-        known = ", ".join(CORPORA)
-        raise UserError(f"unknown corpus {name!r}: choose {known} (speechgpt corpora list)")
-    return CORPORA[name]
+_LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CORPORA = {name: Published(name, **facts) for name, facts in _LISTED["corpora"].items()}
+ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
 
 
 def require_corpus(root: Path | str, name: str) -> Path:
-    """`root` as a path, if the corpus called `name` is there.
-
-    Raises UserError, which says what is there instead, and what to try.
-    """
-    root, corpus = Path(root).expanduser(), find_corpus(name)
+    """`root` as a path.  Raises UserError where the corpus `name` isn't: what is there instead."""
+    root, wanted = Path(root).expanduser(), CORPORA[name]
     if not root.is_dir():
-        raise UserError(f"no folder at {root}: give the folder that holds {corpus.layout}")
-    if corpus.is_here(root):
+        raise UserError(f"no folder at {root}: give the folder that holds {wanted.layout}")
+    if _holds(root, wanted):
         return root
     inside = sorted(os.listdir(root))
     found = ", ".join(inside[:5]) + f" and {len(inside) - 5} more" * (len(inside) > 5)
-    what = f"found {found or 'nothing'}; expected {corpus.layout}{_hint(root, corpus)}"
-    raise UserError(f"{root} is not {corpus.title}: {what}")
+    what = f"found {found or 'nothing'}; expected {wanted.layout}{_hint(root, wanted)}"
+    raise UserError(f"{root} is not {wanted.title}: {what}")
 
 
-def language_folders(root: Path) -> list[str]:
-    """Folders of one language of Common Voice, relative to `root`; `.` where it is one itself."""
-    there = (name for name in [".", *folders(root)] if (root / name / "clips").is_dir())
-    return [name for name in there if files(root / name, ".tsv")]
+def _hint(root: Path, wanted: Published) -> str:
+    others = [corpus for corpus in CORPORA.values() if corpus is not wanted]
+    above = root.resolve().parent
+    near = [*(root / name for name in folders(root)[:20]), above, above.parent]
+    # If it isn't another corpus, most often the folder above or below was meant.
+    tries = [(root, corpus) for corpus in others]
+    for folder, corpus in tries + [(place, c) for c in (wanted, *others) for place in near]:
+        if _holds(folder, corpus):
+            cure = ["give that folder"] * (folder is not root)
+            cure += [f"read it as {corpus.name}"] * (corpus is not wanted)
+            what = "It" if folder is root else folder
+            return f". {what} looks like {corpus.title}: {' and '.join(cure)}"
+    return ""
+
+
+def _holds(root: Path, corpus: Published) -> bool:
+    try:
+        return bool(_IS_HERE[corpus.name](root))
+    except OSError:  # not ours to read
+        return False
 
 
 def _has_chapters(root: Path, *suffixes: str) -> bool:
@@ -81,47 +87,59 @@ def _has_chapters(root: Path, *suffixes: str) -> bool:
     return any(all(files(root / name, suffix) for suffix in suffixes) for _, _, name in first)
 
 
-def _hint(root: Path, wanted: Published) -> str:
-    others = [corpus for corpus in CORPORA.values() if corpus is not wanted]
-    for other in others:
-        if _holds(root, other):
-            return f". It looks like {other.title}: read it as {other.name}"
-    # Most often the folder above or below was meant.
-    above = root.resolve().parent
-    near = [*(root / name for name in folders(root)[:20]), above, above.parent]
-    for corpus in (wanted, *others):
-        if folder := next((folder for folder in near if _holds(folder, corpus)), None):
-            also = "" if corpus is wanted else f" and read it as {corpus.name}"
-            return f". {folder} looks like {corpus.title}: give that folder{also}"
-    return ""
+def folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted."""
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
 
 
-def _holds(folder: Path, corpus: Published) -> bool:
-    try:
-        return corpus.is_here(folder)
-    except OSError:  # not ours to read
-        return False
+def files(root: Path, suffix: str) -> list[str]:
+    """Names of the files in `root` that end in `suffix`, sorted."""
+    found = (entry.name for entry in os.scandir(root) if not entry.is_dir())
+    return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
 
 
-def _published(name: str, manual: Sequence[str] = (), **facts: str) -> Published:
-    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(manual, 1))
-    return Published(name, is_here=_IS_HERE[name], manual=steps or None, **facts)
+def subset_folders(root: Path) -> list[str]:
+    """Folders that hold speakers (their names are numbers): subsets of LibriSpeech, Libri-Light."""
+    return [name for name in folders(root) if any(map(str.isdigit, folders(root / name)))]
 
 
-def _archive(group: dict, part: str, md5: str, hours: float, size: str) -> Archive:
-    name, url, folder = (group[key].format(part) for key in ("name", "url", "folder"))
-    return Archive(name, group["corpus"], url, md5, folder, hours, size)
+def chapters(root: Path, subsets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(subset, speaker, subset/speaker/chapter) in order, for folders of these three levels."""
+    for subset in subsets:
+        for speaker in filter(str.isdigit, folders(root / subset)):
+            for chapter in folders(root / subset / speaker):
+                yield subset, speaker, f"{subset}/{speaker}/{chapter}"
 
 
-_IS_HERE: dict[str, Callable[[Path], bool]] = {
+def language_folders(root: Path) -> list[str]:
+    """Folders of one language of Common Voice, relative to `root`; `.` where it is one itself."""
+    there = (name for name in [".", *folders(root)] if (root / name / "clips").is_dir())
+    return [name for name in there if files(root / name, ".tsv")]
+
+
+def chosen_splits(asked: Names, there: Sequence[str], where: Path) -> list[str]:
+    """The splits asked for in the order of `there`, all for None.  Raises UserError for others."""
+    wanted = {asked} if isinstance(asked, str) else set(there if asked is None else asked)
+    if unknown := ", ".join(sorted(wanted - set(there))):
+        raise UserError(f"no split {unknown} in {where}: there are {', '.join(there) or 'none'}")
+    return [name for name in there if name in wanted]
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
+    """Number and text of each line of a list, as a stream; None for one that is not UTF-8."""
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, None
+
+
+_IS_HERE = {
     "librispeech": lambda root: _has_chapters(root, ".trans.txt"),
-    "common_voice": lambda root: bool(language_folders(root)),
+    "common_voice": language_folders,
     "gigaspeech": lambda root: (root / "GigaSpeech.json").is_file(),
     "libri_light": lambda root: _has_chapters(root, ".json", ".flac"),
     "lj_speech": lambda root: (root / "metadata.csv").is_file() and (root / "wavs").is_dir(),
     "vctk": lambda root: any((root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48")),
 }
-_LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-CORPORA = {name: _published(name, **facts) for name, facts in _LISTED["corpora"].items()}
-_ALL = [_archive(group, *row) for group in _LISTED["archives"] for row in group["files"]]
-ARCHIVES = {archive.name: archive for archive in _ALL}

@@ -1,28 +1,22 @@
 """One interface to every corpus: what a step may ask of it, whatever it is and wherever it lies.
 
-`lab` is one reader, LibriSpeech another.  No step asks which one it has: it reads the utterance
-table that `build` wrote, and asks for text, questions or a judge; a corpus that has none answers
-with nothing.  The splits of the table:
-
-    train        speech with text                             units and all that follows
-    unlabelled   speech alone                                 units, stage 1
-    voice        the voice that answers, text or not          units, vocoder, text to unit
-    test         held-out sentences                           evaluation
-    test_voice   held-out, in a voice that training misses    evaluation
+No step asks which corpus it has: it reads the utterance table that `build` wrote, and asks for
+text, questions or a judge; a corpus that has none answers with nothing.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.metrics.judge import SpeechJudge as Judge
 
-LEARNED = ("train", "unlabelled", "voice")  # the splits that any training may hear
-HELD_OUT = ("test", "test_voice")
+# The splits that training may hear: speech with text, speech alone, and the voice that answers;
+# and those for evaluation only, the second in a voice that training misses.
+LEARNED, HELD_OUT = ("train", "unlabelled", "voice"), ("test", "test_voice")
 
 
 class Piece(NamedTuple):
@@ -36,8 +30,7 @@ class Piece(NamedTuple):
 Document = tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question with its one right answer, in the corpus' own spelling, and its kind."""
 
     text: str
@@ -45,15 +38,8 @@ class Question:
     kind: str
 
 
-class Judge(Protocol):
-    """An independent listener: waves (samples,) at 16 kHz → what it hears."""
-
-    def transcribe_many(self, waves: Sequence) -> list[str]:
-        """The words of each wave."""
-
-
 class Corpus:
-    """A corpus of the recipe; beyond the first three methods, one may have nothing to say."""
+    """A corpus of the recipe; to the last four, one may have nothing to say."""
 
     name: str
 
@@ -66,16 +52,14 @@ class Corpus:
     def normalise(self, text: str) -> str:
         """A text in the corpus' own spelling, in which transcripts are compared."""
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Words that this corpus never says; none where its language is open."""
-        return []
-
     def texts(self, seed: int) -> Iterator[str]:
         """Text for training a tokenizer."""
-        return iter(())
 
     def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
         """Text for a language model; with `curriculum` only what is to be learned first."""
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that this corpus never says; none where its language is open."""
         return []
 
     def questions(self, rng: random.Random, count: int) -> list[Question]:
@@ -91,8 +75,7 @@ class Corpus:
         return {}
 
 
-@dataclass(frozen=True)
-class Corpora:
+class Corpora(NamedTuple):
     """All corpora of a recipe as one."""
 
     members: tuple[Corpus, ...]

@@ -25,10 +25,8 @@ from speechgpt_lib.runs.artefacts import replace
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0  # without a byte
+ATTEMPTS, WAIT_S = 5, 3.0  # broken connections in a row, without a byte in between
 SPACE_LEFT = 1 << 28  # bytes that a download leaves on the disk
-
-Say = Callable[[str], None]
-Progress = Callable[[int, int | None], None]
 
 
 def find_archive(name: str) -> Archive:
@@ -47,23 +45,15 @@ def find_archive(name: str) -> Archive:
 
 
 def download(
-    archive: Archive,
-    out: Path | str,
-    keep_archive: bool = False,
-    attempts: int = 5,
-    wait_s: float = 3.0,
-    say: Say = lambda line: None,
-    progress: Progress = lambda done, total: None,
+    archive: Archive, out: Path | str, keep=False, say=lambda _: None, progress=lambda *_: None
 ) -> Path:
     """Fetch, check and unpack `archive` into `out`; the folder that it unpacked to.
 
-    attempts: broken connections in a row, without a byte in between, `wait_s` seconds apart.
-    progress: is told (bytes that are there, bytes in all or None).
-
+    keep: the archive itself as well.  progress: is told (bytes that are there, in all or None).
     Raises UserError: no network, a full disk, a wrong checksum, an archive that isn't safe.
     """
     out = Path(out).expanduser()
-    folder, path = out / archive.folder, out / archive.file
+    folder, path = out / archive.folder, out / Path(archive.url).name
     part = path.with_name(f".{path.name}.part")
     if folder.is_dir():
         say(f"{folder} is there already")
@@ -71,26 +61,23 @@ def download(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (path.is_file() and _md5(path) == archive.md5):
-            _fetch(archive.url, part, attempts, wait_s, say, progress)
+            _fetch(archive.url, part, say, progress)
             if (found := _md5(part)) != archive.md5:
                 part.unlink()
                 what = f"came with MD5 {found}, its publisher says {archive.md5}"
-                cure = "it was thrown away; fetch it again, or from elsewhere"
-                raise UserError(f"{archive.url} {what}: {cure}")
+                raise UserError(f"{archive.url} {what}: it was thrown away; fetch it again")
             os.replace(part, path)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"could not write to {out}: {why}; what is there is kept") from None
     say(f"{path.name}: MD5 is right, unpacking")
     unpack(path, out, archive.folder)
-    if not keep_archive:
+    if not keep:
         path.unlink()
     return folder
 
 
-def _fetch(
-    url: str, part: Path, attempts: int, wait_s: float, say: Say, progress: Progress
-) -> None:
+def _fetch(url: str, part: Path, say: Callable, progress: Callable) -> None:
     """Append to `part` until it is whole, over as many connections as it takes."""
     host, reached, failures = urlsplit(url).hostname, False, 0
     while True:
@@ -98,23 +85,25 @@ def _fetch(
         try:
             if _fetch_rest(url, part, progress):
                 return
+        except requests.HTTPError as error:
+            reason = f"answers {error.response.status_code} {error.response.reason}"
+            if error.response.status_code < 500:
+                raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         except requests.RequestException as error:
-            reason, answered = _plainly(error), isinstance(error, requests.HTTPError)
-            if not answered and not reached and _size(part) == before:
+            reason = _plainly(error)
+            if not reached and _size(part) == before:
                 why = f"no connection to {host} ({reason}): this needs the internet; without it"
                 cure = f"fetch {url} elsewhere, put it into {part.parent}"
                 raise UserError(f"{why}, {cure} and give the same command again") from None
-            if answered and error.response.status_code < 500:
-                raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         reached, failures = True, 0 if _size(part) > before else failures + 1
-        if failures >= attempts:
+        if failures >= ATTEMPTS:
             what = f"{_size(part)} bytes are kept: the same command goes on there"
             raise UserError(f"{host} broke off {failures} times ({reason}); {what}")
         say(f"{host}: {reason} after {_size(part)} bytes, going on")
-        time.sleep(wait_s)
+        time.sleep(WAIT_S)
 
 
-def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
+def _fetch_rest(url: str, part: Path, progress: Callable) -> bool:
     """One connection: the bytes from where `part` ends.  Returns whether it is whole now."""
     have = _size(part)
     # identity: the archive's own bytes, not unpacked by a server that takes .gz for an encoding
@@ -129,11 +118,11 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
         answer.raise_for_status()
         goes_on = answer.status_code == 206 and sent.startswith(f"bytes {have}-")
         have = have if goes_on else 0  # a server that can't resume sends all of it again
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if (free := shutil.disk_usage(part.parent).free) < int(length or 0) + SPACE_LEFT:
-            what = f"{free / 1e9:.1f} GB free, the download needs {int(length or 0) / 1e9:.1f} GB"
-            raise UserError(f"{part.parent} has {what} more: give another folder with -o")
+        size = int(answer.headers.get("Content-Length") or 0)
+        total = have + size if size else None
+        if (free := shutil.disk_usage(part.parent).free) < size + SPACE_LEFT:
+            what = f"{free / 1e9:.1f} GB free, the download needs {size / 1e9:.1f} GB more"
+            raise UserError(f"{part.parent} has {what}: give another folder with -o")
         with open(part, "ab" if goes_on else "wb") as file:
             progress(have, total)
             for chunk in answer.iter_content(CHUNK):
@@ -146,15 +135,21 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
 def unpack(path: Path, out: Path, folder: str) -> None:
     """Unpack `path` so that `out/folder` appears at once and whole, or not at all.
 
-    Other files in the archive come beside it.
+    Other files in the archive come beside it.  Links, devices and paths that leave the archive's
+    folder are refused.
     """
     aside = out / f".unpacking-{path.name}"
     shutil.rmtree(aside, ignore_errors=True)  # of a program that was killed
     aside.mkdir()
     try:
         with tarfile.open(path) as tar:
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
             for member in tar:
-                _extract(tar, member, aside)
+                inside = PurePosixPath(member.name)
+                plain = member.isreg() or member.isdir()
+                if inside.is_absolute() or ".." in inside.parts or not plain:
+                    raise tarfile.TarError(f"{member.name!r} is no plain file inside its folder")
+                tar.extract(member, aside)
         if not (aside / folder).is_dir():
             found = ", ".join(sorted(os.listdir(aside))[:5]) or "nothing"
             raise UserError(f"{path} holds {found}; expected {folder}: is it another archive?")
@@ -172,17 +167,6 @@ def unpack(path: Path, out: Path, folder: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """No file outside `folder`, no device, no link out of it, no odd permissions."""
-    if hasattr(tarfile, "data_filter"):
-        tar.extract(member, folder, filter="data")
-        return
-    path = PurePosixPath(member.name)  # Python before 3.11.4
-    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-        raise tarfile.TarError(f"{member.name!r} is no plain file inside the archive's folder")
-    tar.extract(member, folder)
-
-
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -194,8 +178,6 @@ def _size(path: Path) -> int:
 
 def _plainly(error: Exception) -> str:
     """The last words of a chain of wrapped errors: what happened, without addresses of objects."""
-    if isinstance(error, requests.HTTPError):
-        return f"answers {error.response.status_code} {error.response.reason}"
     text = str(error)
     if found := re.search(r"(?:\[Errno -?\d+\]|Errno -?\d+\)?:?) ([A-Za-z][^'\")\]]*)", text):
         return found[1].strip()

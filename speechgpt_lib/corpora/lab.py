@@ -1,34 +1,32 @@
 """The lab corpus: sentences of the lab world spoken by several voices, instead of recorded speech.
 
-Its speech is made here, its text never ends, and its judges know its grammar.  Its voices:
-
-    target       most statements and questions, every answer: the voice that answers
-    aligned      fewer statements and questions, for stages 1 to 3 (as the listening side)
-    unlabelled   statements and questions whose text is not used, for units and stage 1
-    held out     held-out sentences only, for evaluation
-
-The splits are those of `corpus.py`; `test` has held-out sentences in known voices.
+Its speech is made here, its text never ends, and its judges know its grammar.  The target voice has
+most statements and questions and every answer; another voice has held-out sentences only.
 """
 
 from __future__ import annotations
 
-import functools
+import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora import lab_text, world
-from speechgpt_lib.corpora.corpus import Corpus, Document, Question
-from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora.audio import write_audio
+from speechgpt_lib.corpora.corpus import Corpus, Question
+from speechgpt_lib.corpora.speech import VOICES, synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.runs.artefacts import write_text
 from speechgpt_lib.runs.processes import run_in_processes
 
+KINDS = (*world.KINDS, "statement")
 RATES = (165, 175, 185)  # words a minute; the target voice has the middle one
 # Waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each anew.
 LENGTH_STEP = 3200
@@ -36,43 +34,26 @@ LENGTH_STEP = 3200
 
 @dataclass(frozen=True)
 class LabReader(Corpus):
-    """See `corpus.Corpus`."""
+    """See `corpus.Corpus`; the target voice answers."""
 
     settings: LabCorpus
     name: str = "lab"
+    normalise = staticmethod(world.normalise)
+    unknown_words = staticmethod(world.unknown_words)
+    texts = staticmethod(world.lab_texts)
+    documents = staticmethod(world.documents)
 
-    def build(
-        self, folder: Path, seed: int, processes: int = 2, shard_size: int = 400
-    ) -> list[Path]:
+    def build(self, folder: Path, seed: int, processes: int = 2, size: int = 400) -> list[Path]:
         """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
         plan = plan_corpus(self.settings, seed)
-        starts = range(0, len(plan), shard_size)
-        shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(starts))]
-        jobs = [(path, plan[i : i + shard_size]) for path, i in zip(shards, starts, strict=True)]
-        missing = [job for job in jobs if not job[0].exists()]
-        for _ in run_in_processes(_speak_shard, missing, processes, fresh=True):
-            pass
+        blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
+        shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
+        missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
+        list(run_in_processes(_speak_shard, missing, processes, fresh=True))
         return shards
 
     def answers(self, utterance: Utterance) -> bool:
-        """Only the target voice."""
         return utterance.voice == self.settings.target_voice
-
-    def normalise(self, text: str) -> str:
-        """Lower-case words without punctuation."""
-        return world.normalise(text)
-
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of `text` that are outside the lab world, in order of appearance."""
-        return world.unknown_words(text)
-
-    def texts(self, seed: int) -> Iterator[str]:
-        """Sentences and single words of the world."""
-        return lab_text.lab_texts(seed)
-
-    def documents(self, rng: random.Random, count: int, curriculum: bool = False) -> list[Document]:
-        """Questions with answers, look-ups, echoes and statements of the training side."""
-        return lab_text.documents(rng, count, curriculum)
 
     def questions(self, rng: random.Random, count: int) -> list[Question]:
         """Of `count` random questions those of the training side."""
@@ -81,70 +62,54 @@ class LabReader(Corpus):
 
     def held_out_questions(self, per_kind: int) -> list[Question]:
         """Up to `per_kind` different ones of every kind."""
-        rng = random.Random("held-out text questions")
-        samples = (functools.partial(world.sample_question, rng, kind) for kind in world.KINDS)
-        found = (world.distinct(one, per_kind, True, 100 * per_kind) for one in samples)
-        return [question for questions in found for question in questions]
+        rng, attempts = random.Random("held-out text questions"), 100 * per_kind
+        kinds = (world.distinct(rng, kind, per_kind, True, attempts) for kind in world.KINDS)
+        return [question for questions in kinds for question in questions]
 
     def judges(self) -> dict[str, judge.SpeechJudge]:
         """One that hears whole sentences of the grammar, one that hears any sequence of words."""
         closed = [*world.STATEMENTS, *(answer for _, answer in world.QUESTIONS.values())]
         closed += [world.QUESTIONS[kind][0] for kind in world.CONTEXT_KINDS]
         opened = [world.QUESTIONS[kind][0] for kind in world.KNOWLEDGE_KINDS]
-        openings = [opening for opening in world.OPENINGS if opening]
-        grammar = judge.grammar_from_templates(
-            closed, world.SLOTS, opened=opened, openings=openings
-        )
-        anything = judge.bigram_judge(_sentences(), words=world.vocabulary())
+        grammar = judge.grammar_from_templates(closed, world.SLOTS, opened, world.OPENINGS)
+        rng, read = random.Random("bigram judge"), all_answers()
+        while len(read) < 6000:  # it never read a held-out sentence
+            text = world.sample_question(rng, "statement" if rng.random() < 0.4 else None).text
+            read += [text] * (not world.is_held_out(text))
+        anything = judge.bigram_judge(read, words=world.vocabulary())
         return {"": judge.template_judge(grammar), "_bigram": anything}
 
 
 def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
     """Every utterance without its sound, in a fixed order: a pure function of settings and seed."""
-    rng = random.Random(f"lab corpus {seed}")
-    plan: list[Utterance] = []
-
-    def add(voice: str, split: str, sentences: list[Question]) -> None:
-        for s in sentences:
-            rate = 175 if voice == settings.target_voice else rng.choice(RATES)
-            identity = f"{len(plan):06d}"
-            plan.append(Utterance(identity, s.text, s.answer, s.kind, voice, split, rate=rate))
-
-    def sample(split: str, statements: int, questions: int) -> list[Question]:
-        held_out, sentences = split.startswith("test"), []
+    s, rng, plan = settings, random.Random(f"lab corpus {seed}"), []
+    tests, unlabelled = [s.test_sentences // 2] * 2, [s.unlabelled_sentences // 2] * 2
+    parts = [(s.target_voice, "train", s.target_statements, s.target_questions)]
+    parts += [(v, "train", s.aligned_statements, s.aligned_questions) for v in s.aligned_voices]
+    parts += [(v, "unlabelled", *unlabelled) for v in s.unlabelled_voices]
+    parts += [(v, "test", *tests) for v in (s.target_voice, *s.aligned_voices)]
+    for voice, split, statements, questions in [*parts, (s.held_out_voice, "test_voice", *tests)]:
+        sentences, held_out = [], split.startswith("test")
         each, more = divmod(questions, len(world.KINDS))
         counts = {kind: each + (k < more) for k, kind in enumerate(world.KINDS)}
         for kind, count in ({"statement": statements} | counts).items():
-            one = functools.partial(world.sample_sentence, rng, kind)
-            sentences += world.distinct(one, count, held_out, attempts=60 * count + 600)
-        return sentences
-
-    s = settings
-    add(s.target_voice, "train", sample("train", s.target_statements, s.target_questions))
-    add(s.target_voice, "train", [Question(text, "", "answer") for text in all_answers()])
-    for voice in s.aligned_voices:
-        add(voice, "train", sample("train", s.aligned_statements, s.aligned_questions))
-    half = s.unlabelled_sentences // 2
-    for voice in s.unlabelled_voices:
-        add(voice, "unlabelled", sample("unlabelled", half, half))
-    half = s.test_sentences // 2
-    for voice in (s.target_voice, *s.aligned_voices):
-        add(voice, "test", sample("test", half, half))
-    add(s.held_out_voice, "test_voice", sample("test_voice", half, half))
+            sentences += world.distinct(rng, kind, count, held_out, attempts=60 * count + 600)
+        if (voice, split) == (s.target_voice, "train"):
+            sentences += [Question(text, "", "answer") for text in all_answers()]
+        for q in sentences:
+            rate = RATES[1] if voice == s.target_voice else rng.choice(RATES)
+            plan.append(Utterance(f"{len(plan):06d}", *q, voice, split, rate=rate))
     return plan
 
 
 def all_answers() -> list[str]:
     """Every answer the world can give, sorted."""
-    rng, found = random.Random(0), set()
-    for kind in world.KINDS:
-        found |= {world.sample_question(rng, kind).answer for _ in range(4000)}
-    return sorted(found)
+    rng = random.Random(0)
+    return sorted({world.sample_question(rng, k).answer for k in world.KINDS for _ in range(4000)})
 
 
-def speak(utterance: Utterance) -> Utterance:
+def speak(u: Utterance) -> Utterance:
     """Synthesize one utterance of the plan."""
-    u = utterance
     wave, phones = synthesize(u.text, u.voice, u.rate, u.pitch)
     wave = np.pad(wave, (0, -len(wave) % LENGTH_STEP))
     return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
@@ -160,19 +125,51 @@ def _speak_list(plan: list[Utterance]) -> list[Utterance]:
 
 
 def _speak_shard(job: tuple[Path, list[Utterance]]) -> None:
-    path, plan = job
-    write_shard(path, map(speak, plan))
+    write_shard(job[0], map(speak, job[1]))
 
 
-def _sentences(count: int = 6000) -> list[str]:
-    """Sentences of training only: the bigram judge never read a held-out one."""
-    rng = random.Random("bigram judge")
-    found = list(all_answers())
-    while len(found) < count:
-        if rng.random() < 0.4:
-            text = world.sample_statement(rng)
-        else:
-            text = world.sample_question(rng).text
-        if not world.is_held_out(text):
-            found.append(text)
-    return found
+def sample_set(
+    folder: Path, count: int, seed: int, recipe: Recipe, voice=None, kind=None, held_out=True
+) -> list[dict]:
+    """Write `count` different sentences as speech (0000.wav, …), and items.jsonl: their records.
+
+    recipe: its training sentences count as `seen`, and its target voice is the default voice.
+    kind: one of `KINDS`; all of them in turn when None.
+    held_out: sentences that training never uses, or any sentence of the world.
+    Raises UserError: unknown voice or kind, no lab corpus, or more sentences than there are.
+    """
+    lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
+    if lab is None:
+        raise UserError(f"recipe {recipe.name} has no lab corpus: only its sentences are made here")
+    voice = voice or lab.target_voice
+    if voice not in VOICES:
+        raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if count < 1:
+        raise UserError(f"asked for {count} sentences: at least 1 is needed")
+    seen = {u.text for u in plan_corpus(lab, recipe.seed) if u.split == "train"}
+    rng, records = random.Random(f"sample {seed}"), []
+    asked = enumerate(_sentences(rng, count, kind, held_out))
+    plan = [Utterance(f"{k:04d}", *q, voice, "", rate=rng.choice(RATES)) for k, q in asked]
+    for u in speak_all(plan):
+        path = f"{u.id}.wav"
+        write_audio(folder / path, u.wave)
+        record = {"path": path, "text": u.text, "answer": u.answer, "kind": u.kind, "voice": voice}
+        record |= {"held_out": world.is_held_out(u.text), "seen": u.text in seen}
+        records.append(record)
+    write_text(folder / "items.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def _sentences(rng: random.Random, count: int, kind: str | None, held_out: bool) -> list[Question]:
+    found: dict[str, Question] = {}
+    for attempt in range(count * 400 + 4000):
+        if len(found) == count:
+            return list(found.values())
+        name = kind or KINDS[(len(found) + attempt // 400) % len(KINDS)]
+        sentence = world.sample_question(rng, name)
+        if not held_out or world.is_held_out(sentence.text):
+            found.setdefault(sentence.text, sentence)
+    some = f"{len(found)} {'held-out ' * held_out}sentences of kind {kind or 'any'}"
+    raise UserError(f"the lab world has only {some}, {count} were asked for: lower -n")

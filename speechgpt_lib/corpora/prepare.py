@@ -1,4 +1,4 @@
-"""A corpus on disk → the utterance table: shards of segments with sound, and a quarantine.
+"""A corpus on disk → the utterance table: shards of utterances, and a quarantine.
 
 Rows are read in blocks, a block becomes a shard.  Until the end, `parts/` says for each shard which
 block it holds and what was left out: a run that was killed goes on after the last block for which
@@ -12,34 +12,17 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple
 from itertools import chain, islice
 from pathlib import Path
 
-from speechgpt_lib.corpora import common_voice, gigaspeech, libri_light, librispeech, studio
-from speechgpt_lib.corpora.catalogue import find_corpus
-from speechgpt_lib.corpora.lists import Names
-from speechgpt_lib.corpora.segments import MAXIMUM_S, Row, Segment, Skipped, check_segment
-from speechgpt_lib.corpora.sound_files import BadAudio
-from speechgpt_lib.corpora.tables import (
-    PARTS,
-    SUMMARY,
-    read_utterances,
-    remove_half_written,
-    write_quarantine,
-    write_segments,
-)
+from speechgpt_lib.corpora import tables
+from speechgpt_lib.corpora.audio import BadAudio
+from speechgpt_lib.corpora.catalogue import CORPORA, Names
+from speechgpt_lib.corpora.readers import READERS
+from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 
-READERS = {
-    "librispeech": librispeech.rows,
-    "common_voice": common_voice.rows,
-    "gigaspeech": gigaspeech.rows,
-    "libri_light": libri_light.rows,
-    "lj_speech": studio.lj_speech,
-    "vctk": studio.vctk,
-}
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
 GIVE_UP = 1000  # bad utterances from the first on: a corpus without its audio, don't look further
@@ -50,7 +33,9 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
 
     Raises UserError: no such corpus, no such option, or another corpus there.
     """
-    title = find_corpus(corpus).title
+    if corpus not in CORPORA:
+        raise UserError(f"unknown corpus {corpus!r}: choose {', '.join(CORPORA)} (corpora list)")
+    title = CORPORA[corpus].title
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
         raise UserError(f"{title} has no option {unknown}: there are {', '.join(known) or 'none'}")
@@ -64,11 +49,11 @@ def prepare(
     split: Names = None,
     decode: bool = False,
     max_bad_share: float = 0.05,
-    longest_s: float = MAXIMUM_S,
+    longest_s: float = tables.MAXIMUM_S,
     shard_size: int = 5000,
     workers: int = 1,
     force: bool = False,
-    change: Callable[[Row], Row | None] | None = None,
+    change: Callable[[Row], Row | None] = lambda row: row,
     say: Callable[[str], None] = lambda line: None,
     **options: object,
 ) -> dict:
@@ -81,16 +66,14 @@ def prepare(
     workers: threads that look at files.
     force: prepare again what is there (after a repair of the corpus).
     change: what becomes of each row that the reader gives; None leaves it out.
-
     Raises UserError: no such corpus there, other settings than before, or too many bad utterances.
     """
     root, out = Path(root).expanduser(), Path(out).expanduser()
-    rows = read_rows(corpus, root, split, options)
-    rows = rows if change is None else filter(None, map(change, rows))
+    rows = filter(None, map(change, read_rows(corpus, root, split, options)))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
         what = "found its layout, but nothing of what is asked for"
-        raise UserError(f"no utterance of {find_corpus(corpus).title} in {root}: {what}")
+        raise UserError(f"no utterance of {CORPORA[corpus].title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}
     settings |= {"longest_s": longest_s, "shard_size": shard_size} | options
@@ -101,32 +84,32 @@ def prepare(
 
     def check(row: Row) -> Row:
         try:
-            return row if isinstance(row, Skipped) else check_segment(root, row, longest_s, decode)
+            seen = isinstance(row, Skipped)
+            return row if seen else tables.check_segment(root, row, longest_s, decode)
         except BadAudio as bad:
             return Skipped(row.path, row.id, bad.reason, bad.detail)
 
-    rows, shards, good, bad = chain([first], rows), [], 0, 0
+    rows, parts, good, bad = chain([first], rows), [], 0, 0
     for number, block in enumerate(iter(lambda: list(islice(rows, shard_size)), [])):
         shard, part = out / f"utterances-{number:05d}.parquet", out / PARTS / f"{number:05d}.json"
-        key = hash_json([astuple(row) for row in block])
+        key = hash_json([repr(row) for row in block])
         made = read_json(part) if part.is_file() and shard.is_file() else {}
         if made.get("block") != key:  # not made yet, or the corpus' lists have changed since
             with ThreadPoolExecutor(workers) as pool:
                 checked = list(pool.map(check, block))
-            found = [row for row in checked if isinstance(row, Segment)]
-            skipped = [asdict(row) for row in checked if isinstance(row, Skipped)]
+            found = [row for row in checked if isinstance(row, Utterance)]
+            skipped = [row._asdict() for row in checked if isinstance(row, Skipped)]
             faults = sum(row["reason"] != NO_FAULT for row in skipped)
             made = {"block": key, "good": len(found), "bad": faults, "skipped": skipped}
-            write_segments(shard, found, root.resolve())
+            tables.write_segments(shard, found, root.resolve())
             write_json(part, made)
-            hours = sum(row.seconds for row in found) / 3600
-            said = f"{len(found)} utterances, {hours:.2f} h, {faults} in quarantine"
-            say(f"{shard.name}: {said}")
-        shards.append(shard)
+            hours = sum(u.seconds for u in found) / 3600
+            say(f"{shard.name}: {len(found)} utterances, {hours:.2f} h, {faults} in quarantine")
+        parts.append(part)
         good, bad = good + made["good"], bad + made["bad"]
         if not good and bad >= GIVE_UP:
             break
-    return _finish(out, shards, settings, max_bad_share)
+    return _finish(out, parts, settings, max_bad_share)
 
 
 def _settle(out: Path, settings: dict, force: bool) -> None:
@@ -145,51 +128,49 @@ def _settle(out: Path, settings: dict, force: bool) -> None:
         raise UserError(f"{out} was prepared with {was}: {cure}")
 
 
-def _finish(out: Path, shards: list[Path], settings: dict, max_bad_share: float) -> dict:
+def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) -> dict:
     """Write quarantine and summary from what lies in `out`."""
+    reasons, example, utterances, seconds, textless = Counter(), {}, Counter(), Counter(), 0
 
-    def skipped() -> Iterator[Skipped]:
-        for part in sorted((out / PARTS).glob("*.json"))[: len(shards)]:
-            yield from (Skipped(**row) for row in read_json(part)["skipped"])
+    def faults() -> Iterator[dict]:
+        for row in (row for part in parts for row in read_json(part)["skipped"]):
+            reasons[row["reason"]] += 1
+            example.setdefault(row["reason"], f"{row['path']} ({row['detail']})")
+            if row["reason"] != NO_FAULT:
+                yield row
 
-    reasons, example = Counter(), {}
-    for row in skipped():
-        reasons[row.reason] += 1
-        example.setdefault(row.reason, f"{row.path} ({row.detail})")
+    tables.write_quarantine(out / QUARANTINE, faults())
     no_fault = {reason: reasons.pop(reason) for reason in {NO_FAULT} & set(reasons)}
-    write_quarantine(out / QUARANTINE, (row for row in skipped() if row.reason != NO_FAULT))
-    utterances, seconds, textless = Counter(), Counter(), 0
-    for u in read_utterances(out, shards=shards):
+    shards = [out / f"utterances-{part.stem}.parquet" for part in parts]
+    for u in tables.read_utterances(out, shards=shards):
         utterances[u.split] += 1
         seconds[u.split] += u.seconds
         textless += not u.text
-    bad = reasons.total()
-    total, root = bad + utterances.total(), settings["root"]
-    if not total:
+    bad, good, root = reasons.total(), utterances.total(), settings["root"]
+    if not bad + good:
         raise UserError(f"no speech in {root}: every row is marked as something else")
-    allowed = max(max_bad_share * total, 1 if max_bad_share else 0)
-    if bad > allowed or bad == total:
-        what = f"{bad} of {total} utterances of {root} can't be used"
-        what += f" ({bad / total:.1%}, the limit is {max_bad_share:.1%})"
+    share = bad / (bad + good)
+    if not good or share > max_bad_share and (bad > 1 or not max_bad_share):
+        what = f"{bad} of {bad + good} utterances of {root} can't be used"
+        what += f" ({share:.1%}, the limit is {max_bad_share:.1%})"
         reason, times = reasons.most_common(1)[0]
         often = f"most often {reason} ({times}), for example {example[reason]}"
         how = f"see {out / QUARANTINE}"
-        if bad < total:
-            share = -(-100 * bad // total) / 100  # rounded up
-            how += f", or go on with the rest: --max-bad-share {share:.2f}"
+        if good:  # rounded up
+            limit = -(-100 * bad // (bad + good)) / 100
+            how += f", or go on with the rest: --max-bad-share {limit:.2f}"
         raise UserError(f"{what}; {often}: {how}")
-    summary = {"settings": settings, "shards": len(shards), "utterances": utterances.total()}
-    summary |= {"hours": round(seconds.total() / 3600, 4), "without_text": textless}
-    summary["splits"] = {
-        name: {"utterances": utterances[name], "hours": round(seconds[name] / 3600, 4)}
-        for name in sorted(utterances)
+    splits = {
+        name: {"utterances": count, "hours": round(seconds[name] / 3600, 4)}
+        for name, count in sorted(utterances.items())
     }
-    summary["quarantined"] = {"utterances": bad, "share": round(bad / total, 6)}
-    summary["quarantined"] |= {"reasons": dict(sorted(reasons.items()))}
-    summary["skipped"] = no_fault
+    faulty = {"utterances": bad, "share": round(share, 6), "reasons": dict(sorted(reasons.items()))}
+    summary = {"settings": settings, "shards": len(shards), "utterances": good}
+    summary |= {"hours": round(seconds.total() / 3600, 4), "without_text": textless}
+    summary |= {"splits": splits, "quarantined": faulty, "skipped": no_fault}
     for stale in sorted(out.glob("utterances-*.parquet"))[len(shards) :]:  # of a longer list before
         stale.unlink()
-    remove_half_written(out)
+    tables.remove_half_written(out)
     write_json(out / SUMMARY, summary)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return summary

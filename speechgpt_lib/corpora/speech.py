@@ -1,14 +1,13 @@
 """Text to speech without downloads: eSpeak NG of the wheel of praat-parselmouth, with its phones.
 
-The speech is the lab's stand-in for recorded corpora: 16 kHz, clean, in twenty voices.  eSpeak
-carries a little state from one sentence to the next: the same sentences in the same order, from the
-start of a process, give the same samples; `lab.speak_all` does that.
+eSpeak carries a little state from one sentence to the next: the same sentences in the same order,
+from the start of a process, give the same samples; `lab.speak_all` does that.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +19,9 @@ VOICES = (
     "Linda Steph Annie Auntie Storm Travis Andy Quincy"
 ).split()
 PEAK = 0.7
-_SILENCE = "?"  # how Praat lists an empty interval
 
 
-@dataclass(frozen=True)
-class Phone:
+class Phone(NamedTuple):
     """One phone (IPA; empty = silence) from `start` to `end` in seconds."""
 
     start: float
@@ -32,9 +29,7 @@ class Phone:
     label: str
 
 
-def synthesize(
-    text: str, voice: str = "Female1", rate: int = 175, pitch: float = 1.0
-) -> tuple[np.ndarray, list[Phone]]:
+def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
     voice: one of `VOICES`.  rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
@@ -49,10 +44,10 @@ def synthesize(
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
-    # One call for all intervals: a line of start, tier, label and end for each.
+    # One call for all intervals: a line of start, tier, label (`?` if empty) and end for each.
     table = call(grid, "List", False, 4, True, True).splitlines()[1:]
     phones = [
-        Phone(float(start), float(end), label.replace(_SILENCE, ""))
+        Phone(float(start), float(end), label.replace("?", ""))
         for start, name, label, end in (line.split("\t") for line in table)
         if name == tier
     ]

@@ -1,37 +1,37 @@
-"""The utterance table: Parquet shards, written one by one and read as a stream, of any corpus.
+"""The utterance table: its rows, which may be stretches of sound files, and its Parquet shards.
 
-    utterances-00000.parquet        speech made here: FLAC inside, with its phones
-    NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
-    NAME/quarantine.parquet         what can't be used of it, each with a reason
-
-All shards have the columns id, text, answer, kind, voice, split and seconds; text and answer are ""
-where there is none.
+utterances-00000.parquet        speech made here: FLAC inside, with its phones
+NAME/utterances-00000.parquet   recorded speech: which stretch of which file; the sound stays
+NAME/quarantine.parquet         what can't be used of it; docs/corpora-and-units.md says why
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import soundfile
 
-from speechgpt_lib.corpora.segments import Segment, Skipped, read_segment
-from speechgpt_lib.corpora.sound_files import BadAudio
+from speechgpt_lib.corpora import audio as sound
+from speechgpt_lib.corpora.audio import BadAudio, Header, inspect, refuse_short, to_16_khz
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
+SILENCE = 1e-4  # of full scale: 16-bit dither stays below
+MAXIMUM_S = 7200.0  # longer than any file of these corpora, 460 MB as float32 at 16 kHz
+SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, and codecs pad
 TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")
 _TEXT = pyarrow.string()
 _INT, _SINGLE, _DOUBLE = pyarrow.int32(), pyarrow.float32(), pyarrow.float64()
@@ -53,40 +53,120 @@ PARTS, SUMMARY = "parts", "summary.json"  # of `prepare`: what it has while at w
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance of one voice, synthesized (with rate and pitch) or recorded (with a path)."""
+    """One utterance of one voice, synthesized (with rate and pitch) or recorded (with a path).
+
+    A reader gives what its corpus promises; `check_segment` fills in what the decoder really gives
+    (a rate of often 48 kHz for Opus, whatever was recorded).
+    """
 
     id: str
-    text: str
+    text: str  # "" where there is no transcript
     answer: str
     kind: str
     voice: str
-    split: str  # one of those in corpus.py
+    split: str  # one of those in corpus.py; a reader's are the corpus' own
     seconds: float = 0.0
     rate: int = 0  # words a minute
     pitch: float = 1.0  # times the voice's own
-    path: str = ""  # relative to `root`
+    path: str = ""  # relative to `root`, with `/` between folders
     start: float = 0.0  # seconds
-    end: float | None = None
+    end: float | None = None  # seconds; None for a whole file of which nothing is known yet
     sample_rate: int = SAMPLE_RATE  # Hz
     language: str = "en"
     root: str = ""
-    wave: np.ndarray | None = field(default=None, repr=False)  # float32 (samples,) at 16 kHz
-    audio: bytes = field(
-        default=b"", repr=False
-    )  # the same as FLAC; both only where they were read
+    # The sound, only where it was read: float32 (samples,) at 16 kHz, or the same as FLAC.
+    wave: np.ndarray | None = field(default=None, repr=False)
+    audio: bytes = field(default=b"", repr=False)
     phones: list[Phone] = field(default_factory=list, repr=False)
-
-    @property
-    def segment(self) -> Segment:
-        """The stretch of a sound file that recorded speech is."""
-        place = (self.id, self.path, self.start, self.end, self.sample_rate, self.text)
-        return Segment(*place, self.voice, self.language, self.split)
 
     def read(self) -> np.ndarray:
         """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio for one that can't be used."""
         if self.wave is not None:
             return self.wave
-        return decode(self.audio) if self.audio else read_segment(self.root, self.segment)
+        if self.audio:
+            return soundfile.read(io.BytesIO(self.audio), dtype="float32")[0]
+        return read_segment(self.root, self)
+
+
+class Skipped(NamedTuple):
+    """A row that gives no utterance."""
+
+    path: str
+    id: str
+    reason: str  # one word, so that they can be counted
+    detail: str  # what was found
+
+
+Row = Utterance | Skipped
+
+
+def read_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S) -> np.ndarray:
+    """The sound of `u`, float32 (n,) at 16 kHz: only its stretch is read.  Raises BadAudio."""
+    return _decode(*_stretch(root, u, maximum_s))[0]
+
+
+def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndarray:
+    """Samples `start` to `start + count` at 16 kHz of the sound of `u`, float32 (count,).
+
+    Where the file has another rate, what lies up to 0.1 s around is resampled with them, so that
+    they are (to about 1e-4) those of `read_segment`.  Behind the end they are 0.  Raises BadAudio.
+    """
+    path = Path(root) / u.path
+    header = inspect(path)
+    rate, first = header.rate, round(u.start * header.rate)
+    margin = 0 if rate == SAMPLE_RATE else SAMPLE_RATE // 10
+    grid = SAMPLE_RATE // math.gcd(SAMPLE_RATE, rate)  # where samples of both rates fall together
+    before = max(0, start - margin) // grid * grid
+    last = first + math.ceil((start + count + margin) * rate / SAMPLE_RATE)
+    end = header.frames if u.end is None else min(header.frames, round(u.end * rate))
+    first += before * rate // SAMPLE_RATE
+    wave = to_16_khz(sound.decode(path, first, max(first, min(last, end))), rate)
+    wave = wave[start - before : start - before + count]
+    return np.pad(wave, (0, count - len(wave)))
+
+
+def check_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S, decoded=False) -> Utterance:
+    """`u` with its end, seconds and sample rate as the file has them.  Raises BadAudio.
+
+    Looks at the file's header and tail only, unless `decoded`: then also at every sample.
+    """
+    path, header, start, stop = _stretch(root, u, maximum_s)
+    if decoded or header.damage:  # a damaged file may still hold this segment
+        stop = start + _decode(path, header, start, stop)[1]
+    end = stop / header.rate if u.end is None else u.end
+    return replace(u, end=end, seconds=end - u.start, sample_rate=header.rate)
+
+
+def _stretch(root: Path | str, u: Utterance, maximum_s: float) -> tuple[Path, Header, int, int]:
+    """Its file, with first frame and frame after the last, checked with the header."""
+    path = Path(root) / u.path
+    header = inspect(path)
+    rate, frames, counted, damage = header
+    if u.end is None and damage:
+        raise BadAudio("truncated", path, damage)
+    start, claimed = round(u.start * rate), frames if u.end is None else round(u.end * rate)
+    if (seconds := (claimed - start) / rate) > maximum_s:
+        raise BadAudio("too_long", path, f"{seconds:.0f} s, the limit is {maximum_s:.0f} s")
+    if not 0 <= start < frames or claimed - frames > SLACK_S * rate and counted:
+        stretch = f"segment {u.start:g} to {u.end} s"
+        raise BadAudio("truncated", path, f"{stretch} of a file of {frames / rate:.2f} s")
+    stop = min(claimed, frames)
+    refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
+    return path, header, start, stop
+
+
+def _decode(path: Path, header: Header, start: int, stop: int) -> tuple[np.ndarray, int]:
+    """The sound at 16 kHz, checked, and how many of the file's frames it is."""
+    frames = sound.decode(path, start, stop)
+    if header.counted and len(frames) < stop - start - SLACK_S * header.rate or not len(frames):
+        found, claimed = len(frames) / header.rate, (stop - start) / header.rate
+        raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
+    sound.refuse_not_finite(path, frames)
+    if (peak := np.abs(frames).max()) < SILENCE:
+        raise BadAudio("silent", path, f"no sample above {peak:.1g} of full scale")
+    wave = to_16_khz(frames, header.rate)
+    refuse_short(path, len(wave))
+    return wave, len(frames)
 
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
@@ -95,38 +175,27 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     for u in utterances:
         buffer = io.BytesIO()
         soundfile.write(buffer, u.wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        columns = {name: getattr(u, name) for name in SPOKEN_SCHEMA.names[:9]}
-        rows.append(columns | {"audio": buffer.getvalue(), "phones": [vars(p) for p in u.phones]})
-    with atomic_path(path) as temporary:
-        table = pyarrow.Table.from_pylist(rows, SPOKEN_SCHEMA)
-        pyarrow.parquet.write_table(table, temporary, compression="none")
+        rows.append(vars(u) | {"audio": buffer.getvalue()})
+    _write(path, rows, SPOKEN_SCHEMA, "none")
 
 
-def write_segments(path: Path, segments: Iterable[Segment], root: Path | str) -> None:
+def write_segments(path: Path, utterances: Iterable[Utterance], root: Path | str) -> None:
     """Write recorded utterances, whose files lie below `root`."""
-    rows = (
-        {"text": s.text or "", "answer": "", "kind": "speech", "voice": s.speaker}
-        | {n: getattr(s, n) for n in ("id", "split", *RECORDED_SCHEMA.names[6:])}
-        for s in segments
-    )
-    _write(path, rows, RECORDED_SCHEMA.with_metadata({"root": str(root)}))
+    _write(path, map(vars, utterances), RECORDED_SCHEMA.with_metadata({"root": str(root)}))
 
 
-def write_quarantine(path: Path, skipped: Iterable[Skipped]) -> None:
-    """Write what can't be used."""
-    _write(path, map(asdict, skipped), QUARANTINE_SCHEMA)
+def write_quarantine(path: Path, skipped: Iterable[dict]) -> None:
+    """Write what can't be used: dictionaries with the fields of `Skipped`."""
+    _write(path, skipped, QUARANTINE_SCHEMA)
 
 
 def read_quarantine(path: Path) -> Iterator[Skipped]:
     """Stream what `prepare`, or the extraction of units, could not use."""
-    return (Skipped(**row) for row in _stream(path, QUARANTINE_SCHEMA.names, None))
+    return (Skipped(**row) for row in _stream(path, (QUARANTINE_SCHEMA,)))
 
 
 def table_shards(folder: Path | str) -> list[Path]:
-    """The shards of an utterance table in order.
-
-    Raises UserError where there are none, or not all.
-    """
+    """The shards of a table in order.  Raises UserError where there are none, or not all."""
     found = sorted(Path(folder).glob("**/utterances-*.parquet"))
     shards = [path for path in found if not path.parent.name.startswith(".")]  # half-written ones
     if not shards:
@@ -147,79 +216,50 @@ def remove_half_written(folder: Path) -> None:
 
 
 def read_utterances(
-    folder: Path,
-    audio: bool | Literal["bytes"] = False,
-    phones: bool = False,
-    where: dict[str, object] | None = None,
-    shards: Iterable[Path] | None = None,
+    folder: Path, audio=False, phones=False, where: dict | None = None, shards: list | None = None
 ) -> Iterator[Utterance]:
     """Stream the utterances of a table in order.
 
-    audio: True reads the sound of each; "bytes" reads what `Utterance.read` needs to get it later.
-    phones: also read them (speech made here only; recordings have none).
+    audio, phones: also read what `Utterance.read` needs, and the phones of speech made here.
     where: column → value or collection of values to keep.
     shards: some of `table_shards(folder)`; default all.
     """
     unwanted = ["audio"] * (not audio) + ["phones"] * (not phones)
     for shard in table_shards(folder) if shards is None else shards:
-        schema = _schema(shard)
-        root = (schema.metadata or {}).get(b"root", b"").decode()
-        columns = [name for name in schema.names if name not in unwanted]
-        for row in _stream(shard, columns, where):
-            if phones:
-                row["phones"] = [Phone(**p) for p in row.get("phones", ())]
-            u = Utterance(**row, root=root)
-            yield replace(u, wave=u.read(), audio=b"") if audio is True else u
+        for row in _stream(shard, (RECORDED_SCHEMA, SPOKEN_SCHEMA), unwanted, where):
+            yield Utterance(**row | {"phones": [Phone(**p) for p in row.get("phones", ())]})
 
 
 def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
-    """The utterances that `where` names, with their sound; unreadable ones are left out.
-
-    The extraction of units has put those into quarantine and counted them.
-    """
-    for utterance in read_utterances(folder, audio="bytes", where=where):
+    """Those that `where` names, with their sound, but for unreadable ones (which units count)."""
+    for utterance in read_utterances(folder, audio=True, where=where):
         with contextlib.suppress(BadAudio):
             yield replace(utterance, wave=utterance.read(), audio=b"")
 
 
-def decode(audio: bytes) -> np.ndarray:
-    """FLAC → float32 (samples,)."""
-    return soundfile.read(io.BytesIO(audio), dtype="float32")[0]
-
-
-def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema) -> None:
+def _write(path: Path, rows: Iterable[dict], schema: pyarrow.Schema, codec="zstd") -> None:
     """Rows in groups of `ROW_GROUP`, atomically; `rows` may be a stream of any length."""
-    rows = iter(rows)
-    with (
-        atomic_path(path) as temporary,
-        pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
+    rows, writer = iter(rows), pyarrow.parquet.ParquetWriter
+    with atomic_path(path) as file, writer(file, schema, compression=codec) as table:
         while group := list(islice(rows, ROW_GROUP)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+            table.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def _schema(path: Path) -> pyarrow.Schema:
-    with _readable(path):
-        schema = pyarrow.parquet.read_schema(path)
-    if schema.names not in (SPOKEN_SCHEMA.names, RECORDED_SCHEMA.names):
-        found, expected = ", ".join(schema.names), ", ".join(RECORDED_SCHEMA.names)
-        raise UserError(f"{path} has the columns {found}; expected {expected}: make it again")
-    return schema
-
-
-def _stream(path: Path, columns: list[str], where: dict[str, object] | None) -> Iterator[dict]:
+def _stream(path: Path, schemas: Sequence, unwanted: Sequence = (), where=None) -> Iterator[dict]:
+    """The rows of a file that has one of the schemas, with the `root` of recordings."""
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
-    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from (batch if wanted is None else batch.filter(wanted)).to_pylist()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Tell in one line what is wrong with a file."""
     try:
-        yield
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names, facts = file.schema_arrow.names, file.schema_arrow.metadata or {}
+            if names not in [schema.names for schema in schemas]:
+                what = f"the columns {', '.join(names)}; expected {', '.join(schemas[0].names)}"
+                raise UserError(f"{path} has {what}: make it again")
+            root = {"root": facts[b"root"].decode()} if b"root" in facts else {}
+            columns = [name for name in names if name not in unwanted]
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                batch = batch if wanted is None else batch.filter(wanted)
+                yield from (row | root for row in batch.to_pylist())
     except FileNotFoundError:
         raise UserError(f"no {path}: run its step or `speechgpt corpora prepare` first") from None
     except (pyarrow.ArrowInvalid, OSError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from speechgpt_lib.corpora.corpus import Document
-from speechgpt_lib.corpora.lab_text import SEPARATOR
+from speechgpt_lib.corpora.world import SEPARATOR
 from speechgpt_lib.language_model.rows import TokenRow
 from speechgpt_lib.language_model.vocabulary import UnitVocabulary
 

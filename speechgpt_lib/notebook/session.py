@@ -16,9 +16,9 @@ import soundfile
 import torch
 
 import speechgpt_lib
+from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, Corpora
-from speechgpt_lib.corpora.sound_files import BadAudio
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
@@ -121,7 +121,7 @@ class Session:
             roles = ("answers you", "understood", "held out")
             return {role: self.say(text, v) for role, v in zip(roles, chosen, strict=True)}
         first: dict[str, Clip] = {}
-        for u in read_utterances(make(self.run, "corpus").path, audio="bytes"):
+        for u in read_utterances(make(self.run, "corpus").path, audio=True):
             role = f"split {u.split}"
             if role not in first and u.voice not in {clip.voice for clip in first.values()}:
                 with contextlib.suppress(BadAudio):
@@ -134,7 +134,7 @@ class Session:
         ids = [u.id for u in read_utterances(corpus, where=where)]
         chosen = {"id": ids[:: max(1, round(len(ids) / count))]}
         found = []
-        for u in read_utterances(corpus, "bytes", phones=True, where=chosen):
+        for u in read_utterances(corpus, audio=True, phones=True, where=chosen):
             with contextlib.suppress(BadAudio):  # the extraction counts it
                 found.append(Clip.of(u))
         return found

@@ -120,7 +120,7 @@ def aligned(
 ) -> list[tuple[np.ndarray, list[tuple[float, float, str]], str]]:
     """(wave, [(start s, end s, phone)], voice) of held-out utterances, as many of each voice."""
     chosen, taken = [], {}
-    for u in read_utterances(corpus, audio="bytes", phones=True, where={"split": list(HELD_OUT)}):
+    for u in read_utterances(corpus, audio=True, phones=True, where={"split": list(HELD_OUT)}):
         taken[u.voice] = taken.get(u.voice, 0) + 1
         if u.phones and taken[u.voice] <= per_voice:
             chosen.append((u.read(), [(p.start, p.end, p.label) for p in u.phones], u.voice))

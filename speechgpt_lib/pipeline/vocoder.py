@@ -122,7 +122,7 @@ def _recoded(original: Original, inventory: UnitInventory) -> Original:
 
 def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech, Utterance]:
     """The speech to learn from, with the units of each utterance, and its first utterance."""
-    found = read_utterances(job.path("corpus"), audio="bytes", where=learned_speech(job))
+    found = read_utterances(job.path("corpus"), audio=True, where=learned_speech(job))
     found = [u for u in shuffled(list(found), job.recipe.seed) if u.id in frames]
     if not found:
         cure = "give a corpus of the recipe role voice or aligned"

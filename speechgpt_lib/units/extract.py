@@ -22,7 +22,6 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from speechgpt_lib.corpora.segments import Skipped
 from speechgpt_lib.corpora.tables import (
     TEXT_COLUMNS,
     read_utterances,
@@ -143,15 +142,14 @@ def encode_shard(job: ShardJob) -> float:
         Item(
             {name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read
         )
-        for u in read_utterances(job.shard.parent, audio="bytes", shards=[job.shard])
+        for u in read_utterances(job.shard.parent, audio=True, shards=[job.shard])
     ]
     if job.settings.device == "cpu":
         torch.set_num_threads(1)
     rows, bad, counts = ShardEncoder(inventory, job.settings).encode(items)
     torch.set_num_threads(threads)
     if bad:
-        names = ("path", "id", "reason", "detail")
-        write_quarantine(job.quarantine, (Skipped(*(row[n] for n in names)) for row in bad))
+        write_quarantine(job.quarantine, bad)
     write_units(job.target, rows, counts, inventory.id)
     return counts.seconds
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from speechgpt_lib.corpora.segments import read_part
-from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.corpora.tables import Utterance, read_part
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP
 from speechgpt_lib.units.sequence import check_range
@@ -55,7 +54,7 @@ class SpeechOnDisk(Speech):
     """Recorded utterances and their units (frames,), kept at 0.4 MB an hour; sound is not kept."""
 
     def __init__(self, rows: list[tuple[Utterance, np.ndarray]], many_speakers: bool):
-        self.places = [(utterance.root, utterance.segment) for utterance, _ in rows]
+        self.places = [(utterance.root, utterance) for utterance, _ in rows]
         voices = [utterance.voice for utterance, _ in rows] if many_speakers else None
         super().__init__([frames.astype(np.uint16) for _, frames in rows], voices)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from speechgpt_lib.corpora.tables import Utterance
 from tests.corpora.sounds import tone, write_sound
 
 COLUMNS = (
@@ -48,6 +49,11 @@ def common_voice(
             number += 1
         (root / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     return root
+
+
+def recorded(id: str, path: str, text: str, voice: str, split: str, **more) -> Utterance:
+    """What a reader gives for a sound file, or a stretch of one."""
+    return Utterance(id, text, "", "speech", voice, split, path=path, **more)
 
 
 def giga_segment(sid: str, start: float, end: float, text: str, *subsets: str) -> dict:

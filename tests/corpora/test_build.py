@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.corpora import build as room
-from speechgpt_lib.corpora.build import build_table, open_corpora
+from speechgpt_lib.corpora.build import DiskReader, build_table, open_corpora
 from speechgpt_lib.corpora.corpus import Corpora, Piece, Question
-from speechgpt_lib.corpora.disk_corpus import DiskReader
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.corpora.tables import Utterance, read_quarantine, read_utterances, table_shards
@@ -227,13 +226,13 @@ def test_a_killed_build_resumes_to_the_same_files(data, tmp_path):
     program = (
         "import json, os, sys\n"
         "from pathlib import Path\n"
-        "from speechgpt_lib.corpora import build, prepare\n"
+        "from speechgpt_lib.corpora import build, tables\n"
         "from speechgpt_lib.recipes.schema import Recipe\n"
-        "genuine = prepare.write_segments\n"
+        "genuine = tables.write_segments\n"
         "def dying(path, rows, root):\n"
         "    fatal = 'light' in str(path)\n"
         "    genuine(path, (os.kill(os.getpid(), 9) if fatal else row for row in rows), root)\n"
-        "prepare.write_segments = dying\n"
+        "tables.write_segments = dying\n"
         "build.build_table(Recipe(**json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     killed = subprocess.run(

@@ -96,7 +96,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
         target_voice="Female2", target_statements=2, test_sentences=2, held_out_voice="Male2"
     )
     reader = LabReader(settings)
-    shards = reader.build(tmp_path / "whole", 0, processes=1, shard_size=5)
+    shards = reader.build(tmp_path / "whole", 0, processes=1, size=5)
     assert shards == table_shards(tmp_path / "whole")
     spoken = list(read_utterances(tmp_path / "whole", audio=True))
     assert [(u.voice, u.split) for u in spoken] == [
@@ -104,7 +104,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
         *[("Female2", "test")] * 2,
         *[("Male2", "test_voice")] * 2,
     ]
-    assert all(u.seconds == pytest.approx(len(u.wave) / 16_000) for u in spoken)
+    assert all(u.seconds == pytest.approx(len(u.read()) / 16_000) for u in spoken)
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
     assert len(whole) == 2
 
@@ -112,7 +112,7 @@ def test_an_interrupted_corpus_keeps_its_shards_and_ends_the_same(
     kept.parent.mkdir()
     kept.write_bytes(whole[kept.name])
     stamp = kept.stat().st_mtime_ns
-    reader.build(tmp_path / "part", 0, processes=1, shard_size=5)
+    reader.build(tmp_path / "part", 0, processes=1, size=5)
     assert {
         p.name: p.read_bytes() for p in (tmp_path / "part").iterdir()
     } == whole and kept.stat().st_mtime_ns == stamp

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from speechgpt_lib.corpora import lab_text, world
-from speechgpt_lib.corpora.lab_text import BACKGROUND, SEPARATOR, documents
+from speechgpt_lib.corpora import world
+from speechgpt_lib.corpora.world import BACKGROUND, SEPARATOR, documents
 
 
 def joined(document) -> str:
@@ -80,6 +80,6 @@ def test_look_ups_are_answered_by_their_facts() -> None:
 
 
 def test_texts_for_a_tokenizer_hold_every_word() -> None:
-    texts = list(lab_text.lab_texts(0, 50))
-    assert texts == list(lab_text.lab_texts(0, 50)) and texts[-1] in world.vocabulary()
+    texts = list(world.lab_texts(0, 50))
+    assert texts == list(world.lab_texts(0, 50)) and texts[-1] in world.vocabulary()
     assert set(" ".join(texts).split()) == set(world.vocabulary())

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechgpt_lib.corpora import librispeech, tables
 from speechgpt_lib.corpora import prepare as room
+from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.prepare import prepare
-from speechgpt_lib.corpora.segments import Segment
+from speechgpt_lib.corpora.readers import librispeech
 from speechgpt_lib.corpora.tables import (
     read_quarantine,
     read_utterances,
@@ -73,7 +73,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_the_table_holds_the_readers_rows_with_what_the_files_say(corpus, tmp_path):
     summary = prepare("librispeech", corpus, tmp_path / "out", shard_size=4)
     found = list(read_utterances(tmp_path / "out"))
-    assert [s.id for s in found] == [s.id for s in librispeech.rows(corpus)]
+    assert [s.id for s in found] == [s.id for s in librispeech(corpus)]
     assert {(s.start, s.end, s.sample_rate) for s in found} == {(0.0, 0.3, 16_000)}
     assert all(len(s.read()) == 4800 for s in found)
     assert {(s.kind, s.answer, s.voice) for s in found} == {
@@ -200,14 +200,14 @@ def test_interrupted_at_any_write_it_goes_on_to_the_same_files(
         return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_segments", dying(room.write_segments))
+        patch.setattr(tables, "write_segments", dying(tables.write_segments))
         patch.setattr(room, "write_json", dying(room.write_json))
-        patch.setattr(room, "write_quarantine", dying(room.write_quarantine))
+        patch.setattr(tables, "write_quarantine", dying(tables.write_quarantine))
         with pytest.raises(KeyboardInterrupt):
             prepare("librispeech", spoilt, tmp_path / "killed", **settings)
     finished = len(list((tmp_path / "killed/parts").glob("*.json")))
-    genuine = room.check_segment
-    monkeypatch.setattr(room, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
+    genuine = tables.check_segment
+    monkeypatch.setattr(tables, "check_segment", lambda *a: looked_at.append(a) or genuine(*a))
     prepare("librispeech", spoilt, tmp_path / "killed", workers=3, **settings)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert len(looked_at) <= 11 - 4 * finished + (
@@ -219,12 +219,12 @@ def test_a_killed_process_leaves_work_that_another_one_ends(corpus, tmp_path):
     """No exception handler runs: what is on disk is what the next process finds."""
     prepare("librispeech", corpus, tmp_path / "whole", shard_size=2)
     program = (
-        "import os, sys\nfrom speechgpt_lib.corpora import prepare as room\n"
-        "genuine = room.write_segments\n"
+        "import os, sys\nfrom speechgpt_lib.corpora import prepare as room, tables\n"
+        "genuine = tables.write_segments\n"
         "def dying(path, rows, root):\n"
         "    rows = (r if r.id != '9-7-0001' else os.kill(os.getpid(), 9) for r in rows)\n"
         "    genuine(path, rows, root)\n"
-        "room.write_segments = dying\n"
+        "tables.write_segments = dying\n"
         "room.prepare('librispeech', sys.argv[1], sys.argv[2], shard_size=2)\n"
     )
     killed = subprocess.run(
@@ -251,9 +251,7 @@ def test_a_list_that_changed_meanwhile_is_read_again(corpus, tmp_path):
         prepare("librispeech", root, tmp_path / "out", shard_size=4, say=stop)
     layouts.librispeech(root, {"dev-clean/10/5": ["NEW"]})
     prepare("librispeech", root, tmp_path / "out", shard_size=4)
-    assert [s.id for s in read_utterances(tmp_path / "out")] == [
-        s.id for s in librispeech.rows(root)
-    ]
+    assert [s.id for s in read_utterances(tmp_path / "out")] == [s.id for s in librispeech(root)]
 
 
 def test_finished_work_is_kept_and_other_settings_are_refused(corpus, tmp_path):
@@ -328,9 +326,7 @@ def test_damaged_shards_and_missing_tables_are_told_in_one_line(corpus, tmp_path
 
 def test_the_table_is_read_as_a_stream(tmp_path, monkeypatch):
     """A shard of many row groups gives its first rows before the rest is decoded."""
-    rows = (
-        Segment(f"{k:06d}", "a.flac", 0.0, 1.0, 16_000, None, "s", "en", "x") for k in range(10_000)
-    )
+    rows = (layouts.recorded(f"{k:06d}", "a.flac", "", "s", "x", end=1.0) for k in range(10_000))
     write_segments(tmp_path / "utterances-00000.parquet", rows, tmp_path)
     file = tables.pyarrow.parquet.ParquetFile(tmp_path / "utterances-00000.parquet")
     assert file.metadata.num_row_groups == 3

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from speechgpt_lib.corpora import sample, world
+from speechgpt_lib.corpora import lab, world
 from speechgpt_lib.corpora.audio import read_audio
-from speechgpt_lib.corpora.lab import plan_corpus, speak
-from speechgpt_lib.corpora.sample import KINDS, sample_set
+from speechgpt_lib.corpora.lab import KINDS, plan_corpus, sample_set, speak
 from speechgpt_lib.errors import UserError
 from tests.builders import smoke_recipe
 
@@ -21,7 +20,7 @@ RECIPE = smoke_recipe()
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speech without a process of its own: quicker, and as good for everything but the last bit of
     the samples."""
-    monkeypatch.setattr(sample, "speak_all", lambda rows: [speak(row) for row in rows])
+    monkeypatch.setattr(lab, "speak_all", lambda rows: [speak(row) for row in rows])
 
 
 def test_a_set_is_held_out_and_of_all_kinds(tmp_path: Path, in_this_process: None) -> None:

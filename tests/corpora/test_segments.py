@@ -12,18 +12,19 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from speechgpt_lib.corpora.segments import Segment, check_segment, read_segment
-from speechgpt_lib.corpora.sound_files import BadAudio, inspect
+from speechgpt_lib.corpora.audio import BadAudio, inspect
+from speechgpt_lib.corpora.tables import Utterance, check_segment, read_segment
+from tests.corpora.layouts import recorded
 from tests.corpora.sounds import SUBTYPES, cut, tone, write_sound
 
 FORMATS = sorted(SUBTYPES)
 
 
-def segment(path: str, start: float = 0.0, end: float | None = None) -> Segment:
-    return Segment("u1", path, start, end, 16_000, "some words", "speaker", "en", "train")
+def segment(path: str, start: float = 0.0, end: float | None = None) -> Utterance:
+    return recorded("u1", path, "some words", "speaker", "train", start=start, end=end)
 
 
-def reason(root: Path, row: Segment, **limits) -> str:
+def reason(root: Path, row: Utterance, **limits) -> str:
     """Why the segment is refused; reading it and checking it whole must agree."""
     with pytest.raises(BadAudio) as read:
         read_segment(root, row, **limits)
@@ -34,7 +35,7 @@ def reason(root: Path, row: Segment, **limits) -> str:
     return read.value.reason
 
 
-def cheaply(root: Path, row: Segment) -> str | None:
+def cheaply(root: Path, row: Utterance) -> str | None:
     """Why the header and the tail alone refuse it."""
     try:
         check_segment(root, row)

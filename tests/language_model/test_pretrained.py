@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama_reference import train_tokenizer
-from speechgpt_lib.corpora.lab_text import lab_texts
+from speechgpt_lib.corpora.world import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row, cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain

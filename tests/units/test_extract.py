@@ -68,7 +68,7 @@ def test_units_are_those_of_each_file_alone(corpus, tmp_path: Path) -> None:
     assert summary["utterances"] == len(rows) == 9
     assert summary["units"] == sum(len(row.units) for row in rows.values())
     assert summary["frames"] == sum(int(row.durations.sum()) for row in rows.values())
-    for u in read_utterances(corpus[0], audio="bytes"):
+    for u in read_utterances(corpus[0], audio=True):
         if u.id in rows and u.id[-1] in "039":
             row = rows[u.id]
             assert row.units.tolist() == inventory.encode(u.read())[0].tolist()
@@ -180,7 +180,7 @@ def test_real_speech_of_four_corpora_in_batches_equals_one_by_one(
     inventory = speech_inventory()
     inventory.save(tmp_path / "inventory")
     prepare(name, root, tmp_path / "table", decode=True)
-    spoken = list(read_utterances(tmp_path / "table", audio="bytes"))
+    spoken = list(read_utterances(tmp_path / "table", audio=True))
     out, settings = tmp_path / "units", Extraction(batch_s=60.0)
     summary = extract_units(tmp_path / "table", tmp_path / "inventory", out, settings)
     assert summary["utterances"] == len(spoken) > 0 and "bad" not in summary

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechgpt_lib.corpora.segments import Segment, read_part, read_segment
-from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.corpora.tables import Utterance, read_part, read_segment
 from speechgpt_lib.vocoder.speech import SpeechInMemory, SpeechOnDisk
 from tests.builders import noise
 
 
-def segment(path: str, start: float = 0.0, end: float | None = None) -> Segment:
+def segment(path: str, start: float = 0.0, end: float | None = None) -> Utterance:
     name = path.partition(".")[0]
-    return Segment(name, path, start, end, 16_000, "GOOD DAY", "a", "en", "train")
+    place = {"path": path, "start": start, "end": end}
+    return Utterance(name, "GOOD DAY", "", "speech", "a", "train", **place)
 
 
 @pytest.mark.parametrize("rate", [16_000, 22_050, 48_000, 11_025])
