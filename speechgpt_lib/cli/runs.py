@@ -147,7 +147,7 @@ def _progress():
     """Says a row of a training's log now and then, or how much of a corpus is done."""
     import time
 
-    from speechgpt_lib.notebook.live import describe
+    from speechgpt_lib.notebook.progress import describe
 
     told = time.monotonic()
 
