@@ -54,7 +54,7 @@ def test_random_numbers_start_at_the_seed(tmp_path):
     ("options", "message"),
     [
         ({"recipe": "lap"}, "unknown recipe 'lap'"),
-        ({"device": "gpu"}, "unknown device 'gpu': choose auto, cpu"),
+        ({"device": "gpu"}, "device: Input should be 'auto', 'cpu', .*found 'gpu'"),
         ({"seed": -1}, "seed"),
     ],
 )
