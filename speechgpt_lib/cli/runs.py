@@ -118,7 +118,7 @@ def _shard_slice(text: str | None) -> slice | None:
 
 def _progress():
     """Says a row of a training's log now and then, or how much of a corpus is done."""
-    from speechgpt_lib.notebook.live import describe
+    from speechgpt_lib.notebook.progress import describe
 
     told = time.monotonic()
 

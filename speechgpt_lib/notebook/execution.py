@@ -1,14 +1,10 @@
 """One notebook and its parameters → an executed, trusted copy, without orphans, by papermill.
 
-papermill is imported here and only here: it takes two seconds, which a run that reuses everything
-need not spend. What it leaves open is closed: unknown parameters are errors, signals reach the
-running cell, an interrupted or failed copy never carries the name of a good one, and the kernel is
-always this interpreter, started below `keeper`.
-"""
-
-from __future__ import annotations
+What papermill leaves open is closed: unknown parameters are errors, signals reach the running cell,
+a bad copy never has a good one's name, and the kernel is this interpreter, below `keeper`."""
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -30,10 +26,8 @@ from nbformat.sign import NotebookNotary
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOG = "kernel.log"
-GRACE_S = 20.0  # for an interrupted cell to save; containers and Slurm allow 10 to 90 s
 
 
 class Stopped(Exception):
@@ -41,34 +35,26 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Turns a signal into an interrupt of the running cell; a second one ends the kernel.
+    """Turns a signal into an interrupt of the running cell; a second one, or time, ends it all."""
 
-    So does the end of `grace_s`.
-    """
-
-    def __init__(self, grace_s: float = GRACE_S):
-        self.grace_s = grace_s
+    def __init__(self, grace_s: float = 20.0):  # to save; containers and Slurm allow 10 to 90 s
         self.signal: str | None = None
         self.kernel: AsyncKernelManager | None = None
-        self._timer: threading.Timer | None = None
+        self._timer = threading.Timer(grace_s, self._send, [signal.SIGTERM])
+        self._timer.daemon = True
 
     def __call__(self, number: int, frame: object = None) -> None:
         first, self.signal = self.signal is None, signal.Signals(number).name
-        if not first:
-            self._send(signal.SIGTERM)
-            return
-        self._send(signal.SIGINT)
-        self._timer = threading.Timer(self.grace_s, self._send, [signal.SIGTERM])
-        self._timer.daemon = True
-        self._timer.start()
+        self._send(signal.SIGINT if first else signal.SIGTERM)
+        if first:
+            self._timer.start()
 
     def check(self) -> None:
         if self.signal:
             raise Stopped(self.signal)
 
     def close(self) -> None:
-        if self._timer:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def _send(self, number: int) -> None:
         """Interrupt the kernel's group, or end the keeper alone, which stops all below it."""
@@ -79,18 +65,19 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Stop) -> Iterator[Stop]:
-    """Route the signals that end a run to `stop` during the block (in the main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+def stop_on_signals(stop: Any) -> Iterator[Any]:
+    """Route the signals that end a run to `stop` (in the main thread only) and close it then."""
+    heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield stop
     finally:
         stop.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _nothing(*told: object) -> None: ...
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -103,40 +90,32 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def execute(
-    notebook: Path,
-    target: Path,
-    parameters: dict[str, Any],
-    stop: Stop,
-    on_cell: Callable[[int, int, str], None] = lambda number, cells, cell_id: None,
-    on_line: Callable[[str], None] = lambda line: None,
+    notebook: Path, target: Path, parameters: dict, stop: Stop, on_cell=_nothing, on_line=_nothing
 ) -> None:
     """Execute `notebook` in its own folder into `target`, which appears when all has gone well.
 
     `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line
-    printed.  The copy under way is `*.partial.ipynb`; an interrupted one stays there, a failed one
-    is `*.failed.ipynb`.
+    printed.  An interrupted copy stays at `*.partial.ipynb`, a failed one at `*.failed.ipynb`.
 
-    Raises UserError naming notebook, cell and error when a cell fails or the kernel dies, Stopped
-    when `stop` was called.
+    Raises UserError (notebook, cell, error) when a cell fails or the kernel dies, or Stopped.
     """
     partial, failed = target.with_suffix(".partial.ipynb"), target.with_suffix(".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     check_parameters(notebook, parameters)
     source = nbformat.read(notebook, as_version=4)
-    current = {"id": "(before the first cell)"}
+    cell_id, message = "(before the first cell)", None
 
     def cell_start(cell: Any, cell_index: int) -> None:
-        if cell.cell_type == "code":
-            current["id"] = cell.id
+        nonlocal cell_id
+        cell_id = cell.id if cell.cell_type == "code" else cell_id
         on_cell(cell_index + 1, len(source.cells) + 1, cell.id)
         stop.check()  # an idle kernel ignores what comes between two cells
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as folder:
-        scratch = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as scratch:
         options = {
             "kernel_name": "python3",
-            "kernel_manager_class": _kernel_manager_class(scratch, stop),
+            "kernel_manager_class": _kernel_manager_class(Path(scratch), stop),
             "resources": {"metadata": {"path": str(notebook.parent)}},
             "progress_bar": False,
             "coalesce_streams": True,
@@ -145,14 +124,12 @@ def execute(
             "on_cell_start": cell_start,
             "stdout_file": _Lines(on_line),
         }
-        message = None
         try:
             papermill.execute_notebook(source, _literal(partial), parameters, **options)
         except papermill.PapermillExecutionError as error:
             message = f"{error.ename}: {' '.join(str(error.evalue).split())[:600]}"
         except DeadKernelError:
-            why = _last_words(scratch)
-            message = f"the kernel died, most often because memory ran out{why}"
+            message = "the kernel died, most often because memory ran out" + _last_words(scratch)
         except OSError as error:
             message = f"{error.strerror or error} ({error.filename or partial}); free the cause"
         except RuntimeError as error:  # "Kernel died before replying to kernel_info" and the like
@@ -162,18 +139,17 @@ def execute(
         if partial.exists():
             os.replace(partial, failed)
         cure = f"(see {failed}; after the cure the same command resumes)"
-        raise UserError(f"{notebook.name}, cell {current['id']}: {message} {cure}")
+        raise UserError(f"{notebook.name}, cell {cell_id}: {message} {cure}")
     sign(partial)
     os.replace(partial, target)
     failed.unlink(missing_ok=True)
 
 
-def _last_words(scratch: Path) -> str:
+def _last_words(scratch: str) -> str:
     """The last line the kernel wrote outside of its notebook, as " (it said: …)"."""
     with contextlib.suppress(OSError):
-        lines = (scratch / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip()]
-        return f" (it said: {said[-1][:300]})" if said else ""
+        said = Path(scratch, LOG).read_text(encoding="utf-8", errors="replace").strip()
+        return f" (it said: {said.splitlines()[-1].strip()[:300]})" if said else ""
     return ""
 
 
@@ -189,7 +165,7 @@ def sign(notebook: Path) -> None:
         notary.store.close()
 
 
-class _Lines:
+class _Lines(io.TextIOBase):
     """A file to papermill: hands on the last line of everything written to it."""
 
     def __init__(self, on_line: Callable[[str], None]):
@@ -199,9 +175,6 @@ class _Lines:
         lines = [part.strip() for part in text.replace("\r", "\n").split("\n") if part.strip()]
         if lines:
             self.on_line(lines[-1])
-
-    def flush(self) -> None:
-        pass
 
 
 def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]:
@@ -217,15 +190,13 @@ def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]
     keeper = ["-m", "speechgpt_lib.notebook.keeper", str(scratch / LOG)]
     command = [sys.executable, *keeper, "-f", "{connection_file}"]
     name = {"display_name": "Python 3 (ipykernel)", "language": "python"}
-    spec = KernelSpec(argv=command, env=environment, **name)
-
     # Sockets in a private folder rather than TCP ports, which parallel runs can take from each
     # other.  The system limits such a path to about 104 bytes.
     socket = str(scratch / "socket")
     transport = {"transport": "ipc", "ip": socket} if len(os.fsencode(socket)) < 95 else {}
 
     class KeptKernelManager(AsyncKernelManager):
-        kernel_spec = spec
+        kernel_spec = KernelSpec(argv=command, env=environment, **name)
         shutdown_wait_time = 60.0  # killing the keeper before it is done would leave orphans
 
         def __init__(self, **settings: Any):

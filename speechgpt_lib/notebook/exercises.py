@@ -1,126 +1,149 @@
-"""The cases and the reference solution of every **Try it yourself**, by its id ("1.a").
+"""Reference solutions of **Try it yourself**, as a learner would write them, and cases to compare
+on (`exercises.yaml`): the empty input, the smallest one and whatever is usually forgotten."""
 
-Each case is a tuple of arguments; between them the cases of an exercise cover the empty input, the
-smallest one and whatever is usually forgotten.
-"""
-
-from __future__ import annotations
-
+import ast
+import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
 
-from speechgpt_lib.notebook import references as r
+import yaml
+
+from speechgpt_lib.metrics.unit_errors import unit_errors
+
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen".split()
+NUMBERS += "fourteen fifteen sixteen seventeen eighteen".split()
 
 
-@dataclass(frozen=True)
-class Exercise:
+def add_in_words(question: str) -> str:
+    words = question.split()
+    a, b = words[words.index("plus") - 1], words[words.index("plus") + 1]
+    return f"{a} plus {b} is {NUMBERS[NUMBERS.index(a) + NUMBERS.index(b)]}"
+
+
+def merge(units: list[int]) -> tuple[list[int], list[int]]:
+    runs = [(unit, len(list(run))) for unit, run in groupby(units)]
+    return [unit for unit, _ in runs], [duration for _, duration in runs]
+
+
+def expand(units: list[int], durations: list[int]) -> list[int]:
+    return [unit for unit, duration in zip(units, durations, strict=True) for _ in range(duration)]
+
+
+def purity(units: list[int], labels: list[str]) -> float:
+    best: dict[int, int] = {}
+    for (unit, _), count in Counter(zip(units, labels, strict=True)).items():
+        best[unit] = max(best.get(unit, 0), count)
+    return sum(best.values()) / len(units)
+
+
+def to_frames(log_durations: list[float]) -> list[int]:
+    return [max(1, round(math.exp(d) - 1)) for d in log_durations]
+
+
+def seconds_of(durations: list[int]) -> float:
+    return sum(durations) * 320 / 16_000
+
+
+def paper_row(description: str, given: str, answer: str) -> str:
+    asked = f"[Human]:{description.removesuffix('.')}. This is input: {given}<eoh>."
+    return f"{asked}[SpeechGPT]: {answer}<eos>.."
+
+
+def choose(identity: str, seed: int, count: int) -> int:
+    digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % count
+
+
+def keep_short(dialogues: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
+    return [(asked, said) for asked, said in dialogues if 1 <= len(said.split()) <= limit]
+
+
+def look_up(tokens: list, context: int):
+    ends = [k for k in range(context, len(tokens)) if tokens[k - context : k] == tokens[-context:]]
+    return tokens[ends[-1]] if ends else None
+
+
+def encode_units(units: list[int], first_unit: int, sosp: int, eosp: int) -> list[int]:
+    return [sosp, *(first_unit + unit for unit in units), eosp]
+
+
+def perplexity(probabilities: list[float]) -> float:
+    return math.exp(-sum(math.log(p) for p in probabilities) / len(probabilities))
+
+
+def bits_per_second(surprise: float, units_per_second: float) -> float:
+    return units_per_second * math.log2(surprise)
+
+
+def loss_weights(prompt: list, answer: list, text_weight: float, is_unit: set) -> list[float]:
+    return [0.0] * len(prompt) + [1.0 if token in is_unit else text_weight for token in answer]
+
+
+def word_error_rate(said: str, heard: str) -> float:
+    return unit_errors(said.split(), heard.split()) / max(len(said.split()), 1)
+
+
+def split_chain(tokens: list[str]) -> dict[str, list[str]]:
+    parts, current = {}, None
+    for token in tokens:
+        if token == "<eoa>":
+            break
+        if token in ("[tq]", "[ta]", "[ua]"):
+            current = parts.setdefault(token, [])
+        elif current is not None:
+            current.append(token)
+    return parts
+
+
+def lora_parameters(shapes: list[tuple[int, int]], rank: int) -> int:
+    return sum(rank * (rows + columns) for rows, columns in shapes)
+
+
+def bootstrap_means(values: list[float], draws: list[list[int]]) -> list[float]:
+    return [sum(values[i] for i in draw) / len(draw) for draw in draws]
+
+
+def accuracy_by_kind(examples: list[tuple[str, str, str]]) -> dict[str, float]:
+    right = Counter(kind for kind, expected, answered in examples if expected == answered)
+    return {kind: right[kind] / n for kind, n in Counter(kind for kind, *_ in examples).items()}
+
+
+def loss_of_all(sums: list[float], weights: list[float]) -> float:
+    return sum(sums) / sum(weights)
+
+
+def gpu_hours(parameters: float, tokens: float, flops: float, utilisation: float) -> float:
+    return 6 * parameters * tokens / (flops * utilisation) / 3600
+
+
+class Exercise(NamedTuple):
     """`reference(*case)` is the right answer for every case in `cases`."""
 
-    cases: tuple[tuple[Any, ...], ...]
+    cases: tuple[tuple, ...]
     reference: Callable
 
 
-def _ask(reference: Callable, *cases: tuple[Any, ...]) -> Exercise:
-    return Exercise(cases, reference)
-
-
-_SUMS = (
-    "what is two plus three",
-    "hello what is nine plus nine",
-    "peter asks what is zero plus zero",
-)
-_FACTS = "the dog is red and the cat is blue the dog is"
-_CHAINS = ("[tq] two plus [ta] five <eoa>", "<eoa>", "noise [ta] a <eoa> b", "[tq] [ta]")
-_GUESSES = [("sum", "a", "a"), ("sum", "b", "c"), ("place", "x", "x")]
-EXERCISES: dict[str, Exercise] = {
-    "0.a": _ask(r.add_in_words, *((question,) for question in _SUMS)),
-    # 01: merge repeated units and keep how long each lasted; and back; how pure units are.
-    "1.a": _ask(r.merge, ([7, 7, 7, 3, 3, 9],), ([],), ([5],), ([1, 2, 1, 1],), ([0, 0, 0, 0],)),
-    "1.b": _ask(r.expand, ([7, 3, 9], [3, 2, 1]), ([], []), ([5], [4]), ([1, 2, 1], [1, 1, 2])),
-    "1.c": _ask(
-        r.purity,
-        ([4, 4, 4, 8, 8], list("aabbb")),
-        ([1], ["a"]),
-        ([1, 1, 1, 1], list("abcd")),
-        ([1, 2, 3], list("aaa")),
-        ([2, 2, 2, 5, 5, 5], ["a", "a", "", "", "", "a"]),
-    ),
-    # 02: from log(d + 1) to whole frames; frames to seconds.
-    "2.a": _ask(r.to_frames, ([0.0, 0.69, 1.1, 2.0],), ([],), ([-3.0],), ([3.2],)),
-    "2.b": _ask(r.seconds_of, ([1, 2, 3],), ([],), ([50],)),
-    # 03: a row in the paper's layout; a choice by hash.
-    "3.a": _ask(
-        r.paper_row,
-        ("Write down what you hear.", "<sosp><12><7><eosp>", "two"),
-        ("What is said?", "<sosp><1><eosp>", "a dog"),
-        ("Say it.", "hello", "<sosp><3><eosp>"),
-    ),
-    "3.b": _ask(r.choose, ("000001", 0, 100), ("000001", 1, 100), ("asr-17", 0, 7), ("", 3, 2)),
-    # 04: unit errors; answers that are not too long.
-    "4.a": _ask(
-        r.edit_distance,
-        ([1, 2, 3], [1, 3]),
-        ([1, 2, 3], [1, 2, 3]),
-        ([], [4, 5]),
-        ([4, 5], []),
-        ([1, 2, 3, 4], [2, 1, 3, 5]),
-    ),
-    "4.b": _ask(
-        r.keep_short,
-        ([("q", "a b c"), ("q", "a b c d"), ("q", "")], 3),
-        ([], 35),
-        ([("q", "a")], 0),
-    ),
-    # 05: look back; units to ids.
-    "5.a": _ask(
-        r.look_up,
-        (_FACTS.split(), 2),
-        ("a b a c a".split(), 1),
-        ("a b c".split(), 1),
-        ("x x".split(), 1),
-        ("p q r p q".split(), 2),
-    ),
-    "5.b": _ask(r.encode_units, ([12, 7], 660, 760, 761), ([], 10, 30, 31), ([0], 5, 9, 10)),
-    # 06: surprise.
-    "6.a": _ask(r.perplexity, ([0.5, 0.25, 0.125],), ([1.0],), ([0.01, 0.01],)),
-    "6.b": _ask(r.bits_per_second, (16.0, 32.0), (1.0, 30.0), (100.0, 50.0)),
-    # 07: what the loss counts; word errors.
-    "7.a": _ask(
-        r.loss_weights,
-        ([1, 2], [3, 9, 4], 5.0, {9}),
-        ([], [1], 2.0, set()),
-        ([1], [], 5.0, {1}),
-        ([9], [9], 5.0, {9}),
-    ),
-    "7.b": _ask(
-        r.word_error_rate,
-        ("the big dog", "the dog"),
-        ("a b", "a b"),
-        ("a", "b c"),
-        ("one two three", ""),
-        ("a b c d", "b a c e"),
-    ),
-    # 08: chains; low rank.
-    "8.a": _ask(r.split_chain, *((tokens.split(),) for tokens in _CHAINS)),
-    "8.b": _ask(r.lora_parameters, ([(192, 192), (512, 192)], 16), ([], 8), ([(4, 3)], 1)),
-    # 09: intervals; accuracy by kind.
-    "9.a": _ask(
-        r.bootstrap_means,
-        ([1.0, 0.0, 1.0], [[0, 1, 2], [1, 1, 1], [0, 0, 2]]),
-        ([2.0], [[0]]),
-        ([1.0, 3.0], []),
-    ),
-    "9.b": _ask(r.accuracy_by_kind, (_GUESSES,), ([],), ([("color", "a", "")],)),
-    # 10: what processes add up; what it costs.
-    "10.a": _ask(
-        r.loss_of_all,
-        ([6.0, 3.0], [2.0, 4.0]),
-        ([6.0, 0.0], [3.0, 0.0]),
-        ([5.0], [2.0]),
-        ([1.0, 2.0, 9.0], [1.0, 1.0, 2.0]),
-    ),
-    "10.b": _ask(
-        r.gpu_hours, (7e9, 1e9, 989e12, 0.4), (13e9, 0, 312e12, 0.5), (1e6, 3600, 6e6, 1.0)
-    ),
+_CASES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_OF_NOTEBOOK = {  # in the order of their letters
+    0: [add_in_words],
+    1: [merge, expand, purity],
+    2: [to_frames, seconds_of],
+    3: [paper_row, choose],
+    4: [unit_errors, keep_short],
+    5: [look_up, encode_units],
+    6: [perplexity, bits_per_second],
+    7: [loss_weights, word_error_rate],
+    8: [split_chain, lora_parameters],
+    9: [bootstrap_means, accuracy_by_kind],
+    10: [loss_of_all, gpu_hours],
 }
+EXERCISES: dict[str, Exercise] = {}  # by id ("1.a")
+for number, functions in _OF_NOTEBOOK.items():
+    for letter, function in zip("abc", functions, strict=False):
+        lines = _CASES[function.__name__].splitlines()
+        cases = tuple(ast.literal_eval(f"({arguments},)") for arguments in lines)
+        EXERCISES[f"{number}.{letter}"] = Exercise(cases, function)

@@ -1,15 +1,11 @@
 """A picture of the graph of steps: each in the row of its notebook, coloured by its state."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from speechgpt_lib.notebook.figure import new_axes
 from speechgpt_lib.pipeline.graph import Planned
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STATES = {  # what `plan` says of a step → its colour
     "reused": "#cdebdc",
@@ -18,7 +14,6 @@ STATES = {  # what `plan` says of a step → its colour
     "remade": "#fbe3b5",
     "imported": "#ecd5e6",
 }
-WIDTH, HEIGHT = 1.4, 0.7  # inches between the middles of boxes
 
 
 def places(planned: Sequence[Planned]) -> dict[str, tuple[int, int]]:
@@ -38,22 +33,15 @@ def implied(planned: Sequence[Planned]) -> set[tuple[str, str]]:
     above: dict[str, set[str]] = {}
     for step in planned:
         above[step.step] = set(step.needs).union(*(above[need] for need in step.needs))
-    return {
-        (step.step, need)
-        for step in planned
-        for need in step.needs
-        if any(need in above[other] for other in step.needs)
-    }
+    every = [(step, other) for step in planned for other in step.needs]
+    return {(step.step, need) for step, other in every for need in above[other] & {*step.needs}}
 
 
 def draw_graph(planned: Sequence[Planned]) -> Figure:
-    """Boxes for steps, in the colour of what becomes of them, and arrows from what each needs.
-
-    Pale lines are needs that follow from others.
-    """
+    """Boxes for steps in the colour of their state, arrows from needs, pale ones where implied."""
     at, pale = places(planned), implied(planned)
     columns, rows = (max(place[k] for place in at.values()) + 1 for k in (0, 1))
-    fig, ax = new_axes(size=(WIDTH * columns, HEIGHT * rows))
+    fig, ax = new_axes(size=(1.4 * columns, 0.7 * rows))
     boxes = {}
     for step in planned:
         box = {"boxstyle": "round,pad=0.4", "edgecolor": "#555555", "facecolor": STATES[step.state]}
@@ -66,13 +54,12 @@ def draw_graph(planned: Sequence[Planned]) -> Figure:
             (x, y), (left, above) = at[step.step], at[need]
             bend = 0.25 if y == above and x - left > 1 else 0  # around what stands between
             look = {"arrowstyle": "-" if weak else "-|>", "alpha": 0.2 if weak else 1.0}
-            look |= {"patchA": boxes[need], "patchB": boxes[step.step], "shrinkA": 0}
-            look |= {"color": "#666666", "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
+            look |= {"patchA": boxes[need], "patchB": boxes[step.step], "shrinkA": 0, "shrinkB": 0}
+            look |= {"color": "#666666", "connectionstyle": f"arc3,rad={bend}"}
             ax.annotate("", (x, y), (left, above), arrowprops=look)
-    for name, row in {step.notebook: at[step.step][1] for step in planned}.items():
-        ax.text(-0.75, row, name[:2], ha="right", va="center", weight="bold")
-    states = {step.state for step in planned}
-    for state in [state for state in STATES if state in states]:
+    for number, row in {(step.notebook[:2], at[step.step][1]) for step in planned}:
+        ax.text(-0.75, row, number, ha="right", va="center", weight="bold")
+    for state in sorted({step.state for step in planned}, key=list(STATES).index):
         ax.plot([], [], "s", color=STATES[state], markeredgecolor="#555555", label=state)
     ax.legend(loc="upper right")
     ax.set(xlim=(-0.8, columns - 0.4), ylim=(rows - 0.5, -0.6))

@@ -1,7 +1,5 @@
 """A training in a notebook: its loss drawn while it runs, in one process or in several."""
 
-from __future__ import annotations
-
 import html
 import os
 import time
@@ -9,24 +7,20 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from speechgpt_lib.notebook.figure import figure_bundle, new_axes
-from speechgpt_lib.notebook.progress import clock
+from IPython.utils.capture import capture_output
+
+from speechgpt_lib.notebook.figure import new_axes, show_figure
+from speechgpt_lib.notebook.progress import describe
 from speechgpt_lib.pipeline.launch import train_step
 from speechgpt_lib.runs.processes import interrupts_later
 from speechgpt_lib.runs.run import Run, Step
 
-SHARE = 0.05  # of the time that drawing may take
-
 
 class LossCurve:
-    """Told the rows of a metrics log, draws the loss in the same place, once a second at most.
-
-    A headless run keeps the last picture only.
-    """
+    """Told the rows of a metrics log, draws the loss in the same place, once a second at most."""
 
     def __init__(self, title: str, steps: int):
-        self.title, self.steps, self.rows = title, steps, []
-        self.place = uuid.uuid4().hex
+        self.title, self.steps, self.rows, self.place = title, steps, [], uuid.uuid4().hex
         self.drawn, self.next = 0, 0.0  # rows in the picture; when the next one is due
 
     def __call__(self, row: dict) -> None:
@@ -34,36 +28,21 @@ class LossCurve:
         if time.monotonic() >= self.next:
             self.draw()
 
-    def finish(self) -> None:
-        """Draw what has not been drawn yet."""
-        if self.drawn < len(self.rows):
-            self.draw()
-
     @interrupts_later()
     def draw(self) -> None:
-        """Draw all rows so far, in place of the picture before."""
-        from IPython.display import display
-
+        """Draw what has not been drawn yet."""
+        if self.drawn == len(self.rows):
+            return
         started = time.monotonic()
         fig, ax = new_axes(size=(7, 2.6))
         ax.plot([r["step"] for r in self.rows], [r["loss"] for r in self.rows], linewidth=1.2)
         ax.set(xlim=(0, self.steps), ylim=(0, None), xlabel="step", ylabel="loss", title=self.title)
         last = self.rows[-1]
         alt = f"The loss over {last['step']} of {self.steps} steps, now {last['loss']:.3f}."
-        bundle = figure_bundle(fig, alt, describe(last, self.steps))
-        display(bundle, raw=True, display_id=self.place, update=self.drawn > 0)
+        place = {"display_id": self.place, "update": self.drawn > 0}
+        show_figure(fig, alt, describe(last, self.steps), **place)
         self.drawn, now = len(self.rows), time.monotonic()
-        self.next = now + max(1.0, (now - started) / SHARE)
-
-
-def describe(row: dict, steps: int | None = None) -> str:
-    """A row of the log in words: how far (of `steps`, if known), how fast, how long still."""
-    parts = [f"step {row['step']}" + (f" of {steps}" if steps else ""), f"loss {row['loss']:.3f}"]
-    if row.get("tokens_per_second"):
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens a second")
-    if row.get("seconds_left"):
-        parts.append(f"{clock(row['seconds_left'])} left")
-    return ", ".join(parts)
+        self.next = now + max(1.0, (now - started) * 20)  # drawing may take 5 % of the time
 
 
 def say_every(steps: int, *names: str) -> Callable[[dict], None]:
@@ -78,12 +57,7 @@ def say_every(steps: int, *names: str) -> Callable[[dict], None]:
 
 
 def capture(show: Callable, *arguments: object) -> str:
-    """What `show(*arguments)` shows and prints, as HTML for a widget.
-
-    An Output widget, as `interact` makes, can stall a headless run.
-    """
-    from IPython.utils.capture import capture_output
-
+    """What is shown and printed, as HTML for a widget: `interact` can stall a headless run."""
     with capture_output() as shown:
         show(*arguments)
     printed = [f"<br>{html.escape(line)}" for line in shown.stdout.splitlines()]
@@ -93,8 +67,7 @@ def capture(show: Callable, *arguments: object) -> str:
 def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> Step:
     """Make the trained step `name` ("stage1"), draw its loss and print the command that does it.
 
-    Interrupting the cell stops every process after its current step, with a checkpoint; the same
-    cell, or that command, goes on from there.
+    Interrupted, all processes save a checkpoint; the same cell, or that command, goes on from it.
     """
     options = f" --processes {processes}" * (processes > 1) + " --force" * force
     where = os.path.relpath(run.path, Path.cwd().parent)
@@ -105,4 +78,4 @@ def train_live(run: Run, name: str, processes: int = 1, force: bool = False) -> 
     try:
         return train_step(run, name, processes, force, curve)
     finally:
-        curve.finish()
+        curve.draw()

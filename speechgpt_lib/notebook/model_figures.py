@@ -1,31 +1,24 @@
 """Pictures of the language model: what it attends to, guesses, learns and answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from speechgpt_lib.language_model.rows import TokenRow
 from speechgpt_lib.language_model.vocabulary import UnitVocabulary
-from speechgpt_lib.notebook.figure import COLORS, new_axes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from speechgpt_lib.language_model.rows import TokenRow
+from speechgpt_lib.notebook.figure import COLORS, DASHED, heat_map, new_axes
 
 
 def draw_attention(panels: Mapping[str, torch.Tensor], names: Sequence[str]) -> Figure:
     """Attention (tokens, tokens) of some heads: a row for each token that looks."""
     fig, axes = new_axes(1, len(panels), (10, 4.6))
     for ax, (title, attention) in zip(axes, panels.items(), strict=True):
-        ax.imshow(attention, vmax=1)
-        ax.set(title=title, xticks=range(len(names)), yticks=range(len(names)))
-        ax.set_xticklabels(names, rotation=90, fontsize=7)
-        ax.set_yticklabels(names, fontsize=7)
-        ax.grid(False)
+        heat_map(ax, attention, origin="upper", aspect="equal", vmax=1)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        ax.set(title=title)
     return fig
 
 
@@ -57,11 +50,9 @@ def draw_embeddings(table: torch.Tensor, old: int) -> Figure:
 def draw_guesses(chances: torch.Tensor, came: Sequence[int]) -> Figure:
     """Probability of each unit at each position (positions, units), and the units that came."""
     fig, ax = new_axes(size=(9, 4))
-    ax.imshow(chances.T.sqrt(), aspect="auto", origin="lower", interpolation="nearest")
-    ring = {"markersize": 4, "markerfacecolor": "none", "markeredgecolor": COLORS[5]}
-    ax.plot(came, "o", **ring)
+    heat_map(ax, chances.T.sqrt())
+    ax.plot(came, "o", markersize=4, markerfacecolor="none", markeredgecolor=COLORS[5])
     ax.set(xlabel="position", ylabel="unit", title="Guesses (bright) and what came (circles)")
-    ax.grid(False)
     return fig
 
 
@@ -70,12 +61,10 @@ def draw_loss_weights(rows: Mapping[str, TokenRow], vocabulary: UnitVocabulary) 
     fig, axes = new_axes(len(rows), 1, (9, 2 * len(rows)))
     for ax, (task, row) in zip(axes, rows.items(), strict=True):
         is_unit = np.array([vocabulary.is_unit(token) for token in row.ids])
-        kinds = ((is_unit, COLORS[1], "units"), (~is_unit, COLORS[0], "text and markers"))
-        for chosen, color, label in kinds:
-            weights = np.array(row.weights) * chosen
-            ax.bar(np.arange(len(row)), weights, width=1, color=color, label=label)
-            place = np.flatnonzero(chosen)
-            ax.plot(place, np.full(len(place), -0.4), "|", color=color, markersize=5)
+        for kind, label in enumerate(("text and markers", "units")):
+            place = np.flatnonzero(is_unit == kind)
+            ax.bar(place, np.array(row.weights)[place], width=1, color=COLORS[kind], label=label)
+            ax.plot(place, np.full(len(place), -0.4), "|", color=COLORS[kind], markersize=5)
         title = f"{task.upper()} row: ticks are tokens, bars are weights"
         ax.set(ylabel="weight", ylim=(-0.8, None), title=title)
     axes[0].legend(loc="upper center", ncols=2)
@@ -106,8 +95,8 @@ def draw_quantiles(measures: Mapping[str, Mapping[str, float]]) -> Figure:
         ax.plot([q["5 %"], q["95 %"]], [k, k], linewidth=6, solid_capstyle="butt")
         ax.plot(q["median"], k, "k|", markersize=14)
     names = [name.replace("_", " ") for name in measures]
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.5, len(names) - 0.5))
-    ax.set(xlabel="length", xscale="log")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="length", xscale="log", ylim=(-0.5, len(names) - 0.5))
     return fig
 
 
@@ -116,9 +105,9 @@ def draw_singular_values(matrices: Mapping[str, torch.Tensor], rank: int) -> Fig
     fig, ax = new_axes()
     for label, matrix in matrices.items():
         ax.plot(torch.linalg.svdvals(matrix), marker=".", linewidth=0.8, label=label)
-    ax.axvline(rank - 0.5, color=COLORS[6], linestyle="--", linewidth=1)
-    ax.set(xlabel="singular value, largest first", ylabel="size", xlim=(-1, 4 * rank))
-    ax.set(title=f"Nothing beyond r = {rank}")
+    ax.axvline(rank - 0.5, **DASHED)
+    what, title = "singular value, largest first", f"Nothing beyond r = {rank}"
+    ax.set(xlabel=what, ylabel="size", xlim=(-1, 4 * rank), title=title)
     ax.legend()
     return fig
 
@@ -128,11 +117,10 @@ def draw_answer(ids: Sequence[int], chances: np.ndarray, vocabulary: UnitVocabul
     kinds = [1 if vocabulary.is_unit(i) else 2 if i >= vocabulary.text_size else 0 for i in ids]
     fig, ax = new_axes(size=(10, 3))
     ax.bar(range(len(ids)), chances, color=[COLORS[kind] for kind in kinds])
-    ax.set(ylim=(0, 1.05), ylabel="probability")
-    ax.set(title="Text in blue, markers in green, units in orange")
-    ax.margins(x=0.01)
     names = [vocabulary.name(i).strip() for i in ids]
     ax.set_xticks(range(len(ids)), names, rotation=90, fontsize=8)
+    title = "Text in blue, markers in green, units in orange"
+    ax.set(ylim=(0, 1.05), ylabel="probability", title=title, xmargin=0.01)
     return fig
 
 
@@ -140,14 +128,13 @@ def draw_kinds(kinds: Mapping[str, Mapping[str, dict]], baseline: float) -> Figu
     """Share right by kind of question, in text and in speech, with intervals and a baseline."""
     fig, ax = new_axes(size=(8, 3.4))
     for shift, how in ((-0.2, "text"), (0.2, "speech")):
-        value, low, high = (np.array([k[how][x] for k in kinds.values()]) for x in _ESTIMATE)
-        reach = np.abs([value - low, high - value])
-        place, label = np.arange(len(kinds)) + shift, f"answered in {how}"
-        ax.bar(place, value, 0.38, yerr=reach, capsize=3, label=label)
-    rival = {"color": COLORS[6], "linestyle": "--", "linewidth": 1}
-    ax.axhline(baseline, label="nearest training question", **rival)
-    ax.set(xticks=range(len(kinds)), xticklabels=list(kinds), ylim=(0, 1.35))
-    ax.set(ylabel="share right", title="Spoken questions, held-out sentences")
+        found = [[k[how][name] for name in ("value", "low", "high")] for k in kinds.values()]
+        value, low, high = np.array(found).T
+        reach, place = np.abs([value - low, high - value]), np.arange(len(kinds)) + shift
+        ax.bar(place, value, 0.38, yerr=reach, capsize=3, label=f"answered in {how}")
+    ax.axhline(baseline, label="nearest training question", **DASHED)
+    ax.set_xticks(range(len(kinds)), list(kinds))
+    ax.set(ylim=(0, 1.35), ylabel="share right", title="Spoken questions, held-out sentences")
     ax.legend(loc="upper center", ncols=3, fontsize=9)
     return fig
 
@@ -161,11 +148,8 @@ def draw_memory(plans: Mapping[str, Mapping[int, dict[str, float]]], limit: floa
             sizes = np.array([need[part] for need in needs.values()])
             ax.bar([str(gpus) for gpus in needs], sizes, bottom=below, label=part)
             below += sizes
-        ax.axhline(limit, color="#888888", linestyle="--", linewidth=1)
+        ax.axhline(limit, **DASHED)
         ax.set(xlabel="GPUs", title=name)
     axes[0].set(ylabel="GB on each GPU")
     axes[0].legend()
     return fig
-
-
-_ESTIMATE = ("value", "low", "high")

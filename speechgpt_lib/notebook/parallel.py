@@ -1,28 +1,75 @@
-"""Several notebooks and steps of a run at once: steps in processes that are kept, notebooks in
-kernels, one display."""
+"""Several notebooks and steps at once: steps in processes that are kept, notebooks in kernels."""
 
-from __future__ import annotations
-
-import contextlib
-import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.notebook.execution import SIGNALS, Stop
-from speechgpt_lib.notebook.scheduler import Node, Outcome, run_side_by_side
+from speechgpt_lib.notebook.execution import Stop, stop_on_signals
 from speechgpt_lib.pipeline.graph import STEPS, notebook_steps, order, plan
 from speechgpt_lib.pipeline.serve import StepServer
 from speechgpt_lib.runs.names import NOTEBOOKS, notebook_of
 
 
+class Node(NamedTuple):
+    """One thing to do: its name, what it needs, its share of the processor, and its function."""
+
+    name: str
+    needs: Set[str]
+    share: float
+    do: Callable[[], object]
+
+
+class Outcome(NamedTuple):
+    """What became of all nodes: results, errors, and those that were never begun."""
+
+    done: dict[str, object]
+    failed: dict[str, BaseException]
+    left: tuple[str, ...]
+
+
+def run_side_by_side(
+    nodes: Iterable[Node], jobs: int, stopped: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """Do all nodes, at most `jobs` at once, whose shares add up to 1 at most.
+
+    First comes what the longest chain of others waits for.  A node that fails keeps those that need
+    it from being begun; the others go on.  Once `stopped()` is true nothing more is begun.
+    """
+    nodes = list(nodes)
+
+    @cache
+    def height(name: str) -> int:
+        return 1 + max((height(node.name) for node in nodes if name in node.needs), default=0)
+
+    waiting = {node.name: node for node in sorted(nodes, key=lambda node: -height(node.name))}
+    running: dict[Future, Node] = {}
+    done, failed = {}, {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while True:
+            for node in list(waiting.values()):
+                unfinished = {*waiting, *failed, *(other.name for other in running.values())}
+                share = sum(other.share for other in running.values()) + node.share
+                room = len(running) < jobs and share <= 1
+                if room and not node.needs & unfinished and not stopped():
+                    running[pool.submit(node.do)] = waiting.pop(node.name)
+            if not running:
+                return Outcome(done, failed, tuple(waiting))
+            for future in wait(running, 0.2, FIRST_COMPLETED).done:
+                name, error = running.pop(future).name, future.exception()
+                if error is None:
+                    done[name] = future.result()
+                else:
+                    failed[name] = error
+
+
 class Parallel:
-    """The notebooks `missing` of a `runner.Course`, and the steps that they need and that are not
-    there yet.
+    """The notebooks `missing` of a `runner.Course`, and what they need and is not there yet.
 
     A step keeps the threads that it has when it runs alone, and with them its results: one that
     takes all of them has nothing beside it.  Notebooks mostly draw, which takes one thread.
@@ -33,115 +80,69 @@ class Parallel:
         # Forced steps are made anew once, before the notebooks that show them.
         self.showing = replace(course, parameters=course.parameters | {"force": False})
         self.servers: list[StepServer] = []
-        self.free: queue.SimpleQueue[StepServer] = queue.SimpleQueue()
+        self.free: list[StepServer] = []
         self.stops: list[Stop] = []
         self.signal: str | None = None
         self.lock = threading.Lock()
 
+    def __call__(self, number: int, frame: object) -> None:
+        """Stop everything that is under way, for a signal; nothing more is begun."""
+        self.signal = signal.Signals(number).name
+        for server in self.servers:
+            server.interrupt()
+        for stop in self.stops:
+            stop(number, frame)
+
+    def close(self) -> None:
+        """End the processes that made steps."""
+        for each in (*self.servers, *self.stops):
+            each.close()
+
     def run(self, execute: Callable[[Any, Path, Stop], dict]) -> Outcome:
         """Do everything; UserError where something failed or a signal came, naming all that did."""
         nodes = self._nodes(execute)
-        with self._signals():
-            try:
-                outcome = run_side_by_side(nodes, self.jobs, lambda: self.signal is not None)
-            finally:
-                for server in self.servers:
-                    server.close()
+        with stop_on_signals(self):
+            outcome = run_side_by_side(nodes, self.jobs, lambda: self.signal is not None)
         if self.signal:
             kept = f"what was made is kept in {self.course.run.path}, and the same command resumes"
             raise UserError(f"stopped by {self.signal}; {kept}")
-        if outcome.failed:
-            for error in outcome.failed.values():
-                if not isinstance(error, UserError):
-                    raise error
-            what = "; ".join(str(error) for error in outcome.failed.values())
-            left = (
-                f" (not begun, since they need it: {', '.join(outcome.left)})"
-                if outcome.left
-                else ""
-            )
-            raise UserError(f"{what}{left}")
+        errors = list(outcome.failed.values())
+        if unforeseen := [error for error in errors if not isinstance(error, UserError)]:
+            raise unforeseen[0]
+        if errors:
+            left = f" (not begun, since they need it: {', '.join(outcome.left)})"
+            raise UserError("; ".join(map(str, errors)) + left * bool(outcome.left))
         return outcome
 
     def _nodes(self, execute: Callable) -> list[Node]:
-        run, force = self.course.run, self.course.force
-        own = {n: self._steps_of(n) for n in self.missing}
-        names = order(run.recipe, [name for steps in own.values() for name in steps])
-        states = {p.step: p.state for p in plan(run, names)}
-        made = {s for n, steps in own.items() for s in steps if notebook_of(s) == n.stem}
-        forced = made if force else set()  # not those that a notebook only shows
-        todo = [name for name in names if states[name] != "reused" or name in forced]
+        recipe = self.course.run.recipe
+        steps = {n: notebook_steps(recipe, n.stem) for n in self.missing}
+        own = {s for n, names in steps.items() for s in names if notebook_of(s) == n.stem}
+        force = self.course.parameters["force"]
+        forced = own if force else set()  # not those that a notebook only shows
+        planned = plan(self.course.run, [name for names in steps.values() for name in names])
+        todo = [p.step for p in planned if p.state != "reused" or p.step in forced]
         nodes = []
         for name in todo:
-            step = STEPS[name]
-            needs = frozenset(need for need in step.inputs(run.recipe) if need in todo)
-            half = step.cost.threads == "half" and run.recipe.device == "cpu"
-            share = 0.5 if half else 1.0
-            nodes.append(Node(name, needs, share, self._make(name, name in forced)))
-        for notebook, steps in own.items():
-            needs = {name for name in order(run.recipe, steps) if name in todo}
-            needs |= self._before(notebook)
-            show = self._notebook(notebook, execute)
-            nodes.append(Node(notebook.stem, frozenset(needs), 0.5, show))
+            half = STEPS[name].cost.threads == "half" and recipe.device == "cpu"
+            needs, do = STEPS[name].inputs(recipe), partial(self._make, name, name in forced)
+            nodes.append(Node(name, {*needs} & {*todo}, 0.5 if half else 1.0, do))
+        for place, notebook in enumerate(self.missing):
+            needs = {*order(recipe, steps[notebook])} & {*todo}
+            if notebook.stem not in NOTEBOOKS:  # it may read the results of all before it
+                needs |= {other.stem for other in self.missing[:place]}
+            self.stops.append(Stop())
+            show = partial(execute, self.showing, notebook, self.stops[-1])
+            nodes.append(Node(notebook.stem, needs, 0.5, show))
         return nodes
 
-    def _steps_of(self, notebook: Path) -> list[str]:
-        known = notebook.stem in NOTEBOOKS
-        return notebook_steps(self.course.run.recipe, notebook.stem) if known else []
-
-    def _before(self, notebook: Path) -> set[str]:
-        """Of a notebook that is none of the course's own: all before it, whose results it may
-        read."""
-        if notebook.stem in NOTEBOOKS:
-            return set()
-        return {other.stem for other in self.missing[: self.missing.index(notebook)]}
-
-    def _make(self, name: str, force: bool) -> Callable[[], None]:
-        def do() -> None:
-            server = self._server()
-            with self.course.reporter.making(name) as say:
-                server.make(name, force, say)
-            self.free.put(server)  # one that failed is not used again
-
-        return do
-
-    def _server(self) -> StepServer:
-        with contextlib.suppress(queue.Empty):
-            return self.free.get_nowait()
+    def _make(self, name: str, force: bool) -> None:
+        path = self.course.run.path
         with self.lock:
-            server = StepServer(self.course.run.path, self.course.run.path / "steps.log")
-            self.servers.append(server)
-            return server
-
-    def _notebook(self, notebook: Path, execute: Callable) -> Callable[[], dict]:
-        def do() -> dict:
-            stop = Stop()
-            with self.lock:
-                self.stops.append(stop)
-            try:
-                return execute(self.showing, notebook, stop)
-            finally:
-                stop.close()
-
-        return do
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """A signal stops everything that is under way, and nothing more is begun."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop_all(number: int, frame: object) -> None:
-            self.signal = signal.Signals(number).name
-            for server in self.servers:
-                server.interrupt()
-            for stop in self.stops:
-                stop(number, frame)
-
-        before = {number: signal.signal(number, stop_all) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self.free:
+                self.servers.append(StepServer(path, path / "steps.log"))
+                self.free.append(self.servers[-1])
+            server = self.free.pop()
+        with self.course.reporter.making(name) as say:
+            server.make(name, force, say)
+        self.free.append(server)  # one that failed is not used again

@@ -1,25 +1,13 @@
-"""A recipe → its notebooks, executed into the run directory; those whose key is unchanged are
-reused.
+"""A recipe → its notebooks, executed into the run directory; those with the same key are reused.
 
-    runs/lab/notebooks/01_unit_extraction.ipynb           the executed copy
-    runs/lab/notebooks/01_unit_extraction.json            its key, its cost and what it left in the
-    run directory runs/lab/notebooks/01_unit_extraction.partial.ipynb   under way or interrupted;
-    *.failed.ipynb ended in an error
-
-A notebook's *key* is a hash of its source, the recipe with what it imports, and the library's
-sources: all that the keys of its steps depend on.  So an edit in one notebook leaves the others as
-they are.  Reusing costs no more than these
-hashes: papermill and torch are not imported for it.
-"""
-
-from __future__ import annotations
+A *key* is a hash of the notebook's source, the recipe with what it imports, and the library (to
+reuse, neither papermill nor torch is imported); a copy's `.json` holds it, with the cost."""
 
 import contextlib
-import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,19 +20,16 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.artefacts import fingerprint, hash_json, write_json
+from speechgpt_lib.runs.artefacts import fingerprint, hash_file, hash_json, write_json
 from speechgpt_lib.runs.locks import locked
 from speechgpt_lib.runs.memory import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 
-LOG = "steps.log"  # in the run directory: what processes that make steps write to stderr
-
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """An executed notebook: its copy, and what making it cost (wall seconds; MiB held by the
-    process tree)."""
+    """An executed notebook: its copy, and what making it cost (MiB held by the process tree)."""
 
     name: str
     path: Path
@@ -63,10 +48,17 @@ class Course:
     keys: dict[Path, str]
     reporter: Reporter
 
-    @property
-    def force(self) -> bool:
-        """Whether everything is made anew."""
-        return self.parameters["force"]
+    def copy(self, notebook: Path) -> Path:
+        """Where the executed copy of a notebook belongs."""
+        return self.run.path / "notebooks" / notebook.name
+
+    def state(self, notebook: Path) -> dict:
+        """What is known of an executed notebook, {} when nothing (or nothing readable) is."""
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(self.copy(notebook).with_suffix(".json").read_text(encoding="utf-8"))
+            if {"key", "finished", "steps", "peak_memory_mb"} <= {*state}:
+                return state
+        return {}
 
 
 def run_notebooks(
@@ -77,18 +69,14 @@ def run_notebooks(
     notebooks_dir: Path | None = None,
     overrides: Mapping[str, object] | None = None,
     jobs: int = 1,
-    on_progress: Callable[[str, int, int, str], None] | None = None,
     console: Console | None = None,
 ) -> list[NotebookResult]:
-    """Execute the notebooks of `recipe` (a name or a YAML path) with `run_dir` as their run
-    directory.
+    """Execute the notebooks of `recipe` (a name or a YAML path) into the run directory `run_dir`.
 
     only: numbers or names ("3", "03", "03_cross_modal_instructions").
     force: execute again what could be reused, and make the notebooks' steps anew.
     overrides: dotted keys of the recipe → values.
     jobs: how many notebooks and steps may be under way at once; the results are the same.
-    on_progress: called with (notebook, number of the cell, number of cells, cell id) before each
-        cell.
     console: where progress is shown; default: standard output.
 
     Raises UserError when a notebook or step fails (naming it and the error) or a signal ends the
@@ -97,73 +85,45 @@ def run_notebooks(
     notebooks = find_notebooks(notebooks_dir)
     selected = select(notebooks, only)
     settings = load_recipe(recipe, overrides)
-    reporter = Reporter(on_progress, console)
+    reporter = Reporter(console)
     run = Run.create(Path(run_dir).expanduser().absolute(), settings, reporter.say)
+    saved = run.path / "recipe.yaml"
     as_it_is = str(recipe) in BUILT_IN and not set(overrides or {}) - {"seed"}
     parameters = {
         # A path must mean the same in the notebook's folder as it did in the caller's.
-        "recipe": str(recipe) if as_it_is else str(run.path / "recipe.yaml"),
+        "recipe": str(recipe if as_it_is else saved),
         "run_dir": str(run.path),
         "seed": settings.seed,
         "device": settings.device,
         "force": force,
     }
-    keys = notebook_keys(
-        notebooks, settings, (run.path / "recipe.yaml").read_text(encoding="utf-8")
-    )
+    keys = notebook_keys(notebooks, settings, saved.read_text(encoding="utf-8"))
     course = Course(run, notebooks, parameters, keys, reporter)
     busy = f"the notebooks in {run.path} are being executed by another process"
-    busy += "; wait or use another --run-dir"
-    with locked(run.path / "notebooks" / ".lock", busy):
-        results = (
-            _in_order(course, selected) if jobs == 1 else _side_by_side(course, selected, jobs)
-        )
-    course.reporter.summary(results)
-    return results
+    with locked(run.path / "notebooks" / ".lock", f"{busy}; wait or use another --run-dir"):
+        if jobs == 1:
+            states = {n: _reuse(course, n) or _execute(course, n) for n in selected}
+        else:  # steps in processes of their own, each as soon as it can
+            states = {n: _reuse(course, n) for n in selected}
+        if missing := [n for n in selected if states[n] is None]:
+            from speechgpt_lib.notebook.parallel import Parallel
 
-
-def _in_order(course: Course, selected: list[Path]) -> list[NotebookResult]:
-    # Imported where they are needed: papermill takes two seconds, which a run that reuses
-    # everything need not spend.
+            done = Parallel(course, missing, jobs).run(_execute).done
+            states |= {n: done[n.stem] for n in missing}
     results = []
-    for notebook in selected:
-        state = reusable(course, notebook)
-        if state is not None:
-            course.reporter.reused(notebook.stem, state)
-            results.append(_result(course.run, notebook, state, reused=True))
-            continue
-        from speechgpt_lib.notebook.execution import Stop, stop_on_signals
-
-        with stop_on_signals(Stop()) as stop:
-            state = _execute(course, notebook, stop)
-        results.append(_result(course.run, notebook, state, reused=False))
+    for notebook, state in states.items():
+        facts = ("reused" in state, state["wall_seconds"], state["peak_memory_mb"])
+        results.append(NotebookResult(notebook.stem, course.copy(notebook), *facts))
+    reporter.summary(results)
     return results
-
-
-def _side_by_side(course: Course, selected: list[Path], jobs: int) -> list[NotebookResult]:
-    """Steps in processes of their own, each as soon as it can; a notebook once its steps are there,
-    which it finds finished."""
-    states = {notebook: reusable(course, notebook) for notebook in selected}
-    missing = [notebook for notebook in selected if states[notebook] is None]
-    for notebook in selected:
-        if notebook not in missing:
-            course.reporter.reused(notebook.stem, states[notebook])
-    if missing:
-        from speechgpt_lib.notebook.parallel import Parallel
-
-        outcome = Parallel(course, missing, jobs).run(_execute)
-        states |= {notebook: outcome.done[notebook.stem] for notebook in missing}
-    return [_result(course.run, n, states[n], reused=n not in missing) for n in selected]
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
-    """The `NN_*.ipynb` of `folder` in order; by default the clone's, else those installed with the
-    package."""
+    """The `NN_*.ipynb` of `folder` in order; by default the clone's, else the installed ones."""
     clone = Path(speechgpt_lib.__file__).parents[1] / "notebooks"
     choices = [Path(folder)] if folder else [clone, Path(sys.prefix) / "share/speechgpt/notebooks"]
     for choice in choices:
-        found = sorted(p.resolve() for p in choice.glob("[0-9][0-9]_*.ipynb"))
-        if found:
+        if found := sorted(p.resolve() for p in choice.glob("[0-9][0-9]_*.ipynb")):
             return found
     where = " or ".join(str(choice.absolute()) for choice in choices)
     how = "clone the repository and install it with `pip install -e .`"
@@ -171,16 +131,12 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 
 
 def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
-    """Those of `notebooks` named in `only`, in their own order; all of them when `only` is None or
-    empty."""
+    """Those of `notebooks` named in `only`, in their own order; all when it is None or empty."""
     chosen = set()
     for wanted in only or []:
         name = Path(wanted.strip()).name.removesuffix(".ipynb")
-        matches = [
-            p
-            for p in notebooks
-            if p.stem == name or (name.isdecimal() and int(p.stem[:2]) == int(name))
-        ]
+        number = int(name) if name.isdecimal() else None
+        matches = [p for p in notebooks if p.stem == name or int(p.stem[:2]) == number]
         if not matches:
             known, folder = ", ".join(p.stem for p in notebooks), notebooks[0].parent
             raise UserError(f"no notebook {wanted!r} in {folder}; choose from {known}")
@@ -189,17 +145,12 @@ def select(notebooks: list[Path], only: list[str] | None) -> list[Path]:
 
 
 def notebook_keys(notebooks: list[Path], recipe: Recipe, recipe_text: str) -> dict[Path, str]:
-    """The key of every notebook; `recipe_text` is the validated recipe with its seed, as the run
-    directory holds it.
+    """The key of every notebook; `recipe_text` is the validated recipe as the run directory has it.
 
-    A notebook that is none of the course's own may read anything that those before it left, so they
-    count too.
+    One that is none of the course's own may read all that those before it left: they count too.
     """
-    sources = [getattr(recipe.imports, name) for name in type(recipe.imports).model_fields]
-    known = {"recipe": recipe_text, "library": library_hash()}
-    known["imports"] = [
-        fingerprint(recipe.data, source) for source in sources if source is not None
-    ]
+    imports = [fingerprint(recipe.data, given) for _, given in recipe.imports if given is not None]
+    known = {"recipe": recipe_text, "library": library_hash(), "imports": imports}
     keys, before = {}, ""
     for notebook in notebooks:
         own = hash_json({"source": source_of(notebook), **known})
@@ -217,104 +168,71 @@ def source_of(notebook: Path) -> list[list]:
             for c in cells
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        message = f"{notebook} is not a readable notebook ({why}); restore it from git"
-        raise UserError(message) from None
+        why = f"({type(error).__name__}: {error}); restore it from git"
+        raise UserError(f"{notebook} is not a readable notebook {why}") from None
 
 
 def library_hash(folder: Path | None = None) -> str:
-    """SHA-256 over the package's version and files, without the recipes: the chosen one is in the
-    run directory."""
+    """A hash of the package's version and files, without the recipes: a run has its own."""
     folder = folder or Path(speechgpt_lib.__file__).parent
-    digest = hashlib.sha256(speechgpt_lib.__version__.encode())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if "__pycache__" not in name and not re.fullmatch(r"recipes/[^/]*\.yaml", name):
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    other = re.compile(r"(.*/)?__pycache__/.*|recipes/[^/]*\.yaml")
+    sources = {name: hash_file(p) for name, p in files.items() if not other.fullmatch(name)}
+    return hash_json([speechgpt_lib.__version__, sources])
 
 
-def reusable(course: Course, notebook: Path) -> dict | None:
+def _reuse(course: Course, notebook: Path) -> dict | None:
     """The state of an executed notebook that still holds, else None.
 
-    It holds when the key is the same and the copy and everything that the notebook left in the run
-    directory are still there.  A notebook that is none of the course's own must also be younger
-    than all before it.
+    It holds when the key is the same and the copy and all steps are there (hashing their files
+    would cost minutes).  One that is none of the course's own must be younger than all before it.
     """
-    state = {} if course.force else read_state(course.run, notebook)
+    state = {} if course.parameters["force"] else course.state(notebook)
     finished = state.get("finished") and state["key"] == course.keys[notebook]
-    if not finished or not _copy(course.run, notebook).is_file():
+    if not finished or not course.copy(notebook).is_file():
         return None
-    if any(not _intact(course.run, name, key) for name, key in state["steps"].items()):
-        return None
+    for name, key in state["steps"].items():
+        step = course.run.find(name)
+        if step is None or step.key != key:
+            return None
     if notebook.stem not in NOTEBOOKS:
         before = course.notebooks[: course.notebooks.index(notebook)]
-        earlier = [read_state(course.run, other).get("finished") or "" for other in before]
-        if any(finished > state["started"] for finished in earlier):
+        if any((course.state(n).get("finished") or "") > state["started"] for n in before):
             return None
-    return state
+    course.reporter.reused(notebook.stem, state)
+    return state | {"reused": True}
 
 
-def read_state(run: Run, notebook: Path) -> dict:
-    """What is known of an executed notebook, {} when nothing (or nothing readable) is."""
-    with contextlib.suppress(OSError, ValueError):
-        state = json.loads(_copy(run, notebook).with_suffix(".json").read_text(encoding="utf-8"))
-        if {"key", "started", "finished", "steps", "wall_seconds", "peak_memory_mb"} <= set(state):
-            return state
-    return {}
-
-
-def _execute(course: Course, notebook: Path, stop: Any) -> dict:
+def _execute(course: Course, notebook: Path, stop: Any = None) -> dict:
     """Execute a notebook and return its state; `stop` is an `execution.Stop`."""
-    from speechgpt_lib.notebook.execution import Stopped, execute
+    from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
 
-    run, target = course.run, _copy(course.run, notebook)
+    run, target, key = course.run, course.copy(notebook), course.keys[notebook]
     state_path, clock = target.with_suffix(".json"), target.with_suffix(".progress.json")
-    before = read_state(run, notebook)
-    begun = before.get("key") == course.keys[notebook] and not before["finished"]
-    resumed = begun and clock.exists() and not course.force
+    before = course.state(notebook)
+    begun = before.get("key") == key and not before["finished"]
+    resumed = begun and clock.exists() and not course.parameters["force"]
     if not resumed:
         clock.unlink(missing_ok=True)
-    state: dict = {"notebook": notebook.name, "key": course.keys[notebook], "started": _now()}
+    state = {"notebook": notebook.name, "key": key, "started": datetime.now(UTC).isoformat()}
     state |= {"finished": None, "steps": {}, "wall_seconds": 0.0, "peak_memory_mb": 0.0}
     write_json(state_path, state)
-    with course.reporter.executing(notebook.stem, resumed) as (on_cell, on_line):
-        try:
-            with Monitor(clock) as monitor:
-                execute(notebook, target, course.parameters, stop, on_cell, on_line)
-        except Stopped as stopped:
-            where = f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s"
-            kept = f"what was made is kept in {run.path}, and the same command resumes"
-            raise UserError(f"{where}; {kept}") from None
-    own = [step for step in run.steps() if step.name.startswith(notebook.stem[:3])]
+    watched = course.reporter.executing(notebook.stem, resumed)
+    try:
+        with stop_on_signals(stop or Stop()) as stop, watched as told, Monitor(clock) as monitor:
+            execute(notebook, target, course.parameters, stop, *told)
+    except Stopped as stopped:
+        where = f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s"
+        kept = f"what was made is kept in {run.path}, and the same command resumes"
+        raise UserError(f"{where}; {kept}") from None
     state |= {
-        "steps": {step.name: step.key for step in own},
+        "steps": {s.name: s.key for s in run.steps() if s.name.startswith(notebook.stem[:3])},
         "wall_seconds": round(monitor.seconds, 2),
         "cpu_seconds": round(monitor.cpu_seconds, 2),
         "peak_memory_mb": round(monitor.peak_memory_mb, 1),
-        "finished": _now(),
+        "finished": datetime.now(UTC).isoformat(),
     }
     write_json(state_path, state)
     clock.unlink(missing_ok=True)
     course.reporter.executed(notebook.stem, state, target)
     return state
-
-
-def _copy(run: Run, notebook: Path) -> Path:
-    return run.path / "notebooks" / notebook.name
-
-
-def _result(run: Run, notebook: Path, state: dict, reused: bool) -> NotebookResult:
-    cost = (state["wall_seconds"], state["peak_memory_mb"])
-    return NotebookResult(notebook.stem, _copy(run, notebook), reused, *cost)
-
-
-def _intact(run: Run, name: str, key: str) -> bool:
-    """Whether step `name` still has `key` and its files their sizes (hashing them would cost
-    minutes)."""
-    step = run.find(name)
-    return step is not None and step.key == key
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

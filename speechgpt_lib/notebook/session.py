@@ -1,7 +1,5 @@
 """The session cell of a notebook: its parameters → an open run, and speech to look at."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -9,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import soundfile
@@ -27,7 +24,6 @@ from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.pipeline.step import Definition, OnLog
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.loading import load_recipe
-from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.devices import resolve_device
@@ -35,28 +31,21 @@ from speechgpt_lib.units.inventory import UnitInventory
 
 QUESTION = "anna is in the house and peter is in the garden where is anna"
 ANSWER = "anna is in the house"
-EXAMPLE_S = 4.0  # what a recorded example should last
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Speech to look at: wave (samples,) at 16 kHz, its words and its voice.
-
-    phones: (start s, end s, label), empty where nobody has aligned them.  answer: "" where it is no
-    question.
-    """
+    """Speech to look at: wave (samples,) at 16 kHz, its words and its voice."""
 
     wave: np.ndarray
     text: str
     voice: str
-    phones: tuple[tuple[float, float, str], ...] = ()
-    answer: str = ""
+    phones: tuple[tuple[float, float, str], ...] = ()  # (start s, end s, label), if it is aligned
+    answer: str = ""  # if it is a question
 
-    @classmethod
-    def of(cls, utterance: Utterance) -> Clip:
-        """An utterance of the corpus table."""
-        phones = tuple((p.start, p.end, p.label) for p in utterance.phones)
-        return cls(utterance.read(), utterance.text, utterance.voice, phones, utterance.answer)
+
+def _clip(u: Utterance) -> Clip:
+    return Clip(u.read(), u.text, u.voice, tuple(u.phones), u.answer)
 
 
 @dataclass(frozen=True)
@@ -68,14 +57,9 @@ class Session:
     force: bool
 
     @property
-    def recipe(self) -> Recipe:
-        """The run's recipe."""
-        return self.run.recipe
-
-    @property
     def lab(self) -> LabCorpus | None:
         """The lab world, where it is a corpus of the recipe: its sentences can be spoken here."""
-        return next((c for c in self.recipe.corpora if isinstance(c, LabCorpus)), None)
+        return next((c for c in self.run.recipe.corpora if isinstance(c, LabCorpus)), None)
 
     def make(self, step: str | Definition, on_log: OnLog = None) -> Step:
         """The finished step `step` ("units"), made unless it is there; what it needs must be."""
@@ -96,7 +80,7 @@ class Session:
     def corpora(self) -> Corpora:
         """The recipe's corpora: their text, their questions, their judges."""
         corpus = self.run.find("corpus")
-        return open_corpora(self.recipe, corpus and corpus.path)
+        return open_corpora(self.run.recipe, corpus and corpus.path)
 
     def example(self) -> Clip:
         """The clip that goes through all notebooks: the lab's question, or a held-out recording."""
@@ -104,39 +88,38 @@ class Session:
             return self.say(QUESTION, self.lab.target_voice, ANSWER)
         corpus = make(self.run, "corpus").path
         known = [u for u in read_utterances(corpus, where={"split": HELD_OUT}) if u.text]
-        for u in sorted(known, key=lambda u: (abs(u.seconds - EXAMPLE_S), u.id)):
+        for u in sorted(known, key=lambda u: (abs(u.seconds - 4.0), u.id)):  # best: of 4 s
             for heard in hear(corpus, {"id": u.id}):
-                return Clip.of(heard)
+                return _clip(heard)
         raise UserError("no held-out recording with text can be read: see the corpus' quarantine")
 
     def say(self, text: str, voice: str, answer: str = "") -> Clip:
         """A sentence in one of the lab's voices."""
         wave, phones = synthesize(text, voice)
-        return Clip(wave, text, voice, tuple((p.start, p.end, p.label) for p in phones), answer)
+        return Clip(wave, text, voice, tuple(phones), answer)
 
     def voices(self, text: str = ANSWER) -> dict[str, Clip]:
         """A clip for each role of voices: `text` in the lab's voices, or recordings."""
         if lab := self.lab:
-            chosen = (lab.target_voice, lab.aligned_voices[0], lab.held_out_voice)
-            roles = ("answers you", "understood", "held out")
-            return {role: self.say(text, v) for role, v in zip(roles, chosen, strict=True)}
+            roles = {"answers you": lab.target_voice, "understood": lab.aligned_voices[0]}
+            roles["held out"] = lab.held_out_voice
+            return {role: self.say(text, voice) for role, voice in roles.items()}
         first: dict[str, Clip] = {}
         for u in read_utterances(make(self.run, "corpus").path, audio=True):
             role = f"split {u.split}"
             if role not in first and u.voice not in {clip.voice for clip in first.values()}:
                 with contextlib.suppress(BadAudio):
-                    first[role] = Clip.of(u)
+                    first[role] = _clip(u)
         return first
 
     def clips(self, count: int, split: str = "test") -> list[Clip]:
         """About `count` utterances of a split, spread evenly over their table."""
-        corpus, where = self.run.require("corpus").path, {"split": split}
-        ids = [u.id for u in read_utterances(corpus, where=where)]
+        corpus, found = self.run.require("corpus").path, []
+        ids = [u.id for u in read_utterances(corpus, where={"split": split})]
         chosen = {"id": ids[:: max(1, round(len(ids) / count))]}
-        found = []
         for u in read_utterances(corpus, audio=True, phones=True, where=chosen):
             with contextlib.suppress(BadAudio):  # the extraction counts it
-                found.append(Clip.of(u))
+                found.append(_clip(u))
         return found
 
     def media(self, notebook: str) -> Path:
@@ -145,24 +128,18 @@ class Session:
 
 
 def start(
-    recipe: str,
-    run_dir: str,
-    seed: int | None = None,
-    device: str | None = None,
-    force: bool = False,
+    recipe: str, run_dir: str, seed: int | None = None, device: str | None = None, force=False
 ) -> Session:
     """Open the run directory for a recipe; print versions, device, threads, seed and the folder.
 
-    `seed` and `device` replace the recipe's when given.  Random numbers of Python, numpy and torch
-    start at the seed.
+    `seed` and `device` replace the recipe's; all random numbers start at the seed.
 
     Raises UserError for an unknown recipe or device, or a folder that can't be written.
     """
-    settings = load_recipe(recipe, {} if seed is None else {"seed": seed})
-    allowed = get_args(Recipe.model_fields["device"].annotation)
-    if device is not None and device not in allowed:
-        raise UserError(f"unknown device {device!r}: choose {', '.join(allowed)}")
-    settings = settings.model_copy(update={"device": device or settings.device})
+    given = {"seed": seed, "device": device}
+    settings = load_recipe(
+        recipe, {key: value for key, value in given.items() if value is not None}
+    )
     run = Run.create(Path(run_dir).expanduser().absolute(), settings)
     session = Session(run, resolve_device(settings.device), force)
     random.seed(settings.seed)
@@ -181,10 +158,9 @@ def show_results(session: Session, notebook: str) -> None:
     """Show what the steps of a notebook ("01_unit_extraction") left: files, sizes, hashes, cost."""
     rows = []
     for step in session.run.steps():
-        if step.name.startswith(notebook + "/"):
-            files = step.facts["outputs"]
+        if step.name.startswith(f"{notebook}/"):
             cost = f"{step.facts['wall_seconds']:.0f} s, {step.facts['peak_memory_mb']:.0f} MB"
-            for name, known in files.items():
+            for name, known in step.facts["outputs"].items():
                 row = {"step": step.name, "file": name, "MB": known["bytes"] / 1e6}
                 rows.append(row | {"sha256": known["sha256"][:8], "step took": cost})
     if rows:
@@ -195,12 +171,9 @@ def show_results(session: Session, notebook: str) -> None:
 
 def write_librispeech(root: Path, clips: Sequence[Clip], broken: int) -> None:
     """Write clips in LibriSpeech's layout, the last into test-clean; number `broken` is silent."""
-    for split, numbers in (("dev-clean", range(len(clips) - 1)), ("test-clean", [len(clips) - 1])):
-        chapter = root / split / "1" / str(len(numbers))
-        chapter.mkdir(parents=True)
-        names = {k: f"1-{len(numbers)}-{k:04d}" for k in numbers}
-        for k, name in names.items():
-            wave = clips[k].wave * 0 if k == broken else clips[k].wave
-            soundfile.write(chapter / f"{name}.flac", wave, SAMPLE_RATE)
-        lines = [f"{name} {clips[k].text.upper()}\n" for k, name in names.items()]
-        (chapter / f"1-{len(numbers)}.trans.txt").write_text("".join(lines))
+    for k, clip in enumerate(clips):
+        chapter = root / ("test-clean" if k == len(clips) - 1 else "dev-clean") / "1" / "1"
+        chapter.mkdir(parents=True, exist_ok=True)
+        soundfile.write(chapter / f"1-1-{k:04}.flac", clip.wave * (k != broken), SAMPLE_RATE)
+        with open(chapter / "1-1.trans.txt", "a") as texts:
+            texts.write(f"1-1-{k:04} {clip.text.upper()}\n")

@@ -1,46 +1,34 @@
 """Pictures of trainings: curves of a metrics log, and how rows fill a batch."""
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from speechgpt_lib.language_model.packing import pack
-from speechgpt_lib.notebook.figure import COLORS, new_axes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Line = tuple[list[tuple[int, int]], int]  # pieces (row, tokens) from left to right; tokens computed
+from speechgpt_lib.notebook.figure import COLORS, DASHED, new_axes
 
 
 def draw_log(
-    log: Sequence[dict],
-    title: str,
-    value: str = "loss",
-    ylabel: str = "loss",
-    scale: float = 1,
-    mark: tuple[float, str] | None = None,
-    smooth: bool = False,
+    log: Sequence[dict], title: str, value="loss", ylabel="loss", mark: tuple = (), smooth=False
 ) -> Figure:
     """One value of a metrics log over the steps.
 
     mark: a level and what it means, as a dashed line.  smooth: a running mean over a pale curve.
     """
-    steps, values = [row["step"] for row in log], [scale * row[value] for row in log]
+    steps, values = [row["step"] for row in log], [row[value] for row in log]
     fig, ax = new_axes()
+    pale = {"color": "#bbbbbb", "label": "one batch"} if smooth else {}
+    ax.plot(steps, values, linewidth=0.8 if smooth else 1.2, **pale)
     if smooth:
         width = max(1, len(values) // 30)
         mean = np.convolve(values, np.ones(width) / width, mode="valid")
-        ax.plot(steps, values, linewidth=0.8, color="#bbbbbb", label="one batch")
         ax.plot(steps[width - 1 :], mean, label=f"mean of {width}")
-    else:
-        ax.plot(steps, values, linewidth=1.2)
     if mark:
-        ax.axhline(mark[0], color="#888888", linestyle="--", linewidth=1, label=mark[1])
+        ax.axhline(mark[0], label=mark[1], **DASHED)
     ax.set(xlabel="step", ylabel=ylabel, ylim=(0, None), title=title)
     if smooth or mark:
         ax.legend()
@@ -64,12 +52,11 @@ def draw_vocoder_log(log: Sequence[dict]) -> Figure:
     return fig
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Lines of a batch: the pieces of rows on each, and how many tokens are computed for it."""
+class Layout(NamedTuple):
+    """Lines of a batch: on each the pieces (row, tokens), and how many tokens are computed."""
 
     name: str
-    lines: list[Line]
+    lines: list[tuple[list[tuple[int, int]], int]]
 
     @property
     def used(self) -> float:
@@ -79,45 +66,30 @@ class Layout:
 
 
 def layouts(lengths: Sequence[int], block: int, together: int = 4) -> list[Layout]:
-    """Four ways to lay out rows of `lengths` tokens.
+    """Rows of `lengths` tokens padded in batches of `together`, in two orders; packed; torn."""
 
-    Padded in batches of `together`, in order and by length; packed; concatenated.
-    """
+    def padded(order: Sequence[int]) -> list:
+        batches = [order[k : k + together] for k in range(0, len(order), together)]
+        widths = [max(lengths[k] for k in batch) for batch in batches]
+        both = zip(batches, widths, strict=True)
+        return [([(k, lengths[k])], width) for batch, width in both for k in batch]
+
     in_order = range(len(lengths))
     by_length = sorted(in_order, key=lambda k: -lengths[k])
     packed = [([(k, lengths[k]) for k in numbers], block) for numbers in pack(lengths, block)]
+    rows = [k for k in in_order for _ in range(lengths[k])]  # of each token
+    cut = [rows[start : start + block] for start in range(0, len(rows), block)]
     return [
-        Layout("padded, as they come", _padded(lengths, in_order, together)),
-        Layout("padded, like with like", _padded(lengths, by_length, together)),
+        Layout("padded, as they come", padded(in_order)),
+        Layout("padded, like with like", padded(by_length)),
         Layout(f"packed into blocks of {block}", packed),
-        Layout("concatenated and cut", _cut(lengths, block)),
+        Layout("concatenated and cut", [([*Counter(line).items()], len(line)) for line in cut]),
     ]
-
-
-def _padded(lengths: Sequence[int], order: Sequence[int], together: int) -> list[Line]:
-    batches = [order[start : start + together] for start in range(0, len(order), together)]
-    return [([(k, lengths[k])], max(lengths[j] for j in batch)) for batch in batches for k in batch]
-
-
-def _cut(lengths: Sequence[int], block: int) -> list[Line]:
-    lines: list[Line] = [([], 0)]
-    for k, length in enumerate(lengths):
-        while length:
-            pieces, filled = lines[-1]
-            if filled == block:
-                lines.append(([], 0))
-                continue
-            taken = min(length, block - filled)
-            lines[-1] = ([*pieces, (k, taken)], filled + taken)
-            length -= taken
-    return lines
 
 
 def draw_layouts(found: Sequence[Layout]) -> Figure:
     """A panel for each layout: rows in colours, padding in grey, the used share above."""
-    import matplotlib.pyplot as plt
-
-    colors = plt.get_cmap("tab20").colors
+    colors = colormaps["tab20"].colors
     widest = max(width for layout in found for _, width in layout.lines)
     fig, axes = new_axes(1, len(found), (3.1 * len(found), 3.4), sharex=True)
     edge = {"height": 0.8, "edgecolor": "white", "linewidth": 0.6}

@@ -15,7 +15,8 @@ from jupyter_client.manager import start_new_kernel
 
 from speechgpt_lib.notebook import live
 from speechgpt_lib.notebook.figure import show_table
-from speechgpt_lib.notebook.live import LossCurve, describe
+from speechgpt_lib.notebook.live import LossCurve
+from speechgpt_lib.notebook.progress import describe
 from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.training.log import read_metrics
 from tests.pipeline.test_launch import new_run
@@ -47,7 +48,7 @@ def test_the_curve_stays_in_its_place_and_ends_whole(displayed, monkeypatch) -> 
                 "seconds_left": (50 - step) * 0.1,
             }
         )
-    curve.finish()
+    curve.draw()
     assert 5 <= len(displayed) <= 7, "once a second, and the end"
     assert len({place for _, place, _ in displayed}) == 1 and [
         update for *_, update in displayed
@@ -56,7 +57,7 @@ def test_the_curve_stays_in_its_place_and_ends_whole(displayed, monkeypatch) -> 
         "step 50 of 50, loss 0.100, 1,200 tokens a second" in displayed[-1][0]
         and "50 of 50 steps" in displayed[-1][0]
     )
-    curve.finish()
+    curve.draw()
     assert "step 50 of 50" in displayed[-1][0] and len(displayed) <= 7, "nothing new, nothing drawn"
 
 
@@ -103,13 +104,13 @@ def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, cap
 def test_an_interrupt_amid_a_picture_waits_for_its_end(
     displayed, monkeypatch, hears_interrupts
 ) -> None:
-    curve, bundle = LossCurve("stage1", 2), live.figure_bundle
+    curve, show = LossCurve("stage1", 2), live.show_figure
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **place):
         signal.raise_signal(signal.SIGINT)
-        return bundle(*arguments)
+        show(*arguments, **place)
 
-    monkeypatch.setattr(live, "figure_bundle", interrupted)
+    monkeypatch.setattr(live, "show_figure", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         curve({"step": 1, "loss": 2.0})

@@ -60,7 +60,9 @@ class Bench:
         return InProcess(path)
 
     def execute(self, course: Course, notebook: Path, stop: object) -> dict:
-        assert not course.force, "steps are made anew once, not by the notebook as well"
+        assert not course.parameters["force"], (
+            "steps are made anew once, not by the notebook as well"
+        )
         self.note(notebook.stem)
         return {"name": notebook.stem}
 

@@ -1,6 +1,7 @@
 """What is executed, what is reused, and what is said about it; real kernels where the order of
 things matters."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook import runner
+from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.notebook.runner import (
     find_notebooks,
     library_hash,
@@ -116,14 +118,22 @@ def test_a_failure_keeps_what_was_made_and_the_next_run_resumes(course, write_no
 
 @pytest.mark.slow
 def test_a_stopped_run_says_so_and_resumes_with_its_time_counted(course, tmp_path, capsys):
-    def stop(name, number, cells, cell_id):
-        if (name, cell_id) == ("00_units", "step"):
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Interrupting(Reporter):
+        @contextlib.contextmanager
+        def executing(self, name, resumed):
+            with super().executing(name, resumed) as (on_cell, on_line):
 
-    with pytest.raises(
-        UserError, match="stopped by SIGTERM in 00_units.ipynb after .* the same command resumes"
-    ):
-        course(on_progress=stop)
+                def stop(number, cells, cell_id):
+                    on_cell(number, cells, cell_id)
+                    if (name, cell_id) == ("00_units", "step"):
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+                yield stop, on_line
+
+    message = "stopped by SIGTERM in 00_units.ipynb after .* the same command resumes"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=message):
+        patch.setattr(runner, "Reporter", Interrupting)
+        course()
     waited = json.loads((tmp_path / "run/notebooks/00_units.progress.json").read_text())["seconds"]
     assert course() == ["00_units", "01_end"]
     assert "00_units                             resuming" in capsys.readouterr().out

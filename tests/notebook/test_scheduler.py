@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechgpt_lib.notebook.scheduler import Node, Outcome, run_side_by_side
+from speechgpt_lib.notebook.parallel import Node, Outcome, run_side_by_side
 
 
 class Work:
