@@ -1,5 +1,4 @@
-"""The sections of a recipe that say what comes from outside: speech to learn from, and results that
-are imported."""
+"""What comes from outside, as sections of a recipe: speech to learn from, imported results."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ class LabCorpus(Section):
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:
-        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices]
-        voices.append(self.held_out_voice)
+        others = (*self.aligned_voices, *self.unlabelled_voices, self.held_out_voice)
+        voices = [self.target_voice, *others]
         if len(set(voices)) != len(voices):
             raise ValueError(f"each voice may have one role only, found {voices}")
         return self
@@ -51,7 +50,7 @@ class DiskCorpus(Section):
     decode: bool = False  # look at every sample beforehand, not at headers only
     max_bad_share: Part = 0.05  # more unreadable ones are an error
     # the reader's own, such as whole_files for libri_light
-    options: dict[str, bool | float | str | list[str]] = Field(default_factory=dict)
+    options: dict[str, bool | float | str | list[str]] = {}
 
     @field_validator("role", mode="before")
     @classmethod
@@ -75,8 +74,8 @@ class InventoryImport(Section):
 
     encoder: str  # fairseq's .pt, or a folder or hub name of transformers
     layer: Count
-    # null: k-means on this run's own speech, as units.clusters says
-    centroids: str | None = None  # scikit-learn's .bin, .npy or .safetensors
+    # scikit-learn's .bin, .npy or .safetensors; null: k-means on this run's own speech
+    centroids: str | None = None
 
 
 class VocoderImport(Section):
