@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+FIGURES = ("seconds", "cpu_seconds", "peak_memory_mb")  # what a `Monitor` measures
+
 
 def _of_tree(figure: Callable[[psutil.Process], float]) -> float:
     """The sum of a figure of this process and of all living ones below it."""
@@ -48,24 +50,22 @@ def return_free_memory() -> None:
 
 
 class Monitor:
-    """Measures the block it wraps; with a `path`, the next attempt after a kill goes on from there.
+    """Measures the block it wraps; what `path` keeps of an attempt that was killed counts on.
 
     `cpu_seconds` are user and system seconds of the whole process tree, of which the last second of
     a killed one may lack.
     """
 
-    def __init__(self, path: Path | None = None, interval_s: float = 1.0):
+    def __init__(self, path: Path, interval_s: float = 1.0):
         self.path, self.interval_s = path, interval_s
-        self._earlier = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_mb": 0.0}
-        if path is not None and path.exists():
-            with contextlib.suppress(ValueError, KeyError):  # half-written by a kill
-                saved = json.loads(path.read_text())
-                self._earlier = {name: float(saved[name]) for name in self._earlier}
-        self.cpu_seconds = self._earlier["cpu_seconds"]
-        self.peak_memory_mb = self._earlier["peak_memory_mb"]
+        self.seconds = self.cpu_seconds = self.peak_memory_mb = 0.0
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half-written by a kill
+            saved = json.loads(path.read_text())
+            self.seconds, self.cpu_seconds, self.peak_memory_mb = (saved[name] for name in FIGURES)
 
     def __enter__(self) -> Monitor:
-        self.started, self._cpu_before = time.perf_counter(), tree_cpu_seconds()
+        self._begun = time.perf_counter() - self.seconds
+        self._cpu_begun = tree_cpu_seconds() - self.cpu_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -76,24 +76,17 @@ class Monitor:
         self._thread.join()
         self._note()
 
-    @property
-    def seconds(self) -> float:
-        """Wall seconds of this attempt and of the interrupted ones before it."""
-        return self._earlier["seconds"] + time.perf_counter() - self.started
-
     def _sample(self) -> None:
         while not self._stop.is_set():
             self._note()
             self._stop.wait(self.interval_s)
 
     def _note(self) -> None:
+        self.seconds = time.perf_counter() - self._begun
+        self.cpu_seconds = max(self.cpu_seconds, tree_cpu_seconds() - self._cpu_begun)
         self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
-        cpu = self._earlier["cpu_seconds"] + tree_cpu_seconds() - self._cpu_before
-        self.cpu_seconds = max(self.cpu_seconds, cpu)
-        known = {name: getattr(self, name) for name in self._earlier}
-        # A full disk must stop the step itself, not its stop-watch.
-        with contextlib.suppress(OSError):
-            if self.path is not None:
-                temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(json.dumps(known))
-                os.replace(temporary, self.path)
+        known = {name: getattr(self, name) for name in FIGURES}
+        with contextlib.suppress(OSError):  # a full disk must stop the step, not its stop-watch
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(known))
+            os.replace(temporary, self.path)

@@ -237,6 +237,7 @@ class Run:
 
     def _facts(self, task: Task, metrics: dict, monitor: Monitor) -> dict:
         inputs = task.inputs.items()
+        system = {"system": platform.platform(), "python": platform.python_version()}
         return {
             "step": task.folder,
             "key": task.key,
@@ -248,12 +249,7 @@ class Run:
             "wall_seconds": round(monitor.seconds, 2),
             "cpu_seconds": round(monitor.cpu_seconds, 2),
             "peak_memory_mb": round(monitor.peak_memory_mb, 1),
-            "machine": {
-                "system": platform.platform(),
-                "python": platform.python_version(),
-                "device": self.recipe.device,
-                "cpu": cpu_facts(),
-            },
+            "machine": system | {"device": self.recipe.device, "cpu": cpu_facts()},
             "versions": {"speechgpt": __version__, **{name: _version(name) for name in PACKAGES}},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -271,9 +267,12 @@ class Run:
             scratch.mkdir()
             # Own names for the same files: rank 0 moves its own.  It has not begun, the first
             # update waits for all.
-            if (task.work / "checkpoints").is_dir():
-                checkpoints = scratch / "checkpoints"
-                shutil.copytree(task.work / "checkpoints", checkpoints, copy_function=_link)
+            places = task.work / "checkpoints", scratch / "checkpoints"
+            if places[0].is_dir():
+                try:
+                    shutil.copytree(*places, copy_function=os.link)
+                except OSError:  # a file system that knows no second names
+                    shutil.copytree(*places, dirs_exist_ok=True)
             metrics = task.make(scratch) or {}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -303,11 +302,3 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file, where the file system knows such; else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

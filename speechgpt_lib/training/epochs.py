@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
-
-Batch = TypeVar("Batch")
+from typing import Any
 
 
-class Epochs(Generic[Batch]):
+class Epochs:
     """`plan(epoch, first step)` gives the batches of an epoch, in order; `at(step)` one of them.
 
-    Steps are asked for in order, as a rule; going back plans again from the start, with the same
-    result.
+    Steps are asked for in order, as a rule; going back plans from the start, with the same result.
     """
 
-    def __init__(self, plan: Callable[[int, int], Sequence[Batch]]):
+    def __init__(self, plan: Callable[[int, int], Sequence]):
         self.plan = plan
         self._epoch, self._first, self.batches = -1, 0, []
 
-    def at(self, step: int) -> Batch:
+    def at(self, step: int) -> Any:
         """The batch of this step."""
         if step < self._first:
             self._epoch, self._first, self.batches = -1, 0, []

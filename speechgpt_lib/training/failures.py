@@ -1,15 +1,30 @@
-"""What can go wrong within a step of training, and what a person can do about it."""
+"""What ends a training early: a signal, which is answered after a step, or a batch too large."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list]:
+    """A list that is empty until SIGTERM, SIGINT or SIGUSR1 come: the loop looks after its step."""
+    came, before = [], {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -24,21 +39,5 @@ def memory_explained(step: int, settings: Optimization) -> Iterator[None]:
         cures = "lower tokens_per_batch, or raise accumulation; set checkpointing: true"
         if settings.sharding == "none":
             cures += "; set sharding: full and take more processes"
-        raise UserError(
-            f"the batch of step {step + 1} does not fit into memory; "
-            f"its last checkpoint is kept: {cures}"
-        ) from error
-
-
-def not_finite(
-    phase: str, step: int, work: Path, loss: torch.Tensor, norm: torch.Tensor, rows: list[str]
-) -> UserError:
-    """The error for a loss or gradient that is not finite; `rows`: those with such a loss."""
-    value = f"gradient of {phase} became {norm.item()}"
-    if rows or not loss.isfinite():
-        value = f"loss of {phase} became {loss.item()}"
-    named = f" ({'; '.join(rows)})" if rows else ""
-    return UserError(
-        f"the {value} at step {step + 1} in {work}{named}; the last good checkpoint is kept. "
-        "Lower the learning rate or look at that batch"
-    )
+        what = f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept"
+        raise UserError(f"{what}: {cures}") from error

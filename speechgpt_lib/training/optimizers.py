@@ -32,21 +32,12 @@ def make_optimizers(
             (matrices if settings.matrix_learning_rate and between_layers else others).append(p)
     rate, optimizers = settings.learning_rate, {}
     if others:
-        optimizers[""] = torch.optim.AdamW(
-            [{"params": others, "scale": 1.0}],
-            rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        adamw = {"betas": settings.betas, "weight_decay": settings.weight_decay, "fused": True}
+        optimizers[""] = torch.optim.AdamW([{"params": others, "scale": 1.0}], rate, **adamw)
     if matrices:
-        optimizers[MATRICES] = Muon(
-            [{"params": matrices, "scale": settings.matrix_learning_rate / rate}],
-            rate,
-            settings.matrix_weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        settled = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+        group = {"params": matrices, "scale": settings.matrix_learning_rate / rate}
+        optimizers[MATRICES] = Muon([group], rate, settings.matrix_weight_decay, **settled)
     return optimizers
 
 
