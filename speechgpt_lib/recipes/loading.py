@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
 
@@ -33,10 +33,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        found = f"holds {type(values).__name__}"
-        raise UserError(f"{path} {found}, expected keys and values as in recipes/lab.yaml")
+        kind = type(values).__name__
+        raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")
     for key, value in (overrides or {}).items():
         put(values, key, value)
     try:
@@ -88,14 +88,14 @@ def _place(within: dict | list, key: str, part: str) -> str | int:
 def parse_override(text: str) -> tuple[str, object]:
     """`KEY=VALUE` → (key, value); the value is YAML: `null`, `[a, b]`, `{k: v}`, `0.1`, `text`."""
     key, equals, value = text.partition("=")
-    if not (equals and key.strip()):
+    key = key.strip()
+    if not (equals and key):
         example = "stage2.optimization.steps=100"
         raise UserError(f"--set {text!r}: expected KEY=VALUE, such as {example}")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        what = " ".join(str(error).split())[:120]
-        raise UserError(f"--set {key.strip()}: {value!r} is no YAML value ({what})") from None
+        raise UserError(f"--set {key}: {value!r} is no YAML value ({one_line(error)})") from None
 
 
 def _explain(error: ValidationError) -> str:

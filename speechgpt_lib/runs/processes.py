@@ -14,9 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-LOOK_S = 0.5  # between two calls of `meanwhile`
 PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -63,7 +61,7 @@ def supervise(
             while True:
                 line = ""
                 with contextlib.suppress(queue.Empty):
-                    line = lines.get(timeout=LOOK_S)
+                    line = lines.get(timeout=0.5)
                 if line is None:
                     return process.wait()
                 if line:
@@ -119,4 +117,4 @@ def stop(process: subprocess.Popen) -> None:
 def end_with_parent() -> None:
     """Ask Linux to send this process SIGTERM when its parent is gone, even by SIGKILL."""
     if _LIBC:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -61,19 +61,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A step to be made: its folder (`target` once finished), and what its facts shall say of it.
+    """A step to be made: the folder `target`, and what its `facts` shall say of it.
 
     `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may
     leave checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished
     one drops.
     """
 
-    folder: str
     target: Path
-    key: str
+    facts: dict
     make: Callable[[Path], dict[str, Any] | None]
-    settings: Any
-    inputs: Mapping[str, Step]
     force: bool
 
     @property
@@ -88,13 +85,13 @@ class Task:
             shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         # Anew in any case: its time says when this attempt began.
-        (self.work / "key").write_text(self.key)
+        (self.work / "key").write_text(self.facts["key"])
         return resumed
 
     def has_begun(self) -> bool:
         """Whether an attempt with this key is under way, or was interrupted."""
         with contextlib.suppress(OSError):
-            return (self.work / "key").read_text() == self.key
+            return (self.work / "key").read_text() == self.facts["key"]
         return False
 
 
@@ -151,20 +148,17 @@ class Run:
     def find(self, name: str) -> Step | None:
         """The finished step `name` ("hubert"), or None if it or a file of it is not there whole."""
         folder = folder_of(name)
-        path, sizes = self.path / folder, {}
-        if not (path / "facts.json").is_file():
+        path, file = self.path / folder, "facts.json"
+        if not (path / file).is_file():
             return None
         try:
-            facts = artefacts.read_json(path / "facts.json")
-            sizes = {path / file: known["bytes"] for file, known in facts["outputs"].items()}
-        except (UserError, KeyError, TypeError):
-            self.say(f"damaged  {folder}: facts.json is not what a finished step writes")
+            facts = artefacts.read_json(path / file)
+            for file, known in facts["outputs"].items():
+                if (path / file).stat().st_size != known["bytes"]:
+                    raise UserError("cut short, or written to afterwards")
+        except (UserError, KeyError, TypeError, OSError):
+            self.say(f"damaged  {folder}: {file} is missing or not as a finished step left it")
             return None
-        for file, size in sizes.items():
-            if not file.is_file() or file.stat().st_size != size:
-                what = f"{file.relative_to(path)} is missing or has another size than when made"
-                self.say(f"damaged  {folder}: {what}")
-                return None
         return Step(folder, path, facts, reused=True)
 
     def require(self, name: str) -> Step:
@@ -192,7 +186,9 @@ class Run:
         """
         folder, inputs = folder_of(name), inputs or {}
         key = self.key(name, settings, {role: step.key for role, step in inputs.items()}, version)
-        task = Task(folder, self.path / folder, key, make, settings, inputs, force)
+        facts = {"step": folder, "key": key, "settings": settings, "seed": self.recipe.seed}
+        facts["inputs"] = {role: {"step": s.name, "key": s.key} for role, s in inputs.items()}
+        task = Task(self.path / folder, facts, make, force)
         if self.rank > 0:
             return self._follow(task)
         busy = f"{folder} is being made in {self.path} by another process"
@@ -210,41 +206,23 @@ class Run:
         return Step(folder, task.work, {"key": key, "metrics": make(task.work) or {}})
 
     def _make(self, task: Task, stale: bool) -> Step:
-        work = task.work
+        work, folder = task.work, task.facts["step"]
         try:
             resumed = task.begin(task.force)
             reason = "resumed " if resumed else "remade  " if stale else "making  "
             changed = " (its settings, inputs or version changed)" if stale and not resumed else ""
-            self.say(f"{reason} {task.folder}{' (forced)' if task.force else changed}")
+            self.say(f"{reason} {folder}{' (forced)' if task.force else changed}")
             return_free_memory()
             with Monitor(work / "progress.json") as monitor:
                 metrics = task.make(work) or {}
         except Exception as error:
             if cause := artefacts.write_failure(error):
                 cure = "free the cause and run it again, it resumes"
-                raise UserError(f"{task.folder} stopped: {cause}; {cure}") from error
+                raise UserError(f"{folder} stopped: {cause}; {cure}") from error
             raise
-        facts = self._facts(task, metrics, monitor) | {"resumed": resumed}
-        artefacts.write_json(work / "facts.json", facts)
-        # Only now: up to here the step could still be resumed.
-        for scrap in ("key", "progress.json"):
-            (work / scrap).unlink(missing_ok=True)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        artefacts.replace(work, task.target)
-        cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
-        self.say(f"made     {task.folder} in {cost}")
-        return Step(task.folder, task.target, facts)
-
-    def _facts(self, task: Task, metrics: dict, monitor: Monitor) -> dict:
-        inputs = task.inputs.items()
         system = {"system": platform.platform(), "python": platform.python_version()}
-        return {
-            "step": task.folder,
-            "key": task.key,
-            "settings": task.settings,
-            "seed": self.recipe.seed,
-            "inputs": {role: {"step": step.name, "key": step.key} for role, step in inputs},
-            "outputs": artefacts.hash_folder(task.work, skip=SCRAP),
+        facts = task.facts | {
+            "outputs": artefacts.hash_folder(work, skip=SCRAP),
             "metrics": metrics,
             "wall_seconds": round(monitor.seconds, 2),
             "cpu_seconds": round(monitor.cpu_seconds, 2),
@@ -252,13 +230,24 @@ class Run:
             "machine": system | {"device": self.recipe.device, "cpu": cpu_facts()},
             "versions": {"speechgpt": __version__, **{name: _version(name) for name in PACKAGES}},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "resumed": resumed,
         }
+        artefacts.write_json(work / "facts.json", facts)
+        # Only now: up to here the step could still be resumed.
+        for scrap in ("key", "progress.json"):
+            (work / scrap).unlink(missing_ok=True)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        artefacts.replace(work, task.target)
+        cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
+        self.say(f"made     {folder} in {cost}")
+        return Step(folder, task.target, facts)
 
     def _follow(self, task: Task) -> Step:
         """Takes part in what rank 0 makes: the same from the same checkpoints, thrown away."""
+        folder, key = task.facts["step"], task.facts["key"]
         while not task.has_begun():
-            found = None if task.force else self.find(task.folder)
-            if found and found.key == task.key:
+            found = None if task.force else self.find(folder)
+            if found and found.key == key:
                 return found
             time.sleep(0.05)
         scratch = task.target.with_name(f"{task.target.name}.rank{self.rank}")
@@ -276,7 +265,7 @@ class Run:
             metrics = task.make(scratch) or {}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return Step(task.folder, task.target, {"key": task.key, "metrics": metrics})
+        return Step(folder, task.target, {"key": key, "metrics": metrics})
 
     def steps(self) -> list[Step]:
         """Every finished step, by folder of the pipeline and, within one, by time of finishing."""

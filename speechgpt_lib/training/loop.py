@@ -59,9 +59,7 @@ class Task:
     name_rows: Callable[[int, int, int], str] | None = None
 
 
-def train(
-    task: Task, settings: Optimization, work: Path, options: TrainingOptions
-) -> dict[str, Any]:
+def train(task: Task, settings: Optimization, work: Path, options: TrainingOptions) -> dict:
     """Train the modules of `task` in place; returns {steps, resumed_from, seconds, loss, …}.
 
     `work` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`, where training resumes.  Raises
@@ -97,7 +95,15 @@ class Training:
         handlers = [DistributedDataParallelKwargs(find_unused_parameters=partly)]
         cpu = options.device == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
-        self._check()
+        if (found := self.accelerator.num_processes) != self.world:
+            raise UserError(
+                f"this training was meant for {self.world} process(es) but runs in {found}: start "
+                f"it with `speechgpt train STEP --run RUN --processes {self.world}` "
+                "(`accelerate launch --cpu` would let each process train alone)"
+            )
+        if self.sharded and (len(self.phases) > 1 or task.visits):
+            what = f"a training with {len(self.phases)} optimizers or visits"
+            raise UserError(f"{what} can't be sharded: set sharding: none")
         # A process that accumulates stands for as many processes, one after the other.
         count, rank = settings.accumulation, self.accelerator.process_index
         self.parts, self.all_parts = range(rank * count, (rank + 1) * count), self.world * count
@@ -109,19 +115,6 @@ class Training:
         if self.first in self.visits:  # saved, but perhaps killed while it was there
             self.visits[self.first]()
         self.started = self.saved = time.perf_counter()
-
-    def _check(self) -> None:
-        """Refuses another number of processes, and what can't be sharded."""
-        found = self.accelerator.num_processes
-        if found != self.world:
-            raise UserError(
-                f"this training was meant for {self.world} process(es) but runs in {found}: start "
-                f"it with `speechgpt train STEP --run RUN --processes {self.world}` "
-                "(`accelerate launch --cpu` would let each process train alone)"
-            )
-        if self.sharded and (len(self.phases) > 1 or self.task.visits):
-            what = f"a training with {len(self.phases)} optimizers or visits"
-            raise UserError(f"{what} can't be sharded: set sharding: none")
 
     def _resume(self) -> None:
         """Modules and optimizers as the newest checkpoint has them, or new ones."""
