@@ -15,7 +15,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
-from speechgpt_lib.training.buckets import fill_batches
+from speechgpt_lib.training.batches import fill_batches
 from speechgpt_lib.units.features import PRECISIONS, FeatureEncoder, check_choice
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner
