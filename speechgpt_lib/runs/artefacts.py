@@ -1,8 +1,9 @@
-"""Files that are whole or absent, and hashes by which steps know their inputs and outputs."""
+"""Files: whole or absent, locked by one process at a time, known to steps by their hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speechgpt_lib.errors import UserError
 
@@ -62,6 +63,34 @@ def replace(source: Path, target: Path) -> None:
     os.rename(target, aside / target.name)
     os.rename(source, target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` during the block; the file is removed afterwards.
+
+    Where another process holds it: wait for it, or raise UserError with the text `otherwise`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(otherwise) from None
+            if not _is_file_at(file, path):
+                continue  # its holder removed it after we opened it: others would not find ours
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_at(file: IO, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def write_text(path: Path | str, text: str) -> None:

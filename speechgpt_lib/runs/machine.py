@@ -1,13 +1,22 @@
-"""What machine this is: the figures of a run mean little without its processor."""
+"""What machine this is, and what a step takes of it: time, processor time and memory."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import json
 import os
 import platform
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 VECTOR_EXTENSIONS = "avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 asimd sve bf16".split()
+FIGURES = ("seconds", "cpu_seconds", "peak_memory_mb")  # what a `Monitor` measures
 
 
 def cpu_facts() -> dict:
@@ -35,3 +44,78 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _of_tree(figure: Callable[[psutil.Process], float]) -> float:
+    """The sum of a figure of this process and of all living ones below it."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += figure(process)
+    return total
+
+
+def tree_memory_mb() -> float:
+    """Memory of this process and all below it in MiB: PSS where the system tells it, else RSS."""
+
+    def own(process: psutil.Process) -> int:
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", 0) or memory.rss  # PSS counts shared pages once
+
+    return _of_tree(own) / 2**20
+
+
+def tree_cpu_seconds() -> float:
+    """User and system seconds of living processes and of their children that ended."""
+    return _of_tree(lambda process: sum(process.cpu_times()[:4]))
+
+
+def return_free_memory() -> None:
+    """Gives memory that is free inside this process back to the system, where it is glibc."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Monitor:
+    """Measures the block it wraps; what `path` keeps of an attempt that was killed counts on.
+
+    `cpu_seconds` are user and system seconds of the whole process tree, of which the last second of
+    a killed one may lack.
+    """
+
+    def __init__(self, path: Path, interval_s: float = 1.0):
+        self.path, self.interval_s = path, interval_s
+        self.seconds = self.cpu_seconds = self.peak_memory_mb = 0.0
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half-written by a kill
+            saved = json.loads(path.read_text())
+            self.seconds, self.cpu_seconds, self.peak_memory_mb = (saved[name] for name in FIGURES)
+
+    def __enter__(self) -> Monitor:
+        self._begun = time.perf_counter() - self.seconds
+        self._cpu_begun = tree_cpu_seconds() - self.cpu_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._note()
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self._note()
+            self._stop.wait(self.interval_s)
+
+    def _note(self) -> None:
+        self.seconds = time.perf_counter() - self._begun
+        self.cpu_seconds = max(self.cpu_seconds, tree_cpu_seconds() - self._cpu_begun)
+        self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
+        known = {name: getattr(self, name) for name in FIGURES}
+        with contextlib.suppress(OSError):  # a full disk must stop the step, not its stop-watch
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(known))
+            os.replace(temporary, self.path)

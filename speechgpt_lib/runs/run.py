@@ -30,9 +30,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs import artefacts
-from speechgpt_lib.runs.locks import locked
-from speechgpt_lib.runs.machine import cpu_facts
-from speechgpt_lib.runs.memory import Monitor, return_free_memory
+from speechgpt_lib.runs.machine import Monitor, cpu_facts, return_free_memory
 from speechgpt_lib.runs.names import folder_of, notebook_of
 
 SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # beside the results
@@ -193,7 +191,7 @@ class Run:
             return self._follow(task)
         busy = f"{folder} is being made in {self.path} by another process"
         busy += "; wait for it or use another --run-dir"
-        with locked(self.path / f"{folder}.lock", busy, wait=part):
+        with artefacts.locked(self.path / f"{folder}.lock", busy, wait=part):
             found = self.find(name)
             if found and found.key == key and not force:
                 made = f"made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s"

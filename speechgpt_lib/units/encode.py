@@ -164,7 +164,7 @@ class ShardEncoder:
 
 
 def plan_batches(seconds: Sequence[float], budget_s: float) -> list[list[int]]:
-    """Utterances of like length together, the shortest first (`training.buckets`)."""
+    """Utterances of like length together, the shortest first (`training.batches`)."""
     return fill_batches(sorted(range(len(seconds)), key=seconds.__getitem__), seconds, budget_s)
 
 

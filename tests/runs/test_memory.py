@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from speechgpt_lib.runs.memory import Monitor, tree_memory_mb
+from speechgpt_lib.runs.machine import Monitor, tree_memory_mb
 
 
 def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
