@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from speechgpt_lib.errors import UserError
 
@@ -78,19 +78,16 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(otherwise) from None
-            if not _is_file_at(file, path):
-                continue  # its holder removed it after we opened it: others would not find ours
+            ours = False
+            with contextlib.suppress(FileNotFoundError):
+                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if not ours:  # its holder removed it after we opened it: others would not find this one
+                continue
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _is_file_at(file: IO, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
 
 
 def write_text(path: Path | str, text: str) -> None:

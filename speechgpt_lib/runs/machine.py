@@ -81,8 +81,7 @@ def return_free_memory() -> None:
 class Monitor:
     """Measures the block it wraps; what `path` keeps of an attempt that was killed counts on.
 
-    `cpu_seconds` are user and system seconds of the whole process tree, of which the last second of
-    a killed one may lack.
+    `cpu_seconds` are those of the whole process tree; of a killed one the last may lack.
     """
 
     def __init__(self, path: Path, interval_s: float = 1.0):

@@ -33,9 +33,7 @@ def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) 
         yield from pool.imap(function, jobs)
 
 
-def supervise(
-    command: list[str], say: Callable[[str], None], log: Path, meanwhile=lambda: None
-) -> int:
+def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: None) -> int:
     """Run a command in a session of its own that ends when we do; returns its exit code.
 
     What it prints is said, what it writes to stderr goes to `log`.  `meanwhile` is called again and
@@ -101,16 +99,13 @@ def interrupts_later() -> Iterator[Callable[[], None]]:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ask a launcher to stop, which lets its workers save; kill it later, or when interrupted.
-
-    Its workers get SIGTERM by that: see `end_with_parent`.
-    """
+    """Ask a launcher to stop, so that workers save; kill it later, or at a second interrupt."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=PATIENCE_S)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # workers get SIGTERM then: `end_with_parent`
         process.wait()
 
 

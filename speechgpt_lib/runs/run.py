@@ -1,13 +1,10 @@
 """The run directory: every step's results in a folder, remade when what they depend on changed.
 
-    runs/lab/recipe.yaml                      the recipe as validated, and the seed
-    runs/lab/01_unit_extraction/hubert/       one step's results …
-    runs/lab/01_unit_extraction/hubert/facts.json   … and how they came about (written last)
-    runs/lab/01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
+    01_unit_extraction/hubert/facts.json   how one step's results came about (written last)
+    01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
 
-A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An
-unchanged key means that the results are reused; a changed one means that the step is made anew; a
-`.partial` folder with the right key is resumed.
+A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  Results
+with an unchanged key are reused, others made anew; a `.partial` folder with it is resumed.
 """
 
 from __future__ import annotations
@@ -61,9 +58,8 @@ class Step:
 class Task:
     """A step to be made: the folder `target`, and what its `facts` shall say of it.
 
-    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may
-    leave checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished
-    one drops.
+    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  In
+    `work/checkpoints` an interrupted step finds again what it left; a finished one drops them.
     """
 
     target: Path

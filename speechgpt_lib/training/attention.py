@@ -7,7 +7,6 @@ second instead of 9,200 (one thread, rows of 128, torch 2.13).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -23,9 +22,7 @@ STEP = 32  # tokens
 
 
 @contextmanager
-def training_attention(
-    model: PreTrainedModel, device: str, wanted: str = "auto", packed: bool = False
-) -> Iterator[None]:
+def training_attention(model: PreTrainedModel, device: str, wanted="auto", packed=False):
     """Within the block `model` computes attention as `wanted`; after it, fused again.
 
     "auto" is what trains fastest on `device`, else a name that transformers knows.  With `packed`,

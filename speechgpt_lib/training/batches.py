@@ -27,10 +27,8 @@ def fill_batches(order: Iterable[int], lengths: Sequence[float], budget: float) 
     return batches
 
 
-def shuffled_buckets(
-    lengths: Sequence[int], budget: int, rng: random.Random, padded: Sequence[int] | None = None
-) -> list[list[int]]:
-    """The batches of an epoch: items of roughly like length together, the batches shuffled.
+def shuffled_buckets(lengths: Sequence[int], budget: int, rng: random.Random, padded=None) -> list:
+    """The batches of an epoch (item numbers): those of roughly like length together, shuffled.
 
     `padded` are the lengths that count for the budget, by default `lengths`.
     """

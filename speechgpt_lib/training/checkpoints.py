@@ -21,9 +21,7 @@ from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, wr
 from speechgpt_lib.training.sharding import load_optimizer
 
 
-def save_checkpoint(
-    folder: Path, step: int, modules: dict, moments: dict, keep: int = 2, tokens: int = 0
-) -> Path:
+def save_checkpoint(folder: Path, step: int, modules, moments, keep=2, tokens=0) -> Path:
     """Write modules and states of optimizers after `step` steps and `tokens` tokens, by name.
 
     Only the newest `keep` checkpoints stay.

@@ -43,9 +43,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 @functools.cache
-def matmul_peak(
-    device: str = "cpu", precision: str = "no", threads: int = 0, seconds: float = 0.3
-) -> float:
+def matmul_peak(device="cpu", precision="no", threads=0, seconds=0.3) -> float:
     """FLOP/s of square matrix products in `precision` ("no": fp32), measured once a process.
 
     It is the best of as many as fit into `seconds` (the peak on the box is reached by nobody);

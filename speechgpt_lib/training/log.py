@@ -31,10 +31,9 @@ class MetricsLog:
     """The log of one training; only the first process writes, the file is there for all.
 
     On resume, lines after the checkpoint (`first` steps, `tokens` tokens) are dropped, so that no
-    step is logged twice.  `flops_per_token`, forward and backward, may be 0: no `mfu` then.
-
-    tensorboardX writes events.  Its `SummaryWriter` hands each to a thread, and waits for ever once
-    that has met a full disk; so their file is written directly.
+    step is logged twice.  `flops_per_token`, forward and backward, may be 0: no `mfu` then.  Events
+    are written directly, since tensorboardX's `SummaryWriter` hands each to a thread, and waits for
+    ever once that has met a full disk.
     """
 
     def __init__(

@@ -8,8 +8,10 @@ again ends in the same weights as one that was not.
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.devices import compile_layers, resolve_compile, resolve_precision
-from speechgpt_lib.training.failures import memory_explained, stop_requests
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
@@ -303,3 +304,33 @@ class Training:
         steps, precision = self.summary.get("step", self.first), self.settings.precision
         kept = {n: v for n, v in self.summary.items() if n not in ("step", "seconds_left")}
         return {"steps": steps, "resumed_from": self.first, "precision": precision} | kept
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list]:
+    """A list that is empty until SIGTERM, SIGINT or SIGUSR1 come: the loop looks after its step."""
+    came, before = [], {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def memory_explained(step: int, settings: Optimization) -> Iterator[None]:
+    """Explains an out-of-memory error, which on a CPU has no class of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = isinstance(error, torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        cures = "lower tokens_per_batch, or raise accumulation; set checkpointing: true"
+        if settings.sharding == "none":
+            cures += "; set sharding: full and take more processes"
+        what = f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept"
+        raise UserError(f"{what}: {cures}") from error

@@ -13,9 +13,7 @@ from speechgpt_lib.training.muon import Muon
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
 
-def make_optimizers(
-    modules: list[nn.Module], settings: Optimization
-) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(modules: list[nn.Module], settings: Optimization) -> dict:
     """AdamW for all weights; with `matrix_learning_rate`, Muon for the matrices between layers.
 
     Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of
