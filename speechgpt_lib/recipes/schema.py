@@ -224,8 +224,7 @@ class StageSettings(Section):
     checkpointing: bool = False  # compute what lies within layers again: less memory, more time
     # longer rows: refused, left out, or cut with their end marker kept; both are counted
     too_long: Literal["error", "drop", "truncate"] = "error"
-    # rows of earlier stages mixed in, as a share of the stage's own rows
-    replay: dict[Literal["text", "units"], Share] = {}
+    replay: dict[Literal["text", "units"], Share] = {}  # earlier stages' rows, as share of own
     optimization: Optimization
 
 

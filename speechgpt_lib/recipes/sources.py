@@ -41,16 +41,14 @@ class DiskCorpus(Section):
     reader: Literal["librispeech", "common_voice", "gigaspeech", "libri_light", "lj_speech", "vctk"]
     root: str  # the corpus' folder; a relative one lies below `data`
     splits: tuple[str, ...] | None = None  # as the corpus names them; null: all
-    # aligned: speech with text; unlabelled: units only; voice: what the vocoder learns to speak
-    # like; test: held out. One or several
+    # aligned: speech with text; unlabelled: units only; voice: for the vocoder; test: held out
     role: tuple[Role, ...] = Field(("aligned",), min_length=1)
     held_out: Fraction = 0.0  # share of the sentences that are test
     utterances: Count | None = None  # at most so many, chosen by their ids
     longest_s: Positive = 7200.0  # longer utterances (s) are left out
     decode: bool = False  # look at every sample beforehand, not at headers only
     max_bad_share: Part = 0.05  # more unreadable ones are an error
-    # the reader's own, such as whole_files for libri_light
-    options: dict[str, bool | float | str | list[str]] = {}
+    options: dict[str, bool | float | str | list[str]] = {}  # the reader's own, as whole_files
 
     @field_validator("role", mode="before")
     @classmethod
@@ -74,8 +72,7 @@ class InventoryImport(Section):
 
     encoder: str  # fairseq's .pt, or a folder or hub name of transformers
     layer: Count
-    # scikit-learn's .bin, .npy or .safetensors; null: k-means on this run's own speech
-    centroids: str | None = None
+    centroids: str | None = None  # .bin, .npy, .safetensors; null: k-means on this run's speech
 
 
 class VocoderImport(Section):

@@ -134,8 +134,7 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
 def fingerprint(root: Path | str, source: Any) -> dict:
     """What tells an imported result: settings; of files the size and a hash of both their ends.
 
-    source: a path, or settings (a pydantic model) some of whose values are paths; relative ones
-    start at `root`.
+    source: a path, or settings (pydantic) some of whose values are paths, relative to `root`.
     """
     settings = source if isinstance(source, str) else source.model_dump(mode="json")
     values = [source] if isinstance(source, str) else settings.values()

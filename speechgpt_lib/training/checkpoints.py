@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
-from speechgpt_lib.training.sharding import load_optimizer
 
 
 def save_checkpoint(folder: Path, step: int, modules, moments, keep=2, tokens=0) -> Path:
@@ -53,11 +52,9 @@ class Checkpoint:
             load_module(module, self.path / f"{name}.safetensors")
         return self.step
 
-    def load_optimizers(self, optimizers: dict) -> None:
-        """Restore optimizers in place, sharded or not."""
-        saved = torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
-        for name, optimizer in optimizers.items():
-            load_optimizer(optimizer, saved[name])
+    def load_moments(self) -> dict[str, dict]:
+        """The states of optimizers, by name, on the CPU."""
+        return torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -67,8 +66,13 @@ class MetricsLog:
         now, device = time.perf_counter(), self.accelerator.device
         gpu = device.type == "cuda"
         own = torch.cuda.max_memory_allocated(device) if gpu else psutil.Process().memory_info().rss
-        record = record | {"memory_mb": round(own / 1e6, 1)}
-        row = {"step": step} | pooled(self.accelerator, record)
+        row = record | {"memory_mb": round(own / 1e6, 1)}
+        if (world := self.accelerator.num_processes) > 1:  # counts are added up, others averaged
+            values = [torch.as_tensor(value).item() for value in row.values()]
+            values = torch.tensor(values, dtype=torch.float64, device=device)
+            sums = zip(row.items(), self.accelerator.reduce(values, "sum").tolist(), strict=True)
+            row = {n: round(x) if isinstance(v, int) else x / world for (n, v), x in sums}
+        row = {"step": step} | row
         if tokens:
             speed = (tokens - self.tokens) / max(now - self.last, 1e-9)
             row |= {"tokens": tokens, "tokens_per_second": round(speed, 1)}
@@ -97,17 +101,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         for line in path.read_text().splitlines():
             rows.append(json.loads(line))
     return rows
-
-
-def pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:
-    """This process's figures → those of all: counts (int) added up, everything else averaged."""
-    world = accelerator.num_processes
-    if world == 1:
-        return record
-    own = [torch.as_tensor(value).item() for value in record.values()]
-    own = torch.tensor(own, dtype=torch.float64, device=accelerator.device)
-    sums = dict(zip(record, accelerator.reduce(own, "sum").tolist(), strict=True))
-    return {n: round(sums[n]) if isinstance(v, int) else sums[n] / world for n, v in record.items()}
 
 
 def _number(value: Any) -> float | None:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch.distributed.fsdp import FSDPModule
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
@@ -28,7 +29,7 @@ from speechgpt_lib.training.devices import compile_layers, resolve_compile, reso
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.training.sharding import copy_back, exchange_gradients, shard, whole
+from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, whole
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Training:
         for phase, names in self.phases.items():
             own = make_optimizers([self.modules[name] for name in names], self.settings)
             self.optimizers |= {phase + suffix: optimizer for suffix, optimizer in own.items()}
-        if checkpoint:
-            checkpoint.load_optimizers(self.optimizers)
+        for name, moments in checkpoint.load_moments().items() if checkpoint else ():
+            load_optimizer(self.optimizers[name], moments)
         if not self.sharded:
             prepare = self.accelerator.prepare
             self.modules = {name: prepare(module) for name, module in self.modules.items()}
@@ -216,9 +217,10 @@ class Training:
         """Adds gradients to those of earlier parts; processes `exchange` them at the last only."""
         with contextlib.ExitStack() as stack:
             for name in self.phases[phase]:
-                exchange_gradients(self.modules[name], exchange)
-                if not exchange:
-                    stack.enter_context(self.accelerator.no_sync(self.modules[name]))
+                if isinstance(module := self.modules[name], FSDPModule):
+                    module.set_requires_gradient_sync(exchange)
+                elif not exchange:
+                    stack.enter_context(self.accelerator.no_sync(module))
             self.accelerator.backward(loss)
 
     def _parameters(self, phase: str) -> list[torch.nn.Parameter]:
@@ -284,21 +286,18 @@ class Training:
 
     def _save(self, done: int, together: bool) -> None:
         """Write a checkpoint; `together`: all processes are here, not the first alone."""
-        self._gather()
+        if self.sharded:
+            copy_back(self.modules, self.task.modules)
         moments = {name: whole(o.state_dict()) for name, o in self.optimizers.items()}
         tokens = self._tokens() if together else self.tokens_before + self.own_tokens
         if self.accelerator.is_main_process:
             folder, keep = self.work / "checkpoints", self.settings.keep
             save_checkpoint(folder, done, self.task.modules, moments, keep, tokens)
 
-    def _gather(self) -> None:
-        """Sharded weights → the modules that were given, by all processes."""
-        for name, module in self.task.modules.items() if self.sharded else ():
-            copy_back(self.modules[name], module)
-
     def finish(self) -> dict[str, Any]:
         """The trained weights back in the modules that were given; returns the summary."""
-        self._gather()
+        if self.sharded:
+            copy_back(self.modules, self.task.modules)
         if self.settings.compile:
             compile_layers(self.task.modules.values(), undo=True)
         steps, precision = self.summary.get("step", self.first), self.settings.precision

@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -58,14 +58,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict(state)
 
 
-def exchange_gradients(module: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass adds up gradients over processes, or leaves them for later."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(wanted)
-
-
-def copy_back(sharded: nn.Module, module: nn.Module) -> None:
-    """Copy the trained weights into the module that was given to `shard`, in every process."""
-    own = module.state_dict()
-    for name, tensor in sharded.state_dict().items():
-        own[name].copy_(whole(tensor))
+def copy_back(sharded: dict[str, nn.Module], modules: dict[str, nn.Module]) -> None:
+    """Copy the trained weights into the modules that were given to `shard`, in every process."""
+    for name, module in modules.items():
+        own = module.state_dict()
+        for part, tensor in sharded[name].state_dict().items():
+            own[part].copy_(whole(tensor))
