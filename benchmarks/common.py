@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from speechgpt_lib.runs.machine import cpu_facts
-from speechgpt_lib.training.throughput import matmul_peak
+from speechgpt_lib.training.devices import matmul_peak
 
 
 def measure(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -38,12 +38,10 @@ from speechgpt_lib.language_model.packing import PackedBatches, collate_packed, 
 from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
 from speechgpt_lib.recipes.schema import Optimization
-from speechgpt_lib.training.attention import training_attention
-from speechgpt_lib.training.compilation import compile_layers
+from speechgpt_lib.training.attention import NAME, training_attention
+from speechgpt_lib.training.devices import compile_layers, matmul_peak
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.training.row_attention import NAME
-from speechgpt_lib.training.throughput import matmul_peak
 
 LAB = Shape(vocabulary=2300, hidden_size=192, layers=4, heads=6, feed_forward=512, tied=True)
 BATCH = 4096  # tokens

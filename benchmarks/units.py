@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import finish, measure
 from speechgpt_lib.corpora.audio import read_audio
 from speechgpt_lib.rates import SAMPLE_RATE
-from speechgpt_lib.training.throughput import matmul_peak
+from speechgpt_lib.training.devices import matmul_peak
 from speechgpt_lib.units.encode import Extraction, Item, ShardEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits

@@ -23,8 +23,7 @@ from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings
-from speechgpt_lib.training.buckets import shuffled_buckets
-from speechgpt_lib.training.epochs import Epochs
+from speechgpt_lib.training.batches import Epochs, shuffled_buckets
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.artefacts import fingerprint, hash_file, hash_json, write_json
-from speechgpt_lib.runs.locks import locked
-from speechgpt_lib.runs.memory import Monitor
+from speechgpt_lib.runs.artefacts import fingerprint, hash_file, hash_json, locked, write_json
+from speechgpt_lib.runs.machine import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 

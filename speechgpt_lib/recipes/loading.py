@@ -1,5 +1,4 @@
-"""YAML files and overrides → validated recipes, or one line that says which key is wrong and what
-is allowed there."""
+"""YAML files and overrides → validated recipes, or one line that says which key is wrong."""
 
 from __future__ import annotations
 
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.recipes.sources import DiskCorpus, Imports
+from speechgpt_lib.recipes.sources import DiskCorpus
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
 
@@ -20,12 +19,8 @@ BUILT_IN = ("smoke", "lab", "release", "paper")
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """A built-in recipe by name or any YAML file by path, with `overrides` put in, validated.
 
-    overrides: dotted key → value, such as {"stage2.optimization.steps": 100, "corpora.0.root":
-        "speech"}.
-
-    Raises:
-        UserError: unknown name, unreadable YAML, or a key that the schema refuses (key, value and
-            what is allowed).
+    overrides: dotted key → value, such as {"stage2.optimization.steps": 100, "corpora.0.root": "s"}
+    Raises UserError: unknown name, no YAML, or a key that the schema refuses (and what it allows).
     """
     path = Path(name_or_path)
     if str(name_or_path) in BUILT_IN:
@@ -38,10 +33,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        found = type(values).__name__
-        raise UserError(f"{path} holds {found}, expected keys and values as in recipes/lab.yaml")
+        kind = type(values).__name__
+        raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")
     for key, value in (overrides or {}).items():
         put(values, key, value)
     try:
@@ -53,16 +48,12 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
 def check_sources(recipe: Recipe) -> None:
     """Raises UserError naming all files and folders of the recipe that are not there."""
     paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
-    for source in (getattr(recipe.imports, name) for name in Imports.model_fields):
-        if isinstance(source, str):
-            paths.append(source)
-        elif source is not None:
-            values = source.model_dump().items()
-            paths += [
-                v for k, v in values if isinstance(v, str) and k != "encoder"
-            ]  # may be a name
-    found = [(path, Path(recipe.data).expanduser() / Path(path).expanduser()) for path in paths]
-    if missing := list(dict.fromkeys(str(place) for _, place in found if not place.exists())):
+    for source in recipe.imports.model_dump(exclude={"inventory": {"encoder"}}).values():
+        # All but an encoder, which may be a name on the hub.
+        paths += source.values() if isinstance(source, dict) else [source]
+    data = Path(recipe.data).expanduser()
+    places = [data / Path(path).expanduser() for path in paths if isinstance(path, str)]
+    if missing := dict.fromkeys(str(place) for place in places if not place.exists()):
         needs = f" It needs: {'; '.join(recipe.needs)}." if recipe.needs else ""
         raise UserError(
             f"recipe {recipe.name} reads what is not there: {', '.join(missing)}.{needs} Give the "
@@ -74,94 +65,63 @@ def put(values: dict, key: str, value: object) -> None:
     """Set a dotted key in the values of a recipe; numbers are places in a list."""
     place: Any = values
     *parents, last = key.split(".")
-    for depth, part in enumerate(parents):
-        if isinstance(place, list):
-            place = place[_index(place, key, part)]
-            continue
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
+    for depth, part in enumerate(parents, 1):
+        at = _place(place, key, part)
+        if isinstance(place, dict) and place.get(at) is None:
+            place[at] = {}
+        place = place[at]
         if not isinstance(place, dict | list):
-            inner = ".".join(parents[: depth + 1])
-            raise UserError(f"can't set {key}: {inner} is {str(place)[:60]!r}, which has no keys")
-    place[_index(place, key, last) if isinstance(place, list) else last] = value
+            inner = f"{'.'.join(parents[:depth])} is {str(place)[:60]!r}"
+            raise UserError(f"can't set {key}: {inner}, which has no keys")
+    place[_place(place, key, last)] = value
 
 
-def _index(place: list, key: str, part: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise UserError(
-            f"can't set {key}: {part!r} is no place in a list of {len(place)} (they count from 0)"
-        )
+def _place(within: dict | list, key: str, part: str) -> str | int:
+    if isinstance(within, dict):
+        return part
+    if not part.isdigit() or int(part) >= len(within):
+        what = f"no place in a list of {len(within)} (they count from 0)"
+        raise UserError(f"can't set {key}: {part!r} is {what}")
     return int(part)
 
 
 def parse_override(text: str) -> tuple[str, object]:
     """`KEY=VALUE` → (key, value); the value is YAML: `null`, `[a, b]`, `{k: v}`, `0.1`, `text`."""
     key, equals, value = text.partition("=")
-    if not (equals and key.strip()):
-        raise UserError(
-            f"--set {text!r}: expected KEY=VALUE, such as stage2.optimization.steps=100"
-        )
+    key = key.strip()
+    if not (equals and key):
+        example = "stage2.optimization.steps=100"
+        raise UserError(f"--set {text!r}: expected KEY=VALUE, such as {example}")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        what = " ".join(str(error).split())[:120]
-        raise UserError(f"--set {key.strip()}: {value!r} is no YAML value ({what})") from None
+        raise UserError(f"--set {key}: {value!r} is no YAML value ({one_line(error)})") from None
 
 
 def _explain(error: ValidationError) -> str:
     """The first three problems, unknown keys first: a misspelt key also counts as missing."""
-    problems = []
     found = [item for item in error.errors() if "str" not in item["loc"]]  # of path or settings
     found = [item for item in found if item["type"] != "too_short"] or error.errors()
-    ordered = sorted(found, key=lambda item: item["type"] != "extra_forbidden")
-    for item in ordered[:3]:
-        path, allowed = _place(item["loc"])
-        key = ".".join(path) or "recipe"
-        if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}; allowed here: {', '.join(allowed)}")
+    readers = {"lab", *get_args(DiskCorpus.model_fields["reader"].annotation)}
+    unknown, wrong = [], []
+    for item in found:
+        # Readers and names of classes tell one kind of section from another; they are no keys.
+        path = [str(p) for p in item["loc"] if p not in readers and not str(p)[0].isupper()]
+        if item["type"] == "unknown":
+            allowed = ", ".join(item["ctx"]["allowed"])
+            keys = [".".join([*path, key]) for key in item["ctx"]["keys"]]
+            unknown += [f"unknown key {key!r}; allowed here: {allowed}" for key in keys]
         else:
-            shown = (
-                "" if isinstance(item["input"], dict) else f" (found {str(item['input'])[:60]!r})"
-            )
-            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return "; ".join(problems) + more
-
-
-def _place(location: tuple) -> tuple[list[str], list[str]]:
-    """Where an error is, as keys of the recipe, and which keys are allowed beside the last one."""
-    path: list[str] = []
-    kinds: list[type[BaseModel]] = [Recipe]
-    for part in location:
-        named = [kind for kind in kinds if part in _tags(kind)]
-        if named and part not in kinds[0].model_fields:  # tells one kind of section from another
-            kinds = named
-            continue
-        path.append(str(part))
-        inner = [kind.model_fields[part].annotation for kind in kinds if part in kind.model_fields]
-        found = [section for annotation in inner for section in _sections(annotation)]
-        if found and part != location[-1]:
-            kinds = found
-    return path, sorted({name for kind in kinds for name in kind.model_fields})
-
-
-def _sections(annotation: object) -> list[type[BaseModel]]:
-    """The sections that a field may hold, whatever they are wrapped in."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections(inner)]
-
-
-def _tags(kind: type[BaseModel]) -> set[str]:
-    """By which names error locations tell a kind of section: its own, or the readers that it is
-    for."""
-    reader = kind.model_fields.get("reader")
-    return {kind.__name__, *(get_args(reader.annotation) if reader else ())}
+            value = item["input"]
+            shown = "" if isinstance(value, dict) else f" (found {str(value)[:60]!r})"
+            message = item["msg"].removeprefix("Value error, ")
+            wrong.append(f"{'.'.join(path) or 'recipe'}: {message}{shown}")
+    problems = unknown + wrong
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML text that `load_recipe` reads back."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
-    )
+    values = recipe.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)

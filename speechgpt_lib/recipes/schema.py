@@ -1,31 +1,18 @@
 """Recipes: one YAML file fixes everything a run depends on; this schema says what may stand in it.
 
-An unknown key, a wrong type or an impossible combination is an error that names the key and what is
-allowed there.
+A wrong type or an impossible combination is an error that names the key and what is allowed there.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from speechgpt_lib.rates import HOP
-from speechgpt_lib.recipes.section import (
-    Count,
-    Fraction,
-    Natural,
-    Part,
-    Positive,
-    Section,
-    Share,
-)
+from speechgpt_lib.recipes.section import Count, Fraction, Natural, Part, Positive, Section, Share
 from speechgpt_lib.recipes.sources import Corpus, Imports
-
-# Groups of the position convolution and convolutions of every HuBERT here: units/hubert.py.
-POSITION_GROUPS, CONV_LAYERS = 8, 7
-# What an induction start needs: language_model/model.py.
-INDUCTION_HEADS, INDUCTION_LAYERS = 5, 2
 
 
 class Optimization(Section):
@@ -33,43 +20,48 @@ class Optimization(Section):
 
     steps: Count
     learning_rate: Positive
-    # if set, Muon drives the weight matrices, at this rate
-    matrix_learning_rate: float | None = Field(None, gt=0)
-    # Muon's; with little of it the matrices grow until LoRA can't move them
-    matrix_weight_decay: Share = 0.5
+    matrix_learning_rate: Positive | None = None  # if set, Muon drives the weight matrices, at this
+    matrix_weight_decay: Share = 0.5  # with little, matrices grow until LoRA can't move them
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     weight_decay: Share = 0.01
-    # parts of a batch that each process computes one after the other, for want of memory
-    accumulation: Count = 1
+    accumulation: Count = 1  # parts of a batch that a process computes one by one, to save memory
     warmup: Natural = 40  # steps from 0 to the full learning rate
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls after `hold`
     hold: Fraction = 0.4  # share of the steps before the linear decay sets in
     floor: Part = 0.03  # share of the learning rate at the last step
     clip: Positive = 1.0  # largest gradient norm
-    # auto: bf16 where the device computes in it itself, else no (fp32)
-    precision: Literal["auto", "no", "bf16"] = "auto"
-    # full: weights, gradients and moments shared out over processes (FSDP2)
-    sharding: Literal["none", "full"] = "none"
+    precision: Literal["auto", "no", "bf16"] = "auto"  # no: fp32; auto: bf16 where it is computed
+    sharding: Literal["none", "full"] = "none"  # full: weights, moments over processes (FSDP2)
     save_every_s: Positive = 60.0  # seconds between checkpoints
-    # compile the layers with torch's inductor; auto: where there is the C++ compiler it wants
-    compile: bool | Literal["auto"] = False
+    compile: bool | Literal["auto"] = False  # layers; auto: where there is a C++ compiler
     keep: Count = 2  # checkpoints kept, the newest ones
-    # if set, end after so many tokens (padding not counted), however many steps are left
-    most_tokens: int | None = Field(None, gt=0)
-    # if set, stop (and save) after so many hours; started again it goes on
-    most_hours: float | None = Field(None, gt=0)
+    most_tokens: Count | None = None  # end after so many (without padding), even if steps are left
+    most_hours: Positive | None = None  # stop (and save) after so many; started again it goes on
     log_every: Count = 10
 
     @model_validator(mode="after")
     def muon_is_whole(self) -> Optimization:
         if self.sharding == "full" and self.matrix_learning_rate:
-            raise ValueError(
-                "sharding: full excludes matrix_learning_rate: Muon needs whole matrices"
-            )
+            why = "Muon needs whole matrices"
+            raise ValueError(f"sharding: full excludes matrix_learning_rate: {why}")
         return self
 
 
-class HubertSettings(Section):
+class Attending(Section):
+    """Attention splits the width evenly over its heads; rotary positions want it even in each."""
+
+    rotary: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def heads_fit(self) -> Attending:
+        step = self.heads * (2 if self.rotary else 1)
+        if self.hidden_size % step:
+            found = f"hidden_size is {self.hidden_size} with {self.heads} heads"
+            raise ValueError(f"{found}, it must be a multiple of {step}")
+        return self
+
+
+class HubertSettings(Attending):
     """Geometry and pre-training of the unit encoder (Hsu et al. 2021)."""
 
     conv_widths: tuple[Count, ...] = (32, 32, 48, 48, 64, 64, 64)
@@ -77,28 +69,23 @@ class HubertSettings(Section):
     layers: Count = 4
     heads: Count = 4
     feed_forward: Count = 640
-    # share of frames at which a masked span starts
-    mask_probability: float = Field(0.065, gt=0, lt=1)
+    mask_probability: float = Field(0.065, gt=0, lt=1)  # share of frames that start a masked span
     mask_length: Count = 10
     unmasked_weight: Part = 0.5  # weight of the loss on frames that are not masked
     target_clusters: Count = 100
-    # 2: a second encoder learns clusters of the first one's layer `units.layer`
-    iterations: Literal[1, 2] = 1
+    iterations: Literal[1, 2] = 1  # 2: another encoder learns clusters of the first's `layer`
     crop_seconds: Positive = 1.5
     batch_size: Count = 16
     utterances: Count = 4000  # how many utterances the crops are taken from
     optimization: Optimization
 
     @model_validator(mode="after")
-    def heads_and_layers_fit(self) -> HubertSettings:
-        _check_heads(self.hidden_size, self.heads)
-        if self.hidden_size % POSITION_GROUPS:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, it must be a multiple of {POSITION_GROUPS}"
-            )
-        if len(self.conv_widths) != CONV_LAYERS:
-            found = len(self.conv_widths)
-            raise ValueError(f"conv_widths has {found} widths, it must have {CONV_LAYERS}")
+    def convolutions_fit(self) -> HubertSettings:
+        width, count = self.hidden_size, len(self.conv_widths)  # see units/hubert.py
+        if width % 8:
+            raise ValueError(f"hidden_size is {width}, it must be a multiple of 8")
+        if count != 7:
+            raise ValueError(f"conv_widths has {count} widths, it must have 7")
         return self
 
 
@@ -129,27 +116,21 @@ class VocoderSettings(Section):
     resblock_kernels: tuple[Count, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     discriminator_channels: Count = 32  # width of the first discriminator layer
-    # the discriminators' learning rate as a share of the generator's
-    discriminator_rate: Positive = 1.0
+    discriminator_rate: Positive = 1.0  # their learning rate as a share of the generator's
     segment_frames: Count = 32
     batch_size: Count = 16
     adversarial_from: Part = 0.8  # share of the steps before the discriminators join
     utterances: Count = 2500
-    # train on every training voice with a speaker embedding, not on the target voice alone
-    all_voices: bool = False
+    all_voices: bool = False  # train on every voice with a speaker embedding, not the target alone
     compare: bool = False  # train the last steps a second time without discriminators, to compare
     optimization: Optimization
     duration_optimization: Optimization
 
     @model_validator(mode="after")
     def rates_make_the_hop(self) -> VocoderSettings:
-        product = 1
-        for rate in self.upsample_rates:
-            product *= rate
-        if product != HOP:
-            raise ValueError(
-                f"upsample_rates multiply to {product}, they must make the hop of {HOP} samples"
-            )
+        hop = math.prod(self.upsample_rates)
+        if hop != HOP:
+            raise ValueError(f"upsample_rates multiply to {hop}, they must make {HOP} (samples)")
         if len(self.upsample_kernels) != len(self.upsample_rates):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
@@ -157,7 +138,7 @@ class VocoderSettings(Section):
         return self
 
 
-class TextToUnitSettings(Section):
+class TextToUnitSettings(Attending):
     """Encoder–decoder that turns text into units."""
 
     pieces: Natural = 0  # size of the text tokenizer; with no more pieces than characters it spells
@@ -170,90 +151,65 @@ class TextToUnitSettings(Section):
     tokens_per_batch: Count = 1000  # units, padding included
     optimization: Optimization
 
-    @model_validator(mode="after")
-    def heads_fit(self) -> TextToUnitSettings:
-        _check_heads(self.hidden_size, self.heads)
-        return self
+
+Chain = Literal["speech_speech", "speech_text", "text_speech", "text_text"]
+Voicer = Literal["text_to_unit", "tts"]  # the text-to-unit model, or a synthesiser and extractor
 
 
 class InstructionSettings(Section):
     templates: Literal["paper", "release"] = "paper"
-    chain_shares: dict[
-        Literal["speech_speech", "speech_text", "text_speech", "text_text"], Share
-    ] = Field(
-        default_factory=lambda: {
-            "speech_speech": 0.4,
-            "speech_text": 0.2,
-            "text_speech": 0.2,
-            "text_text": 0.2,
-        }
+    chain_shares: dict[Chain, Share] = dict(
+        speech_speech=0.4, speech_text=0.2, text_speech=0.2, text_text=0.2
     )
     maximum_response_words: Count = 35
-    # rows of each pair of text and units: a transcript or speech is asked for, by chance (paper),
-    # or both are
-    pairing: Literal["one", "both"] = "both"
+    pairing: Literal["one", "both"] = "both"  # of a pair, transcript or speech is asked, or both
     held_out_share: Fraction = 0.002  # share of a corpus' sentences that are kept out of training
-    # what voices written questions: the text-to-unit model (paper), or a synthesiser and the unit
-    # extractor
-    questions_from: Literal["text_to_unit", "tts"] = "text_to_unit"
-    answers_from: Literal["text_to_unit", "tts"] = "text_to_unit"  # the same for the answers
+    questions_from: Voicer = "text_to_unit"  # what voices written questions (paper: text_to_unit)
+    answers_from: Voicer = "text_to_unit"  # the same for the answers
     synthesiser: str = "espeak"  # for tts: espeak, or a command that writes {wav}
     synthesiser_voice: str | None = None  # eSpeak's; null: the voice that answers in the lab
-    # which voices' pairs are asked for speech: those that answer, or all
-    speaking: Literal["target", "all"] = "target"
-    # folder with asr.txt and tts.txt instead of the shipped descriptions
-    descriptions: str | None = None
-    # moss-002-sft-data (file or folder): written dialogues beside the corpora's
-    dialogues: str | None = None
+    speaking: Literal["target", "all"] = "target"  # which voices' pairs are asked for speech
+    descriptions: str | None = None  # folder with asr.txt and tts.txt instead of the shipped ones
+    dialogues: str | None = None  # moss-002-sft-data (file or folder): more written dialogues
     classroom: bool = False  # leave out dialogues that are unsafe for classrooms
-    # dialogues without speech of their own, voiced as questions_from says
-    written_dialogues: Natural = 800
+    written_dialogues: Natural = 800  # without speech of their own, voiced as questions_from says
     loss: Literal["all", "answer"] = "answer"
-    # how much a text token counts in the loss beside a unit, of which there are far more
-    text_weight: Positive = 1.0
+    text_weight: Positive = 1.0  # of a text token in the loss beside a unit (there are far more)
 
     @model_validator(mode="after")
     def shares_add_up(self) -> InstructionSettings:
         total = sum(self.chain_shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"chain_shares add up to {total:.3f}, they must add up to 1")
-        others = [
-            name for name, share in self.chain_shares.items() if share and name != "speech_speech"
-        ]
+        others = ", ".join(n for n, s in self.chain_shares.items() if s and n != "speech_speech")
         if self.templates == "release" and others:
-            found = ", ".join(others)
-            raise ValueError(f"chain_shares has {found}; templates: release has speech_speech only")
+            only = "templates: release has speech_speech only"
+            raise ValueError(f"chain_shares has {others}; {only}")
         return self
 
 
-class LanguageModelSettings(Section):
+class LanguageModelSettings(Attending):
     """The text LLM: a small LLaMA trained here, or the shape of the one that is imported."""
 
+    rotary: ClassVar[bool] = True
     vocabulary: int = Field(1600, gt=300)  # size of the text tokenizer's vocabulary
     hidden_size: Count = 192
     layers: Count = 4
     heads: Count = 6
     feed_forward: Count = 512
     rope_theta: Positive = 10_000.0
-    # where new tokens start: at the mean of the old ones plus noise, or units at their projected
-    # k-means centroids
+    # where new tokens start: the mean of the old ones plus noise, or units at projected centroids
     new_embeddings: Literal["mean", "centroids"] = "mean"
-    # to which the number of embeddings is rounded up, for hardware that likes round shapes
-    multiple: Count = Field(1, le=256)
-    # start attention as an induction circuit (see language_model/model.py)
-    induction_start: bool = True
+    multiple: Count = Field(1, le=256)  # the number of embeddings is rounded up to it, for hardware
+    induction_start: bool = True  # start as induction circuits (see language_model/model.py)
     tokens_per_batch: Count = 2000
     optimization: Optimization
 
     @model_validator(mode="after")
-    def heads_fit(self) -> LanguageModelSettings:
-        _check_heads(self.hidden_size, self.heads, even=True)
-        too_small = self.heads < INDUCTION_HEADS or self.layers < INDUCTION_LAYERS
-        if self.induction_start and too_small:
-            raise ValueError(
-                f"induction_start needs at least {INDUCTION_HEADS} heads and {INDUCTION_LAYERS} "
-                f"layers, found {self.heads} and {self.layers}: raise them or set it to false"
-            )
+    def induction_fits(self) -> LanguageModelSettings:
+        if self.induction_start and (self.heads < 5 or self.layers < 2):
+            found = f"found {self.heads} and {self.layers}: raise them or set it to false"
+            raise ValueError(f"induction_start needs at least 5 heads and 2 layers, {found}")
         return self
 
 
@@ -262,16 +218,13 @@ class StageSettings(Section):
     # none: rows of like length side by side; isolated: several in a block, none sees another;
     # concatenated: cut wherever a block is full (the release's stage 1)
     packing: Literal["none", "isolated", "concatenated"] = "none"
-    # auto: written out on a CPU, of packed rows each by itself; flash (if installed) or torch's
-    # fused one on a GPU
+    # auto: written out on a CPU, packed rows each by itself; flash (if installed) or sdpa on a GPU
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     block: Count = 1024  # tokens of a block, and of the longest row
-    # keep only each layer's input and compute the rest again: less memory, more time
-    checkpointing: bool = False
+    checkpointing: bool = False  # compute what lies within layers again: less memory, more time
     # longer rows: refused, left out, or cut with their end marker kept; both are counted
     too_long: Literal["error", "drop", "truncate"] = "error"
-    # rows of earlier stages mixed in, as a share of the stage's own rows
-    replay: dict[Literal["text", "units"], Share] = Field(default_factory=dict)
+    replay: dict[Literal["text", "units"], Share] = {}  # earlier stages' rows, as share of own
     optimization: Optimization
 
 
@@ -286,8 +239,7 @@ class LoraSettings(Section):
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     # how the frozen weights are stored while adapters learn; int8 and 4bit need bitsandbytes
     base: Literal["fp32", "bf16", "int8", "4bit"] = "fp32"
-    # train the embeddings of units and markers as well; they are saved with the adapter
-    new_tokens: bool = False
+    new_tokens: bool = False  # train embeddings of units and markers too, saved with the adapter
 
 
 class Stage3Settings(StageSettings):
@@ -325,8 +277,7 @@ class Recipe(Section):
     summary: str
     seed: Natural = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    # what must be had beforehand, in words; empty when everything is made here
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # what must be had beforehand, in words; empty: all is made here
     processes: Count = 1  # processes every training runs in
     data: str = "."  # where relative paths of corpora and imports start
     corpora: Annotated[tuple[Corpus, ...], Field(min_length=1)]
@@ -344,17 +295,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def layer_exists(self) -> Recipe:
-        if self.imports.inventory is None and self.units.layer > self.units.hubert.layers:
-            layer, depth = self.units.layer, self.units.hubert.layers
+        layer, depth = self.units.layer, self.units.hubert.layers
+        if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
         return self
-
-
-def _check_heads(hidden_size: int, heads: int, even: bool = False) -> None:
-    """Attention splits the width evenly over its heads; rotary positions want an even width in
-    each."""
-    step = 2 * heads if even else heads
-    if hidden_size % step:
-        raise ValueError(
-            f"hidden_size is {hidden_size} with {heads} heads, it must be a multiple of {step}"
-        )

@@ -1,5 +1,4 @@
-"""The sections of a recipe that say what comes from outside: speech to learn from, and results that
-are imported."""
+"""What comes from outside, as sections of a recipe: speech to learn from, imported results."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ class LabCorpus(Section):
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:
-        voices = [self.target_voice, *self.aligned_voices, *self.unlabelled_voices]
-        voices.append(self.held_out_voice)
+        others = (*self.aligned_voices, *self.unlabelled_voices, self.held_out_voice)
+        voices = [self.target_voice, *others]
         if len(set(voices)) != len(voices):
             raise ValueError(f"each voice may have one role only, found {voices}")
         return self
@@ -42,16 +41,14 @@ class DiskCorpus(Section):
     reader: Literal["librispeech", "common_voice", "gigaspeech", "libri_light", "lj_speech", "vctk"]
     root: str  # the corpus' folder; a relative one lies below `data`
     splits: tuple[str, ...] | None = None  # as the corpus names them; null: all
-    # aligned: speech with text; unlabelled: units only; voice: what the vocoder learns to speak
-    # like; test: held out. One or several
+    # aligned: speech with text; unlabelled: units only; voice: for the vocoder; test: held out
     role: tuple[Role, ...] = Field(("aligned",), min_length=1)
     held_out: Fraction = 0.0  # share of the sentences that are test
     utterances: Count | None = None  # at most so many, chosen by their ids
     longest_s: Positive = 7200.0  # longer utterances (s) are left out
     decode: bool = False  # look at every sample beforehand, not at headers only
     max_bad_share: Part = 0.05  # more unreadable ones are an error
-    # the reader's own, such as whole_files for libri_light
-    options: dict[str, bool | float | str | list[str]] = Field(default_factory=dict)
+    options: dict[str, bool | float | str | list[str]] = {}  # the reader's own, as whole_files
 
     @field_validator("role", mode="before")
     @classmethod
@@ -75,8 +72,7 @@ class InventoryImport(Section):
 
     encoder: str  # fairseq's .pt, or a folder or hub name of transformers
     layer: Count
-    # null: k-means on this run's own speech, as units.clusters says
-    centroids: str | None = None  # scikit-learn's .bin, .npy or .safetensors
+    centroids: str | None = None  # .bin, .npy, .safetensors; null: k-means on this run's speech
 
 
 class VocoderImport(Section):

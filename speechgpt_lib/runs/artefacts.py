@@ -1,9 +1,9 @@
-"""Files that are either whole or absent: atomic writes, and the hashes by which steps know their
-inputs and outputs."""
+"""Files: whole or absent, locked by one process at a time, known to steps by their hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,10 +21,9 @@ ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes the place of `path`, on any error it
-    is removed.
+    """Give a temporary path for a file or folder, which on success takes the place of `path`.
 
-    Works for a file or a folder: the caller creates whichever it needs at the path given.
+    On any error it is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,40 +34,60 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         replace(temporary, path)
     except Exception as error:
         if reason := write_failure(error):
-            raise UserError(
-                f"could not write {path}: {reason}; nothing there was changed"
-            ) from error
+            what = f"could not write {path}: {reason}; nothing there was changed"
+            raise UserError(what) from error
         raise
     finally:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
 def write_failure(error: Exception) -> str | None:
-    """Why a write failed (a full disk above all), or None when `error` is something else: not every
-    library raises OSError for it."""
+    """Why a write failed (a full disk above all), or None when `error` is something else."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if found := re.search(
-        r"([^:]+) \(os error \d+\)", str(error)
-    ):  # safetensors and tokenizers, which are written in Rust
+    text = str(error)
+    if found := re.search(r"([^:]+) \(os error \d+\)", text):  # safetensors, tokenizers (in Rust)
         return found[1].strip()
-    if isinstance(error, RuntimeError) and re.search(
-        "unexpected pos|iostream error|PytorchStreamWriter", str(error)
-    ):  # torch.save
-        return "the file could not be written to its end; is the disk full?"
+    if isinstance(error, RuntimeError) and re.search("unexpected pos|iostream|PytorchStream", text):
+        return "the file could not be written to its end; is the disk full?"  # torch.save
     return None
 
 
 def replace(source: Path, target: Path) -> None:
-    """Move `source` over `target`.  A folder or link that is in the way is moved aside first, since
-    rename can't put a folder there."""
-    if target.is_dir():
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.rename(target, aside / target.name)
-        os.rename(source, target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
+    """Move `source` over `target`, even where that is a folder or a link to one."""
+    if not target.is_dir():
         os.replace(source, target)
+        return
+    # Moved aside first, since rename can't put a folder there.
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.rename(target, aside / target.name)
+    os.rename(source, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` during the block; the file is removed afterwards.
+
+    Where another process holds it: wait for it, or raise UserError with the text `otherwise`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(otherwise) from None
+            ours = False
+            with contextlib.suppress(FileNotFoundError):
+                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if not ours:  # its holder removed it after we opened it: others would not find this one
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -81,22 +100,18 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def read_json(path: Path | str) -> dict:
-    path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; was the step that writes it interrupted? run it again"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); delete it and run its step again"
-        ) from None
+        why = "was the step that writes it interrupted? run it again"
+        raise UserError(f"{path} is missing; {why}") from None
+    except ValueError as error:  # no JSON, or no text
+        cure = "delete it and run its step again"
+        raise UserError(f"{path} is not valid JSON ({error}); {cure}") from None
 
 
 def hash_json(value: object) -> str:
-    """SHA-256 over the canonical JSON text of `value`: the same for equal settings whatever the
-    order of their keys."""
+    """SHA-256 of the JSON text of `value`, the same in whatever order its keys are."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -107,32 +122,25 @@ def hash_file(path: Path | str) -> str:
 
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Relative path → {sha256, bytes} for every file below `folder`, sorted, without names in
-    `skip`."""
-    files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skip
-    )
+    """Relative path → {sha256, bytes} of files below `folder`, sorted, without names in `skip`."""
+    files = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {
-        p.relative_to(folder).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size}
-        for p in files
+        name.as_posix(): {"sha256": hash_file(path), "bytes": path.stat().st_size}
+        for name, path in files.items()
+        if name.parts[0] not in skip
     }
 
 
 def fingerprint(root: Path | str, source: Any) -> dict:
-    """What tells an imported result from another: its settings, and for each file its size and a
-    hash of both its ends.
+    """What tells an imported result: settings; of files the size and a hash of both their ends.
 
-    source: a path, or settings (a pydantic model) some of whose values are paths; relative ones
-        start at `root`.
+    source: a path, or settings (pydantic) some of whose values are paths, relative to `root`.
     """
     settings = source if isinstance(source, str) else source.model_dump(mode="json")
-    values = (
-        [source]
-        if isinstance(source, str)
-        else [v for v in settings.values() if isinstance(v, str)]
-    )
+    values = [source] if isinstance(source, str) else settings.values()
     files = []
-    for path in (Path(root).expanduser() / Path(value).expanduser() for value in values):
+    for value in (value for value in values if isinstance(value, str)):
+        path = Path(root).expanduser() / Path(value).expanduser()
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         files += [_ends(file) for file in inside if file.is_file()]
     return {"imported": settings, "files": files}

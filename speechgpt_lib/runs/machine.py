@@ -1,57 +1,120 @@
-"""What machine this is: the figures of a run mean little without its processor."""
+"""What machine this is, and what a step takes of it: time, processor time and memory."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import json
 import os
 import platform
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-VECTOR_EXTENSIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "asimd",
-    "sve",
-    "bf16",
-)
+import psutil
+
+VECTOR_EXTENSIONS = "avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 asimd sve bf16".split()
+FIGURES = ("seconds", "cpu_seconds", "peak_memory_mb")  # what a `Monitor` measures
 
 
 def cpu_facts() -> dict:
-    """{name, family, model, extensions} of the processor; family and model are numbers on x86, None
-    elsewhere.
+    """{name, family, model, extensions} of the processor; family and model are numbers, on x86.
 
-    `extensions` are the vector instructions that deep-learning kernels choose by, as Linux names
-    them.
+    `extensions`: vector instructions that deep-learning kernels choose by, as Linux names them.
     """
-    fields = _cpuinfo()
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    number = {
-        key: int(fields[key]) if fields.get(key, "").isdigit() else None
-        for key in ("cpu family", "model")
-    }
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # only Linux has such a file; its first core is enough
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        pairs = (line.partition(":") for line in first.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    family, model = (fields.get(key, "") for key in ("cpu family", "model"))
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),
-        "family": number["cpu family"],
-        "model": number["model"],
+        "family": int(family) if family.isdigit() else None,
+        "model": int(model) if model.isdigit() else None,
         "extensions": [name for name in VECTOR_EXTENSIONS if name in flags],
     }
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: fewer than the machine has in a batch job or under
-    `taskset`."""
+    """Cores that this process may use: in a batch job or under `taskset` fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _cpuinfo() -> dict[str, str]:
-    """The fields of the first core in /proc/cpuinfo; empty where the system has no such file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+def _of_tree(figure: Callable[[psutil.Process], float]) -> float:
+    """The sum of a figure of this process and of all living ones below it."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += figure(process)
+    return total
+
+
+def tree_memory_mb() -> float:
+    """Memory of this process and all below it in MiB: PSS where the system tells it, else RSS."""
+
+    def own(process: psutil.Process) -> int:
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", 0) or memory.rss  # PSS counts shared pages once
+
+    return _of_tree(own) / 2**20
+
+
+def tree_cpu_seconds() -> float:
+    """User and system seconds of living processes and of their children that ended."""
+    return _of_tree(lambda process: sum(process.cpu_times()[:4]))
+
+
+def return_free_memory() -> None:
+    """Gives memory that is free inside this process back to the system, where it is glibc."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Monitor:
+    """Measures the block it wraps; what `path` keeps of an attempt that was killed counts on.
+
+    `cpu_seconds` are those of the whole process tree; of a killed one the last may lack.
+    """
+
+    def __init__(self, path: Path, interval_s: float = 1.0):
+        self.path, self.interval_s = path, interval_s
+        self.seconds = self.cpu_seconds = self.peak_memory_mb = 0.0
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half-written by a kill
+            saved = json.loads(path.read_text())
+            self.seconds, self.cpu_seconds, self.peak_memory_mb = (saved[name] for name in FIGURES)
+
+    def __enter__(self) -> Monitor:
+        self._begun = time.perf_counter() - self.seconds
+        self._cpu_begun = tree_cpu_seconds() - self.cpu_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._note()
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self._note()
+            self._stop.wait(self.interval_s)
+
+    def _note(self) -> None:
+        self.seconds = time.perf_counter() - self._begun
+        self.cpu_seconds = max(self.cpu_seconds, tree_cpu_seconds() - self._cpu_begun)
+        self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
+        known = {name: getattr(self, name) for name in FIGURES}
+        with contextlib.suppress(OSError):  # a full disk must stop the step, not its stop-watch
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(known))
+            os.replace(temporary, self.path)

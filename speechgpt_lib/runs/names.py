@@ -5,43 +5,30 @@ A folder's first part is the notebook that makes it: `06_stage1_modality_adaptat
 
 from __future__ import annotations
 
-NOTEBOOKS = (
-    "00_start_here",
-    "01_unit_extraction",
-    "02_unit_vocoder",
-    "03_cross_modal_instructions",
-    "04_chain_of_modality_instructions",
-    "05_vocabulary_expansion",
-    "06_stage1_modality_adaptation",
-    "07_stage2_cross_modal_finetuning",
-    "08_stage3_chain_of_modality_lora",
-    "09_talk_to_speechgpt",
-    "10_scale_out",
-)
+# Notebook → its steps, each with its folder where that has another name.
+_MADE = {
+    "00_start_here": "",
+    "01_unit_extraction": "corpus hubert inventory units unit_grid=grid",
+    "02_unit_vocoder": "vocoder vocoder_evaluation=evaluation",
+    "03_cross_modal_instructions": "cross_modal_set",
+    "04_chain_of_modality_instructions": "text_to_unit voicing chain_set",
+    "05_vocabulary_expansion": "text_model expanded_model",
+    "06_stage1_modality_adaptation": "stage1=model",
+    "07_stage2_cross_modal_finetuning": "stage2=model",
+    "08_stage3_chain_of_modality_lora": "stage3=adapter",
+    "09_talk_to_speechgpt": "evaluation",
+    "10_scale_out": "",
+}
+NOTEBOOKS = tuple(_MADE)
 FOLDERS = {
-    "corpus": "01_unit_extraction/corpus",
-    "hubert": "01_unit_extraction/hubert",
-    "inventory": "01_unit_extraction/inventory",
-    "units": "01_unit_extraction/units",
-    "unit_grid": "01_unit_extraction/grid",
-    "vocoder": "02_unit_vocoder/vocoder",
-    "vocoder_evaluation": "02_unit_vocoder/evaluation",
-    "cross_modal_set": "03_cross_modal_instructions/cross_modal_set",
-    "text_to_unit": "04_chain_of_modality_instructions/text_to_unit",
-    "voicing": "04_chain_of_modality_instructions/voicing",
-    "chain_set": "04_chain_of_modality_instructions/chain_set",
-    "text_model": "05_vocabulary_expansion/text_model",
-    "expanded_model": "05_vocabulary_expansion/expanded_model",
-    "stage1": "06_stage1_modality_adaptation/model",
-    "stage2": "07_stage2_cross_modal_finetuning/model",
-    "stage3": "08_stage3_chain_of_modality_lora/adapter",
-    "evaluation": "09_talk_to_speechgpt/evaluation",
+    step.split("=")[0]: f"{notebook}/{step.split('=')[-1]}"
+    for notebook, steps in _MADE.items()
+    for step in steps.split()
 }
 
 
 def folder_of(name: str) -> str:
-    """The folder of a step, below the run directory; a name that is a folder already stays as it
-    is."""
+    """The folder of a step, below the run directory; a name that is a folder stays as it is."""
     return FOLDERS.get(name, name)
 
 

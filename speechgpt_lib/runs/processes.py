@@ -13,19 +13,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
-LOOK_S = 0.5  # between two calls of `meanwhile`
-PATIENCE_S = (
-    60.0  # to finish the current step and save; torchrun itself kills its workers after 30 s
-)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) -> Iterator:
-    """`map(function, jobs)` in other processes (they don't inherit torch's threads), results in
-    order.
+    """`map(function, jobs)` in other processes (they don't inherit torch's threads), in order.
 
     With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries
     state from sentence to sentence, so only what a new process says is repeatable.
@@ -33,57 +27,45 @@ def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) 
     if not fresh and (processes <= 1 or len(jobs) <= 1):
         yield from map(function, jobs)
         return
-    workers = max(1, min(processes, len(jobs)))
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(
-        workers, initializer=_ignore_interrupt, maxtasksperchild=1 if fresh else None
-    ) as pool:
+    context, workers = multiprocessing.get_context("spawn"), max(1, min(processes, len(jobs)))
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
+    with context.Pool(workers, signal.signal, deaf, maxtasksperchild=1 if fresh else None) as pool:
         yield from pool.imap(function, jobs)
 
 
-def _ignore_interrupt() -> None:
-    import signal
+def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: None) -> int:
+    """Run a command in a session of its own that ends when we do; returns its exit code.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
-
-
-def supervise(
-    command: list[str],
-    say: Callable[[str], None],
-    log: Path,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> int:
-    """Run a command in a session of its own that ends when we do; say what it prints, and return
-    its exit code.
-
-    `meanwhile` is called again and again while it runs, twice a second or so.
+    What it prints is said, what it writes to stderr goes to `log`.  `meanwhile` is called again and
+    again while it runs, twice a second or so.
     """
-    environment = {
-        "OMP_NUM_THREADS": "1"
-    } | os.environ  # torchrun would set and announce it; a worker chooses its threads itself
+    # Else torchrun would set the number of threads and announce it; a worker chooses it itself.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with open(log, "w") as errors, interrupts_later() as allow_them:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        session = {"start_new_session": True, "preexec_fn": end_with_parent}
+        process = subprocess.Popen(command, env=environment, **streams, **session)
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+
+        def read() -> None:
+            for line in process.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        reader = threading.Thread(target=read, daemon=True)
         try:
             reader.start()
             allow_them()  # there is something to stop now
-            while (line := _next(lines)) is not None:
+            while True:
+                line = ""
+                with contextlib.suppress(queue.Empty):
+                    line = lines.get(timeout=0.5)
+                if line is None:
+                    return process.wait()
                 if line:
                     say(line.rstrip())
                 meanwhile()
-            return process.wait()
-        except (
-            BaseException
-        ):  # an interrupt above all: whatever takes us away, nothing is left behind
+        except BaseException:  # an interrupt above all: whatever takes us away leaves nothing
             stop(process)
             raise
         finally:
@@ -93,9 +75,10 @@ def supervise(
 
 @contextlib.contextmanager
 def interrupts_later() -> Iterator[Callable[[], None]]:
-    """Hold an interrupt (SIGINT) back until the block ends, or until the function that it gives is
-    called: half a start or half an import is worse than a moment's wait.  Python tells interrupts
-    to the main thread alone; elsewhere this does nothing.
+    """Hold an interrupt (SIGINT) back until the block ends or calls the function that it gets.
+
+    Half a start or half an import is worse than a moment's wait.  Python tells interrupts to the
+    main thread alone; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -115,35 +98,18 @@ def interrupts_later() -> Iterator[Callable[[], None]]:
         allow_them()
 
 
-def _read(stream: IO[str], lines: queue.SimpleQueue) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def _next(lines: queue.SimpleQueue) -> str | None:
-    """The next line, "" when none comes for a while, None at the end."""
-    try:
-        return lines.get(timeout=LOOK_S)
-    except queue.Empty:
-        return ""
-
-
 def stop(process: subprocess.Popen) -> None:
-    """Ask the launcher to stop, which lets its workers save; kill it when that takes too long or a
-    second interrupt comes."""
+    """Ask a launcher to stop, so that workers save; kill it later, or at a second interrupt."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=PATIENCE_S)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # its workers get SIGTERM by this: see end_with_parent
+            os.killpg(process.pid, signal.SIGKILL)  # workers get SIGTERM then: `end_with_parent`
         process.wait()
 
 
 def end_with_parent() -> None:
     """Ask Linux to send this process SIGTERM when its parent is gone, even by SIGKILL."""
     if _LIBC:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,14 +1,10 @@
-"""The run directory: every step's results in a folder of its own, remade only when what it depends
-on has changed.
+"""The run directory: every step's results in a folder, remade when what they depend on changed.
 
-    runs/lab/recipe.yaml                      the recipe as validated, and the seed
-    runs/lab/01_unit_extraction/hubert/       one step's results …
-    runs/lab/01_unit_extraction/hubert/facts.json   … and how they came about (written last)
-    runs/lab/01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
+    01_unit_extraction/hubert/facts.json   how one step's results came about (written last)
+    01_unit_extraction/hubert.partial/     a step that is under way or was interrupted
 
-A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  An
-unchanged key means that the results are reused; a changed one means that the step is made anew; a
-`.partial` folder with the right key is resumed.
+A step's *key* is a hash of its settings, its seed, its version and the keys of its inputs.  Results
+with an unchanged key are reused, others made anew; a `.partial` folder with it is resumed.
 """
 
 from __future__ import annotations
@@ -17,43 +13,30 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from speechgpt_lib import __version__
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.artefacts import (
-    hash_folder,
-    hash_json,
-    read_json,
-    replace,
-    write_failure,
-    write_json,
-    write_text,
-)
-from speechgpt_lib.runs.locks import locked
-from speechgpt_lib.runs.machine import cpu_facts
-from speechgpt_lib.runs.memory import Monitor, return_free_memory
+from speechgpt_lib.runs import artefacts
+from speechgpt_lib.runs.machine import Monitor, cpu_facts, return_free_memory
 from speechgpt_lib.runs.names import folder_of, notebook_of
 
-_SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # beside the results
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "praat-parselmouth")
+SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # beside the results
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "praat-parselmouth")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: its folder's name ("01_unit_extraction/hubert"), its path, and what is known
-    of it."""
+    """A finished step: its folder ("01_unit_extraction/hubert"), its path, what is known of it."""
 
     name: str
     path: Path
@@ -73,20 +56,37 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A step to be made: where, under which key, by which function, and what its facts shall say of
-    it.
+    """A step to be made: the folder `target`, and what its `facts` shall say of it.
 
-    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  It may
-    leave checkpoints in `work/checkpoints`, which an interrupted step finds again and a finished
-    one drops.
+    `make(work)` writes results into the folder `work` and returns metrics (JSON values).  In
+    `work/checkpoints` an interrupted step finds again what it left; a finished one drops them.
     """
 
-    folder: str
-    key: str
+    target: Path
+    facts: dict
     make: Callable[[Path], dict[str, Any] | None]
-    settings: Any = None
-    inputs: Mapping[str, Step] = field(default_factory=dict)
-    force: bool = False
+    force: bool
+
+    @property
+    def work(self) -> Path:
+        """Where results lie until the step is finished."""
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    def begin(self, force: bool = False) -> bool:
+        """Make `work` ready; returns whether it holds what an earlier attempt has done."""
+        resumed = self.has_begun() and not force
+        if not resumed:
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        # Anew in any case: its time says when this attempt began.
+        (self.work / "key").write_text(self.facts["key"])
+        return resumed
+
+    def has_begun(self) -> bool:
+        """Whether an attempt with this key is under way, or was interrupted."""
+        with contextlib.suppress(OSError):
+            return (self.work / "key").read_text() == self.facts["key"]
+        return False
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,17 @@ class Run:
 
     @classmethod
     def create(cls, path: Path | str, recipe: Recipe, say: Callable[[str], None] = print) -> Run:
-        """Open `path` for `recipe`, which becomes the folder's recipe; results of another are
-        remade as needed."""
+        """Open `path` for `recipe`, which it keeps; results of another one are remade as needed."""
         path = Path(path).expanduser()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = f"cannot use {path} as a run directory ({error.strerror})"
             raise UserError(f"{what}; choose another --run-dir") from error
+        refuse_older_layout(path)
         text, saved = dump_recipe(recipe), path / "recipe.yaml"
-        if saved.exists():
-            refuse_older_layout(path)
         if not saved.exists() or saved.read_text(encoding="utf-8") != text:
-            write_text(saved, text)
+            artefacts.write_text(saved, text)
         return cls(path, recipe, say)
 
     @classmethod
@@ -129,11 +127,10 @@ class Run:
     def as_worker(self, rank: int, world_size: int) -> Run:
         """This run as seen by one of several training processes; only rank 0 keeps the books."""
         recipe = self.recipe.model_copy(update={"processes": world_size})
-        return replace_fields(self, recipe=recipe, rank=rank)
+        return replace(self, recipe=recipe, rank=rank)
 
     def fork(self, path: Path | str, recipe: Recipe, steps: dict[str, str]) -> Run:
-        """A run directory for experiments; each step of `steps` (name there → name here) is a link
-        to one of this run."""
+        """A run directory for experiments, with links to these steps: name there → name here."""
         forked = Run.create(path, recipe, self.say)
         for there, here in steps.items():
             target = forked.path / folder_of(there)
@@ -143,180 +140,129 @@ class Run:
         return forked
 
     def find(self, name: str) -> Step | None:
-        """The finished step `name` ("hubert"), or None if it is not there or a file of it is gone
-        or cut short."""
+        """The finished step `name` ("hubert"), or None if it or a file of it is not there whole."""
         folder = folder_of(name)
-        path = self.path / folder
-        if not (path / "facts.json").is_file():
+        path, file = self.path / folder, "facts.json"
+        if not (path / file).is_file():
             return None
         try:
-            facts = read_json(path / "facts.json")
-            outputs = facts["outputs"].items()
-        except (UserError, KeyError, TypeError):
-            self.say(f"damaged  {folder}: facts.json is not what a finished step writes")
+            facts = artefacts.read_json(path / file)
+            for file, known in facts["outputs"].items():
+                if (path / file).stat().st_size != known["bytes"]:
+                    raise UserError("cut short, or written to afterwards")
+        except (UserError, KeyError, TypeError, OSError):
+            self.say(f"damaged  {folder}: {file} is missing or not as a finished step left it")
             return None
-        for file, known in outputs:
-            if not (path / file).is_file() or (path / file).stat().st_size != known["bytes"]:
-                self.say(f"damaged  {folder}: {file} is missing or has another size than when made")
-                return None
         return Step(folder, path, facts, reused=True)
 
     def require(self, name: str) -> Step:
-        """The finished step `name`, or an error that names the notebook and the command that make
-        it."""
-        step = self.find(name)
-        if step is None:
-            notebook = notebook_of(name)
-            where = f"--recipe {self.recipe.name} --run-dir {self.path}"
-            command = f"speechgpt run {where} --only {notebook[:2]}"
-            missing = self.path / folder_of(name)
-            raise UserError(
-                f"{missing} is missing: run notebook {notebook}.ipynb first, or `{command}`"
-            )
-        return step
+        """The finished step `name`, or an error that names what makes it: notebook and command."""
+        if step := self.find(name):
+            return step
+        notebook, missing = notebook_of(name), self.path / folder_of(name)
+        where = f"--recipe {self.recipe.name} --run-dir {self.path}"
+        how = f"`speechgpt run {where} --only {notebook[:2]}`"
+        raise UserError(f"{missing} is missing: run notebook {notebook}.ipynb first, or {how}")
 
     def key(self, name: str, settings: Any, inputs: Mapping[str, str], version: int = 1) -> str:
         """The key of a step with these settings (JSON values) and inputs (role → key)."""
         facts = {"step": folder_of(name), "settings": settings, "seed": self.recipe.seed}
-        return hash_json(facts | {"version": version, "inputs": dict(inputs)})
+        return artefacts.hash_json(facts | {"version": version, "inputs": dict(inputs)})
 
     def step(
-        self,
-        name: str,
-        make: Callable[[Path], dict[str, Any] | None],
-        *,
-        settings: Any,
-        inputs: Mapping[str, Step] | None = None,
-        version: int = 1,
-        force: bool = False,
-        part: bool = False,
+        self, name: str, make, *, settings, inputs=None, version=1, force=False, part=False
     ) -> Step:
-        """Return step `name`, made by `make` (see `Task`) unless results with the same key are
-        there already.
+        """Step `name`, made by `make` (see `Task`) unless results with the same key are there.
 
-        With `part`, `make` does one of several parts, perhaps beside others that do theirs, and the
-        step stays
-        unfinished: a call without it finds all parts there, does what is missing and finishes.
+        settings: JSON values; inputs: role → step.  With `part`, `make` does one of several parts,
+        perhaps beside others that do theirs, and the step stays unfinished: a call without it finds
+        all parts there, does what is missing and finishes.
         """
-        inputs = inputs or {}
-        settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
+        folder, inputs = folder_of(name), inputs or {}
         key = self.key(name, settings, {role: step.key for role, step in inputs.items()}, version)
-        task = Task(folder_of(name), key, make, settings, inputs, force)
+        facts = {"step": folder, "key": key, "settings": settings, "seed": self.recipe.seed}
+        facts["inputs"] = {role: {"step": s.name, "key": s.key} for role, s in inputs.items()}
+        task = Task(self.path / folder, facts, make, force)
         if self.rank > 0:
             return self._follow(task)
-        if part:
-            return self._part(task)
-        busy = f"{task.folder} is being made in {self.path} by another process"
+        busy = f"{folder} is being made in {self.path} by another process"
         busy += "; wait for it or use another --run-dir"
-        with locked(self.path / f"{task.folder}.lock", busy):
+        with artefacts.locked(self.path / f"{folder}.lock", busy, wait=part):
             found = self.find(name)
             if found and found.key == key and not force:
                 made = f"made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s"
-                self.say(f"reused   {task.folder} ({made})")
+                if not part:
+                    self.say(f"reused   {folder} ({made})")
                 return found
-            return self._make(task, stale=bool(found))
+            if not part:
+                return self._make(task, stale=bool(found))
+            task.begin()
+        return Step(folder, task.work, {"key": key, "metrics": make(task.work) or {}})
 
     def _make(self, task: Task, stale: bool) -> Step:
-        target, work = self.path / task.folder, self.path / f"{task.folder}.partial"
+        work, folder = task.work, task.facts["step"]
         try:
-            resumed = self._begin(task)
+            resumed = task.begin(task.force)
             reason = "resumed " if resumed else "remade  " if stale else "making  "
             changed = " (its settings, inputs or version changed)" if stale and not resumed else ""
-            self.say(f"{reason} {task.folder}{' (forced)' if task.force else changed}")
+            self.say(f"{reason} {folder}{' (forced)' if task.force else changed}")
             return_free_memory()
             with Monitor(work / "progress.json") as monitor:
                 metrics = task.make(work) or {}
         except Exception as error:
-            if cause := write_failure(error):
+            if cause := artefacts.write_failure(error):
                 cure = "free the cause and run it again, it resumes"
-                raise UserError(f"{task.folder} stopped: {cause}; {cure}") from error
+                raise UserError(f"{folder} stopped: {cause}; {cure}") from error
             raise
-        facts = self._facts(task, work, metrics, monitor) | {"resumed": resumed}
-        write_json(work / "facts.json", facts)
-        for scrap in (
-            "key",
-            "progress.json",
-        ):  # only now: up to here the step could still be resumed
-            (work / scrap).unlink(missing_ok=True)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        replace(work, target)
-        cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
-        self.say(f"made     {task.folder} in {cost}")
-        return Step(task.folder, target, facts)
-
-    def _begin(self, task: Task) -> bool:
-        """Make the folder for a step under way ready; returns whether it holds what an earlier
-        attempt has done."""
-        work = self.path / f"{task.folder}.partial"
-        resumed = _has_text(work / "key", task.key) and not task.force
-        if not resumed:
-            shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
-        (work / "key").write_text(
-            task.key
-        )  # anew in any case: its time says when this attempt began
-        return resumed
-
-    def _part(self, task: Task) -> Step:
-        """Do a part of a step beside others that do theirs."""
-        work = self.path / f"{task.folder}.partial"
-        with locked(self.path / f"{task.folder}.lock", wait=True):
-            found = self.find(task.folder)
-            if found and found.key == task.key and not task.force:
-                return found
-            self._begin(replace_fields(task, force=False))
-        return Step(task.folder, work, {"key": task.key, "metrics": task.make(work) or {}})
-
-    def _facts(self, task: Task, work: Path, metrics: dict, monitor: Monitor) -> dict:
-        return {
-            "step": task.folder,
-            "key": task.key,
-            "settings": task.settings,
-            "seed": self.recipe.seed,
-            "inputs": {
-                role: {"step": step.name, "key": step.key} for role, step in task.inputs.items()
-            },
-            "outputs": hash_folder(work, skip=_SCRAP),
+        system = {"system": platform.platform(), "python": platform.python_version()}
+        facts = task.facts | {
+            "outputs": artefacts.hash_folder(work, skip=SCRAP),
             "metrics": metrics,
             "wall_seconds": round(monitor.seconds, 2),
             "cpu_seconds": round(monitor.cpu_seconds, 2),
             "peak_memory_mb": round(monitor.peak_memory_mb, 1),
-            "machine": {
-                "system": platform.platform(),
-                "python": platform.python_version(),
-                "device": self.recipe.device,
-                "cpu": cpu_facts(),
-            },
-            "versions": {"speechgpt": __version__, **{p: _version(p) for p in _PACKAGES}},
+            "machine": system | {"device": self.recipe.device, "cpu": cpu_facts()},
+            "versions": {"speechgpt": __version__, **{name: _version(name) for name in PACKAGES}},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "resumed": resumed,
         }
+        artefacts.write_json(work / "facts.json", facts)
+        # Only now: up to here the step could still be resumed.
+        for scrap in ("key", "progress.json"):
+            (work / scrap).unlink(missing_ok=True)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        artefacts.replace(work, task.target)
+        cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
+        self.say(f"made     {folder} in {cost}")
+        return Step(folder, task.target, facts)
 
     def _follow(self, task: Task) -> Step:
-        """Takes part in what rank 0 makes: the same work from the same checkpoints, its results
-        thrown away."""
-        target, partial = self.path / task.folder, self.path / f"{task.folder}.partial"
-        while not _has_text(partial / "key", task.key):
-            found = None if task.force else self.find(task.folder)
-            if found and found.key == task.key:
+        """Takes part in what rank 0 makes: the same from the same checkpoints, thrown away."""
+        folder, key = task.facts["step"], task.facts["key"]
+        while not task.has_begun():
+            found = None if task.force else self.find(folder)
+            if found and found.key == key:
                 return found
             time.sleep(0.05)
-        scratch = target.with_name(f"{target.name}.rank{self.rank}")
+        scratch = task.target.with_name(f"{task.target.name}.rank{self.rank}")
         shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         try:
             scratch.mkdir()
             # Own names for the same files: rank 0 moves its own.  It has not begun, the first
             # update waits for all.
-            if (partial / "checkpoints").is_dir():
-                checkpoints = scratch / "checkpoints"
-                shutil.copytree(partial / "checkpoints", checkpoints, copy_function=_link)
+            places = task.work / "checkpoints", scratch / "checkpoints"
+            if places[0].is_dir():
+                try:
+                    shutil.copytree(*places, copy_function=os.link)
+                except OSError:  # a file system that knows no second names
+                    shutil.copytree(*places, dirs_exist_ok=True)
             metrics = task.make(scratch) or {}
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return Step(task.folder, target, {"key": task.key, "metrics": metrics})
+        return Step(folder, task.target, {"key": key, "metrics": metrics})
 
     def steps(self) -> list[Step]:
-        """Every finished step, in the order of the pipeline's folders and, within one, of
-        finishing."""
+        """Every finished step, by folder of the pipeline and, within one, by time of finishing."""
         paths = self.path.glob("[0-9][0-9]_*/*/facts.json")
         folders = [p.parent for p in paths if not p.parent.name.endswith(".partial")]
         found = [self.find(folder.relative_to(self.path).as_posix()) for folder in folders]
@@ -325,36 +271,17 @@ class Run:
 
 
 def refuse_older_layout(path: Path) -> None:
-    """Raises UserError for a run directory whose steps were laid out before version 0.2.
-
-    Its recipe has `corpus` instead of `corpora`.
-    """
-    values = None
-    # What else may be wrong with the file, load_recipe says.
-    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
-        values = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    if isinstance(values, dict) and "corpus" in values and "corpora" not in values:
+    """Raises UserError for a run directory of version 0.1: its recipe has `corpus`."""
+    saved = path / "recipe.yaml"
+    text = saved.read_text("utf-8", "replace") if saved.is_file() else ""
+    if re.findall("^(corpus|corpora):", text, re.MULTILINE) == ["corpus"]:
         raise UserError(
             f"{path} was made by an earlier version of speechgpt (its recipe has `corpus`); its "
             "results are kept and can be listened to; use another --run-dir to go on"
         )
 
 
-def _has_text(path: Path, text: str) -> bool:
-    with contextlib.suppress(OSError):
-        return path.read_text() == text
-    return False
-
-
 def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file, where the file system knows such; else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

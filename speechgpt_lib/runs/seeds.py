@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 def rank(text: str, seed: int = 0) -> bytes:
@@ -15,6 +12,6 @@ def rank(text: str, seed: int = 0) -> bytes:
     return hashlib.sha256(f"{seed} {text}".encode()).digest()
 
 
-def shuffled(items: Sequence[T], seed: int) -> list[T]:
+def shuffled(items: Sequence, seed: int) -> list:
     """The items in an order drawn from `seed`; the same items and seed give the same order."""
     return random.Random(seed).sample(items, len(items))

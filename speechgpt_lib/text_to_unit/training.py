@@ -19,8 +19,7 @@ from speechgpt_lib.text_to_unit import model as parts
 from speechgpt_lib.text_to_unit.model import PAD, POSITIONS, PairVocabulary, pad_rows
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.training.attention import training_attention
-from speechgpt_lib.training.buckets import shuffled_buckets
-from speechgpt_lib.training.epochs import Epochs
+from speechgpt_lib.training.batches import Epochs, shuffled_buckets
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +20,20 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
 
 
-def save_checkpoint(
-    folder: Path, step: int, modules: dict, optimizers: dict, keep: int = 2, tokens: int = 0
-) -> Path:
-    """Write the state after `step` steps and `tokens` tokens; keep the newest `keep`."""
+def save_checkpoint(folder: Path, step: int, modules, moments, keep=2, tokens=0) -> Path:
+    """Write modules and states of optimizers after `step` steps and `tokens` tokens, by name.
+
+    Only the newest `keep` checkpoints stay.
+    """
     target = folder / f"step_{step:08d}"
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
-        moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         torch.save(moments, temporary / "optimizers.pt")
         state = {"step": step, "tokens": tokens, "files": hash_folder(temporary)}
         write_json(temporary / "state.json", state)
-    for old in _folders(folder)[:-keep]:
+    for old in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -45,7 +44,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    tokens: int = 0
+    tokens: int
 
     def load_modules(self, modules: dict) -> int:
         """Restore weights in place; returns the step."""
@@ -53,18 +52,14 @@ class Checkpoint:
             load_module(module, self.path / f"{name}.safetensors")
         return self.step
 
-    def load_optimizers(
-        self, optimizers: dict, load: Callable[[torch.optim.Optimizer, dict], None]
-    ) -> None:
-        """Restore optimizers in place, each by `load`."""
-        saved = torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
-        for name, optimizer in optimizers.items():
-            load(optimizer, saved[name])
+    def load_moments(self) -> dict[str, dict]:
+        """The states of optimizers, by name, on the CPU."""
+        return torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`, or None; warns of damaged ones and skips them."""
-    for path in reversed(_folders(folder)):
+    for path in sorted(folder.glob("step_*"), reverse=True):
         try:
             state = read_json(path / "state.json")
             if hash_folder(path, skip=("state.json",)) != state["files"]:
@@ -91,31 +86,22 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
 
     Raises UserError naming the first tensor that is missing, unexpected or of another shape.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"weights {path} are missing; run the step that makes them again")
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises many kinds for damaged files
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error}): delete its folder, run it again"
-        ) from None
+        what = f"{path} is not a readable safetensors file ({error})"
+        raise UserError(f"{what}: delete its folder, run it again") from None
     own = module.state_dict()
     there = {own[name].data_ptr() for name in tensors if name in own}  # tied tensors share a place
-    missing = [
-        n for n, tensor in own.items() if n not in tensors and tensor.data_ptr() not in there
-    ]
+    missing = [n for n in own if n not in tensors and own[n].data_ptr() not in there]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
-        raise UserError(
-            f"{path} does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}"
-        )
+        found = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
+        raise UserError(f"{path} does not fit this model: {found}")
     for name, tensor in tensors.items():
         found, wanted = tuple(tensor.shape), tuple(own[name].shape)
         if found != wanted:
             raise UserError(f"{path}: {name} has shape {found}, this model expects {wanted}")
     module.load_state_dict(tensors, strict=False)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*") if p.is_dir())

@@ -1,8 +1,16 @@
-"""The device and the precision that "auto" means on this machine."""
+"""What "auto" means on this machine, how fast it multiplies at best, and layers compiled for it."""
 
 from __future__ import annotations
 
+import functools
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+
 import torch
+from torch import nn
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.machine import cpu_facts
@@ -18,10 +26,8 @@ def resolve_device(device: str) -> str:
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     there.append("cpu")
     if device not in ("auto", *there):
-        raise UserError(
-            f'device "{device}" is not available here; this machine has {", ".join(there)}: '
-            'choose one or "auto"'
-        )
+        found = f"this machine has {', '.join(there)}"
+        raise UserError(f'device "{device}" is not available here; {found}: choose one or "auto"')
     return there[0] if device == "auto" else device
 
 
@@ -32,6 +38,54 @@ def resolve_precision(precision: str, device: str) -> str:
     """
     if precision != "auto":
         return precision
-    if device == "cpu":
-        return "bf16" if BF16 & set(cpu_facts()["extensions"]) else "no"
-    return "bf16" if device.startswith("cuda") else "no"
+    own = BF16 & set(cpu_facts()["extensions"]) if device == "cpu" else device.startswith("cuda")
+    return "bf16" if own else "no"
+
+
+@functools.cache
+def matmul_peak(device="cpu", precision="no", threads=0, seconds=0.3) -> float:
+    """FLOP/s of square matrix products in `precision` ("no": fp32), measured once a process.
+
+    It is the best of as many as fit into `seconds` (the peak on the box is reached by nobody);
+    `threads` (of a CPU) only tells apart measurements.  MFU is the share of it that a training
+    reaches, where FLOPs count what the model needs, not what is computed again or for padding
+    (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+    """
+    size, dtype = 1024 if device == "cpu" else 8192, {"no": torch.float32, "bf16": torch.bfloat16}
+    a, b = (torch.randn(size, size, device=device).to(dtype[precision]) for _ in range(2))
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    best, started = math.inf, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        wait()
+        before = time.perf_counter()
+        torch.mm(a, b)
+        wait()
+        best = min(best, time.perf_counter() - before)
+    return 2 * size**3 / best
+
+
+def resolve_compile(setting: bool | str) -> bool:
+    """What `compile: auto` means here; UserError for `true` where there is no C++ compiler."""
+    found = bool(shutil.which("g++")) or sys.platform != "linux"
+    if setting is True and not found:
+        what = "compile: true needs a C++ compiler, and there is no g++ on this machine"
+        raise UserError(f"{what}: install one or set compile: false")
+    return found if setting == "auto" else setting
+
+
+def compile_layers(modules: Iterable[nn.Module], undo: bool = False) -> None:
+    """Let torch compile (or give back) all elements of `ModuleList`s in place; names stay.
+
+    Layers are alike, so that is done once for all; compiled whole, a model takes minutes before its
+    first step, and sharding could not gather its weights layer by layer.
+    """
+    import torch._inductor.config
+
+    # Its pool of compiling processes would take more memory than a small model, and saves little.
+    torch._inductor.config.compile_threads = 1
+    lists = [m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)]
+    for layer in (layer for layers in lists for layer in layers):
+        if undo:
+            layer._compiled_call_impl = None  # what nn.Module.compile sets
+        else:
+            layer.compile(dynamic=True)

@@ -7,6 +7,7 @@ peak), `seconds` (of this attempt) and `seconds_left`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -15,32 +16,27 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from speechgpt_lib.recipes.schema import Optimization
-from speechgpt_lib.training.throughput import matmul_peak
+from speechgpt_lib.training.devices import matmul_peak
 
-BOARD = "tensorboard"  # the folder of event files
+BOARD = "tensorboard"  # the folder of event files: `tensorboard --logdir FOLDER`
 
 
 class MetricsLog:
     """The log of one training; only the first process writes, the file is there for all.
 
     On resume, lines after the checkpoint (`first` steps, `tokens` tokens) are dropped, so that no
-    step is logged twice.  `flops_per_token`, forward and backward, may be 0: no `mfu` then.
+    step is logged twice.  `flops_per_token`, forward and backward, may be 0: no `mfu` then.  Events
+    are written directly, since tensorboardX's `SummaryWriter` hands each to a thread, and waits for
+    ever once that has met a full disk.
     """
 
     def __init__(
-        self,
-        path: Path,
-        accelerator: Accelerator,
-        first: int,
-        tokens: int,
-        settings: Optimization,
-        flops_per_token: float,
+        self, path: Path, accelerator, first, tokens, settings: Optimization, flops_per_token: float
     ):
         self.path, self.accelerator, self.steps = path, accelerator, settings.steps
         self.first, self.tokens = first, tokens
@@ -49,13 +45,17 @@ class MetricsLog:
             device, threads = accelerator.device.type, torch.get_num_threads()
             peak = matmul_peak(device, settings.precision, threads) * accelerator.num_processes
             self.share_of_peak = flops_per_token / peak
-        self.board = None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         if accelerator.is_main_process:
             kept = [row for row in read_metrics(path) if row["step"] <= first]
             path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            self.board = Board(path.parent / BOARD, first)
+            board = path.parent / BOARD
+            board.mkdir(exist_ok=True)
+            attempt = f".{len(list(board.iterdir()))}"  # a file for each
+            self.events = EventsWriter(str(board / "events"), attempt)
+            # Tells TensorBoard to forget what an earlier attempt logged after the checkpoint.
+            self._tell_board(first + 1, session_log=SessionLog(status=SessionLog.START))
         self.started = self.last = time.perf_counter()
 
     def write(self, step: int, record: dict[str, Any], tokens: int) -> dict[str, float]:
@@ -63,9 +63,16 @@ class MetricsLog:
 
         `tokens`: all so far, of all processes (0: not counted).
         """
-        now = time.perf_counter()
-        record = record | {"memory_mb": memory_mb(self.accelerator.device)}
-        row = {"step": step} | pooled(self.accelerator, record)
+        now, device = time.perf_counter(), self.accelerator.device
+        gpu = device.type == "cuda"
+        own = torch.cuda.max_memory_allocated(device) if gpu else psutil.Process().memory_info().rss
+        row = record | {"memory_mb": round(own / 1e6, 1)}
+        if (world := self.accelerator.num_processes) > 1:  # counts are added up, others averaged
+            values = [torch.as_tensor(value).item() for value in row.values()]
+            values = torch.tensor(values, dtype=torch.float64, device=device)
+            sums = zip(row.items(), self.accelerator.reduce(values, "sum").tolist(), strict=True)
+            row = {n: round(x) if isinstance(v, int) else x / world for (n, v), x in sums}
+        row = {"step": step} | row
         if tokens:
             speed = (tokens - self.tokens) / max(now - self.last, 1e-9)
             row |= {"tokens": tokens, "tokens_per_second": round(speed, 1)}
@@ -74,63 +81,26 @@ class MetricsLog:
         row["seconds"] = seconds = now - self.started
         row["seconds_left"] = seconds / (step - self.first) * (self.steps - step)
         row = {name: _number(value) for name, value in row.items()}
-        if self.board:
+        if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            self.board.write(step, {n: v for n, v in row.items() if n != "step" and v is not None})
+            known = [(n, v) for n, v in row.items() if n != "step" and v is not None]
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in known]
+            self._tell_board(step, summary=Summary(value=values))
+            self.events.flush()
         return row
 
-
-class Board:
-    """An event file that TensorBoard reads: `tensorboard --logdir FOLDER`.
-
-    tensorboardX writes the format.  Its `SummaryWriter` hands every event to a thread, and waits
-    for ever once that has met a full disk; so the file is written directly.
-    """
-
-    def __init__(self, folder: Path, first: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        attempt = f".{len(list(folder.iterdir()))}"  # a file for each
-        self.events = EventsWriter(str(folder / "events"), attempt)
-        # Tells TensorBoard to forget what an earlier attempt logged after the checkpoint.
-        start = SessionLog(status=SessionLog.START)
-        self.events.write_event(Event(wall_time=time.time(), step=first + 1, session_log=start))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Write all `values` of a step, and onto the disk at once."""
-        pairs = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=pairs))
-        self.events.write_event(event)
-        self.events.flush()
+    def _tell_board(self, step: int, **what: Any) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics log; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in path.read_text().splitlines():
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return rows
-
-
-def pooled(accelerator: Accelerator, record: dict[str, Any]) -> dict[str, Any]:
-    """This process's figures → those of all: counts (int) added up, everything else averaged."""
-    world = accelerator.num_processes
-    if world == 1:
-        return record
-    own = [torch.as_tensor(value).item() for value in record.values()]
-    own = torch.tensor(own, dtype=torch.float64, device=accelerator.device)
-    sums = dict(zip(record, accelerator.reduce(own, "sum").tolist(), strict=True))
-    return {n: round(sums[n]) if isinstance(v, int) else sums[n] / world for n, v in record.items()}
-
-
-def memory_mb(device: torch.device) -> float:
-    """MB that this process holds: tensors on a GPU at their peak, else resident memory."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(psutil.Process().memory_info().rss / 1e6, 1)
 
 
 def _number(value: Any) -> float | None:

@@ -1,18 +1,17 @@
 """The one training loop: batches and a loss in, trained modules and a metrics log out.
 
-HuBERT, the vocoder's GAN, the text-to-unit model and all stages of the language model go through
-`train`.  It is exact by construction: a batch is a pure function of the step number, the seed is
-set anew at every step, the schedule counts steps and not seconds.  So a run that is killed and
-started again ends in the same weights as one that was not.
-
-`Training` is meant to be read from top to bottom: 1 set-up, 2 a step, 3 log, 4 save and stop.
+It is exact by construction: a batch is a pure function of the step number, the seed is set anew at
+every step, the schedule counts steps and not seconds.  So a training that is killed and started
+again ends in the same weights as one that was not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch.distributed.fsdp import FSDPModule
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
-from speechgpt_lib.training.compilation import compile_layers, resolve_compile
-from speechgpt_lib.training.devices import resolve_precision
-from speechgpt_lib.training.failures import memory_explained, not_finite
+from speechgpt_lib.training.devices import compile_layers, resolve_compile, resolve_precision
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.training.sharding import (
-    Whole,
-    copy_back,
-    exchange_gradients,
-    load_optimizer,
-    shard,
-    whole,
-)
-from speechgpt_lib.training.stopping import StopRequest
+from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, whole
 
 
 @dataclass(frozen=True)
@@ -71,27 +61,20 @@ class Task:
     name_rows: Callable[[int, int, int], str] | None = None
 
 
-def train(
-    task: Task, settings: Optimization, work: Path, options: TrainingOptions
-) -> dict[str, Any]:
+def train(task: Task, settings: Optimization, work: Path, options: TrainingOptions) -> dict:
     """Train the modules of `task` in place; returns {steps, resumed_from, seconds, loss, …}.
 
-    `work` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; training resumes from what it
-    finds there.
-
-    Raises:
-        UserError: wrong number of processes, no memory for the batch, or a loss that is not finite
-            (the last good checkpoint is kept).
-        KeyboardInterrupt: stopped by a signal or the clock, and saved.
+    `work` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`, where training resumes.  Raises
+    UserError for a wrong number of processes, no memory for the batch or a loss that is not finite
+    (the last good checkpoint is kept); KeyboardInterrupt when a signal or the clock stopped it.
     """
     training = Training(task, settings, work, options)
-    training.set_up()
-    with StopRequest() as stop:
+    with stop_requests() as asked:
         for step in range(training.first, settings.steps):
             record = training.step(step)
             last = training.is_last(step + 1)
             training.write_log(step + 1, record, last)
-            training.save_or_stop(step + 1, last, stop)
+            training.save_or_stop(step + 1, last, asked)
             if last:
                 break
     return training.finish()
@@ -100,53 +83,40 @@ def train(
 class Training:
     """A training on its way; `train` calls its parts in the order in which they stand here."""
 
+    # --- 1. Set-up: devices, resume, optimizers --------------------------------------------------
     def __init__(self, task: Task, settings: Optimization, work: Path, options: TrainingOptions):
         precision = resolve_precision(settings.precision, options.device)
         chosen = {"precision": precision, "compile": resolve_compile(settings.compile)}
         self.settings = settings.model_copy(update=chosen)
         self.task, self.work, self.options = task, work, options
-        self.modules = dict(task.modules)
-        self.phases = task.phases or {"model": list(task.modules)}
-        self.world = options.world_size
+        self.modules, self.phases = dict(task.modules), task.phases or {"model": list(task.modules)}
+        self.world, self.own_tokens, self.summary = options.world_size, 0, {}
         self.sharded = settings.sharding == "full" and self.world > 1
-        self.summary: dict[str, Any] = {}
-        self.own_tokens = 0
-
-    # --- 1. Set-up: devices, resume, optimizers --------------------------------------------------
-    def set_up(self) -> None:
-        """Everything before the first step."""
         AcceleratorState._reset_state()  # an earlier training may have had another precision
-        partly = self.task.phases is not None  # a phase leaves some parameters without gradient
+        partly = task.phases is not None  # a phase leaves some parameters without gradient
         handlers = [DistributedDataParallelKwargs(find_unused_parameters=partly)]
-        cpu, precision = self.options.device == "cpu", self.settings.precision
+        cpu = options.device == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
-        self._check()
-        # A process that accumulates stands for as many processes, one after the other.
-        count, rank = self.settings.accumulation, self.accelerator.process_index
-        self.parts, self.all_parts = range(rank * count, (rank + 1) * count), self.world * count
-        self._resume()
-        before, flops = (self.first, self.tokens_before), self.task.flops_per_token
-        path = self.work / "metrics.jsonl"
-        self.log = MetricsLog(path, self.accelerator, *before, self.settings, flops)
-        self.visits = self.task.visits if self.accelerator.is_main_process else {}
-        if self.first in self.visits:  # saved, but perhaps killed while it was there
-            self.visits[self.first]()
-        self.started = self.saved = time.perf_counter()
-
-    def _check(self) -> None:
-        """Refuses another number of processes, and what can't be sharded."""
-        found = self.accelerator.num_processes
-        if found != self.world:
+        if (found := self.accelerator.num_processes) != self.world:
             raise UserError(
                 f"this training was meant for {self.world} process(es) but runs in {found}: start "
                 f"it with `speechgpt train STEP --run RUN --processes {self.world}` "
                 "(`accelerate launch --cpu` would let each process train alone)"
             )
-        if self.sharded and (len(self.phases) > 1 or self.task.visits):
-            raise UserError(
-                f"a training with {len(self.phases)} optimizers or visits can't be sharded: "
-                "set sharding: none"
-            )
+        if self.sharded and (len(self.phases) > 1 or task.visits):
+            what = f"a training with {len(self.phases)} optimizers or visits"
+            raise UserError(f"{what} can't be sharded: set sharding: none")
+        # A process that accumulates stands for as many processes, one after the other.
+        count, rank = settings.accumulation, self.accelerator.process_index
+        self.parts, self.all_parts = range(rank * count, (rank + 1) * count), self.world * count
+        self._resume()
+        before, flops = (self.first, self.tokens_before), task.flops_per_token
+        path = work / "metrics.jsonl"
+        self.log = MetricsLog(path, self.accelerator, *before, self.settings, flops)
+        self.visits = task.visits if self.accelerator.is_main_process else {}
+        if self.first in self.visits:  # saved, but perhaps killed while it was there
+            self.visits[self.first]()
+        self.started = self.saved = time.perf_counter()
 
     def _resume(self) -> None:
         """Modules and optimizers as the newest checkpoint has them, or new ones."""
@@ -164,8 +134,8 @@ class Training:
         for phase, names in self.phases.items():
             own = make_optimizers([self.modules[name] for name in names], self.settings)
             self.optimizers |= {phase + suffix: optimizer for suffix, optimizer in own.items()}
-        if checkpoint:
-            checkpoint.load_optimizers(self.optimizers, load_optimizer)
+        for name, moments in checkpoint.load_moments().items() if checkpoint else ():
+            load_optimizer(self.optimizers[name], moments)
         if not self.sharded:
             prepare = self.accelerator.prepare
             self.modules = {name: prepare(module) for name, module in self.modules.items()}
@@ -174,11 +144,10 @@ class Training:
     # --- 2. A step: batches, loss, gradients, clipping, update -----------------------------------
     def step(self, step: int) -> dict[str, Any]:
         """One update of every module; returns what is to be logged."""
-        batches = []
+        batches, record = [], {}
         for part in self.parts:
             self._seed(step, part)
             batches.append(self.task.batch_at(step, part, self.all_parts))
-        record: dict[str, Any] = {}
         for phase in self.phases:
             record |= self._update(phase, batches, step)
         return record
@@ -190,8 +159,7 @@ class Training:
     def _update(self, phase: str, batches: list, step: int) -> dict[str, Any]:
         """Gradients of one phase, clipped, and the optimizer's step at the scheduled rate."""
         rate = learning_rate_at(step, self.settings) * self.task.learning_rates.get(phase, 1.0)
-        names = (phase, phase + MATRICES)
-        own = [self.optimizers[name] for name in self.optimizers if name in names]
+        own = [o for name, o in self.optimizers.items() if name in (phase, phase + MATRICES)]
         for optimizer in own:
             optimizer.zero_grad()
         with memory_explained(step, self.settings):
@@ -202,8 +170,7 @@ class Training:
         norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters(phase), self.settings.clip))
         # Processes must agree: the norm is the same in all of them, the losses are not.
         if not torch.isfinite(norm if self.world > 1 else norm + sum(losses)):
-            rows = self._bad_rows(step, losses)
-            raise not_finite(phase, step, self.work, sum(losses), norm, rows)
+            raise self._not_finite(phase, step, losses, norm)
         for optimizer in own:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
@@ -250,31 +217,34 @@ class Training:
         """Adds gradients to those of earlier parts; processes `exchange` them at the last only."""
         with contextlib.ExitStack() as stack:
             for name in self.phases[phase]:
-                exchange_gradients(self.modules[name], exchange)
-                if not exchange:
-                    stack.enter_context(self.accelerator.no_sync(self.modules[name]))
+                if isinstance(module := self.modules[name], FSDPModule):
+                    module.set_requires_gradient_sync(exchange)
+                elif not exchange:
+                    stack.enter_context(self.accelerator.no_sync(module))
             self.accelerator.backward(loss)
 
     def _parameters(self, phase: str) -> list[torch.nn.Parameter]:
         modules = [self.modules[name] for name in self.phases[phase]]
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
-    def _sum(self, own: torch.Tensor) -> torch.Tensor:
+    def _sum(self, own: torch.Tensor | int) -> torch.Tensor | int:
         """The sum of a figure of this process over all processes."""
-        return self.accelerator.reduce(own, "sum") if self.world > 1 else own
-
-    def _total(self, own: int | bool) -> int:
-        """As `_sum`; of wishes: how many have it, so that all processes act in the same step."""
         if self.world == 1:
-            return int(own)
-        return int(self._sum(torch.tensor(int(own), device=self.accelerator.device)))
+            return own
+        return self.accelerator.reduce(torch.as_tensor(own, device=self.accelerator.device), "sum")
 
-    def _bad_rows(self, step: int, losses: list[torch.Tensor]) -> list[str]:
-        """The rows, of all processes, in the parts whose loss is not finite."""
+    def _not_finite(self, phase: str, step: int, losses: list, norm: torch.Tensor) -> UserError:
+        """The error for a loss or gradient that is not finite, with the rows of all processes."""
         broken = [p for p, loss in zip(self.parts, losses, strict=True) if not loss.isfinite()]
         name_rows = self.task.name_rows or (lambda *where: "")
         rows = [name_rows(step, part, self.all_parts) for part in broken]
-        return [row for row in (gather_object(rows) if self.world > 1 else rows) if row]
+        rows = [row for row in (gather_object(rows) if self.world > 1 else rows) if row]
+        value = f"gradient of {phase} became {norm.item()}"
+        if rows or not sum(losses).isfinite():
+            value = f"loss of {phase} became {sum(losses).item()}"
+        named = f" ({'; '.join(rows)})" if rows else ""
+        cure = "the last good checkpoint is kept. Lower the learning rate or look at that batch"
+        return UserError(f"the {value} at step {step + 1} in {self.work}{named}; {cure}")
 
     # --- 3. Log ----------------------------------------------------------------------------------
     def is_last(self, done: int) -> bool:
@@ -284,7 +254,7 @@ class Training:
 
     def _tokens(self) -> int:
         """Tokens read so far by all processes, those before a resume included."""
-        return self.tokens_before + self._total(self.own_tokens)
+        return self.tokens_before + int(self._sum(self.own_tokens))
 
     def write_log(self, done: int, record: dict[str, Any], last: bool) -> None:
         """A line of `metrics.jsonl`, every `log_every` steps and at the end."""
@@ -294,46 +264,72 @@ class Training:
                 self.options.on_log(self.summary)
 
     # --- 4. Save and stop ------------------------------------------------------------------------
-    def save_or_stop(self, done: int, last: bool, stop: StopRequest) -> None:
+    def save_or_stop(self, done: int, last: bool, asked: list) -> None:
         """Save when it is time, pay a visit that is due, leave when a signal or the clock says so.
 
         Raises KeyboardInterrupt when the training stops before its end.
         """
         now, hours = time.perf_counter(), self.settings.most_hours
         if hours and now - self.started > 3600 * hours:
-            stop.requested = True
+            asked.append("the clock")
+        # Wishes are counted, so that all processes act in the same step.
         late = now - self.saved > self.settings.save_every_s
-        due = self._total(stop.requested or late) > 0
+        due = self._sum(int(late or bool(asked))) > 0
         if (due or done in self.visits) and not last:
             self._save(done, together=due)
         if done in self.visits:
             self.visits[done]()
         if due and not last:
             self.saved = time.perf_counter()
-            if self._total(stop.requested) > 0:
+            if self._sum(len(asked)) > 0:
                 raise KeyboardInterrupt(f"stopped after step {done}; run it again to resume")
 
     def _save(self, done: int, together: bool) -> None:
         """Write a checkpoint; `together`: all processes are here, not the first alone."""
-        modules: dict[str, Any] = self.task.modules
-        if self.sharded:  # gathered by all processes
-            modules = {name: Whole(module) for name, module in self.modules.items()}
-            optimizers = {name: Whole(o) for name, o in self.optimizers.items()}
-        else:
-            optimizers = {name: o.optimizer for name, o in self.optimizers.items()}
+        if self.sharded:
+            copy_back(self.modules, self.task.modules)
+        moments = {name: whole(o.state_dict()) for name, o in self.optimizers.items()}
         tokens = self._tokens() if together else self.tokens_before + self.own_tokens
         if self.accelerator.is_main_process:
             folder, keep = self.work / "checkpoints", self.settings.keep
-            save_checkpoint(folder, done, modules, optimizers, keep, tokens)
+            save_checkpoint(folder, done, self.task.modules, moments, keep, tokens)
 
     def finish(self) -> dict[str, Any]:
         """The trained weights back in the modules that were given; returns the summary."""
-        for name, module in self.task.modules.items() if self.sharded else ():
-            copy_back(self.modules[name], module)
+        if self.sharded:
+            copy_back(self.modules, self.task.modules)
         if self.settings.compile:
             compile_layers(self.task.modules.values(), undo=True)
-        left_out = ("step", "seconds_left")
-        kept = {name: value for name, value in self.summary.items() if name not in left_out}
-        steps = self.summary.get("step", self.first)
-        facts = {"steps": steps, "resumed_from": self.first}
-        return facts | {"precision": self.settings.precision} | kept
+        steps, precision = self.summary.get("step", self.first), self.settings.precision
+        kept = {n: v for n, v in self.summary.items() if n not in ("step", "seconds_left")}
+        return {"steps": steps, "resumed_from": self.first, "precision": precision} | kept
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list]:
+    """A list that is empty until SIGTERM, SIGINT or SIGUSR1 come: the loop looks after its step."""
+    came, before = [], {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def memory_explained(step: int, settings: Optimization) -> Iterator[None]:
+    """Explains an out-of-memory error, which on a CPU has no class of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = isinstance(error, torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        cures = "lower tokens_per_batch, or raise accumulation; set checkpointing: true"
+        if settings.sharding == "none":
+            cures += "; set sharding: full and take more processes"
+        what = f"the batch of step {step + 1} does not fit into memory; its last checkpoint is kept"
+        raise UserError(f"{what}: {cures}") from error

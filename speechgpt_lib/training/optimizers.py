@@ -13,9 +13,7 @@ from speechgpt_lib.training.muon import Muon
 MATRICES = " matrices"  # what follows a phase's name in the name of the optimizer of its matrices
 
 
-def make_optimizers(
-    modules: list[nn.Module], settings: Optimization
-) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(modules: list[nn.Module], settings: Optimization) -> dict:
     """AdamW for all weights; with `matrix_learning_rate`, Muon for the matrices between layers.
 
     Muon (Jordan 2024; its rate scaled as in Liu et al. 2025, arXiv 2502.16982) makes the update of
@@ -32,21 +30,12 @@ def make_optimizers(
             (matrices if settings.matrix_learning_rate and between_layers else others).append(p)
     rate, optimizers = settings.learning_rate, {}
     if others:
-        optimizers[""] = torch.optim.AdamW(
-            [{"params": others, "scale": 1.0}],
-            rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        adamw = {"betas": settings.betas, "weight_decay": settings.weight_decay, "fused": True}
+        optimizers[""] = torch.optim.AdamW([{"params": others, "scale": 1.0}], rate, **adamw)
     if matrices:
-        optimizers[MATRICES] = Muon(
-            [{"params": matrices, "scale": settings.matrix_learning_rate / rate}],
-            rate,
-            settings.matrix_weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        settled = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+        group = {"params": matrices, "scale": settings.matrix_learning_rate / rate}
+        optimizers[MATRICES] = Muon([group], rate, settings.matrix_weight_decay, **settled)
     return optimizers
 
 

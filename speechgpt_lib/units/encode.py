@@ -15,7 +15,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
-from speechgpt_lib.training.buckets import fill_batches
+from speechgpt_lib.training.batches import fill_batches
 from speechgpt_lib.units.features import PRECISIONS, FeatureEncoder, check_choice
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import Assigner
@@ -164,7 +164,7 @@ class ShardEncoder:
 
 
 def plan_batches(seconds: Sequence[float], budget_s: float) -> list[list[int]]:
-    """Utterances of like length together, the shortest first (`training.buckets`)."""
+    """Utterances of like length together, the shortest first (`training.batches`)."""
     return fill_batches(sorted(range(len(seconds)), key=seconds.__getitem__), seconds, budget_s)
 
 

@@ -22,7 +22,7 @@ from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.rates import FRAME_RATE, HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
-from speechgpt_lib.training.buckets import fill_batches
+from speechgpt_lib.training.batches import fill_batches
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.features import PRECISIONS, check_choice
 from speechgpt_lib.units.inventory import check_inventory

@@ -21,9 +21,9 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics.waveform import log_mel
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.training.batches import Prefetched
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.training.prefetch import Prefetched
 from speechgpt_lib.units.sequence import check_range
 from speechgpt_lib.vocoder import losses
 from speechgpt_lib.vocoder.durations import DurationPredictor

@@ -21,7 +21,7 @@ from speechgpt_lib.language_model.packing import (
     pack,
 )
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
-from speechgpt_lib.training.row_attention import NAME
+from speechgpt_lib.training.attention import NAME
 from tests.builders import tiny_language_model, tiny_vocabulary
 
 BACK_ENDS = (

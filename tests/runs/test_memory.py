@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from speechgpt_lib.runs.memory import Monitor, tree_memory_mb
+from speechgpt_lib.runs.machine import Monitor, tree_memory_mb
 
 
 def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["seconds"] >= 100
 
 
-def test_the_peak_is_that_of_this_process() -> None:
-    with Monitor() as monitor:
+def test_the_peak_is_that_of_this_process(tmp_path: Path) -> None:
+    with Monitor(tmp_path / "kept") as monitor:
         pass
     assert 0.5 * tree_memory_mb() < monitor.peak_memory_mb < 2 * tree_memory_mb()
 
@@ -37,10 +37,10 @@ def test_a_half_written_record_is_measured_afresh(tmp_path: Path) -> None:
     assert json.loads(path.read_text()).keys() == {"seconds", "cpu_seconds", "peak_memory_mb"}
 
 
-def test_processor_time_is_that_of_the_whole_tree() -> None:
+def test_processor_time_is_that_of_the_whole_tree(tmp_path: Path) -> None:
     busy = "import time\nwhile time.process_time() < 0.6: pass"
     begun = time.process_time()
-    with Monitor(interval_s=0.05) as monitor:
+    with Monitor(tmp_path / "kept", interval_s=0.05) as monitor:
         subprocess.run([sys.executable, "-c", busy], check=True)
         while time.process_time() - begun < 0.2:
             pass

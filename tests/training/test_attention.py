@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.training.attention import training_attention
-from speechgpt_lib.training.row_attention import NAME
+from speechgpt_lib.training.attention import NAME, training_attention
 from tests.builders import tiny_language_model, tiny_vocabulary
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.training.buckets import JITTER, fill_batches, shuffled_buckets
+from speechgpt_lib.training.batches import JITTER, fill_batches, shuffled_buckets
 
 LENGTHS = st.lists(st.integers(1, 80), min_size=1)
 

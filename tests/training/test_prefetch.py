@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from speechgpt_lib.training.prefetch import Prefetched
+from speechgpt_lib.training.batches import Prefetched
 
 
 def test_batches_are_the_same_and_come_early():
