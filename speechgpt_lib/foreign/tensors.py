@@ -1,7 +1,5 @@
 """The tensors of a foreign checkpoint: found, and compared with those that a model expects."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +32,5 @@ def check_tensors(found: Tensors, expected: Tensors, where: Path) -> None:
     if strange := sorted(found.keys() - expected.keys()):
         raise UserError(f"{where} holds {strange[0]}, for which there is no place: {ask}")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"{where}: {name} has shape {shapes}: {ask}")
+        if (shape := tuple(found[name].shape)) != (wanted := tuple(tensor.shape)):
+            raise UserError(f"{where}: {name} has shape {shape}, expected {wanted}: {ask}")
