@@ -7,8 +7,6 @@ import torch
 
 from speechgpt_lib.errors import UserError
 
-Tensors = Mapping[str, torch.Tensor]
-
 
 def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.Tensor]:
     """The float32 tensors that a checkpoint keeps under `key`, or nothing but which it holds.
@@ -23,8 +21,8 @@ def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.T
     return {name: tensor.float() for name, tensor in found.items()}
 
 
-def check_tensors(found: Tensors, expected: Tensors, where: Path) -> None:
-    """Refuse tensors that differ in name or shape from the `expected` ones."""
+def check_tensors(found: dict, expected: dict, where: Path) -> None:
+    """Refuse tensors, by name, that differ in name or shape from the `expected` ones."""
     ask = "are all files of the same model?"
     if missing := sorted(expected.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -194,9 +194,7 @@ class ShardEncoder:
             counts.units += len(units)
         return rows
 
-    def _features(
-        self, encoder: FeatureEncoder, waves: list[np.ndarray], counts: Counts
-    ) -> Sequence[torch.Tensor]:
+    def _features(self, encoder: FeatureEncoder, waves: list, counts: Counts) -> Sequence:
         at_once = int(max(self.budget_s, WHOLE_S) * SAMPLE_RATE)
         if max(map(len, waves)) <= (RELEASE_CHUNK if self.mode == "release" else at_once):
             return encoder(waves)

@@ -117,15 +117,14 @@ def _config(settings: dict, path: Path | str) -> HubertConfig:
         if (found := settings.get(key, expected)) != expected:
             raise UserError(f"{path} has {key} = {found!r}, but HubertModel only {expected!r}")
     try:
-        widths, kernels, strides = zip(*conv_layers(settings["conv_feature_layers"]), strict=True)
+        layers = zip(*conv_layers(settings["conv_feature_layers"]), strict=True)
+        sizes = {ours: int(settings[theirs]) for theirs, ours in FAIRSEQ["numbers"].items()}
+        sizes |= zip(("conv_dim", "conv_kernel", "conv_stride"), layers, strict=True)
         mode = settings["extractor_mode"]
         if mode not in ("default", "layer_norm"):
             raise UserError(f"{path} has extractor_mode = {mode!r}, expected default or layer_norm")
         return HubertConfig(
-            **{ours: int(settings[theirs]) for theirs, ours in FAIRSEQ["numbers"].items()},
-            conv_dim=widths,
-            conv_kernel=kernels,
-            conv_stride=strides,
+            **sizes,
             feat_extract_norm="group" if mode == "default" else "layer",
             conv_bias=bool(settings["conv_bias"]),
             do_stable_layer_norm=bool(settings["layer_norm_first"]),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
@@ -45,9 +46,7 @@ class KMeansUnits:
 
 
 @torch.inference_mode()
-def nearest(
-    centroids: torch.Tensor, features: Sequence[torch.Tensor]
-) -> tuple[list[np.ndarray], int]:
+def nearest(centroids: Tensor, features: Sequence[Tensor]) -> tuple[list[np.ndarray], int]:
     """(frames, width) tensors → units (frames,) int64 of each, and the number of near ties.
 
     Units are argmin over ‖x‖² − 2x·C + ‖C‖² for `centroids` C (K, width) on the same device; ‖x‖²
@@ -66,9 +65,7 @@ def nearest(
     return [u.numpy() for u in units[:, 0].cpu().split(list(map(len, features)))], near
 
 
-def fit_kmeans(
-    features: list[np.ndarray], clusters: int, seed: int, frames: int = 60_000
-) -> KMeansUnits:
+def fit_kmeans(features: list, clusters: int, seed: int, frames: int = 60_000) -> KMeansUnits:
     """Mini-batch k-means on a seeded sample of `frames` frames of a list of (n, width) arrays."""
     rng, bounds = np.random.default_rng(seed), np.cumsum([0, *map(len, features)])
     n = int(bounds[-1])
