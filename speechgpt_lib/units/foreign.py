@@ -23,7 +23,6 @@ from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 
-RUN_INVENTORY = "01_unit_extraction/inventory"
 FAIRSEQ = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -54,7 +53,7 @@ def open_inventory(
 
 def _inventory_file(path: Path, file: str) -> Path:
     """A file of the inventory in the folder `path`, or of that in the run `path`."""
-    for folder in (path, path / RUN_INVENTORY):
+    for folder in (path, path / "01_unit_extraction/inventory"):
         if (folder / file).is_file():
             return folder / file
     cure = "run notebook 01_unit_extraction.ipynb first, or give an inventory's folder"
