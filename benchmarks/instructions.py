@@ -37,8 +37,7 @@ from speechgpt_lib.recipes.schema import Optimization, TextToUnitSettings
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.units.encode import Counts
-from speechgpt_lib.units.extract import write_units
+from speechgpt_lib.units.extract import Counts, write_units
 from speechgpt_lib.units.sequence import merge
 
 UNITS = 1000

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -37,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import finish, measure
 from speechgpt_lib.corpora.audio import read_audio
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.training.devices import matmul_peak
-from speechgpt_lib.units.encode import Extraction, Item, ShardEncoder
+from speechgpt_lib.units.extract import ShardEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.sequence import expand
@@ -78,8 +80,9 @@ def run(
 
         return arm
 
-    encoders = {p: ShardEncoder(inventory, Extraction(device, p)) for p in ("fp32", "bf16")}
-    encoders["one by one"] = ShardEncoder(inventory, Extraction(device, batch_s=0.001))
+    settings = {p: ExtractionSettings(precision=p) for p in ("fp32", "bf16")}
+    settings["one by one"] = ExtractionSettings(batch_seconds=0.001)
+    encoders = {name: ShardEncoder(inventory, how, device) for name, how in settings.items()}
     arms = {
         "release": keep("release", lambda: release_way(files, model, inventory, device)),
         "sorted and padded": keep(
@@ -206,11 +209,10 @@ def hidden_state(model: HubertModel, waves: torch.Tensor) -> torch.Tensor:
 
 
 # --- ours -----------------------------------------------------------------------------------------
-def item_of(path: Path) -> Item:
+def item_of(path: Path) -> SimpleNamespace:
     info = soundfile.info(path)
-    return Item(
-        {"id": path.stem}, info.frames / info.samplerate, functools.partial(read_audio, path)
-    )
+    seconds = info.frames / info.samplerate
+    return SimpleNamespace(seconds=seconds, read=functools.partial(read_audio, path))
 
 
 def frames_of(rows: list[dict]) -> list[np.ndarray]:
@@ -220,7 +222,8 @@ def frames_of(rows: list[dict]) -> list[np.ndarray]:
 def _prepare(folder: str, precision: str) -> None:
     global _encoder
     torch.set_num_threads(1)
-    _encoder = ShardEncoder(UnitInventory.load(Path(folder)), Extraction(precision=precision))
+    settings = ExtractionSettings(precision=precision)
+    _encoder = ShardEncoder(UnitInventory.load(Path(folder)), settings)
 
 
 def _encode(files: list[Path]) -> list[np.ndarray]:
@@ -286,7 +289,8 @@ def peak_memory_mb(count: int) -> float:
             conv_dim=(32,) * 7,
         )
         kmeans = KMeansUnits(rng.normal(size=(50, 64)).astype(np.float32))
-        encoder = ShardEncoder(UnitInventory.create(HubertModel(config), 1, kmeans), Extraction())
+        inventory = UnitInventory.create(HubertModel(config), 1, kmeans)
+        encoder = ShardEncoder(inventory, ExtractionSettings())
         for start in range(0, count, 40):
             encoder.encode([item_of(path) for path in files[start : start + 40]])
     # Not getrusage: its figure takes over that of the process that started this one.

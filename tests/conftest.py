@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import signal
 import subprocess
@@ -57,9 +58,9 @@ def reference(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def fairseq():
     """The real fairseq, as a module; without it tests are skipped, or fail where it is required."""
-    from speechgpt_lib.units.fairseq_backend import import_fairseq, is_installed
+    from speechgpt_lib.units.fairseq_backend import import_fairseq
 
-    if not is_installed():
+    if not importlib.util.find_spec("fairseq"):
         if "fairseq" in os.environ.get("SPEECHGPT_REQUIRE", ""):
             pytest.fail("fairseq is required here, but it isn't installed: make fairseq")
         pytest.skip("fairseq isn't installed: make fairseq")

@@ -21,8 +21,7 @@ from speechgpt_lib.corpora.tables import hear
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
-from speechgpt_lib.metrics.intervals import bootstrap_mean, bootstrap_ratio
-from speechgpt_lib.metrics.wer import word_errors
+from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import read_units

@@ -19,8 +19,7 @@ import numpy as np
 
 from speechgpt_lib.corpora.corpus import Judge
 from speechgpt_lib.metrics import waveform
-from speechgpt_lib.metrics.unit_errors import unit_error_rate
-from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.metrics.unit_errors import unit_error_rate, wer
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 

@@ -1,38 +1,68 @@
 """A foreign PyTorch checkpoint → tensors and plain values, without running any code in it.
 
-fairseq's files pickle objects of its own (dictionaries, namespaces, configurations) beside the
-tensors.  PyTorch's reader of weights alone takes such a file once every class it names has an inert
-stand-in.
+fairseq's files pickle objects of its own (dictionaries, configurations) beside the tensors.
+PyTorch's reader of weights alone takes them once every class named has an inert stand-in; a name
+from a package that such files have no business with, which somebody meant to be called, is refused.
 """
 
-from __future__ import annotations
-
+import argparse
 import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.foreign.stubs import stub_class
 
-KNOWN_PACKAGES = set(
-    "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
-)
+PACKAGES = "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
 # Files from before PyTorch 1.6 don't list what they name.
-KNOWN_NAMES = (
-    "fairseq.data.dictionary.Dictionary",
-    "argparse.Namespace",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-    "typing.Any",
-    "numpy.core.multiarray.scalar",
-    "numpy.dtype",
-)
+KNOWN_NAMES = """
+    fairseq.data.dictionary.Dictionary argparse.Namespace omegaconf.dictconfig.DictConfig
+    omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata omegaconf.base.Metadata
+    omegaconf.nodes.AnyNode typing.Any numpy.core.multiarray.scalar numpy.dtype
+""".split()
+
+
+class Stub:
+    """An object of a class that is not here: `arguments` of its call, `state` and its items."""
+
+    name = "?"
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> "Stub":
+        made = object.__new__(cls)
+        made.__dict__.update(keywords, arguments=arguments)
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update({str(key): value for key, value in part.items()})
+        self.state = state
+
+    def ignore(self, *items: Any) -> None:
+        """Takes what a pickle puts into a list, set or dictionary of its own class."""
+
+    append = extend = add = __setitem__ = ignore
+
+
+def stub_class(name: str) -> type[Stub]:
+    """A class of stand-ins for `name`, a dotted path."""
+    return type(name.rsplit(".", 1)[-1], (Stub,), {"name": name})
+
+
+def plain(value: Any) -> Any:
+    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values."""
+    if isinstance(value, Stub | argparse.Namespace):  # a real one where PyTorch may read it
+        known = vars(value)
+        for inside in ("_content", "_val"):  # an OmegaConf container, an OmegaConf node
+            if inside in known:
+                return plain(known[inside])
+        value = {k: item for k, item in known.items() if k not in ("arguments", "state")}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_torch_checkpoint(path: Path | str) -> dict:
@@ -67,7 +97,7 @@ def named_classes(path: Path) -> list[str]:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise _damaged(path, error) from None
-    if strange := [name for name in names if name.split(".")[0] not in KNOWN_PACKAGES]:
+    if strange := [name for name in names if name.split(".")[0] not in PACKAGES]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
         raise UserError(f"{path} was not read: {reason}; don't trust it")
     return names
@@ -88,5 +118,4 @@ def check_is_no_text(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = one_line(error)
-    return UserError(f"{path} is no whole PyTorch checkpoint ({reason}): get it again")
+    return UserError(f"{path} is no whole PyTorch checkpoint ({one_line(error)}): get it again")

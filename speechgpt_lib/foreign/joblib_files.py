@@ -1,11 +1,9 @@
 """A joblib file → stand-ins for its objects and its arrays, without running any code in it.
 
-joblib writes a pickle in which every array is a small description followed by its raw bytes.  Its
-own reader hands arrays of objects to plain `pickle.load`, so restricting its classes is not enough:
-here the unpickler knows stand-ins only and takes the bytes itself.  Format: joblib/numpy_pickle.py.
+joblib's pickle has a small description of each array before its raw bytes (joblib/numpy_pickle.py).
+Its own reader hands arrays of objects to plain `pickle.load`, so restricting its classes is not
+enough: here the unpickler knows stand-ins only and takes the bytes itself.
 """
-
-from __future__ import annotations
 
 import bz2
 import gzip
@@ -21,11 +19,11 @@ from typing import IO, Any
 import numpy as np
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.foreign.checkpoints import check_is_no_text
-from speechgpt_lib.foreign.stubs import Stub, stub_class
+from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, stub_class
 
-KNOWN_PACKAGES = set("numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split())
+PACKAGES = "numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split()
 LARGEST = 1 << 33  # bytes of one array
+OPENERS = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma, b"]\x00\x00": lzma}
 
 
 def load_joblib(path: Path | str) -> Any:
@@ -42,8 +40,8 @@ def load_joblib(path: Path | str) -> Any:
     except UserError as error:  # it says what is wrong, not where
         raise UserError(f"{path} {error}") from None
     except Exception as error:  # whatever a damaged stream makes the unpickler raise
-        reason = one_line(error)
-        raise UserError(f"{path} is no whole joblib file ({reason}): get it again") from None
+        found = f"{path} is no whole joblib file ({one_line(error)})"
+        raise UserError(f"{found}: get it again") from None
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -56,7 +54,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         self.file = file
 
     def find_class(self, module: str, name: str) -> type[Stub]:
-        if module.split(".")[0] not in KNOWN_PACKAGES:
+        if module.split(".")[0] not in PACKAGES:
             reason = f"it asks to run {module}.{name}, which no k-means file does"
             raise UserError(f"was not read: {reason}; don't trust it")
         return stub_class(f"{module}.{name}")
@@ -68,20 +66,26 @@ class _ArrayUnpickler(pickle._Unpickler):
         if kind == "NumpyArrayWrapper":
             self.stack[-1] = self._read_array(made)
         elif kind in ("NDArrayWrapper", "ZNDArrayWrapper"):
-            reason = "by a joblib from before 2016, with its arrays in files of their own"
-            raise UserError(f"was written {reason}: save it again")
+            raise UserError("is of a joblib before 2016, with arrays in other files: save it again")
 
     dispatch[pickle.BUILD[0]] = load_build
 
     def _read_array(self, wrapper: Stub) -> np.ndarray:
-        dtype, shape = _dtype(wrapper.dtype), tuple(int(n) for n in wrapper.shape)
+        described, shape = wrapper.dtype, tuple(int(n) for n in wrapper.shape)
+        # numpy pickles a dtype as a call with its code, and a state that holds the order of bytes.
+        called = isinstance(described, Stub) and described.arguments
+        code = called[0] if called else described
+        if not (isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)):
+            raise UserError(f"was not read: it has an array of {code!r}, expected numbers")
+        order = vars(described).get("state", (3, "="))[1]
+        dtype = np.dtype(code).newbyteorder(order if order in "<>=" else "=")
         if vars(wrapper).get("numpy_array_alignment_bytes") is not None:
             self._exactly(self._exactly(1)[0])  # padding, after one byte that says how much
         size = math.prod(shape) * dtype.itemsize
         if not 0 <= size <= LARGEST:
             raise UserError(f"has an array of {size} bytes: this can't be a k-means file")
         values = np.frombuffer(self._exactly(size), dtype)
-        return values.reshape(shape[::-1]).T if wrapper.order == "F" else values.reshape(shape)
+        return values.reshape(shape, order="F" if wrapper.order == "F" else "C")
 
     def _exactly(self, count: int) -> bytes:
         data = self.file.read(count)
@@ -90,28 +94,15 @@ class _ArrayUnpickler(pickle._Unpickler):
         return data
 
 
-def _dtype(described: Any) -> np.dtype:
-    """numpy pickles a dtype as a call with its code, and a state that holds the order of bytes."""
-    called = isinstance(described, Stub) and described.arguments
-    code = called[0] if called else described
-    if not (isinstance(code, str) and re.fullmatch(r"[biufc]\d{1,2}", code)):
-        raise UserError(f"was not read: it has an array of {code!r}, expected arrays of numbers")
-    order = vars(described).get("state", (3, "="))[1]
-    return np.dtype(code).newbyteorder(order if order in "<>=" else "=")
-
-
 def _decompressed(raw: IO[bytes]) -> IO[bytes]:
     head = raw.read(6)
     raw.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.open(raw)
-    if head.startswith(b"BZh"):
-        return bz2.open(raw)
-    if head.startswith((b"\xfd7zXZ\x00", b"]\x00\x00")):
-        return lzma.open(raw)
+    for start, module in OPENERS.items():
+        if head.startswith(start):
+            return module.open(raw)
     if head.startswith(b"\x04\x22\x4d\x18"):
         raise UserError("is compressed with LZ4: save it with another compression")
-    if not head.startswith(b"x"):
+    if not head.startswith(b"x"):  # of zlib, which tells by its end that it is whole
         return raw
     inflater = zlib.decompressobj()
     whole = inflater.decompress(raw.read(), LARGEST)

@@ -1,15 +1,11 @@
 """The tensors of a foreign checkpoint: found, and compared with those that a model expects."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from speechgpt_lib.errors import UserError
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.Tensor]:
@@ -25,8 +21,8 @@ def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.T
     return {name: tensor.float() for name, tensor in found.items()}
 
 
-def check_tensors(found: Tensors, expected: Tensors, where: Path) -> None:
-    """Refuse tensors that differ in name or shape from the `expected` ones."""
+def check_tensors(found: dict, expected: dict, where: Path) -> None:
+    """Refuse tensors, by name, that differ in name or shape from the `expected` ones."""
     ask = "are all files of the same model?"
     if missing := sorted(expected.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -34,6 +30,5 @@ def check_tensors(found: Tensors, expected: Tensors, where: Path) -> None:
     if strange := sorted(found.keys() - expected.keys()):
         raise UserError(f"{where} holds {strange[0]}, for which there is no place: {ask}")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"{where}: {name} has shape {shapes}: {ask}")
+        if (shape := tuple(found[name].shape)) != (wanted := tuple(tensor.shape)):
+            raise UserError(f"{where}: {name} has shape {shape}, expected {wanted}: {ask}")

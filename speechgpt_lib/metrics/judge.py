@@ -1,21 +1,16 @@
 """Independent speech judge: a waveform → the words that another recogniser (pocketsphinx) hears.
 
-The judge knows the language that may be spoken, never the sentence that was meant.  It comes in two
-strictnesses: `template_judge` only hears sentences that a grammar allows, `bigram_judge` hears any
-order of known words and prefers the word pairs of given sentences.  Neither is perfect on perfect
-speech, so report both beside their own word error rate on the recordings (the "ceiling").
-
-Decoding does not depend on what was decoded before: cepstral means are those of one utterance.
+The judge knows the language that may be spoken, never the sentence that was meant, nor what was
+said before.  `template_judge` only hears sentences that a grammar allows, `bigram_judge` any order
+of known words, preferably the word pairs of given sentences.  Neither is perfect on perfect speech,
+so report both beside their own word error rate on the recordings (the "ceiling").
 """
-
-from __future__ import annotations
 
 import math
 import re
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +28,13 @@ WHOLE_SENTENCES = {"bestpath": False, "beam": 1e-60, "pbeam": 1e-60, "wbeam": 1e
 
 
 def grammar_from_templates(
-    templates: Sequence[str],
-    slots: Mapping[str, Sequence[str]],
-    opened: Sequence[str] = (),
-    openings: Sequence[str] = (),
+    templates: Sequence[str], slots: dict, opened: Sequence[str] = (), openings: Sequence[str] = ()
 ) -> str:
     """JSGF grammar of all sentences that templates such as `"the {animal} is {color}"` can make.
 
-    Each slot takes any of its words, independently, so the grammar also allows nonsense.  `opened`
-    are templates that may follow one of `openings` (templates too; empty ones are skipped).
-    Raises ValueError for a slot without words, or without any template.
+    `slots`: name → words, of which each is allowed anywhere, so the grammar also makes nonsense.
+    `opened` are templates that may follow one of `openings` (templates too; empty ones are
+    skipped).  Raises ValueError for a slot without words, or without any template.
     """
     if not [*templates, *opened]:
         raise ValueError("a grammar needs at least one template, found none")
@@ -102,66 +94,60 @@ def bigram_arpa(sentences: Iterable[str], words: Iterable[str] = ()) -> str:
     return "\n".join([*lines, "", "\\end\\", ""])
 
 
-def template_judge(grammar: str) -> SpeechJudge:
-    """A judge that hears only what the JSGF text `grammar` allows (see `grammar_from_templates`).
+def template_judge(grammar: str) -> "SpeechJudge":
+    """A judge that hears whole sentences of the JSGF text `grammar`, or nothing, as of noise."""
+    body = re.sub(r"#JSGF[^;]*;|\bgrammar\s+[^;]*;|\bpublic\b|<[^>]*>|/[\d.]+/", " ", grammar)
+    words = re.sub(r"[|()\[\]=;*+]", " ", body).split()
+    return SpeechJudge("template", grammar, words, "jsgf", lm=None, **WHOLE_SENTENCES)
 
-    It hears whole sentences or nothing: speech cut off in the middle, or noise, comes out empty.
-    """
-    return SpeechJudge("template", grammar)
 
-
-def bigram_judge(sentences: Iterable[str], words: Iterable[str] = ()) -> SpeechJudge:
+def bigram_judge(sentences: Iterable[str], words: Iterable[str] = ()) -> "SpeechJudge":
     """A judge that hears any sequence of the words in `sentences` and `words`.
 
-    The bigrams of `sentences` weigh what is likely.  Pass training sentences only: a judge that has
-    read the held-out ones would know them.
+    Pass training sentences only: their bigrams weigh, so a judge of held-out ones would know them.
     """
-    return SpeechJudge("bigram", bigram_arpa(sentences, words))
+    sentences, words = list(sentences), list(words)
+    spoken = [*words, *" ".join(sentences).split()]
+    return SpeechJudge("bigram", bigram_arpa(sentences, words), spoken, "lm")
 
 
-def missing_words(words: Iterable[str]) -> list[str]:
-    """The `words` that the judge's dictionary (CMUdict) lacks, sorted: it could never hear them."""
-    wanted = set(words)
-    return sorted(wanted - set(_pronunciations(wanted)))
-
-
-@dataclass
 class SpeechJudge:
-    """A recogniser and the language it listens for; made by `template_judge` or `bigram_judge`.
+    """A recogniser that listens for one language; made by `template_judge` or `bigram_judge`.
 
-    `kind` is "template" or "bigram", `language` JSGF or ARPA text.  Raises UserError where
-    pocketsphinx is not installed or its dictionary lacks a word of the language.
+    `language` is JSGF or ARPA text of `words`, `option` what pocketsphinx calls it.  Raises
+    UserError where pocketsphinx is not installed or its dictionary (CMUdict) lacks a word.
     """
 
-    kind: str
-    language: str
-    decoder: Any = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        grammar = self.kind == "template"
-        words = _jsgf_words(self.language) if grammar else _arpa_words(self.language)
-        if absent := missing_words(words):
-            raise UserError(
-                f"the {self.kind} judge cannot hear {', '.join(absent)}: not in pocketsphinx's "
-                "dictionary; use other words, or leave these sentences out of the judged set"
-            )
+    def __init__(self, kind: str, language: str, words: Iterable[str], option: str, **options: Any):
+        try:
+            import pocketsphinx
+        except ImportError as error:
+            found = "the speech judge needs pocketsphinx, which is not installed"
+            cure = "pip install -e '.[judge]', or do without the measures that judge audio"
+            raise UserError(f"{found}: {cure}") from error
+        # A dictionary of these words alone: with it a decoder starts ten times faster.
+        wanted, found = set(words), {}
+        path = Path(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"))
+        for line in path.read_text(encoding="utf-8").splitlines():
+            word = line.partition(" ")[0].partition("(")[0]
+            if word in wanted:
+                found.setdefault(word, []).append(line)
+        if absent := sorted(wanted - found.keys()):
+            lacks = f"cannot hear {', '.join(absent)}: not in pocketsphinx's dictionary"
+            raise UserError(f"the {kind} judge {lacks}; use others, or judge no such sentences")
         with tempfile.TemporaryDirectory() as folder:  # the library reads files only
-            language, dictionary = Path(folder) / "language", Path(folder) / "words.dict"
-            language.write_text(self.language, encoding="utf-8")
-            lines = [line for spoken in _pronunciations(words).values() for line in spoken]
-            dictionary.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            options = {"dict": str(dictionary), "cmn": "batch", "loglevel": "FATAL"}
-            if grammar:
-                options |= {"jsgf": str(language), "lm": None, **WHOLE_SENTENCES}
-            else:
-                options |= {"lm": str(language)}
-            self.decoder = _pocketsphinx().Decoder(**options)
+            text, dictionary = Path(folder) / "language", Path(folder) / "words.dict"
+            text.write_text(language, encoding="utf-8")
+            lines = "\n".join([line for spoken in found.values() for line in spoken])
+            dictionary.write_text(f"{lines}\n", encoding="utf-8")
+            options |= {"dict": str(dictionary), option: str(text)}
+            self.decoder = pocketsphinx.Decoder(cmn="batch", loglevel="FATAL", **options)
 
     def transcribe(self, wave: np.ndarray) -> str:
-        """The words heard in float samples (n,) at 16 kHz, in lower case with single spaces.
+        """The words heard in float samples (n,) at 16 kHz, of any loudness, in lower case.
 
-        Empty for silence and for anything shorter than 0.1 s.  Loudness does not matter.
-        Raises ValueError unless `wave` is one channel of finite numbers.
+        Empty for silence and for anything shorter than 0.1 s.  Raises ValueError unless `wave` is
+        one channel of finite numbers.
         """
         pcm = _prepare(wave)
         if pcm is None:
@@ -179,38 +165,6 @@ class SpeechJudge:
         return [self.transcribe(wave) for wave in waves]
 
 
-def _pocketsphinx() -> Any:
-    try:
-        import pocketsphinx
-    except ImportError as error:
-        raise UserError(
-            "the speech judge needs pocketsphinx, which is not installed: "
-            "pip install -e '.[judge]', or do without the measures that judge audio"
-        ) from error
-    return pocketsphinx
-
-
-def _pronunciations(words: Iterable[str]) -> dict[str, list[str]]:
-    """The dictionary's lines for `words`: a decoder with these alone starts ten times faster."""
-    wanted, found = set(words), defaultdict(list)
-    path = Path(_pocketsphinx().get_model_path("en-us/cmudict-en-us.dict"))
-    for line in path.read_text(encoding="utf-8").splitlines():
-        word = line.partition(" ")[0].partition("(")[0]
-        if word in wanted:
-            found[word].append(line)
-    return found
-
-
-def _jsgf_words(grammar: str) -> list[str]:
-    body = re.sub(r"#JSGF[^;]*;|\bgrammar\s+[^;]*;|\bpublic\b|<[^>]*>|/[\d.]+/", " ", grammar)
-    return re.sub(r"[|()\[\]=;*+]", " ", body).split()
-
-
-def _arpa_words(model: str) -> list[str]:
-    unigrams = model.partition("\\1-grams:")[2].partition("\\2-grams:")[0]
-    return [word for word in unigrams.split()[1::3] if word not in ("<s>", "</s>")]
-
-
 def _prepare(wave: np.ndarray) -> np.ndarray | None:
     """16-bit samples of fixed peak, with silence around and a little noise; None if inaudible."""
     wave = np.asarray(wave, dtype=np.float32)
@@ -224,7 +178,6 @@ def _prepare(wave: np.ndarray) -> np.ndarray | None:
     if peak < SILENCE_PEAK:
         return None
     padded = np.pad(wave * (PEAK / peak), SHORTEST)
-    # Digital silence has no logarithm.  The noise is the same for every utterance, so the judge
-    # stays deterministic.
+    # Digital silence has no logarithm; the same noise for every utterance keeps it repeatable.
     padded += NOISE * np.random.default_rng(0).standard_normal(len(padded), dtype=np.float32)
     return np.clip(np.round(padded * 32767), -32768, 32767).astype(np.int16)

@@ -5,13 +5,13 @@ chance), with few of them a second.  PNMI and both purities are those of HuBERT 
 in the analysis of its clusters); the bit rate is the ZeroSpeech challenge's (Dunbar et al. 2019).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from speechgpt_lib.rates import FRAME_RATE, MINIMUM_SAMPLES, SAMPLE_RATE
 
@@ -22,28 +22,17 @@ Alignment = Sequence[tuple[float, float, str]]  # (start s, end s, phone) in ord
 
 @dataclass(frozen=True)
 class UnitQuality:
-    """What `unit_quality` measures; shares and PNMI lie in 0..1.
+    """What `unit_quality` measures; shares and PNMI lie in 0..1."""
 
-    pnmi: mutual information of phone and unit over the entropy of the phone, that is, the share of
-        the phone that the unit tells; 0 where there is only one phone, with nothing to know.
-    phone_purity: share of frames that carry the most frequent phone of their unit.
-    cluster_purity: share of frames that carry the most frequent unit of their phone.
-    speaker_purity: share of frames spoken by the most frequent speaker of their unit, each speaker
-        weighing the same; `speaker_chance` is what units that know no speaker get.
-    phone_count, unit_count_used: distinct phones (silence is one) and units that occur.
-    merged_units_per_second: units left when adjacent repeats are merged.
-    bitrate: bits a second of the merged units, each coded by its own frequency.
-    """
-
-    pnmi: float
-    phone_purity: float
-    cluster_purity: float
-    speaker_purity: float
-    speaker_chance: float
-    phone_count: int
-    unit_count_used: int
-    merged_units_per_second: float
-    bitrate: float
+    pnmi: float  # mutual information of phone and unit over the phone's entropy; 0 for one phone
+    phone_purity: float  # share of frames that carry the most frequent phone of their unit
+    cluster_purity: float  # share of frames that carry the most frequent unit of their phone
+    speaker_purity: float  # of the most frequent speaker of their unit, all speakers weighing alike
+    speaker_chance: float  # what units that know no speaker get
+    phone_count: int  # distinct phones; silence is one
+    unit_count_used: int  # units that occur
+    merged_units_per_second: float  # units left when adjacent repeats are merged
+    bitrate: float  # bits a second of the merged units, each coded by its own frequency
 
 
 def unit_quality(
@@ -61,7 +50,6 @@ def unit_quality(
     sequences = [np.asarray(units) for units in units_per_frame if len(units)]
     if not sequences:
         raise ValueError("no frame to measure: every unit sequence is empty")
-
     counts = [len(units) for units in units_per_frame]  # frames of each utterance
     units = np.concatenate(sequences)
     phones = np.concatenate(list(map(frame_labels, alignments, counts)))
@@ -69,11 +57,12 @@ def unit_quality(
     by_phone = contingency_matrix(units, phones)  # (units, phones): frames with this pair
     by_voice = contingency_matrix(units, voices)
     by_voice = by_voice / by_voice.sum(0)
+    phone_bits, unit_bits, pair_bits = map(_bits, (by_phone.sum(0), by_phone.sum(1), by_phone))
+    known = (phone_bits + unit_bits - pair_bits) / phone_bits if phone_bits else 0.0
     merged = [ids[np.append(True, ids[1:] != ids[:-1])] for ids in sequences]
     per_second = sum(map(len, merged)) / (len(units) / FRAME_RATE)
-    bits = _entropy_bits(np.unique(np.concatenate(merged), return_counts=True)[1])
     return UnitQuality(
-        pnmi=_pnmi(by_phone),
+        pnmi=float(np.clip(known, 0, 1)),  # rounding may step over either end
         phone_purity=float(by_phone.max(1).sum() / len(units)),
         cluster_purity=float(by_phone.max(0).sum() / len(units)),
         speaker_purity=float(by_voice.max(1).sum() / by_voice.shape[1]),
@@ -81,7 +70,7 @@ def unit_quality(
         phone_count=by_phone.shape[1],
         unit_count_used=by_phone.shape[0],
         merged_units_per_second=per_second,
-        bitrate=per_second * bits,
+        bitrate=per_second * _bits(np.unique(np.concatenate(merged), return_counts=True)[1]),
     )
 
 
@@ -98,14 +87,29 @@ def frame_labels(alignment: Alignment, frames: int) -> np.ndarray:
     return np.where(covered, labels[index], SILENCE)
 
 
-def _entropy_bits(counts: np.ndarray) -> float:
+def _bits(counts: np.ndarray) -> float:
+    """Entropy, in bits, of what occurs that often."""
     share = counts[counts > 0] / counts.sum()
     return float((share * np.log2(1 / share)).sum())
 
 
-def _pnmi(joint: np.ndarray) -> float:
-    phones = _entropy_bits(joint.sum(0))
-    if phones == 0:
-        return 0.0
-    known = phones + _entropy_bits(joint.sum(1)) - _entropy_bits(joint.ravel())
-    return float(np.clip(known / phones, 0, 1))  # rounding may step over either end
+def speaker_probe(
+    units: Sequence[np.ndarray], speakers: Sequence[str], count: int, seed: int = 0, folds: int = 4
+) -> float:
+    """Cross-validated accuracy of telling the speaker from how often each unit occurs.
+
+    The classifier is a logistic regression on whole utterances: one (frames,) array of ids below
+    `count` and one speaker each.  Chance is 1 / speakers where all speak equally often.  Purity
+    asks a single frame, the probe an utterance, so it is the stricter test.  Raises ValueError
+    where a speaker has fewer utterances than there are folds.
+    """
+    names, who = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+    fewest = np.bincount(who).min()
+    if len(names) < 2 or fewest < folds:
+        wanted = f"two speakers or more with {folds} utterances each"
+        raise ValueError(f"a probe needs {wanted}, found {len(names)} and {fewest}")
+    shares = np.stack([np.bincount(u, minlength=count) / max(len(u), 1) for u in units])
+    shares = (shares - shares.mean(0)) / (shares.std(0) + 1e-9)
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    classifier = LogisticRegression(C=0.1, max_iter=500)
+    return float(cross_val_score(classifier, shares, who, cv=split).mean())

@@ -3,8 +3,6 @@
 A waveform is a (samples,) array of floats at 16 kHz, full scale at 1; there is a frame every 10 ms.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np
@@ -28,26 +26,16 @@ def log_mel(wave: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(_amplitudes(_one_channel(wave)) @ _mel_bands(), FLOOR))
 
 
-def mel_cepstrum(wave: np.ndarray) -> np.ndarray:
-    """Mel cepstrum (frames, 1 + 13) of `log_mel`, by a cosine transform over its bands.
-
-    It is scaled so that log amplitude = c_0 / 2 + sum over d of c_d cos(pi d (band + 1/2) / bands).
-    """
-    return dct(log_mel(wave), type=2, axis=1)[:, : 1 + ORDER] / BANDS
-
-
 def mel_cepstral_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Mel-cepstral distortion of two waveforms in dB, their frames paired by time warping.
 
-    It is the mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2) (Kubichek 1993,
-    "Mel-cepstral distance measure for objective speech quality assessment").  The cepstra come from
-    a mel filter bank, so compare the figure only with figures of this function.  c_0, the level, is
-    left out, and both waveforms are brought to one level.  Raises ValueError for waveforms shorter
-    than one frame.
+    It is the mean over frame pairs of (10 / ln 10) sqrt(2 sum_d (a_d - b_d)^2), d from 1 to 13
+    (Kubichek 1993, "Mel-cepstral distance measure for objective speech quality assessment"), with
+    `log_mel` = c_0 / 2 + sum_d c_d cos(pi d (band + 1/2) / bands): compare it only with figures of
+    this function.  Both are brought to one level; ValueError where one is shorter than a frame.
     """
-    first, second = (mel_cepstrum(_levelled(wave))[:, 1:] for wave in (a, b))
-    _require_frames(first, second)
-    distances = cdist(first, second)
+    cepstra = (dct(log_mel(_levelled(wave)))[:, 1 : 1 + ORDER] / BANDS for wave in (a, b))
+    distances = cdist(*cepstra)
     gaps = distances[tuple(warping_path(distances).T)]
     return float(10 / np.log(10) * np.sqrt(2) * gaps.mean())
 
@@ -65,7 +53,6 @@ def warping_path(distances: np.ndarray) -> np.ndarray:
         j = diagonal - i
         cheapest = np.minimum(np.minimum(cost[i, j + 1], cost[i + 1, j]), cost[i, j])
         cost[i + 1, j + 1] = distances[i, j] + cheapest
-
     i, j = n - 1, m - 1
     path = [(i, j)]
     while i or j:
@@ -87,11 +74,9 @@ def f0_track(wave: np.ndarray) -> np.ndarray:
         return track
     import parselmouth  # slow to load, and no other measure needs it
 
-    step = STEP / SAMPLE_RATE
-    sound = parselmouth.Sound(wave, SAMPLE_RATE)
+    step, sound = STEP / SAMPLE_RATE, parselmouth.Sound(wave, SAMPLE_RATE)
     pitch = sound.to_pitch_ac(step, LOWEST_HZ, pitch_ceiling=HIGHEST_HZ)
-    # Praat centres its frames in the waveform, often half-way between ours: take the earlier of
-    # two equally near ones.
+    # Praat's frames are often half-way between ours: take the earlier of two equally near ones.
     nearest = np.ceil((np.arange(len(track)) * step - pitch.x1) / step - 0.5 - 1e-6).astype(int)
     inside = (nearest >= 0) & (nearest < pitch.n_frames)
     track[inside] = pitch.selected_array["frequency"][nearest[inside]]
@@ -104,7 +89,7 @@ def f0_rmse(a: np.ndarray, b: np.ndarray) -> float:
     Frames are paired one by one, the longer track is cut; NaN where no frame is voiced in both.
     """
     frames = min(len(a), len(b))
-    a, b = np.asarray(a[:frames], dtype=np.float64), np.asarray(b[:frames], dtype=np.float64)
+    a, b = a[:frames], b[:frames]
     voiced = (a > 0) & (b > 0)
     return float(np.sqrt(np.mean((a - b)[voiced] ** 2))) if voiced.any() else float("nan")
 
@@ -115,32 +100,22 @@ def voicing_error(a: np.ndarray, b: np.ndarray) -> float:
     Frames are paired one by one, the longer track is cut; NaN where there is no frame.
     """
     frames = min(len(a), len(b))
-    if not frames:
-        return float("nan")
-    return float(np.mean((np.asarray(a[:frames]) > 0) != (np.asarray(b[:frames]) > 0)))
+    return float(np.mean((a[:frames] > 0) != (b[:frames] > 0))) if frames else float("nan")
 
 
 def log_spectral_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Log-spectral distance of two waveforms in dB, frames paired one by one (the longer is cut).
 
     It is the mean over frames of the root mean square over frequencies of 20 log10 |A| / |B| (Gray
-    & Markel 1976, "Distance measures for speech processing").  Both waveforms are brought to one
-    level, and amplitudes more than 60 dB below the loudest of both count as 60 dB below it, so that
-    inaudible differences don't.  Raises ValueError for waveforms shorter than one frame.
+    & Markel 1976, "Distance measures for speech processing").  Both are brought to one level, and
+    amplitudes count as at most 60 dB below the loudest of both, so that inaudible differences
+    don't.  ValueError where one is shorter than a frame.
     """
     first, second = (_amplitudes(_levelled(wave)) for wave in (a, b))
-    frames = _require_frames(first, second)
+    frames = min(len(first), len(second))
     floor = max(1e-3 * max(first.max(), second.max()), FLOOR)
     first, second = (20 * np.log10(np.maximum(x[:frames], floor)) for x in (first, second))
     return float(np.sqrt(np.mean((first - second) ** 2, axis=1)).mean())
-
-
-def _require_frames(first: np.ndarray, second: np.ndarray) -> int:
-    """The number of frames that both have; refuses waveforms without one."""
-    if not len(first) or not len(second):
-        found = f"found {len(first)} and {len(second)} frames"
-        raise ValueError(f"expected waveforms of at least 25 ms, {found}")
-    return min(len(first), len(second))
 
 
 def _amplitudes(wave: np.ndarray) -> np.ndarray:
@@ -163,9 +138,11 @@ def _mel_bands() -> np.ndarray:
 
 
 def _levelled(wave: np.ndarray) -> np.ndarray:
-    """The same waveform at -20 dB of full scale; silence stays silence."""
+    """The same waveform at -20 dB of full scale; silence stays silence; refuses less than 25 ms."""
     wave = _one_channel(wave)
-    level = np.sqrt(np.mean(wave**2)) if len(wave) else 0.0
+    if len(wave) < WINDOW:
+        raise ValueError(f"expected a waveform of at least 25 ms, found {len(wave)} samples")
+    level = np.sqrt(np.mean(wave**2))
     return wave * (0.1 / level) if level > 0 else wave
 
 

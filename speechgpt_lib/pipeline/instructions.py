@@ -19,8 +19,7 @@ from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
 from speechgpt_lib.instructions.descriptions import read_descriptions
 from speechgpt_lib.instructions.moss import Report, read_moss, select
 from speechgpt_lib.instructions.sets import SetFacts
-from speechgpt_lib.metrics.unit_errors import unit_error_rate
-from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.metrics.unit_errors import unit_error_rate, wer
 from speechgpt_lib.pipeline.imports import (
     data_path,
     import_chain_set,

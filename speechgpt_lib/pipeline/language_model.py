@@ -20,7 +20,7 @@ from speechgpt_lib.language_model.adapters import add_lora, save_adapter
 from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
 from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
-from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.metrics.unit_errors import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
 from speechgpt_lib.pipeline.step import TRAINED, Definition, Job, part
 from speechgpt_lib.recipes.schema import Recipe, StageSettings

@@ -22,7 +22,7 @@ import transformers
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import make
-from speechgpt_lib.runs.memory import return_free_memory
+from speechgpt_lib.runs.machine import return_free_memory
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from speechgpt_lib.corpora.build import build_table
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
@@ -20,15 +19,19 @@ from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import rank, shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.training.devices import resolve_device
-from speechgpt_lib.units.encode import Extraction
 from speechgpt_lib.units.extract import extract_units
 from speechgpt_lib.units.foreign import encoder_from
-from speechgpt_lib.units.grid import quality_grid
-from speechgpt_lib.units.hubert import build_encoder, normalise_utterance, to_16_bits
+from speechgpt_lib.units.hubert import (
+    build_encoder,
+    cluster_layer,
+    mfcc_of,
+    quality_grid,
+    to_16_bits,
+    train_encoder,
+    utterances_for,
+)
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
-from speechgpt_lib.units.mfcc import mfcc
-from speechgpt_lib.units.training import cluster_layer, train_encoder, utterances_for
 
 # As many ids are shuffled in memory; of more, those with the smallest hashes are taken.
 MOST_SHUFFLED = 100_000
@@ -109,8 +112,7 @@ def compare_units(
         return {}
     waves, phones, voices = zip(*heard, strict=True)
     hubert = [inventory.kmeans.assign(inventory.features(wave)) for wave in waves]
-    spectra = [normalise_utterance(mfcc(torch.from_numpy(wave))).numpy() for wave in waves]
-    baseline = [mfcc_units.assign(spectrum) for spectrum in spectra]
+    baseline = [mfcc_units.assign(mfcc_of(wave)) for wave in waves]
     both = (("hubert", hubert), ("mfcc", baseline))
     return {name: vars(unit_quality(units, phones, voices)) for name, units in both}
 
@@ -140,12 +142,9 @@ def make_unit_grid(job: Job) -> dict:
 
 def make_units(job: Job) -> dict:
     """The units of every utterance."""
-    chosen = job.recipe.units.extraction
-    device = resolve_device(job.recipe.device)
-    settings = Extraction(device, chosen.precision, chosen.batch_seconds, chosen.long_audio)
-    folders = job.path("corpus"), job.path("inventory"), job.work
-    more = {"max_bad_share": chosen.max_bad_share, "on_log": job.on_log}
-    return extract_units(*folders, settings, shards=job.shards, **more)
+    settings, device = job.recipe.units.extraction, resolve_device(job.recipe.device)
+    paths = job.path("corpus"), job.path("inventory"), job.work
+    return extract_units(*paths, settings, device, job.shards, job.on_log)
 
 
 def _hubert_settings(recipe: Recipe) -> dict:

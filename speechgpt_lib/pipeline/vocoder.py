@@ -21,9 +21,9 @@ from speechgpt_lib.pipeline.units import load_encoder, training_speech
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
+from speechgpt_lib.units.hubert import cluster_layer, utterances_for
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.sequence import merge
-from speechgpt_lib.units.training import cluster_layer, utterances_for
 from speechgpt_lib.vocoder.speech import Speech, SpeechInMemory, SpeechOnDisk
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.vocoder.training import train_durations, train_vocoder

@@ -18,8 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import FSMTConfig, FSMTForConditionalGeneration
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
-from speechgpt_lib.foreign.stubs import plain
+from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
 from speechgpt_lib.text_to_unit.model import UnitIds
 

@@ -1,20 +1,18 @@
-"""The utterance table → unit tables: merged units with durations, a shard of units for every shard
-of speech.
+"""The utterance table → unit tables: merged units with durations, one shard for each of speech.
 
-    units-00000.parquet …        units and durations, written when whole; the metadata carry the
-    inventory's id quarantine-00000.parquet …   utterances of that shard that could not be read,
-    each with a reason
-
-Which process makes a shard doesn't matter: its content is a function of the shard, the inventory
-and the settings.
+`units-00000.parquet` has the inventory's id and counts as metadata; `quarantine-00000.parquet` are
+utterances of that shard that could not be read.  What is in a shard, and what is batched with what,
+is a function of its speech, the inventory and the settings: however many processes make the table.
 """
-
-from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +20,24 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from speechgpt_lib.corpora.tables import (
-    TEXT_COLUMNS,
-    read_utterances,
-    table_shards,
-    write_quarantine,
-)
+from speechgpt_lib.corpora import tables
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import FRAME_RATE
+from speechgpt_lib.rates import FRAME_RATE, SAMPLE_RATE
+from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.runs.artefacts import atomic_path
 from speechgpt_lib.runs.processes import run_in_processes
-from speechgpt_lib.units.encode import Counts, Extraction, Item, ShardEncoder
+from speechgpt_lib.training.batches import fill_batches
+from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
-from speechgpt_lib.units.sequence import expand
+from speechgpt_lib.units.kmeans import nearest
+from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
+from speechgpt_lib.units.sequence import expand, merge
 
+CHECK_EVERY = 20  # with bf16, every twentieth batch is also encoded in fp32
+WHOLE_S = 30.0  # seconds that are always encoded at once
+READERS = 4  # threads that decode the next batch while this one is encoded
 SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in TEXT_COLUMNS]
+    [(name, pyarrow.string()) for name in tables.TEXT_COLUMNS]
     + [("units", pyarrow.list_(pyarrow.int16())), ("durations", pyarrow.list_(pyarrow.int32()))]
 )
 
@@ -61,97 +61,146 @@ class UnitRow:
         return expand(self.units, self.durations)
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """One shard: utterances to read, the inventory's folder, how to encode, and where the units
-    go."""
+@dataclass
+class Counts:
+    """What one or more shards came to; `near_ties` are those that `nearest` counts."""
 
-    shard: Path
-    inventory: Path
-    settings: Extraction
-    target: Path
-
-    @property
-    def quarantine(self) -> Path:
-        """Where utterances go that can't be read."""
-        return self.target.with_name(self.target.name.replace("units", "quarantine", 1))
+    utterances: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+    units: int = 0
+    near_ties: int = 0
+    approximate: int = 0
+    dropped_samples: int = 0
+    checked_frames: int = 0
+    missed_frames: int = 0
+    bad: int = 0
 
 
 def extract_units(
     corpus: Path,
     inventory: Path,
     out: Path,
-    settings: Extraction | None = None,
-    *,
+    settings: ExtractionSettings,
+    device: str = "cpu",
     shards: slice = slice(None),
-    max_bad_share: float = 0.05,
     on_log: Callable[[dict], None] | None = None,
 ) -> dict:
     """Encode the utterance table `corpus` into `out`; shards that are there already are kept.
 
-    inventory: folder of a saved unit inventory.
-    shards: which shards this call makes, as a job of an array does; all others are left alone.
-    on_log: told {shards, of, seconds} (seconds of audio) after every shard.
-
-    Raises UserError where more than `max_bad_share` of the utterances can't be read (a single one
+    `inventory` is the folder of a saved one, `shards` those that this call makes, as a job of an
+    array does; `on_log` is told {shards, of, seconds} (of audio) after every shard.  Raises
+    UserError where more than `settings.max_bad_share` of the utterances can't be read (a single one
     never counts).
     """
-    settings = settings or Extraction()
-    plan = plan_shards(corpus, inventory, out, settings)
-    missing = [job for job in plan[shards] if not job.target.exists()]
-    processes = torch.get_num_threads() if settings.device == "cpu" else 1
-    for done, seconds in enumerate(run_in_processes(encode_shard, missing, processes), 1):
+    jobs, limit = [], settings.max_bad_share
+    for shard in tables.table_shards(corpus):  # NAME/utterances-00000 becomes units-NAME-00000
+        folder = shard.parent.relative_to(corpus).parts[-1:]
+        name = "-".join(("units", *folder, shard.name.removeprefix("utterances-")))
+        jobs.append((shard, out / name))
+    missing = [job for job in jobs[shards] if not job[1].exists()]
+    encode = partial(encode_shard, inventory, settings, device)
+    processes = torch.get_num_threads() if device == "cpu" else 1
+    for done, seconds in enumerate(run_in_processes(encode, missing, processes), 1):
         if on_log is not None:
             on_log({"shards": done, "of": len(missing), "seconds": seconds})
     totals = shard_counts(out)
     share = totals.bad / max(1, totals.bad + totals.utterances)
-    if share > max_bad_share and (totals.bad > 1 or max_bad_share == 0):
-        limit = f"units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
-        raise UserError(
-            f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is "
-            f"{max_bad_share:.1%}: see {out}/quarantine-*.parquet, or raise {limit}"
-        )
-    return {
-        "utterances": totals.utterances,
-        "frames": totals.frames,
-        "units": totals.units,
-        "units_per_second": round(totals.units / max(1, totals.frames) * FRAME_RATE, 2),
-    } | {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
+    if share > limit and (totals.bad > 1 or limit == 0):
+        cure = f"raise units.extraction.max_bad_share to {math.ceil(100 * share) / 100:.2f}"
+        found = f"{totals.bad} utterances ({share:.1%}) could not be read, the limit is {limit:.1%}"
+        raise UserError(f"{found}: see {out}/quarantine-*.parquet, or {cure}")
+    always = dict.fromkeys(("utterances", "frames", "units"), 0)
+    met = {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
+    rate = round(totals.units / max(1, totals.frames) * FRAME_RATE, 2)
+    return always | {"units_per_second": rate} | met
 
 
-def plan_shards(corpus: Path, inventory: Path, out: Path, settings: Extraction) -> list[ShardJob]:
-    """A job for each shard of speech, in order; `NAME/utterances-00000` becomes
-    `units-NAME-00000`."""
-    jobs = []
-    for shard in table_shards(corpus):
-        folder, number = (
-            shard.parent.relative_to(corpus).name,
-            shard.stem.removeprefix("utterances-"),
-        )
-        name = "-".join(["units", *[folder] * bool(folder), number])
-        jobs.append(ShardJob(shard, inventory, settings, out / f"{name}.parquet"))
-    return jobs
-
-
-def encode_shard(job: ShardJob) -> float:
-    """Encode one shard on one thread and return its seconds of audio; its quarantine is written
-    first."""
-    threads = torch.get_num_threads()
-    inventory = UnitInventory.load(job.inventory)
-    items = [
-        Item(
-            {name: getattr(u, name) for name in TEXT_COLUMNS} | {"path": u.path}, u.seconds, u.read
-        )
-        for u in read_utterances(job.shard.parent, audio=True, shards=[job.shard])
-    ]
-    if job.settings.device == "cpu":
+def encode_shard(
+    inventory: Path, settings: ExtractionSettings, device: str, job: tuple[Path, Path]
+) -> float:
+    """A shard of speech → its quarantine, then one of units, on one thread; returns its seconds."""
+    (shard, target), threads = job, torch.get_num_threads()
+    loaded, columns = UnitInventory.load(inventory), (*tables.TEXT_COLUMNS, "path")
+    speech = list(tables.read_utterances(shard.parent, audio=True, shards=[shard]))
+    if device == "cpu":
         torch.set_num_threads(1)
-    rows, bad, counts = ShardEncoder(inventory, job.settings).encode(items)
+    found, counts = ShardEncoder(loaded, settings, device).encode(speech)
     torch.set_num_threads(threads)
+    rows, bad = [], []
+    for u, made in zip(speech, found, strict=True):
+        row = {name: getattr(u, name) for name in columns} | made
+        (rows if "units" in made else bad).append(row)
     if bad:
-        write_quarantine(job.quarantine, bad)
-    write_units(job.target, rows, counts, inventory.id)
+        quarantine = target.with_name(target.name.replace("units", "quarantine", 1))
+        tables.write_quarantine(quarantine, bad)
+    write_units(target, rows, counts, loaded.id)
     return counts.seconds
+
+
+class ShardEncoder:
+    """An inventory made ready on a device; with bf16, also in fp32 to count what rounding moves."""
+
+    def __init__(self, inventory: UnitInventory, settings: ExtractionSettings, device: str = "cpu"):
+        self.mode = settings.long_audio
+        # Padded seconds a batch: on a CPU more don't help.
+        self.budget_s = settings.batch_seconds or (16.0 if device == "cpu" else 400.0)
+        parts, exact = (inventory.encoder, inventory.layer, device), settings.precision == "fp32"
+        self.encoder = FeatureEncoder(*parts, settings.precision, inventory.normalize)
+        self.reference = None if exact else FeatureEncoder(*parts, "fp32", inventory.normalize)
+        self.centroids = torch.from_numpy(inventory.kmeans.centroids).to(device)
+
+    def encode(self, speech: Sequence[tables.Utterance]) -> tuple[list[dict], Counts]:
+        """Utterances (`seconds`, `read`) → `units`, `durations`, or `reason`, `detail`; counts."""
+        found, counts = {}, Counts()
+        seconds = [u.seconds for u in speech]
+        by_length = sorted(range(len(speech)), key=seconds.__getitem__)
+        batches = fill_batches(by_length, seconds, self.budget_s)
+        with ThreadPoolExecutor(READERS) as readers:
+            reading = ({i: readers.submit(speech[i].read) for i in batch} for batch in batches)
+            # In pairs: the next batch is read while this one is encoded; two are in memory.
+            for k, (batch, _) in enumerate(pairwise(chain(reading, [None]))):
+                waves = {}
+                for i, future in batch.items():
+                    if isinstance(error := future.exception(), UserError):
+                        reason = getattr(error, "reason", "unreadable")
+                        found[i] = {"reason": reason, "detail": str(error)}
+                        counts.bad += 1
+                    else:
+                        waves[i] = future.result()
+                if waves:
+                    made = self._encode_batch(list(waves.values()), counts, k % CHECK_EVERY == 0)
+                    found |= zip(waves, made, strict=True)
+        return [found[i] for i in range(len(speech))], counts
+
+    def _encode_batch(self, waves: list[np.ndarray], counts: Counts, check: bool) -> list[dict]:
+        """`units` and `durations` of each wave; what was met is added to `counts`."""
+        frames, near = nearest(self.centroids, self._features(self.encoder, waves, counts))
+        if self.reference is not None and check:
+            exact, _ = nearest(self.centroids, self._features(self.reference, waves, Counts()))
+            missed = np.concatenate(frames) != np.concatenate(exact)
+            counts.checked_frames += len(missed)
+            counts.missed_frames += int(missed.sum())
+        counts.near_ties += near
+        rows = []
+        for wave, ids in zip(waves, frames, strict=True):
+            units, durations = merge(ids)
+            rows.append({"units": units, "durations": durations})
+            counts.utterances += 1
+            counts.seconds += len(wave) / SAMPLE_RATE
+            counts.frames += len(ids)
+            counts.units += len(units)
+        return rows
+
+    def _features(self, encoder: FeatureEncoder, waves: list, counts: Counts) -> Sequence:
+        at_once = int(max(self.budget_s, WHOLE_S) * SAMPLE_RATE)
+        if max(map(len, waves)) <= (RELEASE_CHUNK if self.mode == "release" else at_once):
+            return encoder(waves)
+        found = (encode_long(encoder, wave, self.mode) for wave in waves)
+        features, dropped, approximate = zip(*found, strict=True)
+        counts.dropped_samples += sum(dropped)
+        counts.approximate += sum(approximate)
+        return features
 
 
 def write_units(path: Path, rows: list[dict], counts: Counts, inventory_id: str) -> None:
@@ -162,20 +211,12 @@ def write_units(path: Path, rows: list[dict], counts: Counts, inventory_id: str)
         pyarrow.parquet.write_table(table, temporary)
 
 
-def unit_tables(folder: Path) -> list[Path]:
-    """The shards of a unit table in order; UserError where there are none."""
-    tables = sorted(Path(folder).glob("units-*.parquet"))
-    if not tables:
-        raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
-    return tables
-
-
 def shard_counts(folder: Path) -> Counts:
     """The counts of all shards in `folder` together."""
-    counts = Counts()
-    for shard in sorted(Path(folder).glob("units-*.parquet")):
-        counts = counts.add(json.loads(pyarrow.parquet.read_schema(shard).metadata[b"counts"]))
-    return counts
+    total = Counter()
+    for shard in sorted(folder.glob("units-*.parquet")):
+        total.update(json.loads(pyarrow.parquet.read_schema(shard).metadata[b"counts"]))
+    return Counts(**total)
 
 
 def read_units(
@@ -183,16 +224,17 @@ def read_units(
 ) -> Iterator[UnitRow]:
     """Stream the rows of a unit table; `where` maps a column to the value or values to keep.
 
-    Raises UserError where the table is missing or its units are of another inventory than
-    `inventory_id`.
+    Raises UserError where the table is missing or of another inventory than `inventory_id`.
     """
     kept = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
-    for shard in unit_tables(folder):
+    shards = sorted(Path(folder).glob("units-*.parquet"))
+    if not shards:
+        raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
+    for shard in shards:
         if inventory_id is not None:
             metadata = pyarrow.parquet.read_schema(shard).metadata or {}
             found = metadata.get(b"inventory", b"none").decode()
             check_inventory(found, inventory_id, f"the reader of {shard}")
         for row in pyarrow.parquet.read_table(shard, filters=kept or None).to_pylist():
-            for name in ("units", "durations"):
-                row[name] = np.array(row[name], dtype=np.int64)
-            yield UnitRow(**row)
+            arrays = {k: np.array(row[k], dtype=np.int64) for k in ("units", "durations")}
+            yield UnitRow(**row | arrays)

@@ -1,23 +1,18 @@
-"""Units by the real fairseq, as the measure for the reader that needs no fairseq.
+"""Units by the real fairseq (`make fairseq`), as the measure for the reader that needs no fairseq.
 
-`make fairseq` installs it.  fairseq 0.12.2 is older than Python 3.11 and PyTorch 2.6; what it needs
-to run here is arranged while it is imported, and nothing of it on disk is changed:
-
-- Python 3.11 refuses its configuration classes as defaults, since they have no hash: they get one;
-- PyTorch reads weights alone by default: two plain classes of its files are allowed.
+fairseq 0.12.2 is older than Python 3.11, which refuses its configuration classes as defaults since
+they have no hash: they get one while it is imported.  And it is older than PyTorch 2.6, which reads
+weights alone: two plain classes of its files are allowed.  Nothing of it on disk is changed.
 """
 
-from __future__ import annotations
-
 import argparse
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import logging
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,23 +25,14 @@ from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.long_audio import RELEASE_CHUNK
 
 HARMLESS = {"fairseq.data.dictionary.Dictionary", "argparse.Namespace"}
-
-
-def is_installed() -> bool:
-    """Whether there is a fairseq to import."""
-    return importlib.util.find_spec("fairseq") is not None
+plain_dataclass = dataclasses.dataclass
 
 
 class FairseqEncoder:
-    """A HuBERT in fairseq's own code, read with fairseq's own loader.
-
-    The loader would run whatever a checkpoint names, so one that names more than fairseq's two
-    plain classes is refused before.
-    """
+    """A HuBERT in fairseq's own code, read with its own loader once `refuse_code` has looked."""
 
     def __init__(self, path: Path | str, layer: int):
-        checkpoint = Path(path).expanduser()
-        refuse_code(checkpoint)
+        refuse_code(checkpoint := Path(path).expanduser())
         fairseq = import_fairseq()
         allowed = [fairseq.data.dictionary.Dictionary, argparse.Namespace]
         with torch.serialization.safe_globals(allowed):
@@ -73,7 +59,10 @@ class FairseqEncoder:
 
 
 def refuse_code(path: Path) -> None:
-    """Refuses a checkpoint that names anything that could be run; reads the list of names only."""
+    """Refuses a checkpoint that names more than plain classes: fairseq would run whatever it names.
+
+    Only the list of names is read.
+    """
     check_is_no_text(path)
     if not zipfile.is_zipfile(path):
         old = "is in the format from before PyTorch 1.6, which can't be searched for code"
@@ -86,11 +75,11 @@ def refuse_code(path: Path) -> None:
 @functools.cache
 def import_fairseq():
     """The package, made to run here; raises UserError where it isn't installed."""
-    if not is_installed():
+    if not importlib.util.find_spec("fairseq"):
         cure = "run `make fairseq`, or use --backend own, which gives the same units"
         raise UserError(f"fairseq is not installed here: {cure}")
     before = logging.getLogger().level
-    with _hashable_configurations():
+    with mock.patch.object(dataclasses, "dataclass", _hashable_dataclass):
         import fairseq
         import fairseq.checkpoint_utils
         import fairseq.data.dictionary
@@ -99,21 +88,10 @@ def import_fairseq():
     return fairseq
 
 
-@contextlib.contextmanager
-def _hashable_configurations() -> Iterator[None]:
-    """While this lasts, dataclasses of fairseq and hydra get a hash, as before Python 3.11."""
-    real = dataclasses.dataclass
-
-    def dataclass(cls=None, /, **options):
-        def wrap(found):
-            foreign = found.__module__.partition(".")[0] in ("fairseq", "hydra")
-            hashed = {"unsafe_hash": True} if foreign and not options.get("frozen") else {}
-            return real(found, **options | hashed)
-
-        return wrap if cls is None else wrap(cls)
-
-    dataclasses.dataclass = dataclass
-    try:
-        yield
-    finally:
-        dataclasses.dataclass = real
+def _hashable_dataclass(cls=None, /, **options):
+    """`dataclass` that gives those of fairseq and hydra a hash, as before Python 3.11."""
+    if cls is None:
+        return functools.partial(_hashable_dataclass, **options)
+    foreign = cls.__module__.partition(".")[0] in ("fairseq", "hydra")
+    hashed = {"unsafe_hash": True} if foreign and not options.get("frozen") else {}
+    return plain_dataclass(cls, **options | hashed)

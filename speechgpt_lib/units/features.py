@@ -1,18 +1,14 @@
 """Waveforms of different lengths → HuBERT features of one layer, in batches, each as if alone.
 
-Padding reaches a frame in three ways in the usual code, and in none here: the group norm of the
-first convolution takes its statistics over each utterance's own frames; what lies behind the end is
-zero before the convolution of positions; attention doesn't look there.  Then only the order of
-summation can differ, which moves a unit where two centroids are equally near up to rounding.
-
-Activations are kept time-major, (batch, time, channels), from the first sample to the last layer,
-so that every convolution of the front end is a plain matrix product over windows that lie side by
-side in memory.
+Padding reaches no frame: the group norm of the first convolution takes its statistics over each
+utterance's own frames; what lies behind the end is zero before the convolution of positions, and
+attention doesn't look there.  Only the order of summation differs: it moves a unit where two
+centroids are equally near up to rounding.  All is time-major, (batch, time, channels), so that the
+front end's convolutions are matrix products over windows that lie side by side in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,13 +20,12 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES
 
 Dense = Callable[[Tensor], Tensor]
-Moments = tuple[Tensor, Tensor]  # mean and covariance of the windows of the first convolution
+Sums = Sequence[Tensor]  # what `window_sums` gives for the first convolution
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def fast_linear(dtype: torch.dtype) -> Callable | None:
-    """What torch.compile uses for a linear layer on a CPU: on some twice as fast as torch's own;
-    None where it can't be had."""
+    """torch.compile's linear layer on a CPU: on some twice as fast as torch's own; or None."""
     usable = torch.backends.mkldnn.is_available()
     if usable and dtype == torch.bfloat16:
         usable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -40,31 +35,25 @@ def fast_linear(dtype: torch.dtype) -> Callable | None:
 class FeatureEncoder:
     """The first `layer` blocks of a HuBERT, ready to run on `device`; none above is computed.
 
-    The weights of `encoder` are copied, itself is left alone.  Layer 1 is the first block; as in
-    fairseq's `output_layer`, a norm that follows the last block isn't applied.  With `bf16` weights
-    and activations are bfloat16, norm statistics float32.  `normalize` brings each waveform to zero
-    mean and unit variance first, as encoders of fairseq's large kind expect.
+    `encoder` is left alone.  Layer 1 is the first block; a norm that follows the last block isn't
+    applied, as in fairseq's `output_layer`.  With `bf16` weights and activations are bfloat16, norm
+    statistics float32.  `normalize` brings each wave to zero mean and unit variance first.
     """
 
     def __init__(
-        self,
-        encoder: HubertModel,
-        layer: int,
-        device: str = "cpu",
-        precision: str = "fp32",
-        normalize: bool = False,
+        self, encoder: HubertModel, layer: int, device="cpu", precision="fp32", normalize=False
     ):
         config, projection = encoder.config, encoder.feature_projection
         check_layer(layer, config.num_hidden_layers)
         check_choice("precision", precision, PRECISIONS)
         self.device, self.dtype = torch.device(device), PRECISIONS[precision]
-        self.normalize = normalize
-        self.pre_norm, self.heads = config.do_stable_layer_norm, config.num_attention_heads
+        self.normalize, self.pre_norm = normalize, config.do_stable_layer_norm
+        self.heads = config.num_attention_heads
         self.linear = fast_linear(self.dtype) if self.device.type == "cpu" else None
         self.convolutions = [self._convolution(c) for c in encoder.feature_extractor.conv_layers]
         has_norm = hasattr(projection, "layer_norm")
         self.input_norm = self._norm(projection.layer_norm) if has_norm else nn.Identity()
-        self.project = self._dense(projection.projection.weight, projection.projection.bias)
+        self.project = self._dense(projection.projection)
         self.position = self._position(encoder.encoder.pos_conv_embed.conv)
         self.encoder_norm = self._norm(encoder.encoder.layer_norm)
         self.blocks = [self._block(block) for block in encoder.encoder.layers[:layer]]
@@ -78,8 +67,12 @@ class FeatureEncoder:
         for row, wave in zip(batch, waves, strict=True):
             row[: len(wave)] = self.samples(wave)
         hidden, frames = self.front_end(batch.to(self.device), lengths)
-        hidden = self.transform(hidden, frames)
-        return [h[:n].float() for h, n in zip(hidden, frames, strict=True)]
+        rows = zip(self.transform(hidden, frames), frames, strict=True)
+        return [row[:n].float() for row, n in rows]
+
+    def single(self, wave: np.ndarray) -> np.ndarray:
+        """Features (frames, width) of one wave, on the CPU."""
+        return self([wave])[0].cpu().numpy()
 
     def samples(self, wave: np.ndarray) -> Tensor:
         """A waveform as the encoder wants it: float32 (samples,)."""
@@ -87,23 +80,20 @@ class FeatureEncoder:
         return F.layer_norm(samples, samples.shape) if self.normalize else samples
 
     def front_end(
-        self, x: Tensor, lengths: list[int], moments: Moments | None = None
+        self, x: Tensor, lengths: list[int], sums: Sums | None = None
     ) -> tuple[Tensor, list[int]]:
         """(batch, samples) float32 of true `lengths` → (batch, frames, width), true frame counts.
 
-        `moments` replaces those that the first norm would take from `x`, for audio in pieces.
+        For audio in pieces, `sums` are the `window_sums` of all of it, for the first norm.
         """
         x = x[..., None]
         for convolution, kernel, stride in self.convolutions:
             lengths = [(n - kernel) // stride + 1 for n in lengths]
-            x = convolution(windows(x, kernel, stride), lengths, moments)
+            x = convolution(windows(x, kernel, stride), lengths, sums)
         return self.project(self.input_norm(x)), lengths
 
     def transform(self, hidden: Tensor, frames: list[int]) -> Tensor:
-        """(batch, frames, width) → the same shape after `layer` blocks.
-
-        Attention stays within each row's own `frames`.
-        """
+        """(batch, frames, width) → that after `layer` blocks; attention minds a row's `frames`."""
         mask = None
         if min(frames) < hidden.shape[1]:
             own = torch.tensor(frames, device=self.device)[:, None]
@@ -120,9 +110,10 @@ class FeatureEncoder:
     def _tensor(self, parameter: Tensor) -> Tensor:
         return parameter.detach().to(self.device, self.dtype)
 
-    def _dense(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Dense:
-        """x (…, in) → (…, out), followed by GELU if asked for."""
-        weight, bias = self._tensor(weight), None if bias is None else self._tensor(bias)
+    def _dense(self, module: nn.Module | SimpleNamespace, gelu: bool = False) -> Dense:
+        """A linear layer, or a convolution over windows, and GELU or not: x (…, in) → (…, out)."""
+        weight = self._tensor(module.weight.movedim(1, -1).flatten(1))  # (out, kernel · in)
+        bias = None if module.bias is None else self._tensor(module.bias)
         if self.linear is not None:
             activation = ("gelu", [], "none") if gelu else ("none", [], "")
             return lambda x: self.linear(x, weight, bias, *activation)
@@ -135,20 +126,20 @@ class FeatureEncoder:
     def _convolution(self, module: nn.Module) -> tuple[Callable[..., Tensor], int, int]:
         """One layer of the front end (convolution, a norm or none, GELU), its kernel and stride."""
         conv, norm = module.conv, getattr(module, "layer_norm", None)
-        weight = conv.weight.permute(0, 2, 1).flatten(1)  # (out, kernel · in)
         if isinstance(norm, nn.GroupNorm):
-            parts = [t.detach().to(self.device) for t in (weight, norm.weight, norm.bias)]
+            parts = conv.weight.movedim(1, -1).flatten(1), norm.weight, norm.bias
+            parts = [part.detach().to(self.device) for part in parts]
 
-            def layer(x: Tensor, lengths: list[int], moments: Moments | None) -> Tensor:
-                moments = moments or window_moments(x, lengths)
-                return F.gelu(normed_convolution(x, moments, *parts, norm.eps)).to(self.dtype)
+            def layer(x: Tensor, lengths: list[int], sums: Sums | None) -> Tensor:
+                sums = sums or window_sums(x, lengths)
+                return F.gelu(normed_convolution(x, sums, *parts, norm.eps)).to(self.dtype)
         else:
-            dense = self._dense(weight, conv.bias, gelu=norm is None)
-            normalise = None if norm is None else self._norm(norm)
+            dense = self._dense(conv, gelu=norm is None)
+            normalise = norm and self._norm(norm)
 
-            def layer(x: Tensor, lengths: list[int], moments: Moments | None) -> Tensor:
+            def layer(x: Tensor, lengths: list[int], sums: Sums | None) -> Tensor:
                 x = dense(x.to(self.dtype))
-                return x if normalise is None else F.gelu(normalise(x))
+                return F.gelu(normalise(x)) if normalise else x
 
         return layer, conv.kernel_size[0], conv.stride[0]
 
@@ -171,11 +162,10 @@ class FeatureEncoder:
         attention, forward = module.attention, module.feed_forward
         three = attention.q_proj, attention.k_proj, attention.v_proj
         weight, bias = torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three])
-        queries_keys_values = self._dense(weight, bias)
-        output = self._dense(attention.out_proj.weight, attention.out_proj.bias)
-        wide, narrow = forward.intermediate_dense, forward.output_dense
-        widen = self._dense(wide.weight, wide.bias, gelu=True)
-        narrow = self._dense(narrow.weight, narrow.bias)
+        queries_keys_values = self._dense(SimpleNamespace(weight=weight, bias=bias))
+        output = self._dense(attention.out_proj)
+        widen = self._dense(forward.intermediate_dense, gelu=True)
+        narrow = self._dense(forward.output_dense)
         first, second = self._norm(module.layer_norm), self._norm(module.final_layer_norm)
 
         def attend(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -214,8 +204,7 @@ def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
 def attention_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q·k / √width)·v over (batch, heads, frames, width); `mask` says where to look.
 
-    torch's fused attention doesn't use a CPU's bf16 instructions: up to 40 s, written out, it is
-    twice as fast; beyond, the scores would take too much memory.
+    Written out it uses a CPU's bf16 instructions, which torch's doesn't: up to 40 s, for memory.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] > 2000:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -232,22 +221,19 @@ def windows(x: Tensor, kernel: int, stride: int) -> Tensor:
     return x.as_strided(shape, (time * channels, stride * channels, 1)).contiguous()
 
 
-def window_moments(x: Tensor, lengths: list[int]) -> Moments:
-    """Moments, float64, of the first `lengths` windows of each row of x (batch, time, kernel)."""
+def window_sums(x: Tensor, lengths: list[int]) -> Sums:
+    """Of the first `lengths` windows of each row of x (batch, time, kernel), in float64:
+
+    their number (batch,), their sum (batch, kernel), that of their outer products.
+    """
     rows = [row[:n].double() for row, n in zip(x, lengths, strict=True)]
     counts = torch.tensor(lengths, device=x.device, dtype=torch.float64)
     total = torch.stack([row.sum(0) for row in rows])
-    return moments_of(counts, total, torch.stack([row.T @ row for row in rows]))
-
-
-def moments_of(count: Tensor, total: Tensor, products: Tensor) -> Moments:
-    """Sums of windows (batch, kernel) and of their outer products → mean and covariance."""
-    mean = total / count[:, None]
-    return mean, products / count[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    return counts, total, torch.stack([row.T @ row for row in rows])
 
 
 def normed_convolution(
-    x: Tensor, moments: Moments, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, sums: Sums, weight: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> Tensor:
     """Convolution and group norm with one channel a group, in one product.
 
@@ -258,8 +244,9 @@ def normed_convolution(
     x: windows (batch, time, kernel) of one input channel in float32; weight (channels, kernel) →
     (batch, time, channels).
     """
-    mean, covariance = moments
-    wide = weight.double()
+    (count, total, products), wide = sums, weight.double()
+    mean = total / count[:, None]
+    covariance = products / count[:, None, None] - mean[:, :, None] * mean[:, None, :]
     variance = torch.einsum("ck,bkl,cl->bc", wide, covariance, wide).clamp(min=0)
     factor = scale * torch.rsqrt(variance + eps)  # (batch, channels)
     offset = shift - factor * (mean @ wide.T)

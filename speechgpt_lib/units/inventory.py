@@ -2,11 +2,8 @@
 
     inventory/{inventory.json, encoder/ (config.json, model.safetensors), centroids.safetensors}
 
-Its id is a hash over all of that.  A vocoder or language model made for one inventory refuses units
-of another.
+Its id is a hash over all of that.  A vocoder or language model of one refuses units of another.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -28,16 +25,13 @@ from speechgpt_lib.units.sequence import merge
 
 @dataclass(frozen=True)
 class UnitInventory:
-    """Turns speech into units.  `id` names encoder, layer and centroids together.
+    """Turns speech into units."""
 
-    `normalize`: whether the encoder wants waveforms of zero mean and unit variance.
-    """
-
-    id: str
+    id: str  # of encoder, layer and centroids together
     encoder: HubertModel
     layer: int
     kmeans: KMeansUnits
-    normalize: bool = False
+    normalize: bool = False  # whether the encoder wants waves of zero mean and unit variance
 
     @property
     def count(self) -> int:
@@ -51,7 +45,7 @@ class UnitInventory:
 
     def features(self, wave: np.ndarray) -> np.ndarray:
         """Hidden states of the chosen layer: float32 samples (n,) at 16 kHz → (frames, width)."""
-        return self.feature_encoder([wave])[0].numpy()
+        return self.feature_encoder.single(wave)
 
     def encode(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Speech → (merged units (n,), durations in frames (n,)), int64."""
@@ -68,7 +62,7 @@ class UnitInventory:
         write_json(folder / "inventory.json", facts)
 
     @classmethod
-    def load(cls, folder: Path) -> UnitInventory:
+    def load(cls, folder: Path) -> "UnitInventory":
         """Reads what `save` wrote; raises UserError where its files don't make its id."""
         facts = read_json(folder / "inventory.json")
         config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
@@ -84,14 +78,18 @@ class UnitInventory:
     @classmethod
     def create(
         cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits, normalize: bool = False
-    ) -> UnitInventory:
+    ) -> "UnitInventory":
         """Names the parts; raises UserError where they don't belong together."""
         check_layer(layer, encoder.config.num_hidden_layers)
         width, expected = kmeans.centroids.shape[1], encoder.config.hidden_size
         if width != expected:
             raise UserError(f"centroids have width {width} but layer {layer} gives {expected}")
-        weights = {name: _hash_tensor(tensor) for name, tensor in encoder.state_dict().items()}
-        centroids = _hash_tensor(torch.from_numpy(kmeans.centroids))
+
+        def digest(tensor: torch.Tensor) -> str:
+            return hashlib.sha256(tensor.contiguous().cpu().numpy().tobytes()).hexdigest()
+
+        weights = {name: digest(tensor) for name, tensor in encoder.state_dict().items()}
+        centroids = digest(torch.from_numpy(kmeans.centroids))
         identity = {"weights": weights, "layer": layer, "centroids": centroids}
         identity |= {"normalize": True} if normalize else {}
         return cls(hash_json(identity)[:16], encoder.eval(), layer, kmeans, normalize)
@@ -100,10 +98,5 @@ class UnitInventory:
 def check_inventory(found: str, expected: str, what: str) -> None:
     """Refuses units of inventory `found` where `expected` is needed; `what` names the consumer."""
     if found != expected:
-        made = f"{what} was made for unit inventory {expected}"
-        units = f"but the units are of inventory {found}"
-        raise UserError(f"{made} {units}: use units of the same run")
-
-
-def _hash_tensor(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()
+        both = f"inventory {expected} but the units are of inventory {found}"
+        raise UserError(f"{what} was made for unit {both}: use units of the same run")

@@ -1,7 +1,5 @@
 """MFCC at HuBERT's frame rate: the targets of HuBERT's first iteration, and the baseline units."""
 
-from __future__ import annotations
-
 import functools
 import math
 

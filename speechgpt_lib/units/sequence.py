@@ -1,10 +1,7 @@
 """Unit sequences: one id a frame (20 ms) ↔ merged runs with durations ↔ `<sosp><12><7>…<eosp>`.
 
-The text form exists for people and for the released JSONL; inside the language model units are ids
-by arithmetic.
+The text form is for people and the released JSONL; a language model has ids by arithmetic.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
@@ -20,18 +17,15 @@ TOKEN = re.compile("<(sosp|eosp|[0-9]{1,9})>")
 def merge(units: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Deduplicates: (frames,) → (units (n,), durations in frames (n,)), both int64."""
     units = np.asarray(units, dtype=np.int64)
-    if units.size == 0:
-        return units, units.copy()
-    starts = np.flatnonzero(np.concatenate(([True], units[1:] != units[:-1])))
+    starts = np.flatnonzero(np.diff(units, prepend=units[:1] - 1))
     return units[starts], np.diff(np.append(starts, len(units)))
 
 
 def expand(units: np.ndarray | list[int], durations: np.ndarray | list[int]) -> np.ndarray:
     """Undoes `merge`: repeats each unit for its duration in frames."""
-    units, durations = np.asarray(units, dtype=np.int64), np.asarray(durations, dtype=np.int64)
-    if units.shape != durations.shape:
-        found = f"{len(units)} units but {len(durations)} durations"
-        raise UserError(f"{found}: one duration a unit is needed")
+    units, durations = (np.asarray(x, dtype=np.int64) for x in (units, durations))
+    if (n := len(units)) != (m := len(durations)):
+        raise UserError(f"{n} units but {m} durations: one duration a unit is needed")
     if (durations < 0).any():
         raise UserError("a duration is negative: durations are frames, 0 or more")
     return np.repeat(units, durations)
@@ -66,14 +60,10 @@ def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> It
         while match := TOKEN.match(text, position):
             position, token = match.end(), match[1]
             if ended or begun == (token == "sosp"):
-                raise UserError(
-                    f"unit string is unbalanced: <{token}> does not belong there, {form}"
-                )
-            if token == "sosp":
-                begun = True
-            elif token == "eosp":
-                ended = True
-            else:
+                wrong = f"<{token}> does not belong there"
+                raise UserError(f"unit string is unbalanced: {wrong}, {form}")
+            begun, ended = True, token == "eosp"
+            if token.isdigit():
                 check_range([int(token)], unit_count)
                 count += 1
                 yield int(token)
@@ -91,6 +81,7 @@ def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> It
 def check_range(units: np.ndarray | list[int], unit_count: int | None) -> None:
     """Refuses ids outside 0 … unit_count − 1."""
     units = np.asarray(units)
-    if unit_count is not None and units.size and (units.max() >= unit_count or units.min() < 0):
-        bad = int(units[(units >= unit_count) | (units < 0)][0])
-        raise UserError(f"unit id {bad} is out of range: this inventory has 0 to {unit_count - 1}")
+    bad = [] if unit_count is None else units[(units < 0) | (units >= unit_count)]
+    if len(bad):
+        found = f"unit id {bad[0]} is out of range"
+        raise UserError(f"{found}: this inventory has 0 to {unit_count - 1}")

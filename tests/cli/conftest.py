@@ -34,7 +34,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Done]:
 
     So does it for each shard of a corpus: they are encoded one after the other.
     """
-    monkeypatch.setattr(extract, "usable_cores", lambda: 1)
+    monkeypatch.setattr(extract, "run_in_processes", lambda f, jobs, n: map(f, jobs))
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["speechgpt", *map(str, arguments)])

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.foreign.checkpoints import load_torch_checkpoint
-from speechgpt_lib.foreign.stubs import Stub, plain
+from speechgpt_lib.foreign.checkpoints import Stub, load_torch_checkpoint, plain
 from tests.foreign.hostile import Hostile, HostileEval, module_with
 
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt_lib.instructions.chain import Dialogue
-from speechgpt_lib.units.encode import Counts
-from speechgpt_lib.units.extract import write_units
+from speechgpt_lib.units.extract import Counts, write_units
 
 UNIT_COUNT = 20
 INVENTORY = "feed"

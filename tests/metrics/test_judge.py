@@ -13,7 +13,7 @@ from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
-from speechgpt_lib.metrics.wer import wer
+from speechgpt_lib.metrics.unit_errors import wer
 
 SLOTS = {
     "color": ("red", "green"),
@@ -151,12 +151,11 @@ def test_grammar_refusals():
 
 
 def test_the_whole_lab_world_can_be_heard():
-    assert judge.missing_words(world.vocabulary()) == []
-    assert world_judge().transcribe(np.zeros(16000)) == ""
+    anything = judge.bigram_judge(["dog"], world.vocabulary())
+    assert anything.transcribe(np.zeros(16000)) == world_judge().transcribe(np.zeros(16000)) == ""
 
 
 def test_unheard_of_words_are_named():
-    assert judge.missing_words(word for word in ["dog", "qwxz", "blorp"]) == ["blorp", "qwxz"]
     with pytest.raises(UserError, match="cannot hear qwxz"):
         judge.template_judge(judge.grammar_from_templates(["the {animal} qwxz"], SLOTS))
     with pytest.raises(UserError, match="cannot hear blorp, qwxz"):

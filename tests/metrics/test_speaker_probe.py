@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from speechgpt_lib.metrics.speaker_probe import speaker_probe
+from speechgpt_lib.metrics.unit_quality import speaker_probe
 
 
 def utterances(biased: bool) -> tuple[list[np.ndarray], list[str]]:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.metrics.unit_errors import unit_error_rate, unit_errors
-from speechgpt_lib.metrics.wer import word_errors
+from speechgpt_lib.metrics.unit_errors import unit_error_rate, unit_errors, word_errors
 
 units = st.lists(st.integers(0, 4), max_size=9)
 

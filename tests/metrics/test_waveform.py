@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.fft import dct
 from scipy.signal import lfilter
 
 from speechgpt_lib.metrics import waveform
@@ -48,7 +49,7 @@ def test_distance_of_a_filter_is_at_most_its_ripple_in_decibels():
     # An echo after 0.5 ms changes the envelope alike in every frame, so warping has little to gain.
     plain = noise(2)
     echoed = lfilter([1, *[0] * 7, 0.3], [1], plain)
-    gaps = np.subtract(*(waveform.mel_cepstrum(wave)[:, 1:] for wave in (plain, echoed)))
+    gaps = np.subtract(*(dct(log_mel(wave))[:, 1:14] / 40 for wave in (plain, echoed)))
     frames = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(gaps, axis=1).mean()
     assert 0.5 < mel_cepstral_distance(plain, echoed) <= frames < 4
 
@@ -58,7 +59,7 @@ def test_distance_formula(monkeypatch):
     ripple = np.cos(np.pi * 3 * (np.arange(40) + 0.5) / 40)
     spectra = iter([np.zeros((5, 40)), np.tile(ripple, (5, 1))])
     monkeypatch.setattr(waveform, "log_mel", lambda wave: next(spectra))
-    decibels = mel_cepstral_distance(np.ones(16), np.ones(16))
+    decibels = mel_cepstral_distance(np.ones(400), np.ones(400))
     assert decibels == pytest.approx(20 / np.log(10) / np.sqrt(2))
 
 

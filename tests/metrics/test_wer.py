@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechgpt_lib.metrics.wer import wer, word_errors
+from speechgpt_lib.metrics.unit_errors import wer, word_errors
 
 texts = st.lists(st.sampled_from("the dog cat is red".split()), max_size=7).map(" ".join)
 

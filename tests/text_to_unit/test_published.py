@@ -84,8 +84,7 @@ def changed(files: Path, tmp_path: Path, change) -> Path:
 
 
 def _load(path: Path) -> dict:
-    from speechgpt_lib.foreign.checkpoints import load_torch_checkpoint
-    from speechgpt_lib.foreign.stubs import plain
+    from speechgpt_lib.foreign.checkpoints import load_torch_checkpoint, plain
 
     loaded = load_torch_checkpoint(path)
     return {"model": dict(loaded["model"]), "cfg": {"model": dict(plain(loaded["cfg"]["model"]))}}

@@ -11,6 +11,7 @@ import torch
 from speechgpt_lib.corpora.lab import plan_corpus, speak
 from speechgpt_lib.corpora.tables import write_shard
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.extract import extract_units, read_units
 from speechgpt_lib.units.hubert import frame_count, pretrain_hubert, sample_mask
@@ -99,15 +100,15 @@ def test_extraction_keeps_whole_shards_and_refuses_other_inventories(tmp_path: P
     for k in range(2):
         shard = tmp_path / "corpus" / f"utterances-{k:05d}.parquet"
         write_shard(shard, map(speak, plan[2 * k : 2 * k + 2]))
-    arguments = (tmp_path / "corpus", tmp_path / "inventory", tmp_path / "units")
-    facts = extract_units(*arguments)
+    folders = (tmp_path / "corpus", tmp_path / "inventory", tmp_path / "units")
+    facts = extract_units(*folders, ExtractionSettings())
     rows = list(read_units(tmp_path / "units", inventory.id))
     assert facts["utterances"] == 4 and [r.id for r in rows] == [u.id for u in plan]
     assert sum(len(r.frames) for r in rows) == facts["frames"]
     files = sorted((tmp_path / "units").iterdir())
     stamp, content = files[0].stat().st_mtime_ns, files[1].read_bytes()
     files[1].unlink()
-    extract_units(*arguments)
+    extract_units(*folders, ExtractionSettings())
     assert files[0].stat().st_mtime_ns == stamp and files[1].read_bytes() == content
     with pytest.raises(UserError, match="inventory"):
         next(read_units(tmp_path / "units", "another"))

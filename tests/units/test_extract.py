@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,17 @@ import soundfile
 from speechgpt_lib.corpora.prepare import prepare
 from speechgpt_lib.corpora.tables import read_quarantine, read_utterances
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.runs.artefacts import hash_file
+from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.units import extract as units_extract
-from speechgpt_lib.units.encode import Counts, Extraction
-from speechgpt_lib.units.extract import extract_units, read_units, shard_counts, write_units
+from speechgpt_lib.units.extract import (
+    Counts,
+    extract_units,
+    read_units,
+    shard_counts,
+    write_units,
+)
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 from tests.builders import tiny_inventory
@@ -51,11 +59,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are encoded one after the other here; to start processes takes longer."""
-    monkeypatch.setattr(units_extract, "usable_cores", lambda: 1)
+    monkeypatch.setattr(units_extract, "run_in_processes", lambda f, jobs, n: map(f, jobs))
 
 
-def extract(corpus, out: Path, settings: Extraction | None = None, **options) -> dict:
-    return extract_units(*corpus, out, settings, **({"max_bad_share": 0.2} | options))
+def extract(corpus, out: Path, max_bad_share: float = 0.2, **options) -> dict:
+    return extract_units(*corpus, out, ExtractionSettings(max_bad_share=max_bad_share), **options)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -118,7 +126,8 @@ def test_what_is_there_is_kept_and_what_is_missing_made(corpus, tmp_path: Path) 
 @pytest.mark.slow
 def test_processes_give_the_same_files(corpus, tmp_path: Path, monkeypatch) -> None:
     extract(corpus, tmp_path / "one")
-    monkeypatch.setattr(units_extract, "usable_cores", lambda: 2)
+    both = partial(run_in_processes, processes=2)
+    monkeypatch.setattr(units_extract, "run_in_processes", lambda f, jobs, n: both(f, jobs))
     extract(corpus, tmp_path / "two")
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
@@ -127,11 +136,13 @@ def test_processes_give_the_same_files(corpus, tmp_path: Path, monkeypatch) -> N
 def test_killed_and_started_again_the_files_are_the_same(corpus, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
+        "from speechgpt_lib.recipes.schema import ExtractionSettings\n"
         "from speechgpt_lib.units import extract\n"
         "make = extract.write_units\n"
         "extract.write_units = lambda *a, **k: (make(*a, **k), time.sleep(0.5))\n"
         "extract.run_in_processes = lambda f, jobs, n: map(f, jobs)\n"
-        "extract.extract_units(*map(Path, sys.argv[1:]), max_bad_share=0.2)\n"
+        "settings = ExtractionSettings(max_bad_share=0.2)\n"
+        "extract.extract_units(*map(Path, sys.argv[1:]), settings)\n"
     )
     killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, (*corpus, killed))])
@@ -181,7 +192,7 @@ def test_real_speech_of_four_corpora_in_batches_equals_one_by_one(
     inventory.save(tmp_path / "inventory")
     prepare(name, root, tmp_path / "table", decode=True)
     spoken = list(read_utterances(tmp_path / "table", audio=True))
-    out, settings = tmp_path / "units", Extraction(batch_s=60.0)
+    out, settings = tmp_path / "units", ExtractionSettings(batch_seconds=60.0)
     summary = extract_units(tmp_path / "table", tmp_path / "inventory", out, settings)
     assert summary["utterances"] == len(spoken) > 0 and "bad" not in summary
     rows = {row.id: row for row in read_units(out, inventory.id)}

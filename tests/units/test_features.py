@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.units.features import FeatureEncoder, normed_convolution, window_moments, windows
+from speechgpt_lib.units.features import FeatureEncoder, normed_convolution, window_sums, windows
 
 PLAIN = {"feat_extract_norm": "group", "conv_bias": False, "do_stable_layer_norm": False}
 VARIANTS = {
@@ -100,7 +100,7 @@ def test_the_norm_in_the_convolution_is_group_norm():
     expected = norm(conv(wave[None, None]))[0].T
     views = windows(wave[None, :, None], 10, 5)
     parts = conv.weight[:, 0], norm.weight, norm.bias, norm.eps
-    found = normed_convolution(views, window_moments(views, [999]), *parts)
+    found = normed_convolution(views, window_sums(views, [999]), *parts)
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -254,9 +254,9 @@ def test_an_inventory_is_put_together_or_opened(tmp_path):
     ("given", "words"),
     [
         ({}, "no units were named"),
-        ({"layer": 3}, "belong to an --encoder"),
-        ({"encoder": "x.pt"}, "--layer and --kmeans"),
-        ({"encoder": "x.pt", "layer": 2}, "needs --kmeans"),
+        ({"layer": 3}, "belong to an --encoder.*give --encoder and --kmeans"),
+        ({"encoder": "x.pt"}, "give --layer and --kmeans"),
+        ({"encoder": "x.pt", "layer": 2}, "give --kmeans"),
     ],
 )
 def test_half_an_inventory_is_refused(given, words):
@@ -309,8 +309,8 @@ def test_units_are_those_of_fairseq(fixtures, monkeypatch):
     units, durations = inventory.encode(wave)
     assert units.tolist() == expected["reduced"] and durations.tolist() == expected["durations"]
     assert np.repeat(*inventory.encode(odd)).tolist() == expected["units_odd"]
-    chunked = long_audio.encode_long(inventory.feature_encoder, wave, "release")
+    chunked, _, _ = long_audio.encode_long(inventory.feature_encoder, wave, "release")
     features = np.load(fixtures / "hubert" / "features.npz")["chunk16000_layer3"]
-    np.testing.assert_allclose(chunked.features, features, atol=1e-5)
-    units = inventory.kmeans.assign(chunked.features.numpy())
+    np.testing.assert_allclose(chunked, features, atol=1e-5)
+    units = inventory.kmeans.assign(chunked.numpy())
     assert units.tolist() == expected["units_chunk16000"]

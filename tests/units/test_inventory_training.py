@@ -5,8 +5,7 @@ import json
 import numpy as np
 
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.units.grid import quality_grid
-from speechgpt_lib.units.training import cluster_layer, train_encoder
+from speechgpt_lib.units.hubert import cluster_layer, quality_grid, train_encoder
 from tests.builders import few_steps, smoke_recipe, tiny_inventory
 from tests.units.test_features import noise
 
