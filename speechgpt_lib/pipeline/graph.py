@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
@@ -137,13 +138,16 @@ def make_all(run: Run, names: Iterable[str], force: bool = False, on_log: OnLog 
 def threads(step: Definition) -> Iterator[None]:
     """The threads that a step takes on a CPU, whatever else runs: rounding, and so a hash, may
     depend on them."""
-    before = torch.get_num_threads()
-    if step.cost.threads == "half":
-        torch.set_num_threads(max(1, usable_cores() // 2))
-    try:
+    if step.cost.threads == "all":
         yield
-    finally:
-        torch.set_num_threads(before)
+        return
+    before, count = torch.get_num_threads(), max(1, usable_cores() // 2)
+    with threadpool_limits(count):  # those of numpy and scikit-learn
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
