@@ -33,8 +33,8 @@ def import_published(
 
     made = from_fairseq(checkpoint, spm, inventory_id(inventory), dictionary)
     made.save(out)
-    units = made.vocabulary.unit_count
-    facts = {"folder": str(out), "units": units, "pieces": made.vocabulary.size}
+    units, pieces = made.vocabulary.unit_count, made.vocabulary.processor.get_piece_size()
+    facts = {"folder": str(out), "units": units, "pieces": pieces}
     what = f"{units} units of inventory {made.inventory}"
     text = f"{out}: {what}; use it with --text-to-unit {out}"
     emit(facts | {"inventory": made.inventory}, text, as_json)

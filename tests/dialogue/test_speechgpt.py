@@ -82,7 +82,7 @@ def test_each_task_asks_its_own_model(speechgpt) -> None:
 def test_an_answer_that_meets_its_limit_is_reported_as_cut(speechgpt, monkeypatch) -> None:
     asked: list[int] = []
 
-    def endless(model, vocabulary, prompts, limit, **options):
+    def endless(model, vocabulary, prompts, limit, sampling=None):
         asked.append(limit)
         return [[VOCABULARY.text_size + 3] * limit for _ in prompts]
 
@@ -92,7 +92,7 @@ def test_an_answer_that_meets_its_limit_is_reported_as_cut(speechgpt, monkeypatc
     assert asked == [12, 20, 24, 16], "the recipe's limits"
     ended = [VOCABULARY.marker("<eoa>")]
     monkeypatch.setattr(
-        generation, "generate", lambda m, v, prompts, n, **o: [ended] * len(prompts)
+        generation, "generate", lambda m, v, prompts, n, s=None: [ended] * len(prompts)
     )
     assert not speechgpt.ask("a dog").cut and not speechgpt.say("a dog").cut
 
