@@ -1,7 +1,6 @@
-"""Several notebooks and steps at once: steps in processes that are kept, notebooks in kernels."""
+"""Several notebooks and steps at once: steps in processes, notebooks in kernels."""
 
 import signal
-import threading
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.execution import Stop, stop_on_signals
 from speechgpt_lib.pipeline.graph import STEPS, notebook_steps, order, plan
-from speechgpt_lib.pipeline.serve import StepServer
+from speechgpt_lib.pipeline.serve import StepProcesses
 from speechgpt_lib.runs.names import NOTEBOOKS, notebook_of
 
 
@@ -79,23 +78,21 @@ class Parallel:
         self.course, self.missing, self.jobs = course, missing, jobs
         # Forced steps are made anew once, before the notebooks that show them.
         self.showing = replace(course, parameters=course.parameters | {"force": False})
-        self.servers: list[StepServer] = []
-        self.free: list[StepServer] = []
+        path, device = course.run.path, course.run.recipe.device
+        self.steps = StepProcesses(path, path / "steps.log", device)
         self.stops: list[Stop] = []
         self.signal: str | None = None
-        self.lock = threading.Lock()
 
     def __call__(self, number: int, frame: object) -> None:
         """Stop everything that is under way, for a signal; nothing more is begun."""
         self.signal = signal.Signals(number).name
-        for server in self.servers:
-            server.interrupt()
+        self.steps.interrupt()
         for stop in self.stops:
             stop(number, frame)
 
     def close(self) -> None:
         """End the processes that made steps."""
-        for each in (*self.servers, *self.stops):
+        for each in (self.steps, *self.stops):
             each.close()
 
     def run(self, execute: Callable[[Any, Path, Stop], dict]) -> Outcome:
@@ -137,12 +134,5 @@ class Parallel:
         return nodes
 
     def _make(self, name: str, force: bool) -> None:
-        path = self.course.run.path
-        with self.lock:
-            if not self.free:
-                self.servers.append(StepServer(path, path / "steps.log"))
-                self.free.append(self.servers[-1])
-            server = self.free.pop()
         with self.course.reporter.making(name) as say:
-            server.make(name, force, say)
-        self.free.append(server)  # one that failed is not used again
+            self.steps.make(name, force, say)

@@ -1,129 +1,106 @@
-"""A process that makes steps one after the other as it is told, and the handle by which another
-process tells it.
-
-Orders come in on standard input and answers go out on standard output, a JSON object a line.  Such
-a process is started once and kept: importing the libraries takes longer than many a step.
-"""
+"""Steps in processes of their own: each begins as a copy of one that has the libraries already, and
+gives all its memory back when it ends."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import transformers
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import make
-from speechgpt_lib.runs.machine import return_free_memory
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
-MARK = "\x1e"  # begins a line that is an answer; what libraries print has none
+PATIENCE_S = 20.0  # for a step that was asked to stop
 
 
-class StepServer:
-    """The handle.  One thread at a time may use it."""
+class StepProcesses:
+    """Makes steps of a run in other processes; any number of threads may call `make`.
 
-    def __init__(self, run: Path, log: Path):
-        # Not -m: processes that a step starts would import this module anew, and torch with it.
-        program = "import sys; from speechgpt_lib.pipeline.serve import serve; serve(sys.argv[1])"
-        command = [sys.executable, "-c", program, str(run)]
-        with open(log, "a") as errors:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
-        self.log = log
+    `log` takes what they print.  On a CPU they are forked from one process, which never computes;
+    a GPU can't be used after a fork, so there each starts anew.
+    """
+
+    def __init__(self, run: Path, log: Path, device: str = "cpu"):
+        self.run, self.log = run, log
+        self.context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
+        if device == "cpu":
+            self.context.set_forkserver_preload([__name__])
+        self.running: list[multiprocessing.process.BaseProcess] = []
 
     def make(self, step: str, force: bool, say: Callable[[str], None]) -> None:
-        """Make a step; `say` is told what happens.  Raises UserError with the reason when it
+        """Make a step; `say` is told what happens.  Raises UserError with the reason if it
         fails."""
+        here, there = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=work, args=(self.run, self.log, step, force, there))
+        process.start()
+        self.running.append(process)
+        there.close()
         try:
-            self.process.stdin.write(json.dumps({"step": step, "force": force}) + "\n")
-            self.process.stdin.flush()
-        except OSError:  # it has ended
-            raise self._lost(step) from None
-        for line in self.process.stdout:
-            printed, mark, rest = line.partition(MARK)  # a library may leave its line open
-            answer = json.loads(rest) if mark else {"say": printed.rstrip()}
-            if mark and printed.strip():
-                say(printed.rstrip())
-            if "say" in answer:
-                say(answer["say"])
-            elif answer.get("error"):
-                raise UserError(answer["error"])
-            else:
-                return
-        raise self._lost(step)
+            while isinstance(answer := here.recv(), str):
+                say(answer)
+        except EOFError:
+            process.join()
+            why = f"exit code {process.exitcode}; -9: memory ran out; its last words: {self.log}"
+            lost = f"the process that made {step} was lost ({why}); the same command resumes"
+            raise UserError(lost) from None
+        finally:
+            here.close()
+        process.join()
+        self.running.remove(process)
+        if answer["error"]:
+            raise UserError(answer["error"])
 
     def interrupt(self) -> None:
-        """Ask the step under way to stop at the next point from which it can resume."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
+        """Ask the steps under way to stop at the next point from which they can resume."""
+        for process in self.running:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
 
-    def close(self, patience_s: float = 20.0) -> None:
-        """End the process; it is killed where it takes too long."""
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.process.stdout.close()
-
-    def _lost(self, step: str) -> UserError:
-        code = self.process.wait()
-        why = f"exit code {code}; -9: memory ran out; its last words are in {self.log}"
-        return UserError(f"the process that made {step} was lost ({why}); the same command resumes")
+    def close(self) -> None:
+        """Wait for what is still under way; it is killed where it takes too long."""
+        for process in self.running:
+            process.join(PATIENCE_S)
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def serve(run_dir: str) -> None:
-    """Make steps until standard input ends."""
+def work(run_dir: Path, log: Path, step: str, force: bool, tell: Connection) -> None:
+    """Make a step in this process, and tell what happens: lines, and at last {"error": …}."""
+    os.setsid()  # Ctrl-C is for the process that asked for the step, which hands it on
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent()
     transformers.logging.set_verbosity_error()
-    with contextlib.suppress(KeyboardInterrupt):  # one that comes between two steps
-        run = Run.open(run_dir, say=lambda line: _tell(say=line))
-        for line in sys.stdin:
-            order = json.loads(line)
-            try:
-                make(run, order["step"], order["force"], on_log=_tell_row)
-                return_free_memory()  # before others are told that there is room for them
-                _tell(done=True)
-            except UserError as error:
-                _tell(error=str(error))
-            except KeyboardInterrupt as error:
-                _tell(error=f"{order['step']} was stopped {error}".strip())
-            except Exception as error:
-                traceback.print_exc()
-                _tell(error=f"{order['step']}: {type(error).__name__}: {error}")
+    error = None
+    try:
+        make(Run.open(run_dir, say=tell.send), step, force, on_log=lambda row: _tell(row, tell))
+    except UserError as reason:
+        error = str(reason)
+    except KeyboardInterrupt as reason:
+        error = f"{step} was stopped {reason}".strip()
+    except Exception as reason:
+        traceback.print_exc()
+        error = f"{step}: {type(reason).__name__}: {reason}"
+    tell.send({"error": error})
 
 
-def _tell_row(row: dict) -> None:
+def _tell(row: dict, tell: Connection) -> None:
     shown = [f"step {row['step']}"] if "step" in row else []
     shown += [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if shown:
-        _tell(say=" ".join(["      …", *shown]))
-
-
-def _tell(**answer: Any) -> None:
-    print(MARK + json.dumps(answer), flush=True)
+        tell.send(" ".join(["      …", *shown]))
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -41,7 +41,7 @@ class Bench:
         )
         for module in (graph, parallel):
             monkeypatch.setattr(module, "STEPS", {step.name: step for step in steps})
-        monkeypatch.setattr(parallel, "StepServer", self.server)
+        monkeypatch.setattr(parallel, "StepProcesses", self.server)
 
     def writes(self, name: str):
         def do(job: Job) -> None:
@@ -56,7 +56,7 @@ class Bench:
         if name in self.fails:
             raise UserError(f"{name} has no paper")
 
-    def server(self, path: Path, log: Path) -> InProcess:
+    def server(self, path: Path, *more: object) -> InProcess:
         return InProcess(path)
 
     def execute(self, course: Course, notebook: Path, stop: object) -> dict:
@@ -74,7 +74,7 @@ class Bench:
 
 
 class InProcess:
-    """A step server that makes its steps here."""
+    """Makes its steps here."""
 
     def __init__(self, path: Path):
         self.run = Run.open(path, say=lambda line: None)
@@ -156,14 +156,14 @@ def test_every_failure_is_reported(bench: Bench) -> None:
 
 def test_a_signal_begins_nothing_more_and_says_that_it_resumes(bench: Bench, monkeypatch) -> None:
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(parallel, "StepServer", lambda path, log: Signals(path))
+    monkeypatch.setattr(parallel, "StepProcesses", lambda path, *more: Signals(path))
     with pytest.raises(UserError, match="stopped by SIGINT; .* the same command resumes"):
         bench.do()
     assert bench.did == ["a"] and signal.getsignal(signal.SIGINT) is before
 
 
 class Signals(InProcess):
-    """A step server beside which somebody presses Ctrl-C."""
+    """Steps beside which somebody presses Ctrl-C."""
 
     def make(self, step: str, force: bool, say) -> None:
         super().make(step, force, say)

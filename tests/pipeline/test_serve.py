@@ -1,84 +1,100 @@
-"""The handle of a process that makes steps: what it says, its errors, and its end."""
+"""Steps in processes of their own: what they say, their errors, and their end."""
 
 from __future__ import annotations
 
-import io
-import json
-import subprocess
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline.serve import MARK, StepServer
+from speechgpt_lib.pipeline.serve import StepProcesses
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
 
-
-class Played:
-    """A process whose answers are known beforehand."""
-
-    def __init__(self, *lines: str, code: int = 0):
-        self.stdin, self.stdout, self.code = io.StringIO(), io.StringIO("".join(lines)), code
-
-    def wait(self) -> int:
-        return self.code
+pytestmark = pytest.mark.slow  # each process imports torch, or its parent did
 
 
-def answer(**values: object) -> str:
-    return MARK + json.dumps(values) + "\n"
-
-
-def server(*lines: str, code: int = 0) -> StepServer:
-    made = StepServer.__new__(StepServer)
-    made.process, made.log = Played(*lines, code=code), Path("steps.log")
-    return made
-
-
-def test_what_happens_is_said_and_the_end_ends_it() -> None:
-    said: list[str] = []
-    handle = server("a library's line\n", answer(say="making x"), answer(done=True), "next\n")
-    handle.make("units", True, said.append)
-    assert said == ["a library's line", "making x"]
-    assert json.loads(handle.process.stdin.getvalue()) == {"step": "units", "force": True}
-    assert handle.process.stdout.read() == "next\n", "what comes later is the next step's"
-
-
-def test_a_line_that_a_library_left_open_hides_no_answer() -> None:
-    said: list[str] = []
-    server(f"loading … {answer(done=True)}").make("units", False, said.append)
-    assert said == ["loading …"]
-
-
-def test_an_error_of_the_step_is_raised_here() -> None:
-    with pytest.raises(UserError, match="^no units$"):
-        server(answer(error="no units")).make("units", False, print)
-
-
-def test_a_lost_process_is_one_line_that_says_how_to_go_on() -> None:
-    words = "process that made units was lost .*exit code -9.* in steps.log.*resumes"
-    with pytest.raises(UserError, match=words) as error:
-        server(answer(say="making x"), code=-9).make("units", False, lambda line: None)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_process_makes_steps_until_it_is_told_to_end(tmp_path: Path, monkeypatch, root) -> None:
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch, root) -> Run:
     monkeypatch.setenv("PYTHONPATH", str(root))
-    run = Run.create(tmp_path / "run", load_recipe("smoke"), say=lambda line: None)
+    return Run.create(tmp_path / "run", load_recipe("smoke"), say=lambda line: None)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def steps(run: Run, tmp_path: Path, request):
+    """Forked from a process that has the libraries, and started anew as beside a GPU."""
+    made = StepProcesses(run.path, tmp_path / "log", request.param)
+    yield made
+    made.close()
+
+
+def test_a_step_is_made_elsewhere_and_says_what_happens(run: Run, steps: StepProcesses) -> None:
     said: list[str] = []
-    handle = StepServer(run.path, tmp_path / "log")
-    try:
-        with pytest.raises(UserError, match="corpus is missing: run notebook 01"):
-            handle.make("inventory", False, said.append)
-        handle.make("text_model", False, said.append)
-        assert run.require("text_model").metrics["steps"] == 6
-        assert said[0] == "making   05_vocabulary_expansion/text_model"
-        assert any(line.startswith("      … step ") for line in said)
-        handle.process.kill()
-        handle.process.wait()
-        with pytest.raises(UserError, match="was lost .exit code -9"):
-            handle.make("text_model", True, said.append)
-    finally:
-        handle.close()
-    assert handle.process.returncode == -9 and isinstance(handle.process, subprocess.Popen)
+    with pytest.raises(UserError, match="corpus is missing: run notebook 01"):
+        steps.make("inventory", False, said.append)
+    steps.make("text_model", False, said.append)
+    assert run.require("text_model").metrics["steps"] == 6
+    assert said[0] == "making   05_vocabulary_expansion/text_model"
+    assert any(line.startswith("      … step ") for line in said)
+    assert not steps.running
+
+
+def test_what_the_libraries_print_goes_to_the_log(run: Run, tmp_path: Path) -> None:
+    steps = StepProcesses(run.path, tmp_path / "log")
+    (run.path / "recipe.yaml").write_text("name: [")
+    with pytest.raises(UserError, match="recipe"):
+        steps.make("text_model", False, print)
+    assert (tmp_path / "log").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_is_lost_or_interrupted_is_one_line(
+    run: Run, tmp_path: Path, number: int
+) -> None:
+    steps = StepProcesses(run.path, tmp_path / "log")
+
+    def end(line: str) -> None:
+        if line.startswith("making"):
+            (process,) = steps.running
+            assert os.getsid(process.pid) == process.pid, "Ctrl-C is not for it"
+            if number == signal.SIGINT:
+                steps.interrupt()
+            else:
+                os.kill(process.pid, number)
+
+    lost = "process that made corpus was lost .*exit code -9.*the same command resumes"
+    words = lost if number == signal.SIGKILL else "corpus was stopped"
+    with pytest.raises(UserError, match=words) as error:
+        steps.make("corpus", False, end)
+    assert "\n" not in str(error.value)
+    steps.close()
+    steps.make("corpus", False, lambda line: None)
+    assert run.find("corpus") is not None
+
+
+def test_what_is_still_under_way_ends_with_the_handle(run: Run, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("speechgpt_lib.pipeline.serve.PATIENCE_S", 0.1)
+    steps, began, failed = StepProcesses(run.path, tmp_path / "log"), threading.Event(), []
+
+    def make() -> None:
+        try:
+            steps.make("corpus", False, lambda line: began.set())
+        except UserError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    assert began.wait(120)
+    (process,) = steps.running
+    steps.close()
+    thread.join(60)
+    assert "was lost" in str(failed[0])
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(process.pid)
