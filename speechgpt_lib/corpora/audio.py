@@ -71,6 +71,16 @@ def write_audio(path: Path | str, wave: np.ndarray) -> Path:
     return path
 
 
+def to_16_bits(wave: np.ndarray) -> np.ndarray:
+    """float32 samples in [-1, 1] → int16, as most sound files hold them."""
+    return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
+
+
+def samples_of(wave: np.ndarray) -> np.ndarray:
+    """A wave held as int16 or float32 → float32 (samples,)."""
+    return wave if wave.dtype == np.float32 else wave.astype(np.float32) / 32768
+
+
 def to_16_khz(wave: np.ndarray, rate: int) -> np.ndarray:
     """Resample float32 (n,) from `rate` Hz to 16 kHz."""
     if rate != SAMPLE_RATE and len(wave):

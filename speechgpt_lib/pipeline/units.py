@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechgpt_lib.corpora.audio import to_16_bits
 from speechgpt_lib.corpora.build import build_table
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
@@ -26,7 +27,6 @@ from speechgpt_lib.units.hubert import (
     cluster_layer,
     mfcc_of,
     quality_grid,
-    to_16_bits,
     train_encoder,
     utterances_for,
 )

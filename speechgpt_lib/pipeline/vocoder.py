@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechgpt_lib.corpora.audio import to_16_bits
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
@@ -132,7 +133,7 @@ def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech
     many = job.recipe.vocoder.all_voices
     if all(u.path for u in chosen):
         return SpeechOnDisk([(u, frames[u.id]) for u in chosen], many), chosen[0]
-    pairs = [(frames[u.id], u.read()) for u in chosen]
+    pairs = [(frames[u.id], to_16_bits(u.read())) for u in chosen]  # half the memory
     return SpeechInMemory(pairs, count, [u.voice for u in chosen] if many else None), chosen[0]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
+from speechgpt_lib.corpora.audio import samples_of
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics.unit_quality import speaker_probe, unit_quality
 from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
@@ -88,16 +89,6 @@ def sample_mask(batch: int, frames: int, probability: float, length: int) -> Ten
 def normalise_utterance(features: Tensor) -> Tensor:
     """Zero mean, unit variance over (frames, width): takes out much of voice and channel."""
     return (features - features.mean(0)) / (features.std(0) + 1e-3)
-
-
-def to_16_bits(wave: np.ndarray) -> np.ndarray:
-    """float32 samples in [-1, 1] → int16, as most sound files hold them."""
-    return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
-
-
-def samples_of(wave: np.ndarray) -> np.ndarray:
-    """A wave held as int16 or float32 → float32 (samples,)."""
-    return wave if wave.dtype == np.float32 else wave.astype(np.float32) / 32768
 
 
 def mfcc_of(wave: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from speechgpt_lib.corpora.audio import samples_of
 from speechgpt_lib.corpora.tables import Utterance, read_part
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP
@@ -31,7 +32,8 @@ class Speech:
 
 
 class SpeechInMemory(Speech):
-    """Utterances in memory: units (frames,) not merged, waves at 16 kHz, names of speakers if any.
+    """Utterances in memory: units (frames,) not merged, waves at 16 kHz as float32 or int16, names
+    of speakers if any.
 
     Raises UserError for ids outside 0 … unit_count − 1, and for waves that end before their units.
     """
@@ -47,7 +49,7 @@ class SpeechInMemory(Speech):
 
     def sound(self, index: int, start: int, count: int) -> np.ndarray:
         """Samples of one utterance."""
-        return self.waves[index][start : start + count]
+        return samples_of(self.waves[index][start : start + count])
 
 
 class SpeechOnDisk(Speech):

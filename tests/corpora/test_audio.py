@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechgpt_lib.corpora.audio import read_audio, write_audio
+from speechgpt_lib.corpora.audio import read_audio, samples_of, to_16_bits, write_audio
 from speechgpt_lib.errors import UserError
 
 
@@ -121,3 +121,12 @@ def test_real_speech_is_read(reference: Path) -> None:
     for path in files:
         wave = read_audio(path)
         assert wave.ndim == 1 and len(wave) > 8000 and np.abs(wave).max() > 0.01
+
+
+def test_sixteen_bits_keep_what_files_of_sixteen_bits_hold() -> None:
+    held = np.arange(-32768, 32768, dtype=np.int16)
+    wave = samples_of(held)  # as soundfile reads it
+    assert wave.dtype == np.float32 and wave.min() == -1.0
+    np.testing.assert_array_equal(to_16_bits(wave), held)
+    assert samples_of(wave) is wave
+    assert list(to_16_bits(np.float32([2.0, -2.0]))) == [32767, -32768], "clipped, not wrapped"
