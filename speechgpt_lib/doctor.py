@@ -78,6 +78,7 @@ def render(checks: Iterable[Check]) -> Table:
 
 
 def python_check(version: str) -> Check:
+    """Whether this course was tried with this Python."""
     ok = SpecifierSet(PYTHONS).contains(version)
     return _check("Python", ok, version, versions=PYTHONS)
 
@@ -125,6 +126,7 @@ def voice_check() -> Check:
 
 
 def memory_check(gigabytes: float) -> Check:
+    """Whether the lab recipe fits into memory."""
     enough = gigabytes >= 0.9 * MEMORY_GB  # the system keeps a part of a "4 GB" machine for itself
     return _check("memory", enough, f"{gigabytes:.1f} GB", least=MEMORY_GB)
 

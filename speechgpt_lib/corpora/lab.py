@@ -53,6 +53,7 @@ class LabReader(Corpus):
         return shards
 
     def answers(self, utterance: Utterance) -> bool:
+        """True for the target voice."""
         return utterance.voice == self.settings.target_voice
 
     def questions(self, rng: random.Random, count: int) -> list[Question]:

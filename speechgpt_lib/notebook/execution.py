@@ -50,10 +50,12 @@ class Stop:
             self._timer.start()
 
     def check(self) -> None:
+        """Raise Stopped if a signal came."""
         if self.signal:
             raise Stopped(self.signal)
 
     def close(self) -> None:
+        """Nothing more is sent."""
         self._timer.cancel()
 
     def _send(self, number: int) -> None:

@@ -113,10 +113,12 @@ class Follower:
         self.before = self._key_written()
 
     def look(self) -> None:
+        """Tell what is new, once this attempt has begun."""
         if self._key_written() not in (None, self.before):
             self.tell_new(self.work)
 
     def tell_new(self, folder: Path) -> None:
+        """Tell the rows that were not told yet."""
         for row in read_metrics(folder / METRICS):
             if row["step"] > self.told:
                 self.told = row["step"]

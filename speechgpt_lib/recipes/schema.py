@@ -41,6 +41,7 @@ class Optimization(Section):
 
     @model_validator(mode="after")
     def muon_is_whole(self) -> Optimization:
+        """Refuses Muon where matrices are shared out."""
         if self.sharding == "full" and self.matrix_learning_rate:
             why = "Muon needs whole matrices"
             raise ValueError(f"sharding: full excludes matrix_learning_rate: {why}")
@@ -54,6 +55,7 @@ class Attending(Section):
 
     @model_validator(mode="after")
     def heads_fit(self) -> Attending:
+        """Refuses a width that its heads can't share."""
         step = self.heads * (2 if self.rotary else 1)
         if self.hidden_size % step:
             found = f"hidden_size is {self.hidden_size} with {self.heads} heads"
@@ -81,6 +83,7 @@ class HubertSettings(Attending):
 
     @model_validator(mode="after")
     def convolutions_fit(self) -> HubertSettings:
+        """Refuses widths that the convolutions don't have."""
         width, count = self.hidden_size, len(self.conv_widths)  # see units/hubert.py
         if width % 8:
             raise ValueError(f"hidden_size is {width}, it must be a multiple of 8")
@@ -99,6 +102,8 @@ class ExtractionSettings(Section):
 
 
 class UnitSettings(Section):
+    """The encoder, its layer, and the number of units."""
+
     hubert: HubertSettings
     layer: Count
     clusters: int = Field(gt=1)  # K, the size of the unit inventory
@@ -128,6 +133,7 @@ class VocoderSettings(Section):
 
     @model_validator(mode="after")
     def rates_make_the_hop(self) -> VocoderSettings:
+        """Refuses upsampling to another rate than 320 samples a unit."""
         hop = math.prod(self.upsample_rates)
         if hop != HOP:
             raise ValueError(f"upsample_rates multiply to {hop}, they must make {HOP} (samples)")
@@ -157,6 +163,8 @@ Voicer = Literal["text_to_unit", "tts"]  # the text-to-unit model, or a synthesi
 
 
 class InstructionSettings(Section):
+    """How the two sets of SpeechInstruct are built and read."""
+
     templates: Literal["paper", "release"] = "paper"
     chain_shares: dict[Chain, Share] = dict(
         speech_speech=0.4, speech_text=0.2, text_speech=0.2, text_text=0.2
@@ -178,6 +186,7 @@ class InstructionSettings(Section):
 
     @model_validator(mode="after")
     def shares_add_up(self) -> InstructionSettings:
+        """Refuses shares of the chain formats that don't add up to 1."""
         total = sum(self.chain_shares.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"chain_shares add up to {total:.3f}, they must add up to 1")
@@ -207,6 +216,7 @@ class LanguageModelSettings(Attending):
 
     @model_validator(mode="after")
     def induction_fits(self) -> LanguageModelSettings:
+        """Refuses an induction start in a model too small for it."""
         if self.induction_start and (self.heads < 5 or self.layers < 2):
             found = f"found {self.heads} and {self.layers}: raise them or set it to false"
             raise ValueError(f"induction_start needs at least 5 heads and 2 layers, {found}")
@@ -214,6 +224,8 @@ class LanguageModelSettings(Attending):
 
 
 class StageSettings(Section):
+    """How one stage makes batches of its rows, and learns."""
+
     tokens_per_batch: Count = 2000
     # none: rows of like length side by side; isolated: several in a block, none sees another;
     # concatenated: cut wherever a block is full (the release's stage 1)
@@ -229,10 +241,14 @@ class StageSettings(Section):
 
 
 class Stage2Settings(StageSettings):
+    """Stage 2, which also mixes its tasks."""
+
     speaking: Positive = 1.0  # speaking rows for every listening row
 
 
 class LoraSettings(Section):
+    """The adapters of stage 3 (Hu et al. 2021, arXiv 2106.09685)."""
+
     rank: Count = 8
     alpha: Count = 16
     dropout: Fraction = 0.05
@@ -243,6 +259,8 @@ class LoraSettings(Section):
 
 
 class Stage3Settings(StageSettings):
+    """Stage 3, which trains adapters alone."""
+
     lora: LoraSettings = LoraSettings()
 
 
@@ -257,6 +275,8 @@ class GenerationSettings(Section):
 
 
 class EvaluationSettings(Section):
+    """How many held-out items each figure is taken from."""
+
     asr_utterances: Count = 200
     tts_sentences: Count = 100
     questions_per_kind: Count = 40
@@ -295,6 +315,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def layer_exists(self) -> Recipe:
+        """Refuses units of a layer that the encoder does not have."""
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")

@@ -23,6 +23,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def keys_are_known(cls, values: object) -> object:
+        """Refuses unknown keys, and names those that are allowed."""
         given = values if isinstance(values, dict) else {}
         if keys := [str(key) for key in given if key not in cls.model_fields]:
             facts = {"keys": keys, "allowed": sorted(cls.model_fields)}

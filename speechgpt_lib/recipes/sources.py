@@ -28,6 +28,7 @@ class LabCorpus(Section):
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:
+        """Refuses a voice with two roles."""
         others = (*self.aligned_voices, *self.unlabelled_voices, self.held_out_voice)
         voices = [self.target_voice, *others]
         if len(set(voices)) != len(voices):
@@ -53,10 +54,12 @@ class DiskCorpus(Section):
     @field_validator("role", mode="before")
     @classmethod
     def one_role_is_a_list(cls, role: object) -> object:
+        """Takes a single role for a list of one."""
         return (role,) if isinstance(role, str) else role
 
     @model_validator(mode="after")
     def test_stands_alone(self) -> DiskCorpus:
+        """Refuses test speech that is also learned from."""
         if "test" in self.role and len(self.role) > 1:
             raise ValueError(f"role test stands alone, found {list(self.role)}: use held_out")
         if {"aligned", "unlabelled"} <= set(self.role):

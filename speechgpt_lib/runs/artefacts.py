@@ -91,15 +91,18 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
 
 
 def write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: object) -> None:
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> dict:
+    """Read a JSON file; UserError for one that is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,6 +120,7 @@ def hash_json(value: object) -> str:
 
 
 def hash_file(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
