@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.corpora.build import open_corpora
@@ -26,6 +25,9 @@ from speechgpt_lib.recipes.schema import GenerationSettings
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Question = np.ndarray | str  # a wave (samples,) at 16 kHz, or a text
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -20,6 +20,9 @@ from transformers import LlamaForCausalLM
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
+
+if TYPE_CHECKING:  # it takes 140 MB: imported where it is used
+    from peft import PeftModel
 
 CONFIG = "adapter_config.json"
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
@@ -76,6 +79,8 @@ def add_lora(
     too, and are saved with the adapter.  Raises UserError for a target that is no layer of the
     model, and for int8 or 4bit without bitsandbytes.
     """
+    from peft import LoraConfig, get_peft_model
+
     identity = model_id(model)
     store_as(model, settings.base)
     torch.manual_seed(seed)
@@ -121,6 +126,8 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
             f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
         )
     try:
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(f"adapter {folder} does not fit this model: {one_line(error)}") from None

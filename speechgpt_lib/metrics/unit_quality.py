@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from speechgpt_lib.rates import FRAME_RATE, MINIMUM_SAMPLES, SAMPLE_RATE
 
@@ -44,6 +41,8 @@ def unit_quality(
     and so is every moment that no interval covers; its speaker.  Raises ValueError where the three
     lists differ in length or hold no frame.
     """
+    from sklearn.metrics.cluster import contingency_matrix  # 60 MB, which few steps need
+
     lengths = len(units_per_frame), len(alignments), len(speakers)
     if len(set(lengths)) != 1:
         raise ValueError(f"expected as many unit sequences as alignments and speakers: {lengths}")
@@ -103,6 +102,9 @@ def speaker_probe(
     asks a single frame, the probe an utterance, so it is the stricter test.  Raises ValueError
     where a speaker has fewer utterances than there are folds.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     names, who = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
     fewest = np.bincount(who).min()
     if len(names) < 2 or fewest < folds:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from speechgpt_lib.errors import UserError
@@ -67,6 +66,8 @@ def nearest(centroids: Tensor, features: Sequence[Tensor]) -> tuple[list[np.ndar
 
 def fit_kmeans(features: list, clusters: int, seed: int, frames: int = 60_000) -> KMeansUnits:
     """Mini-batch k-means on a seeded sample of `frames` frames of a list of (n, width) arrays."""
+    from sklearn.cluster import MiniBatchKMeans  # 60 MB, which few steps need
+
     rng, bounds = np.random.default_rng(seed), np.cumsum([0, *map(len, features)])
     n = int(bounds[-1])
     if n < clusters:
