@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.execution import Stop, stop_on_signals
-from speechgpt_lib.pipeline.graph import STEPS, notebook_steps, order, plan
 from speechgpt_lib.pipeline.serve import StepProcesses
-from speechgpt_lib.runs.names import NOTEBOOKS, notebook_of
+from speechgpt_lib.runs.names import NOTEBOOKS
 
 
 class Node(NamedTuple):
@@ -112,22 +111,16 @@ class Parallel:
         return outcome
 
     def _nodes(self, execute: Callable) -> list[Node]:
-        recipe = self.course.run.recipe
-        steps = {n: notebook_steps(recipe, n.stem) for n in self.missing}
-        own = {s for n, names in steps.items() for s in names if notebook_of(s) == n.stem}
-        force = self.course.parameters["force"]
-        forced = own if force else set()  # not those that a notebook only shows
-        planned = plan(self.course.run, [name for names in steps.values() for name in names])
-        todo = [p.step for p in planned if p.state != "reused" or p.step in forced]
-        nodes = []
-        for name in todo:
-            half = STEPS[name].cost.threads == "half" and recipe.device == "cpu"
-            needs, do = STEPS[name].inputs(recipe), partial(self._make, name, name in forced)
-            nodes.append(Node(name, {*needs} & {*todo}, 0.5 if half else 1.0, do))
+        stems = [notebook.stem for notebook in self.missing]
+        todo, waits = self.steps.plan(stems, self.course.parameters["force"])
+        nodes = [
+            Node(name, needs, share, partial(self._make, name, anew))
+            for name, needs, share, anew in todo
+        ]
         for place, notebook in enumerate(self.missing):
-            needs = {*order(recipe, steps[notebook])} & {*todo}
+            needs = waits[notebook.stem]
             if notebook.stem not in NOTEBOOKS:  # it may read the results of all before it
-                needs |= {other.stem for other in self.missing[:place]}
+                needs |= {*stems[:place]}
             self.stops.append(Stop())
             show = partial(execute, self.showing, notebook, self.stops[-1])
             nodes.append(Node(notebook.stem, needs, 0.5, show))

@@ -201,6 +201,27 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     return "remade", f"{', '.join(changed)} changed" if changed else "its version or seed changed"
 
 
+def plan_side_by_side(run: Run, notebooks: Sequence[str], force: bool) -> tuple[list, dict]:
+    """What these notebooks need and is not there yet, for a scheduler.
+
+    (step, the steps among these that it needs, its share of the processor, whether it is made anew
+    though it is there) of each, and notebook → those that it waits for.
+    """
+    recipe = run.recipe
+    steps = {n: notebook_steps(recipe, n) if n in NOTEBOOKS else [] for n in notebooks}
+    # What a notebook only shows is not made anew.
+    own = {s for n, names in steps.items() for s in names if notebook_of(s) == n}
+    planned = plan(run, [name for names in steps.values() for name in names])
+    todo = [p for p in planned if p.state != "reused" or (force and p.step in own)]
+    there = {p.step for p in todo}
+    shares = [0.5 if p.cost["threads"] == "half" and recipe.device == "cpu" else 1.0 for p in todo]
+    work = [
+        (p.step, {*p.needs} & there, share, force and p.step in own)
+        for p, share in zip(todo, shares, strict=True)
+    ]
+    return work, {n: {*order(recipe, names)} & there for n, names in steps.items()}
+
+
 def render_plan(planned: Sequence[Planned]) -> str:
     """The graph as text: a line for each step, with what becomes of it, why, and what it needs."""
     lines = []

@@ -1,5 +1,6 @@
 """Steps in processes of their own: each begins as a copy of one that has the libraries already, and
-gives all its memory back when it ends."""
+gives all its memory back when it ends.  The process that asks for them never loads torch.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +12,9 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-import transformers
+from typing import Any
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
@@ -33,14 +32,22 @@ class StepProcesses:
         self.run, self.log = run, log
         self.context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
         if device == "cpu":
-            self.context.set_forkserver_preload([__name__])
+            self.context.set_forkserver_preload(["speechgpt_lib.pipeline.graph"])
         self.running: list[multiprocessing.process.BaseProcess] = []
 
     def make(self, step: str, force: bool, say: Callable[[str], None]) -> None:
         """Make a step; `say` is told what happens.  Raises UserError with the reason if it
         fails."""
+        self._call(_make, (step, force), step, say)
+
+    def plan(self, notebooks: list[str], force: bool) -> tuple[list, dict]:
+        """See `graph.plan_side_by_side`."""
+        return self._call(_plan, (notebooks, force), "the plan", print)
+
+    def _call(self, function: Callable, given: tuple, what: str, say: Callable) -> Any:
         here, there = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=work, args=(self.run, self.log, step, force, there))
+        task = (function, given, what, self.run, self.log, there)
+        process = self.context.Process(target=work, args=task)
         process.start()
         self.running.append(process)
         there.close()
@@ -50,7 +57,7 @@ class StepProcesses:
         except EOFError:
             process.join()
             why = f"exit code {process.exitcode}; -9: memory ran out; its last words: {self.log}"
-            lost = f"the process that made {step} was lost ({why}); the same command resumes"
+            lost = f"the process that made {what} was lost ({why}); the same command resumes"
             raise UserError(lost) from None
         finally:
             here.close()
@@ -58,6 +65,7 @@ class StepProcesses:
         self.running.remove(process)
         if answer["error"]:
             raise UserError(answer["error"])
+        return answer["result"]
 
     def interrupt(self) -> None:
         """Ask the steps under way to stop at the next point from which they can resume."""
@@ -73,27 +81,43 @@ class StepProcesses:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def work(run_dir: Path, log: Path, step: str, force: bool, tell: Connection) -> None:
-    """Make a step in this process, and tell what happens: lines, and at last {"error": …}."""
-    os.setsid()  # Ctrl-C is for the process that asked for the step, which hands it on
+def work(
+    function: Callable, given: tuple, what: str, run: Path, log: Path, tell: Connection
+) -> None:
+    """Call a function in this process, and tell what happens: lines, at last result and error."""
+    os.setsid()  # Ctrl-C is for the process that asked, which hands it on
     with open(log, "a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent()
-    transformers.logging.set_verbosity_error()
-    error = None
+    result = error = None
     try:
-        make(Run.open(run_dir, say=tell.send), step, force, on_log=lambda row: _tell(row, tell))
+        result = function(Run.open(run, say=tell.send), tell, *given)
     except UserError as reason:
         error = str(reason)
     except KeyboardInterrupt as reason:
-        error = f"{step} was stopped {reason}".strip()
+        error = f"{what} was stopped {reason}".strip()
     except Exception as reason:
         traceback.print_exc()
-        error = f"{step}: {type(reason).__name__}: {reason}"
-    tell.send({"error": error})
+        error = f"{what}: {type(reason).__name__}: {reason}"
+    tell.send({"result": result, "error": error})
+
+
+def _make(run: Run, tell: Connection, step: str, force: bool) -> None:
+    import transformers
+
+    from speechgpt_lib.pipeline.graph import make
+
+    transformers.logging.set_verbosity_error()
+    make(run, step, force, on_log=lambda row: _tell(row, tell))
+
+
+def _plan(run: Run, tell: Connection, notebooks: list[str], force: bool) -> tuple[list, dict]:
+    from speechgpt_lib.pipeline.graph import plan_side_by_side
+
+    return plan_side_by_side(run, notebooks, force)
 
 
 def _tell(row: dict, tell: Connection) -> None:

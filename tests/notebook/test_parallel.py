@@ -39,8 +39,7 @@ class Bench:
             Definition(f"{VOCODER}/c", (f"{UNITS}/b",), lambda r: {}, self.writes("c"), cost=half),
             Definition(f"{SET}/d", (f"{UNITS}/b",), lambda recipe: {}, self.writes("d"), cost=half),
         )
-        for module in (graph, parallel):
-            monkeypatch.setattr(module, "STEPS", {step.name: step for step in steps})
+        monkeypatch.setattr(graph, "STEPS", {step.name: step for step in steps})
         monkeypatch.setattr(parallel, "StepProcesses", self.server)
 
     def writes(self, name: str):
@@ -78,6 +77,9 @@ class InProcess:
 
     def __init__(self, path: Path):
         self.run = Run.open(path, say=lambda line: None)
+
+    def plan(self, notebooks: list[str], force: bool) -> tuple[list, dict]:
+        return graph.plan_side_by_side(self.run, notebooks, force)
 
     def make(self, step: str, force: bool, say) -> None:
         say(f"making   {step}")
