@@ -177,6 +177,6 @@ STEPS = (
         ("corpus", "inventory"),
         lambda recipe: recipe.units.extraction.model_dump(mode="json"),
         make_units,
-        cost=Cost(gpu=True, splittable=True),
+        cost=Cost(gpu=True, splittable=True, threads="all"),
     ),
 )
