@@ -13,6 +13,8 @@ from speechgpt_lib.notebook.execution import Stop, stop_on_signals
 from speechgpt_lib.pipeline.serve import StepProcesses
 from speechgpt_lib.runs.names import NOTEBOOKS
 
+ALONE = {"10_scale_out"}  # it trains in two processes, which want both threads and memory
+
 
 class Node(NamedTuple):
     """One thing to do: its name, what it needs, its share of the processor, and its function."""
@@ -123,7 +125,7 @@ class Parallel:
                 needs |= {*stems[:place]}
             self.stops.append(Stop())
             show = partial(execute, self.showing, notebook, self.stops[-1])
-            nodes.append(Node(notebook.stem, needs, 0.5, show))
+            nodes.append(Node(notebook.stem, needs, 1.0 if notebook.stem in ALONE else 0.5, show))
         return nodes
 
     def _make(self, name: str, force: bool) -> None:
