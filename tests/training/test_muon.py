@@ -29,18 +29,16 @@ def train(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps: 
         optimizer.step()
 
 
-def test_the_polynomials_move_singular_values_alone_and_near_one() -> None:
+def test_the_iteration_moves_singular_values_alone_and_near_one() -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 4, 7)
-    for given, found in zip(x.double().numpy(), orthogonal(x).numpy(), strict=True):
+    x, group = torch.randn(3, 4, 7), Muon(matrices(0), **SETTINGS).defaults
+    a, b, c = group["ns_coefficients"]
+    for given, found in zip(x.double().numpy(), orthogonal(x, group).numpy(), strict=True):
         left, values, right = np.linalg.svd(given / np.linalg.norm(given), full_matrices=False)
-        for a, b, c in muon.POLYNOMIALS:
+        for _ in range(group["ns_steps"]):
             values = a * values + b * values**3 + c * values**5
         np.testing.assert_allclose(found, left @ np.diag(values) @ right, atol=2e-5)
-    values = torch.logspace(np.log10(0.005), 0, 2000)
-    for a, b, c in muon.POLYNOMIALS:
-        values = a * values + b * values**3 + c * values**5
-    assert (values - 1).abs().max() < 0.51
+        assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_all_at_once_is_one_by_one() -> None:
@@ -56,14 +54,13 @@ def test_all_at_once_is_one_by_one() -> None:
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
 
 
-def test_goes_where_torchs_goes() -> None:
-    ours, theirs = matrices(1), matrices(1)
-    start = matrices(1)
+def test_steps_as_torchs_does() -> None:
+    start, ours, theirs = (matrices(1) for _ in range(3))
     train(Muon(ours, **SETTINGS), ours, range(5))
     train(torch.optim.Muon(theirs, **SETTINGS), theirs, range(5))
     for before, own, other in zip(start, ours, theirs, strict=True):
-        cosine = torch.cosine_similarity((own - before).flatten(), (other - before).flatten(), 0)
-        assert cosine > 0.9
+        moved = (other - before).norm()
+        assert (own - other).norm() < 0.03 * moved, "torch computes in bf16"
 
 
 def test_one_without_gradient_stays_and_state_is_torchs() -> None:
