@@ -24,6 +24,7 @@ from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.artefacts import write_text
+from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.processes import run_in_processes
 
 KINDS = (*world.KINDS, "statement")
@@ -43,13 +44,17 @@ class LabReader(Corpus):
     texts = staticmethod(world.lab_texts)
     documents = staticmethod(world.documents)
 
-    def build(self, folder: Path, seed: int, processes: int = 2, size: int = 400) -> list[Path]:
-        """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept."""
+    def build(self, folder: Path, seed: int, processes: int = 0, size: int = 400) -> list[Path]:
+        """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept.
+
+        Every shard is spoken in a process of its own, `processes` at once (0: as many as cores).
+        """
         plan = plan_corpus(self.settings, seed)
         blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
         shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
         missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
-        list(run_in_processes(_speak_shard, missing, processes, fresh=True))
+        at_once = processes or usable_cores()
+        list(run_in_processes(_speak_shard, missing, at_once, fresh=True))
         return shards
 
     def answers(self, utterance: Utterance) -> bool:

@@ -22,6 +22,7 @@ from speechgpt_lib.runs.artefacts import fingerprint
 from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.names import NOTEBOOKS, folder_of, notebook_of
 from speechgpt_lib.runs.run import Run, Step
+from speechgpt_lib.training.devices import resolve_device
 
 ROOMS = (units, vocoder, instructions, language_model, evaluation)
 STEPS: dict[str, Definition] = {step.name: step for room in ROOMS for step in room.STEPS}
@@ -141,7 +142,8 @@ def threads(step: Definition) -> Iterator[None]:
     if step.cost.threads == "all":
         yield
         return
-    before, count = torch.get_num_threads(), max(1, usable_cores() // 2)
+    before = torch.get_num_threads()
+    count = min(before, max(1, usable_cores() // 2))  # one of several processes has fewer
     with threadpool_limits(count):  # those of numpy and scikit-learn
         torch.set_num_threads(count)
         try:
@@ -214,7 +216,8 @@ def plan_side_by_side(run: Run, notebooks: Sequence[str], force: bool) -> tuple[
     planned = plan(run, [name for names in steps.values() for name in names])
     todo = [p for p in planned if p.state != "reused" or (force and p.step in own)]
     there = {p.step for p in todo}
-    shares = [0.5 if p.cost["threads"] == "half" and recipe.device == "cpu" else 1.0 for p in todo]
+    shared = resolve_device(recipe.device) == "cpu"  # a GPU is for one step at a time
+    shares = [0.5 if shared and p.cost["threads"] == "half" else 1.0 for p in todo]
     work = [
         (p.step, {*p.needs} & there, share, force and p.step in own)
         for p, share in zip(todo, shares, strict=True)

@@ -55,27 +55,27 @@ class StepProcesses:
             while isinstance(answer := here.recv(), str):
                 say(answer)
         except EOFError:
-            process.join()
+            process.join()  # its exit code is known then
             why = f"exit code {process.exitcode}; -9: memory ran out; its last words: {self.log}"
             lost = f"the process that made {what} was lost ({why}); the same command resumes"
             raise UserError(lost) from None
         finally:
             here.close()
-        process.join()
-        self.running.remove(process)
+            process.join()
+            self.running.remove(process)
         if answer["error"]:
             raise UserError(answer["error"])
         return answer["result"]
 
     def interrupt(self) -> None:
         """Ask the steps under way to stop at the next point from which they can resume."""
-        for process in self.running:
+        for process in list(self.running):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
 
     def close(self) -> None:
         """Wait for what is still under way; it is killed where it takes too long."""
-        for process in self.running:
+        for process in list(self.running):
             process.join(PATIENCE_S)
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 import speechgpt_lib
@@ -276,3 +277,17 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
         dry_run(folder)
     with pytest.raises(UserError, match="unknown key 'stage4'"):
         dry_run(tmp_path / "run", ["stage4.steps=1"])
+
+
+def test_a_step_takes_half_of_the_processor_and_never_more_than_it_is_given(monkeypatch) -> None:
+    monkeypatch.setattr(graph, "usable_cores", lambda: 16)
+    before = torch.get_num_threads()
+    try:
+        for given, half in ((16, 8), (2, 2), (1, 1)):
+            torch.set_num_threads(given)
+            for name, expected in (("stage1", half), ("hubert", given)):
+                with graph.threads(graph.STEPS[name]):
+                    assert torch.get_num_threads() == expected
+                assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
