@@ -22,7 +22,7 @@ from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.unit_errors import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
-from speechgpt_lib.pipeline.step import TRAINED, Definition, Job, part
+from speechgpt_lib.pipeline.step import TRAINED, TRAINED_ALONE, Definition, Job, part
 from speechgpt_lib.recipes.schema import Recipe, StageSettings
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -232,7 +232,7 @@ STEPS = (
         _with_text("stage1", "units", "cross_modal_set"),
         _stage_settings("stage2", *ROWS),
         make_stage2,
-        cost=TRAINED,
+        cost=TRAINED_ALONE,
         bring=import_stage2,
         bring_needs=("inventory",),
     ),
@@ -241,7 +241,7 @@ STEPS = (
         ("stage2", "units", "chain_set"),
         _stage_settings("stage3", *ROWS),
         make_stage3,
-        cost=TRAINED,
+        cost=TRAINED_ALONE,
         bring=import_stage3,
         bring_needs=("stage2",),
     ),

@@ -80,6 +80,7 @@ class Cost:
 
 
 TRAINED = Cost(processes=True, gpu=True)
+TRAINED_ALONE = Cost(processes=True, gpu=True, threads="all")
 
 
 @dataclass(frozen=True)

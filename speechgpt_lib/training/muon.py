@@ -15,6 +15,17 @@ from torch import Tensor
 
 from speechgpt_lib.training.devices import resolve_precision
 
+# Each is the odd polynomial of degree five that comes nearest to one on what those before it make
+# of [0.005, 1]; after four, all of that lies within 0.09 of one (Amsel et al. 2025, arXiv
+# 2505.16932).  Five times Newton and Schulz's with fixed coefficients, as torch has it, costs more
+# and comes within 0.35.
+POLYNOMIALS = (
+    (8.2987, -24.4305, 18.0903),
+    (3.9152, -2.9211, 0.5592),
+    (3.1746, -2.3804, 0.4978),
+    (2.1895, -1.5672, 0.4079),
+)
+
 
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, whose settings and state it keeps, with another `step`."""
@@ -41,7 +52,7 @@ class Muon(torch.optim.Muon):
             updates.append(update.T if matrix.shape[0] > matrix.shape[1] else update)
         # (matrices, rows, columns), rows ≤ columns
         stacked = torch.stack(updates).to(dtype_on(updates[0].device.type))
-        for matrix, update in zip(matrices, orthogonal(stacked, group), strict=True):
+        for matrix, update in zip(matrices, orthogonal(stacked, group["eps"]), strict=True):
             update = update.T if matrix.shape[0] > matrix.shape[1] else update
             rate = group["lr"] * 0.2 * max(matrix.shape) ** 0.5  # as long a step as AdamW's
             matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
@@ -53,14 +64,13 @@ def dtype_on(device: str) -> torch.dtype:
     return torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
 
 
-def orthogonal(x: Tensor, group: dict) -> Tensor:
+def orthogonal(x: Tensor, eps: float = 1e-7) -> Tensor:
     """(matrices, rows, columns) → the same shape, singular values brought near one.
 
-    Newton and Schulz's iteration: an odd polynomial of a matrix acts on its singular values alone.
+    An odd polynomial of a matrix acts on its singular values alone.
     """
-    a, b, c = group["ns_coefficients"]
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
-    for _ in range(group["ns_steps"]):
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for a, b, c in POLYNOMIALS:
         square = x @ x.mT  # (matrices, rows, rows)
         polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
