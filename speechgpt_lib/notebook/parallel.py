@@ -17,12 +17,14 @@ ALONE = {"10_scale_out"}  # it trains in two processes, which want both threads 
 
 
 class Node(NamedTuple):
-    """One thing to do: its name, what it needs, its share of the processor, and its function."""
+    """One thing to do: its name, what it needs, its share of the processor, its function, and
+    roughly its minutes."""
 
     name: str
     needs: Set[str]
     share: float
     do: Callable[[], object]
+    minutes: float = 0.2
 
 
 class Outcome(NamedTuple):
@@ -38,16 +40,19 @@ def run_side_by_side(
 ) -> Outcome:
     """Do all nodes, at most `jobs` at once, whose shares add up to 1 at most.
 
-    First comes what the longest chain of others waits for.  A node that fails keeps those that need
-    it from being begun; the others go on.  Once `stopped()` is true nothing more is begun.
+    First comes what takes all of the processor, since others wait for it alone; then what the
+    longest chain of others waits for.  A node that fails keeps those that need it from being begun;
+    the others go on.  Once `stopped()` is true nothing more is begun.
     """
     nodes = list(nodes)
+    minutes = {node.name: node.minutes for node in nodes}
 
     @cache
-    def height(name: str) -> int:
-        return 1 + max((height(node.name) for node in nodes if name in node.needs), default=0)
+    def height(name: str) -> float:
+        return minutes[name] + max((height(n.name) for n in nodes if name in n.needs), default=0)
 
-    waiting = {node.name: node for node in sorted(nodes, key=lambda node: -height(node.name))}
+    ranked = sorted(nodes, key=lambda node: (node.share < 1, -height(node.name)))
+    waiting = {node.name: node for node in ranked}
     running: dict[Future, Node] = {}
     done, failed = {}, {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -116,8 +121,8 @@ class Parallel:
         stems = [notebook.stem for notebook in self.missing]
         todo, waits = self.steps.plan(stems, self.course.parameters["force"])
         nodes = [
-            Node(name, needs, share, partial(self._make, name, anew))
-            for name, needs, share, anew in todo
+            Node(name, needs, share, partial(self._make, name, anew), minutes)
+            for name, needs, share, minutes, anew in todo
         ]
         for place, notebook in enumerate(self.missing):
             needs = waits[notebook.stem]

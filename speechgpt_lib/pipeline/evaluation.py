@@ -21,6 +21,6 @@ STEPS = (
         lambda recipe: recipe.model_dump(mode="json", include={"evaluation", "generation"}),
         make_evaluation,
         version=3,
-        cost=Cost(gpu=True, threads="all"),
+        cost=Cost(gpu=True, threads="all", minutes=2.5),
     ),
 )

@@ -206,8 +206,8 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
 def plan_side_by_side(run: Run, notebooks: Sequence[str], force: bool) -> tuple[list, dict]:
     """What these notebooks need and is not there yet, for a scheduler.
 
-    (step, the steps among these that it needs, its share of the processor, whether it is made anew
-    though it is there) of each, and notebook → those that it waits for.
+    (step, the steps among these that it needs, its share of the processor, its minutes, whether it
+    is made anew though it is there) of each, and notebook → those that it waits for.
     """
     recipe = run.recipe
     steps = {n: notebook_steps(recipe, n) if n in NOTEBOOKS else [] for n in notebooks}
@@ -219,7 +219,7 @@ def plan_side_by_side(run: Run, notebooks: Sequence[str], force: bool) -> tuple[
     shared = resolve_device(recipe.device) == "cpu"  # a GPU is for one step at a time
     shares = [0.5 if shared and p.cost["threads"] == "half" else 1.0 for p in todo]
     work = [
-        (p.step, {*p.needs} & there, share, force and p.step in own)
+        (p.step, {*p.needs} & there, share, p.cost["minutes"], force and p.step in own)
         for p, share in zip(todo, shares, strict=True)
     ]
     return work, {n: {*order(recipe, names)} & there for n, names in steps.items()}

@@ -26,7 +26,7 @@ from speechgpt_lib.pipeline.imports import (
     import_cross_modal_set,
     import_text_to_unit,
 )
-from speechgpt_lib.pipeline.step import TRAINED, Cost, Definition, Job, part
+from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
 from speechgpt_lib.pipeline.vocoder import speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
@@ -244,7 +244,7 @@ STEPS = (
         part("text_to_unit"),
         make_text_to_unit,
         version=3,
-        cost=TRAINED,
+        cost=trained(1.3),
         bring=import_text_to_unit,
         bring_needs=("inventory",),
     ),

@@ -22,7 +22,7 @@ from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.unit_errors import wer
 from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_text_model
-from speechgpt_lib.pipeline.step import TRAINED, TRAINED_ALONE, Definition, Job, part
+from speechgpt_lib.pipeline.step import Definition, Job, part, trained
 from speechgpt_lib.recipes.schema import Recipe, StageSettings
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -211,7 +211,7 @@ STEPS = (
         _text_needs,
         part("language_model"),
         make_text_model,
-        cost=TRAINED,
+        cost=trained(3.5),
         bring=import_text_model,
     ),
     Definition(
@@ -225,14 +225,14 @@ STEPS = (
         _with_text("expanded_model", "units"),
         _stage_settings("stage1"),
         make_stage1,
-        cost=TRAINED,
+        cost=trained(1.7),
     ),
     Definition(
         "stage2",
         _with_text("stage1", "units", "cross_modal_set"),
         _stage_settings("stage2", *ROWS),
         make_stage2,
-        cost=TRAINED_ALONE,
+        cost=trained(7.5, threads="all"),
         bring=import_stage2,
         bring_needs=("inventory",),
     ),
@@ -241,7 +241,7 @@ STEPS = (
         ("stage2", "units", "chain_set"),
         _stage_settings("stage3", *ROWS),
         make_stage3,
-        cost=TRAINED_ALONE,
+        cost=trained(2.5, threads="all"),
         bring=import_stage3,
         bring_needs=("stage2",),
     ),

@@ -70,17 +70,20 @@ class Cost:
     """Whether several processes can train a step, it gains by a GPU, or they can share its shards.
 
     `threads` on a CPU: "half", which leaves room for another step, or "all", where these gain much
-    or no other step is left to run beside it.
+    or no other step is left to run beside it.  `minutes`: what it takes in `lab` on 2 cores,
+    roughly; what runs side by side is ordered by them.
     """
 
     processes: bool = False
     gpu: bool = False
     splittable: bool = False
     threads: str = "half"
+    minutes: float = 0.5
 
 
-TRAINED = Cost(processes=True, gpu=True)
-TRAINED_ALONE = Cost(processes=True, gpu=True, threads="all")
+def trained(minutes: float, threads: str = "half") -> Cost:
+    """The cost of a step that trains."""
+    return Cost(processes=True, gpu=True, threads=threads, minutes=minutes)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
-from speechgpt_lib.pipeline.step import TRAINED_ALONE, Cost, Definition, Job, part
+from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import rank, shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -159,8 +159,10 @@ def _corpus_settings(recipe: Recipe) -> dict:
 
 CLUSTERING = part("units", "layer", "clusters", "kmeans_frames")
 STEPS = (
-    Definition("corpus", (), _corpus_settings, make_corpus, cost=Cost(threads="all")),
-    Definition("hubert", ("corpus",), _hubert_settings, make_hubert, cost=TRAINED_ALONE),
+    Definition("corpus", (), _corpus_settings, make_corpus, cost=Cost(threads="all", minutes=1.7)),
+    Definition(
+        "hubert", ("corpus",), _hubert_settings, make_hubert, cost=trained(4.0, threads="all")
+    ),
     Definition(
         "inventory",
         ("corpus", "hubert"),
@@ -169,7 +171,7 @@ STEPS = (
         bring=bring_inventory,
         bring_needs=_bring_needs,
         bring_settings=CLUSTERING,
-        cost=Cost(threads="all"),  # the units, which all wait for, must not wait for a neighbour
+        cost=Cost(threads="all", minutes=0.2),
     ),
     Definition("unit_grid", ("corpus", "hubert"), part("units", "clusters"), make_unit_grid),
     Definition(
@@ -177,6 +179,6 @@ STEPS = (
         ("corpus", "inventory"),
         lambda recipe: recipe.units.extraction.model_dump(mode="json"),
         make_units,
-        cost=Cost(gpu=True, splittable=True, threads="all"),
+        cost=Cost(gpu=True, splittable=True, threads="all", minutes=0.8),
     ),
 )

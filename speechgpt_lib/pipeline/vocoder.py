@@ -17,7 +17,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_originals
 from speechgpt_lib.pipeline.imports import import_vocoder
-from speechgpt_lib.pipeline.step import TRAINED, Definition, Job, part
+from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
 from speechgpt_lib.pipeline.units import load_encoder, training_speech
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
@@ -175,7 +175,7 @@ STEPS = (
         part("vocoder"),
         make_vocoder,
         version=2,
-        cost=TRAINED,
+        cost=trained(5.7),
         bring=import_vocoder,
         bring_needs=("inventory",),
     ),
@@ -184,5 +184,6 @@ STEPS = (
         ("corpus", "units", "inventory", "vocoder"),
         lambda recipe: {"utterances": recipe.evaluation.vocoder_utterances},
         make_vocoder_evaluation,
+        cost=Cost(minutes=1.3),
     ),
 )

@@ -57,6 +57,17 @@ def test_what_the_longest_chain_waits_for_comes_first() -> None:
     nodes = [work.node("a"), work.node("b"), work.node("c", "b"), work.node("d", "c")]
     run_side_by_side(nodes, 1)
     assert [event for event in work.events if event[0] == "+"] == ["+b", "+c", "+a", "+d"]
+    work, rest = Work(), nodes[1:]
+    nodes = [work.node("a")._replace(minutes=9.0), *(work.node(n.name, n.needs) for n in rest)]
+    run_side_by_side(nodes, 1)
+    assert [event for event in work.events if event[0] == "+"] == ["+a", "+b", "+c", "+d"]
+
+
+def test_what_takes_all_comes_before_longer_chains() -> None:
+    work = Work()
+    nodes = [work.node("a", share=0.5), work.node("b", "a", 0.5), work.node("c", share=1.0)]
+    run_side_by_side(nodes, 2)
+    assert [event for event in work.events if event[0] == "+"] == ["+c", "+a", "+b"]
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:

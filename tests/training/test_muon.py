@@ -94,6 +94,7 @@ def test_goes_on_from_a_saved_state() -> None:
 def test_bf16_only_where_the_processor_computes_in_it(monkeypatch, extensions, dtype) -> None:
     facts = {"name": "", "family": 1, "model": 1, "extensions": extensions}
     monkeypatch.setattr("speechgpt_lib.training.devices.cpu_facts", lambda: facts)
+    monkeypatch.setattr("speechgpt_lib.training.devices.bf16_gain", lambda: 2.0)
     muon.dtype_on.cache_clear()
     assert muon.dtype_on("cpu") == getattr(torch, dtype)
     muon.dtype_on.cache_clear()
