@@ -92,12 +92,19 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def execute(
-    notebook: Path, target: Path, parameters: dict, stop: Stop, on_cell=_nothing, on_line=_nothing
+    notebook: Path,
+    target: Path,
+    parameters: dict,
+    stop: Stop,
+    on_cell=_nothing,
+    on_line=_nothing,
+    threads: int | None = None,
 ) -> None:
     """Execute `notebook` in its own folder into `target`, which appears when all has gone well.
 
     `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line
-    printed.  An interrupted copy stays at `*.partial.ipynb`, a failed one at `*.failed.ipynb`.
+    printed; the kernel computes with `threads`.  An interrupted copy stays at `*.partial.ipynb`, a
+    failed one at `*.failed.ipynb`.
 
     Raises UserError (notebook, cell, error) when a cell fails or the kernel dies, or Stopped.
     """
@@ -117,7 +124,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as scratch:
         options = {
             "kernel_name": "python3",
-            "kernel_manager_class": _kernel_manager_class(Path(scratch), stop),
+            "kernel_manager_class": _kernel_manager_class(Path(scratch), stop, threads),
             "resources": {"metadata": {"path": str(notebook.parent)}},
             "progress_bar": False,
             "coalesce_streams": True,
@@ -179,7 +186,9 @@ class _Lines(io.TextIOBase):
             self.on_line(lines[-1])
 
 
-def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]:
+def _kernel_manager_class(
+    scratch: Path, stop: Stop, threads: int | None
+) -> type[AsyncKernelManager]:
     """A manager of kernels of this interpreter, which keeps its files in `scratch`."""
     # The notebook must import the library that its key was computed from, installed or not.
     library = str(Path(speechgpt_lib.__file__).parents[1])
@@ -189,6 +198,7 @@ def _kernel_manager_class(scratch: Path, stop: Stop) -> type[AsyncKernelManager]
         "PYTHONPATH": os.pathsep.join([library, os.environ.get("PYTHONPATH", "")]),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every cell's output
     }
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     keeper = ["-m", "speechgpt_lib.notebook.keeper", str(scratch / LOG)]
     command = [sys.executable, *keeper, "-f", "{connection_file}"]
     name = {"display_name": "Python 3 (ipykernel)", "language": "python"}

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.execution import Stop, stop_on_signals
 from speechgpt_lib.pipeline.serve import StepProcesses
+from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.names import NOTEBOOKS
 
-ALONE = {"10_scale_out"}  # it trains in two processes, which want both threads and memory
+ALONE = {"01_unit_extraction", "10_scale_out"}  # they start processes, which want memory
 
 
 class Node(NamedTuple):
@@ -77,13 +78,14 @@ class Parallel:
     """The notebooks `missing` of a `runner.Course`, and what they need and is not there yet.
 
     A step keeps the threads that it has when it runs alone, and with them its results: one that
-    takes all of them has nothing beside it.  Notebooks mostly draw, which takes one thread.
+    takes all of them has nothing beside it.  Notebooks mostly draw, with half of the threads.
     """
 
     def __init__(self, course: Any, missing: list[Path], jobs: int):
         self.course, self.missing, self.jobs = course, missing, jobs
         # Forced steps are made anew once, before the notebooks that show them.
         self.showing = replace(course, parameters=course.parameters | {"force": False})
+        self.beside = replace(self.showing, threads=max(1, usable_cores() // 2))
         path, device = course.run.path, course.run.recipe.device
         self.steps = StepProcesses(path, path / "steps.log", device)
         self.stops: list[Stop] = []
@@ -129,8 +131,10 @@ class Parallel:
             if notebook.stem not in NOTEBOOKS:  # it may read the results of all before it
                 needs |= {*stems[:place]}
             self.stops.append(Stop())
-            show = partial(execute, self.showing, notebook, self.stops[-1])
-            nodes.append(Node(notebook.stem, needs, 1.0 if notebook.stem in ALONE else 0.5, show))
+            alone = notebook.stem in ALONE
+            course = self.showing if alone else self.beside
+            show = partial(execute, course, notebook, self.stops[-1])
+            nodes.append(Node(notebook.stem, needs, 1.0 if alone else 0.5, show))
         return nodes
 
     def _make(self, name: str, force: bool) -> None:

@@ -39,13 +39,15 @@ class NotebookResult:
 
 @dataclass(frozen=True)
 class Course:
-    """The notebooks of a run, their parameters and keys, and who is told of progress."""
+    """The notebooks of a run, their parameters and keys, who is told of progress, and how many
+    threads a kernel has (None: all)."""
 
     run: Run
     notebooks: list[Path]
     parameters: dict[str, Any]
     keys: dict[Path, str]
     reporter: Reporter
+    threads: int | None = None
 
     def copy(self, notebook: Path) -> Path:
         """Where the executed copy of a notebook belongs."""
@@ -219,7 +221,7 @@ def _execute(course: Course, notebook: Path, stop: Any = None) -> dict:
     watched = course.reporter.executing(notebook.stem, resumed)
     try:
         with stop_on_signals(stop or Stop()) as stop, watched as told, Monitor(clock) as monitor:
-            execute(notebook, target, course.parameters, stop, *told)
+            execute(notebook, target, course.parameters, stop, *told, threads=course.threads)
     except Stopped as stopped:
         where = f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s"
         kept = f"what was made is kept in {run.path}, and the same command resumes"

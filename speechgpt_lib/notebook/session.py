@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from IPython import get_ipython
 
 import speechgpt_lib
 from speechgpt_lib.corpora.audio import BadAudio
@@ -25,6 +26,7 @@ from speechgpt_lib.pipeline.step import Definition, OnLog
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.runs.machine import return_free_memory
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.inventory import UnitInventory
@@ -127,6 +129,10 @@ class Session:
         return self.run.path / "notebooks" / "media" / notebook
 
 
+def _after_cell(result: object) -> None:
+    return_free_memory(collect=False)
+
+
 def start(
     recipe: str, run_dir: str, seed: int | None = None, device: str | None = None, force=False
 ) -> Session:
@@ -146,6 +152,8 @@ def start(
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     use_house_style()
+    if shell := get_ipython():  # what a cell took is not kept by those after it
+        shell.events.register("post_run_cell", _after_cell)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"speechgpt_lib {speechgpt_lib.__version__} ({versions})")
     print(f"recipe   {settings.name}, seed {settings.seed}: {settings.summary}")

@@ -71,9 +71,13 @@ def tree_cpu_seconds() -> float:
     return _of_tree(lambda process: sum(process.cpu_times()[:4]))
 
 
-def return_free_memory() -> None:
-    """Gives memory that is free inside this process back to the system, where it is glibc."""
-    gc.collect()
+def return_free_memory(collect: bool = True) -> None:
+    """Gives memory that is free inside this process back to the system, where it is glibc.
+
+    `collect` looks for garbage before, which takes a moment.
+    """
+    if collect:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

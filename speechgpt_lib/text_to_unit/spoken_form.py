@@ -6,17 +6,15 @@ digits, signs and capitals.  English only: another language needs its own rules.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-
-import inflect
 
 _SIGNS = "% percent & and + plus = equals @ at $ dollars € euros £ pounds".split()
 SIGNS = {sign: f" {word} " for sign, word in zip(_SIGNS[::2], _SIGNS[1::2], strict=True)}
 _MONEY = re.compile(r"([$€£])\s?(\d[\d,]*(?:\.\d+)?)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|\d+")
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
-_ENGINE = inflect.engine()
 LONGEST_NUMBER = 15  # digits; longer ones are read digit by digit
 
 
@@ -36,7 +34,7 @@ def spoken_form(text: str) -> str:
 def _number(written: str) -> str:
     digits = written.replace(",", "")
     if digits[-2:] in ("st", "nd", "rd", "th"):
-        return _ENGINE.ordinal(_words(digits[:-2]))
+        return _engine().ordinal(_words(digits[:-2]))
     if re.fullmatch(r"1[1-9]\d\d|20[1-9]\d", written):  # a year, most likely
         century, years = _words(written[:2]), written[2:]
         if years == "00":
@@ -45,7 +43,14 @@ def _number(written: str) -> str:
     return _words(digits)
 
 
+@functools.cache
+def _engine():
+    import inflect  # takes two seconds, and most text has no digits
+
+    return inflect.engine()
+
+
 def _words(digits: str) -> str:
     if len(digits) > LONGEST_NUMBER or (len(digits) > 1 and digits[0] == "0" and "." not in digits):
-        return " ".join(_ENGINE.number_to_words(digit) for digit in digits if digit.isdigit())
-    return _ENGINE.number_to_words(digits, andword="").replace(",", "")
+        return " ".join(_engine().number_to_words(digit) for digit in digits if digit.isdigit())
+    return _engine().number_to_words(digits, andword="").replace(",", "")
