@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def return_free_memory(collect: bool = True) -> None:
     """
     if collect:
         gc.collect()
+    if arrow := sys.modules.get("pyarrow"):  # its own allocator keeps what tables took
+        arrow.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
