@@ -89,6 +89,7 @@ class Parallel:
         path, device = course.run.path, course.run.recipe.device
         self.steps = StepProcesses(path, path / "steps.log", device)
         self.stops: list[Stop] = []
+        self.left: set[str] = set()  # steps that are still to be made
         self.signal: str | None = None
 
     def __call__(self, number: int, frame: object) -> None:
@@ -122,6 +123,8 @@ class Parallel:
     def _nodes(self, execute: Callable) -> list[Node]:
         stems = [notebook.stem for notebook in self.missing]
         todo, waits = self.steps.plan(stems, self.course.parameters["force"])
+        self.left = {name for name, *_ in todo}
+        self._left()
         nodes = [
             Node(name, needs, share, partial(self._make, name, anew), minutes)
             for name, needs, share, minutes, anew in todo
@@ -140,3 +143,9 @@ class Parallel:
     def _make(self, name: str, force: bool) -> None:
         with self.course.reporter.making(name) as say:
             self.steps.make(name, force, say)
+        self._left(name)
+
+    def _left(self, *made: str) -> None:
+        self.left -= {*made}
+        if not self.left:
+            self.steps.retire()

@@ -4,12 +4,14 @@ gives all its memory back when it ends.  The process that asks for them never lo
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,11 @@ class StepProcesses:
         for process in list(self.running):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
+
+    def retire(self) -> None:
+        """No step is left: end the process that they are copied from, which holds memory."""
+        with contextlib.suppress(AttributeError):  # Python has it, but doesn't promise it
+            forkserver._forkserver._stop()
 
     def close(self) -> None:
         """Wait for what is still under way; it is killed where it takes too long."""

@@ -56,7 +56,8 @@ class Bench:
             raise UserError(f"{name} has no paper")
 
     def server(self, path: Path, *more: object) -> InProcess:
-        return InProcess(path)
+        self.steps = InProcess(path)
+        return self.steps
 
     def execute(self, course: Course, notebook: Path, stop: object) -> dict:
         assert not course.parameters["force"], (
@@ -76,7 +77,7 @@ class InProcess:
     """Makes its steps here."""
 
     def __init__(self, path: Path):
-        self.run = Run.open(path, say=lambda line: None)
+        self.run, self.retired = Run.open(path, say=lambda line: None), False
 
     def plan(self, notebooks: list[str], force: bool) -> tuple[list, dict]:
         return graph.plan_side_by_side(self.run, notebooks, force)
@@ -87,6 +88,9 @@ class InProcess:
 
     def interrupt(self) -> None:
         pass
+
+    def retire(self) -> None:
+        self.retired = True
 
     def close(self) -> None:
         pass
@@ -106,6 +110,7 @@ def test_steps_once_and_notebooks_after_their_steps(bench: Bench) -> None:
     assert order("99_end") == 7, "one that is none of the course's own comes after all others"
     assert outcome.done[VOCODER] == {"name": VOCODER}
     assert f"making   {VOCODER}/c" in bench.said.getvalue()
+    assert bench.steps.retired, "no step is left, and memory is freed for notebooks"
 
 
 def test_what_is_there_is_not_made_again_unless_forced(bench: Bench) -> None:
@@ -137,6 +142,7 @@ def test_a_failed_step_lets_the_others_finish_and_is_reported(bench: Bench) -> N
         bench.do()
     assert str(error.value) == f"c has no paper (not begun, since they need it: {VOCODER}, 99_end)"
     assert {"d", UNITS, SET} <= set(bench.did) and VOCODER not in bench.did
+    assert not bench.steps.retired
     bench.fails = set()
     bench.did.clear()
     bench.do(only=[VOCODER, "99_end"])

@@ -52,6 +52,20 @@ def test_what_the_libraries_print_goes_to_the_log(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "log").is_file()
 
 
+def copying() -> list[psutil.Process]:
+    """The processes of this one that steps are copied from."""
+    return [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
+
+
+def test_the_process_they_are_copied_from_ends_when_none_is_left(run: Run, tmp_path: Path) -> None:
+    steps = StepProcesses(run.path, tmp_path / "log")
+    steps.make("text_model", False, lambda line: None)
+    assert copying()
+    steps.retire()
+    assert not copying()
+    steps.make("text_model", True, lambda line: None)  # it would start again
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_lost_or_interrupted_is_one_line(
     run: Run, tmp_path: Path, number: int
