@@ -83,7 +83,7 @@ def run(
     precisions = ["fp32", "bf16"]
     if resolve_precision("auto", device) != "bf16":
         precisions.remove("bf16")
-        print("bf16 is left out: this processor would emulate it, a hundred times slower")
+        print("bf16 is left out: this processor gains nothing by it")
     settings = {p: ExtractionSettings(precision=p) for p in precisions}
     settings["one by one"] = ExtractionSettings(batch_seconds=0.001)
     encoders = {name: ShardEncoder(inventory, how, device) for name, how in settings.items()}

@@ -28,7 +28,7 @@ POLYNOMIALS = (
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon`, whose settings and state it keeps, with another `step`."""
+    """`torch.optim.Muon`, whose state and settings it keeps (but `ns_`…), with another `step`."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

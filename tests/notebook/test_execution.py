@@ -111,6 +111,15 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
     assert sorted(p.name for p in target.parent.iterdir()) == ["00_x.ipynb"]
 
 
+@pytest.mark.parametrize("threads", [1, None])
+def test_a_kernel_has_the_threads_it_is_given(write_notebook, tmp_path, monkeypatch, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    say = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    target = tmp_path / "00_x.ipynb"
+    execute(write_notebook("00_x.ipynb", ("say", say)), target, {}, Stop(), threads=threads)
+    assert outputs(target).strip() == str(threads or 3)
+
+
 def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
     notebook = write_notebook(
         "03_x.ipynb",

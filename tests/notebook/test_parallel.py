@@ -19,6 +19,7 @@ from speechgpt_lib.pipeline import graph
 from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.run import Run
 
 UNITS, VOCODER, SET = "01_unit_extraction", "02_unit_vocoder", "03_cross_modal_instructions"
@@ -63,6 +64,8 @@ class Bench:
         assert not course.parameters["force"], (
             "steps are made anew once, not by the notebook as well"
         )
+        alone = notebook.stem in parallel.ALONE
+        assert course.threads == (None if alone else max(1, usable_cores() // 2))
         self.note(notebook.stem)
         return {"name": notebook.stem}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,3 +58,15 @@ def test_a_system_without_that_file_still_has_a_name(monkeypatch) -> None:
 def test_here_it_is_json_and_the_cores_are_those_we_may_use() -> None:
     assert json.loads(json.dumps(machine.cpu_facts()))["name"]
     assert 1 <= machine.usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_what_arrow_keeps_goes_back_too(monkeypatch) -> None:
+    freed = []
+    pool = SimpleNamespace(release_unused=lambda: freed.append(1))
+    arrow = SimpleNamespace(default_memory_pool=lambda: pool)
+    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+    machine.return_free_memory(collect=False)
+    assert freed == [1]
+    monkeypatch.delitem(sys.modules, "pyarrow")
+    machine.return_free_memory()
+    assert freed == [1] and "pyarrow" not in sys.modules, "it is not loaded for that"
