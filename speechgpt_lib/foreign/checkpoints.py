@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, one_line, reading
 
+INFLATED, MOST_SETTINGS = 4, 100_000  # greatest ratio of unpacked bytes; values in settings
 PACKAGES = "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
 # Files from before PyTorch 1.6 don't list what they name.
 KNOWN_NAMES = """
@@ -52,17 +53,24 @@ def stub_class(name: str) -> type[Stub]:
     return type(name.rsplit(".", 1)[-1], (Stub,), {"name": name})
 
 
-def plain(value: Any) -> Any:
-    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values."""
+def plain(value: Any, left: list[int] | None = None) -> Any:
+    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values.
+
+    Raises UserError for more than `MOST_SETTINGS`: what contains itself has no end.
+    """
+    left = left or [MOST_SETTINGS]
+    left[0] -= 1
+    if left[0] < 1:
+        raise UserError(f"the checkpoint describes more than {MOST_SETTINGS} settings")
     if isinstance(value, Stub | argparse.Namespace):  # a real one where PyTorch may read it
         known = vars(value)
         for inside in ("_content", "_val"):  # an OmegaConf container, an OmegaConf node
             if inside in known:
-                return plain(known[inside])
+                return plain(known[inside], left)
         value = {k: item for k, item in known.items() if k not in ("arguments", "state")}
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item, left) for key, item in value.items()}
+    return [plain(item, left) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_torch_checkpoint(path: Path | str) -> dict:
@@ -73,19 +81,39 @@ def load_torch_checkpoint(path: Path | str) -> dict:
     """
     path = Path(path).expanduser()
     check_is_no_text(path)
-    names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
+    with reading(path, what="is no whole PyTorch checkpoint"):
+        zipped = zipfile.is_zipfile(path)
+        if zipped:  # PyTorch compresses nothing
+            with zipfile.ZipFile(path) as archive:
+                inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+            if inflated > INFLATED * size + (1 << 20):
+                raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
+    names = named_classes(path) if zipped else KNOWN_NAMES
     try:
         with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+        _check_views(loaded, path)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks to run {asked[1]}" if asked else one_line(error)
         raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise _damaged(path, error) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
+
+
+def _check_views(value: Any, path: Path, depth: int = 0) -> None:
+    """Refuse tensors that say they are larger than their bytes: to copy one takes any memory."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path} has a tensor {tuple(value.shape)} without so many bytes")
+    elif isinstance(value, dict) and depth < 4:
+        for item in value.values():
+            _check_views(item, path, depth + 1)
 
 
 def named_classes(path: Path) -> list[str]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
@@ -161,9 +162,10 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
-    model = LlamaForCausalLM(config)
-    load_module(model, folder / "model.safetensors")
+    with reading(folder, "run its step again", "is no whole model"):
+        vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
+        model = LlamaForCausalLM(config)
+        load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
         return model.eval(), vocabulary
     found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
@@ -184,6 +186,11 @@ def load_pretrained(
         UserError: no such folder, another architecture, other sizes than those of `settings`,
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
+    with reading(folder, "get it again", "is no whole LLaMA of transformers"):
+        return _load_pretrained(folder, settings, units, inventory)
+
+
+def _load_pretrained(folder, settings, units, inventory) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     config = _read_config(folder)
     shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
     for ours, theirs in NAMES.items():
@@ -197,11 +204,9 @@ def load_pretrained(
             f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
-    try:
+    with reading(folder, "get it again", "has weights that were not read"):
         options = {"config": config, "local_files_only": True, "output_loading_info": True}
         model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
@@ -214,10 +219,10 @@ def _read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: get it again") from None
+    with reading(path, "get it again"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        check_sizes(settings, path)
+        kind = settings.get("model_type")
     if kind != "llama":
         raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
     return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

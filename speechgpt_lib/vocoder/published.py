@@ -6,15 +6,15 @@ Needs no fairseq.  The checkpoint holds `{"generator": tensors}`; weight norm (`
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
-from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
+from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -43,6 +43,11 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
     checkpoint = Path(checkpoint).expanduser()
     settings, count, width = read_config(Path(config).expanduser())
     tensors = checkpoint_tensors(load_torch_checkpoint(checkpoint), "generator", checkpoint)
+    with reading(checkpoint, "are both files of the same model?", "does not fit its config.json"):
+        return _vocoder(tensors, checkpoint, settings, count, width, inventory)
+
+
+def _vocoder(tensors, checkpoint, settings, count, width, inventory) -> Vocoder:
     if not any(name.startswith(DURATIONS) for name in tensors):
         raise UserError(f"{checkpoint} has no {DURATIONS}*: get a vocoder that predicts durations")
     for name in [name[:-2] for name in tensors if name.endswith(".weight_g")]:
@@ -66,22 +71,18 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
 def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     """`config.json` → (geometry, number of units, width of the duration predictor)."""
     check_is_no_text(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = (config.get("dur_predictor_params") or {}) | config
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no config.json ({one_line(error)}): get it again") from None
+    with reading(path, "is it config.json of a unit vocoder that predicts durations?"):
+        return _read_config(path, read_json(path))
+
+
+def _read_config(path: Path, config: dict) -> tuple[VocoderSettings, int, int]:
+    check_sizes(config, path)
+    config = (config.get("dur_predictor_params") or {}) | config
     for name, wanted in EXPECTED.items():
         found = config.get(name, wanted)
         if str(found) != str(wanted) and (found or wanted):
             raise UserError(f"{path}: {name} is {found!r}, only {wanted!r} can be read")
     unused = Optimization(steps=1, learning_rate=2e-4)
-    try:
-        geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
-        settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
-        return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
-    except KeyError as error:
-        what = f"{error.args[0]}: is it of a unit vocoder that predicts durations?"
-        raise UserError(f"{path} lacks {what}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} does not describe a unit vocoder: {one_line(error)}") from None
+    geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
+    settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
+    return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
