@@ -2,10 +2,10 @@
 `reading`, which makes one of whatever a file that others wrote lets its reader raise."""
 
 import contextlib
+import functools
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 LONGEST = 1000  # characters of a message, whatever it quotes
@@ -50,24 +50,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(_MEMORY.search(str(error)[:5000]))
 
 
-def refuse_device(path: Path | str) -> None:
-    """Raises UserError for a pipe, socket or device: to open one may block for ever."""
-    with contextlib.suppress(OSError, ValueError):
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise UserError(f"{path} is a pipe or device: save what it gives into a file first")
-
-
 @contextlib.contextmanager
-def reading(
-    path: Path | str, cure: str = "get it again", what: str = "is damaged or of another kind"
-) -> Iterator[None]:
+def reading(path: Path | str, cure="get it again", what="is damaged or of another kind"):
     """Around all that makes sense of a file (a folder, a value) that may come from anywhere.
 
     Whatever is raised inside becomes one UserError: `path`, `what` is wrong with it, the reason,
     the `cure`.  No list of exceptions would be whole: parsers raise nearly all there are.
     """
-    refuse_device(path)
+    with contextlib.suppress(OSError, ValueError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # to open one may block for ever
+            raise UserError(f"{path} is a pipe or device: save what it gives into a file first")
     try:
         yield
     except UserError:
@@ -78,6 +71,19 @@ def reading(
             raise
         if isinstance(error, FileNotFoundError) and error.filename:
             raise UserError(f"{error.filename} is missing: {cure}") from None
-        reason = getattr(error, "strerror", None) or one_line(error)
-        reason = f"memory ran out: {reason}" if out_of_memory(error) else reason
+        reason = "memory ran out: " * out_of_memory(error) + one_line(error)
         raise UserError(f"{path} {what} ({reason}): {cure}") from None
+
+
+def reads(what="is damaged or of another kind", cure="get it again"):
+    """Decorates a function whose first argument is what it reads: see `reading`."""
+
+    def around(function):
+        @functools.wraps(function)
+        def guarded(path, *more, **named):
+            with reading(path, cure, what):
+                return function(path, *more, **named)
+
+        return guarded
+
+    return around

@@ -17,10 +17,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 from speechgpt_lib.corpora import tables
+from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
-from speechgpt_lib.errors import UserError, shortened
+from speechgpt_lib.errors import UserError, reading, shortened
 from speechgpt_lib.runs.artefacts import hash_json, read_json, remove_half_written, write_json
 
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
@@ -83,18 +84,17 @@ def prepare(
         return read_json(out / SUMMARY)
 
     def check(row: Row) -> Row:
-        if isinstance(row, Utterance):
-            try:
-                return tables.check_segment(root, row, longest_s, decode)
-            except UserError as bad:
-                reason, what = (
-                    getattr(bad, "reason", "unreadable"),
-                    getattr(bad, "detail", str(bad)),
-                )
-                with contextlib.suppress(OSError, ValueError):  # a link: what is there stays there
-                    if not (root / row.path).resolve().is_relative_to(root.resolve()):
-                        reason, what = "outside", f"it lies outside of {root}"
-                row = Skipped(row.path, row.id, reason, what)
+        try:
+            with reading(row.path):
+                if isinstance(row, Utterance):
+                    return tables.check_segment(root, row, longest_s, decode)
+        except UserError as bad:
+            row = Skipped(row.path, row.id, "unreadable", str(bad))
+            if isinstance(bad, BadAudio):
+                row = row._replace(reason=bad.reason, detail=bad.detail)
+            with contextlib.suppress(OSError, ValueError):  # a link: what is there stays there
+                if not (root / row.path).resolve().is_relative_to(root.resolve()):
+                    row = row._replace(reason="outside", detail=f"it lies outside of {root}")
         return Skipped(*(shortened(part, 300) for part in row))
 
     rows, parts, good, bad = chain([first], rows), [], 0, 0

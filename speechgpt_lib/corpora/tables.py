@@ -140,11 +140,6 @@ def check_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S, decoded=F
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
     """
-    with reading(u.path):
-        return _checked(root, u, maximum_s, decoded)
-
-
-def _checked(root: Path | str, u: Utterance, maximum_s: float, decoded: bool) -> Utterance:
     path, header, start, stop = _stretch(root, u, maximum_s)
     if decoded or header.damage:  # a damaged file may still hold this segment
         stop = start + _decode(path, header, start, stop)[1]

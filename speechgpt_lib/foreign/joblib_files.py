@@ -13,7 +13,6 @@ import math
 import pickle
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,32 +37,10 @@ def load_joblib(path: Path | str) -> Any:
     most = INFLATED * path.stat().st_size + SMALL
     try:
         with reading(path, what="is no whole joblib file"), open(path, "rb") as raw:
-            return _ArrayUnpickler(_Bounded(_decompressed(raw), most)).load()
+            return _ArrayUnpickler(io.BytesIO(_decompressed(raw, most))).load()
     except UserError as error:  # it says what is wrong, not always where
         where = "" if str(error).startswith(str(path)) else f"{path} "
         raise UserError(f"{where}{error}") from None
-
-
-class _Bounded:
-    """A stream that gives at most `most` bytes, checked before memory is taken for them."""
-
-    def __init__(self, file: IO[bytes], most: int):
-        self.file, self.left, self.most = file, most, most
-
-    def read(self, count: int = -1) -> bytes:
-        """The next `count` bytes, or fewer at the end."""
-        return self._counted(self.file.read, count)
-
-    def readline(self) -> bytes:
-        """The next line, which pickles of protocol 0 are made of."""
-        return self._counted(self.file.readline, min(self.left, 1 << 16))
-
-    def _counted(self, read: Callable[[int], bytes], count: int) -> bytes:
-        if not 0 <= count <= self.left:
-            raise UserError(f"inflates to more than {self.most >> 20} MB: this is no k-means file")
-        data = read(count)
-        self.left -= len(data)
-        return data
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -114,20 +91,20 @@ class _ArrayUnpickler(pickle._Unpickler):
         return data
 
 
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], most: int) -> bytes:
+    """What the file holds, at most `most` bytes: more can be no k-means file."""
     head = raw.read(6)
     raw.seek(0)
-    for start, module in OPENERS.items():
-        if head.startswith(start):
-            return module.open(raw)
     if head.startswith(b"\x04\x22\x4d\x18"):
         raise UserError("is compressed with LZ4: save it with another compression")
-    if not head.startswith(b"x"):  # of zlib, which tells by its end that it is whole
-        return raw
-    data, inflater = raw.read(), zlib.decompressobj()
-    whole = inflater.decompress(data, INFLATED * len(data) + SMALL)
-    if not inflater.eof and inflater.unconsumed_tail:
-        raise UserError(f"inflates to more than {len(whole) >> 20} MB: this is no k-means file")
-    if not inflater.eof:
-        raise UserError("is cut off: its compressed data has no end; get it again")
-    return io.BytesIO(whole)
+    if head.startswith(b"x"):  # of zlib, which tells by its end that it is whole
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(raw.read(), most)
+        if not (inflater.eof or inflater.unconsumed_tail):
+            raise UserError("is cut off: its compressed data has no end; get it again")
+    else:
+        module = next((OPENERS[start] for start in OPENERS if head.startswith(start)), None)
+        data = (module.open(raw) if module else raw).read(most)
+    if len(data) == most:
+        raise UserError(f"inflates to more than {most >> 20} MB: this is no k-means file")
+    return data

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError
 
 LAYERS, SIZE = 1000, 1 << 24  # the greatest numbers in a model's settings
 
@@ -21,8 +21,10 @@ def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.T
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         holds = ", ".join(map(str, list(loaded)[:5]))
         raise UserError(f"{where} holds {holds}: expected a `{key}` with tensors only")
-    with reading(where):
-        return {str(name): tensor.float() for name, tensor in found.items()}
+    for name, tensor in found.items():  # one that repeats its bytes takes any memory when copied
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, but not the bytes")
+    return {str(name): tensor.float() for name, tensor in found.items()}
 
 
 def check_sizes(settings: object, where: Path | str, name: str = "a size") -> None:

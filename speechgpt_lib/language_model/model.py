@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
@@ -160,12 +160,12 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
     vocabulary.save(folder)
 
 
+@reads("is no whole model", "run its step again")
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    with reading(folder, "run its step again", "is no whole model"):
-        vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
-        model = LlamaForCausalLM(config)
-        load_module(model, folder / "model.safetensors")
+    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
+    model = LlamaForCausalLM(config)
+    load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
         return model.eval(), vocabulary
     found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
@@ -175,6 +175,7 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
 # --- published models ----------------------------------------------------------------------------
 # A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
 # or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
+@reads("is no whole LLaMA of transformers")
 def load_pretrained(
     folder: Path, settings: LanguageModelSettings | None, units: int = 0, inventory: str = ""
 ) -> tuple[LlamaForCausalLM, UnitVocabulary]:
@@ -186,11 +187,6 @@ def load_pretrained(
         UserError: no such folder, another architecture, other sizes than those of `settings`,
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
-    with reading(folder, "get it again", "is no whole LLaMA of transformers"):
-        return _load_pretrained(folder, settings, units, inventory)
-
-
-def _load_pretrained(folder, settings, units, inventory) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     config = _read_config(folder)
     shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
     for ours, theirs in NAMES.items():
@@ -204,9 +200,8 @@ def _load_pretrained(folder, settings, units, inventory) -> tuple[LlamaForCausal
             f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
-    with reading(folder, "get it again", "has weights that were not read"):
-        options = {"config": config, "local_files_only": True, "output_loading_info": True}
-        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    options = {"config": config, "local_files_only": True, "output_loading_info": True}
+    model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"

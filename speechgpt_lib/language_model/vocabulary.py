@@ -23,7 +23,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
@@ -121,13 +121,10 @@ class UnitVocabulary:
         write_json(folder / "vocabulary.json", facts | more)
 
     @staticmethod
+    @reads("has no whole vocabulary", "run its step again")
     def load(folder: Path) -> UnitVocabulary:
         """What `save` wrote.  Raises UserError for files of two runs."""
-        with reading(folder, "run its step again", "has no whole vocabulary"):
-            return UnitVocabulary._load(folder, read_json(folder / "vocabulary.json"))
-
-    @staticmethod
-    def _load(folder: Path, facts: dict) -> UnitVocabulary:
+        facts = read_json(folder / "vocabulary.json")
         if (folder / TOKENIZER).is_file():
             found = LlamaVocabulary.from_file(folder / TOKENIZER)
         else:

@@ -115,7 +115,9 @@ def write_json(path: Path | str, value: object) -> None:
 class Facts(dict):
     """An object of a JSON file; a key that it lacks is a UserError that names the file."""
 
-    where: Path | str = ""
+    def __init__(self, pairs: list, where: Path | str):
+        super().__init__(pairs)
+        self.where = where
 
     def __missing__(self, key: str) -> Any:
         raise UserError(f"{self.where} lacks {key!r}; delete it and run its step again")
@@ -127,14 +129,9 @@ def read_json(path: Path | str) -> Facts:
         why = "was the step that writes it interrupted? run it again"
         raise UserError(f"{path} is missing; {why}")
 
-    def known(pairs: list) -> Facts:
-        found = Facts(pairs)
-        found.where = path
-        return found
-
     with reading(path, "delete it and run its step again", "is not valid JSON"):
         text = Path(path).read_text(encoding="utf-8")
-        found = json.loads(text, object_pairs_hook=known)
+        found = json.loads(text, object_pairs_hook=lambda pairs: Facts(pairs, path))
         if not isinstance(found, Facts):
             raise ValueError(f"it holds a {type(found).__name__}, expected an object")
         return found

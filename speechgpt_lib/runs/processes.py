@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import multiprocessing.connection
 import os
-import pickle
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from traceback import format_exception
+from traceback import format_exc
 from typing import Any
 
-from speechgpt_lib.errors import UserError, out_of_memory
+from speechgpt_lib.errors import UserError
 
 PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -38,78 +35,57 @@ def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) 
     if not fresh and (processes <= 1 or len(jobs) <= 1):
         yield from map(function, jobs)
         return
-    context, at_once = multiprocessing.get_context("spawn"), max(1, min(processes, len(jobs)))
-    todo, answers = deque(enumerate(jobs)), {}
-    free: list[tuple[Connection, BaseProcess]] = []
-    busy: dict[Connection, tuple[int, BaseProcess]] = {}
-    try:
-        for number in range(len(jobs)):
-            while number not in answers:
-                while todo and len(busy) < at_once:
-                    here, process = free.pop() if free else _start(context, function)
-                    job, given = todo.popleft()
-                    busy[here] = job, process
-                    with contextlib.suppress(OSError):  # a lost one is noticed when it is heard
-                        here.send(given)
-                for here in multiprocessing.connection.wait(list(busy)):
-                    job, process = busy[here]
-                    answers[job] = _hear(here, process, jobs[job], f"job {job + 1} of {len(jobs)}")
-                    del busy[here]
-                    if fresh:
-                        here.close()
-                        process.join()
-                    else:
-                        free.append((here, process))
-            yield answers.pop(number)
-    finally:  # also at an interrupt, which only this process hears
-        for here, process in [*free, *((here, process) for here, (_, process) in busy.items())]:
-            process.terminate()
+    context, free, started = multiprocessing.get_context("spawn"), [], []
+
+    def do(job: Any) -> Any:
+        """In a thread: hand a job to a process that has none, and wait for its answer."""
+        try:
+            here, process = free.pop()
+        except IndexError:
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(function, there), daemon=True)
+            process.start()
+            started.append(process)
+            there.close()
+        files = [part for part in (job if isinstance(job, tuple) else ()) if isinstance(part, Path)]
+        try:
+            here.send(job)
+            answer, error = here.recv()
+        except (EOFError, OSError):
             process.join()
-            here.close()
+            why = f"exit code {process.exitcode}; -9: killed, most often because memory ran out"
+            lost = f"the process that made {files[0] if files else 'a part'} was lost ({why})"
+            raise UserError(f"{lost}: the same command goes on after what is finished") from None
+        if fresh:
+            here.close()  # it ends then
+        else:
+            free.append((here, process))
+        if error:
+            raise error
+        return answer
+
+    with ThreadPoolExecutor(max(1, min(processes, len(jobs)))) as threads:
+        try:
+            yield from threads.map(do, jobs)
+        finally:  # also at an interrupt, which only this process hears
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+                process.join()
 
 
-def _start(context, function) -> tuple[Connection, BaseProcess]:
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(function, there), daemon=True)
-    process.start()
-    there.close()
-    return here, process
-
-
-def _work(function, there: Connection) -> None:
+def _work(function: Callable, there: Connection) -> None:
     """In the other process: do jobs until there is nobody to give any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         while True:
             job = there.recv()
             try:
                 answer = function(job), None
             except Exception as error:
-                error.add_note("".join(format_exception(error)))
+                error.add_note(format_exc())
                 answer = None, error
-                try:
-                    pickle.loads(pickle.dumps(error))
-                except Exception:  # its class can't be made from its words alone
-                    answer = None, RuntimeError("".join(format_exception(error)))
             there.send(answer)
-
-
-def _hear(here: Connection, process: BaseProcess, job: object, name: str) -> Any:
-    """The answer to a job, which `name` names where no file of it does."""
-    parts = job if isinstance(job, tuple) else (job,)
-    name = next((str(part) for part in parts if isinstance(part, Path)), name)
-    try:
-        answer, error = here.recv()
-    except (EOFError, OSError):
-        process.join()
-        why = f"exit code {process.exitcode}; -9: killed, most often because memory ran out"
-        cure = "what is finished is kept; the same command goes on after it"
-        raise UserError(f"the process that made {name} was lost ({why}): {cure}") from None
-    if error and out_of_memory(error):
-        raise UserError(f"memory ran out where {name} was made: take fewer at once") from error
-    if error:
-        raise error
-    return answer
 
 
 def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: None) -> int:

@@ -173,6 +173,24 @@ class Run:
         how = f"`speechgpt run {where} --only {notebook[:2]}`"
         raise UserError(f"{missing} is missing: run notebook {notebook}.ipynb first, or {how}")
 
+    def check_program(self, allow: bool = False) -> None:
+        """Refuse a program that the recipe has run, unless this user has allowed it for this folder
+        before, or does so now: a recipe, or a whole run, may come from a stranger."""
+        program, mark = self.recipe.instructions.synthesiser, self.path / "allowed_program"
+        wanted = artefacts.hash_json([program, str(self.path.resolve()), os.getuid()])
+        if (
+            program == "espeak"
+            or not allow
+            and mark.is_file()
+            and mark.read_bytes() == wanted.encode()
+        ):
+            return
+        if not allow:
+            what = f"recipe {self.recipe.name} has a program run for every text: {program[:200]!r}"
+            how = "if you trust it, say --allow-program (in Python: run.check_program(allow=True))"
+            raise UserError(f"{what}; {how}")
+        artefacts.write_text(mark, wanted)
+
     def key(self, name: str, settings: Any, inputs: Mapping[str, str], version: int = 1) -> str:
         """The key of a step with these settings (JSON values) and inputs (role → key)."""
         facts = {"step": folder_of(name), "settings": settings, "seed": self.recipe.seed}

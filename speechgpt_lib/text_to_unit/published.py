@@ -17,7 +17,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from transformers import FSMTConfig, FSMTForConditionalGeneration
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
 from speechgpt_lib.text_to_unit.model import UnitIds
@@ -86,6 +86,7 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
     return SentencePieceVocabulary(serialized, processor, count, first)
 
 
+@reads("is no text-to-unit model", "is it fairseq's text2unit.pt?")
 def model_from_fairseq(
     checkpoint: Path, vocabulary: SentencePieceVocabulary
 ) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
@@ -94,11 +95,6 @@ def model_from_fairseq(
     Raises UserError: damaged or dangerous file, another kind of model, wrong tensors.
     """
     loaded = load_torch_checkpoint(checkpoint)
-    with reading(checkpoint, "is it fairseq's text2unit.pt?"):
-        return _model_from(loaded, checkpoint, vocabulary)
-
-
-def _model_from(loaded: dict, checkpoint: Path, vocabulary: SentencePieceVocabulary) -> tuple:
     settings = _settings(loaded, checkpoint)
     check_sizes(settings, checkpoint)
     settings["vocabulary"] = vocabulary.processor.get_piece_size()

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import HubertConfig, HubertModel
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.joblib_files import load_joblib
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
@@ -79,17 +79,13 @@ def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
     return read(source)
 
 
+@reads("has settings that make no HuBERT", "is it of fairseq's HuBERT?")
 def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
     """A HuBERT that fairseq trained; layer k is that of `extract_features(output_layer=k)`.
 
     UserError: no such checkpoint, a damaged or hostile one, or a model that HubertModel can't be.
     """
     state = load_torch_checkpoint(path)
-    with reading(path, "is it of fairseq's HuBERT?", "has settings that make no HuBERT"):
-        return _hubert_from(state, path)
-
-
-def _hubert_from(state: dict, path: Path | str) -> tuple[HubertModel, bool]:
     if not isinstance(state.get("model"), dict):
         found = ", ".join(map(str, list(state)[:6]))
         raise UserError(f"{path} has no `model`, only {found}: expected a checkpoint of fairseq")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.errors import UserError, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
@@ -33,6 +33,7 @@ EXPECTED = {"resblock": "1", "code_hop_size": 320, "sampling_rate": 16_000, "f0"
 EXPECTED |= {"f0_quant_num_bin": 0, "embedder_params": None, "var_pred_kernel_size": 3}
 
 
+@reads("does not fit its config.json", "are both files of the same model?")
 def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: str) -> Vocoder:
     """The published vocoder (`g_00500000` or `vocoder.pt`, and its `config.json`), ready to speak.
 
@@ -43,11 +44,6 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
     checkpoint = Path(checkpoint).expanduser()
     settings, count, width = read_config(Path(config).expanduser())
     tensors = checkpoint_tensors(load_torch_checkpoint(checkpoint), "generator", checkpoint)
-    with reading(checkpoint, "are both files of the same model?", "does not fit its config.json"):
-        return _vocoder(tensors, checkpoint, settings, count, width, inventory)
-
-
-def _vocoder(tensors, checkpoint, settings, count, width, inventory) -> Vocoder:
     if not any(name.startswith(DURATIONS) for name in tensors):
         raise UserError(f"{checkpoint} has no {DURATIONS}*: get a vocoder that predicts durations")
     for name in [name[:-2] for name in tensors if name.endswith(".weight_g")]:
@@ -68,14 +64,11 @@ def _vocoder(tensors, checkpoint, settings, count, width, inventory) -> Vocoder:
     return Vocoder(generator, durations, inventory, settings, names, drops_negative=True)
 
 
+@reads("does not describe a unit vocoder", "is it of one that predicts durations?")
 def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     """`config.json` → (geometry, number of units, width of the duration predictor)."""
     check_is_no_text(path)
-    with reading(path, "is it config.json of a unit vocoder that predicts durations?"):
-        return _read_config(path, read_json(path))
-
-
-def _read_config(path: Path, config: dict) -> tuple[VocoderSettings, int, int]:
+    config = read_json(path)
     check_sizes(config, path)
     config = (config.get("dur_predictor_params") or {}) | config
     for name, wanted in EXPECTED.items():
