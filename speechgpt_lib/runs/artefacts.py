@@ -131,7 +131,8 @@ def read_json(path: Path | str) -> Facts:
 
     with reading(path, "delete it and run its step again", "is not valid JSON"):
         text = Path(path).read_text(encoding="utf-8")
-        found = json.loads(text, object_pairs_hook=lambda pairs: Facts(pairs, path))
+        hooks = {"object_pairs_hook": lambda pairs: Facts(pairs, path), "parse_constant": _refuse}
+        found = json.loads(text, **hooks)
         if not isinstance(found, Facts):
             raise ValueError(f"it holds a {type(found).__name__}, expected an object")
         return found
@@ -147,6 +148,10 @@ def hash_file(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it has {constant}, which JSON has not")
 
 
 def remove_half_written(folder: Path) -> None:

@@ -19,6 +19,7 @@ from traceback import format_exc
 from typing import Any
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import not_through_links
 
 PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -96,7 +97,7 @@ def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: No
     """
     # Else torchrun would set the number of threads and announce it; a worker chooses it itself.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    with open(log, "w") as errors, interrupts_later() as allow_them:
+    with open(log, "w", opener=not_through_links) as errors, interrupts_later() as allow_them:
         streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
         session = {"start_new_session": True, "preexec_fn": end_with_parent}
         process = subprocess.Popen(command, env=environment, **streams, **session)
