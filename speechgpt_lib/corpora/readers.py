@@ -201,7 +201,7 @@ def gigaspeech(
     asked = [asked] if isinstance(asked, str) else asked
     names = chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
     path = root / "GigaSpeech.json"
-    with reading(path, "fetch it again", "breaks off or is damaged"):
+    with reading(path, "fetch it again", "breaks off or is not JSON"):
         for recording, language in _recordings(path):
             for segment in recording.get("segments") or []:
                 inside = (name for name in names if f"{{{name}}}" in segment.get("subsets", ()))

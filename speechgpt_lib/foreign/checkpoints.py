@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from speechgpt_lib.errors import UserError, one_line, reading
+from speechgpt_lib.errors import UserError, one_line, reading, reads
 
 INFLATED, MOST_SETTINGS = 4, 100_000  # greatest ratio of unpacked bytes; values in settings
 PACKAGES = "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
@@ -83,35 +83,33 @@ def load_torch_checkpoint(path: Path | str) -> dict:
     check_is_no_text(path)
     with reading(path, what="is no whole PyTorch checkpoint"):
         zipped = zipfile.is_zipfile(path)
-        if zipped:  # PyTorch compresses nothing
-            with zipfile.ZipFile(path) as archive:
-                inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
-            if inflated > INFLATED * size + (1 << 20):
-                raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
-    names = named_classes(path) if zipped else KNOWN_NAMES
-    try:
-        with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to run {asked[1]}" if asked else one_line(error)
-        raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise _damaged(path, error) from None
+        names = named_classes(path) if zipped else KNOWN_NAMES
+        try:
+            with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it asks to run {asked[1]}" if asked else one_line(error)
+            raise UserError(
+                f"{path} was not read: {reason}; expected a fairseq checkpoint"
+            ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
+@reads("is no whole PyTorch checkpoint")
 def named_classes(path: Path) -> list[str]:
     """What a zipped checkpoint asks for beside tensors, found without running it.
 
-    Raises UserError for a name from a package that no checkpoint of fairseq needs.
+    Raises UserError for a name from a package that no checkpoint of fairseq needs, or for a file
+    that unpacks to far more than it is: PyTorch compresses nothing.
     """
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise _damaged(path, error) from None
+    with zipfile.ZipFile(path) as archive:
+        inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if inflated > INFLATED * size + (1 << 20):
+        raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
+    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if strange := [name for name in names if name.split(".")[0] not in PACKAGES]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
         raise UserError(f"{path} was not read: {reason}; don't trust it")
@@ -130,7 +128,3 @@ def check_is_no_text(path: Path) -> None:
         raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
     if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is no whole PyTorch checkpoint ({one_line(error)}): get it again")

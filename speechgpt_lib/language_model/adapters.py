@@ -125,7 +125,7 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
         raise UserError(
             f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
         )
-    with reading(folder, "take the adapter of this model", "does not fit this model"):
+    with reading(f"adapter {folder}", "take that of this model", "does not fit this model"):
         from peft import PeftModel
 
         check_sizes(read_json(folder / CONFIG), folder / CONFIG)

@@ -201,7 +201,8 @@ def load_pretrained(
             f"{whole.size}: files of two models, or of another inventory?"
         )
     options = {"config": config, "local_files_only": True, "output_loading_info": True}
-    model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    with reading(f"the weights in {folder}", what="were not read"):
+        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"

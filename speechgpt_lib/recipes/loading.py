@@ -52,9 +52,7 @@ def _parse(text: str) -> Any:
     each other, they would make a page a universe."""
     aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader))
     if aliases > MOST_ALIASES:
-        raise ValueError(
-            f"it has {aliases} aliases, such as *name, at most {MOST_ALIASES} are read"
-        )
+        raise ValueError(f"it has {aliases} aliases (*name), at most {MOST_ALIASES} are read")
     return yaml.safe_load(text)
 
 
@@ -105,9 +103,7 @@ def parse_override(text: str) -> tuple[str, object]:
     if not (equals and key):
         example = "stage2.optimization.steps=100"
         raise UserError(f"--set {text!r}: expected KEY=VALUE, such as {example}")
-    with reading(
-        f"--set {key}: {value[:60]!r}", "expected null, 0.1, text or [a, b]", "is no YAML"
-    ):
+    with reading(f"--set {key}: {value[:60]!r}", "expected null, 0.1, [a, b]", "is no YAML value"):
         return key, _parse(value)
 
 

@@ -169,10 +169,10 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
     local = folder.is_dir()
     if local and not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: expected it beside model.safetensors")
-    what = "is not here, and could not be fetched"
+    where, what = f"no encoder {str(source)!r} here, and it", "could not be fetched"
     if folder.exists():
-        what = "is no whole HuBERT of transformers"
-    with reading(source, "give a folder, or a fairseq .pt file", what):
+        where, what = folder, "is no whole HuBERT of transformers"
+    with reading(where, "give a folder, or a fairseq .pt file", what):
         name = folder if local else str(source)
         config = HubertConfig.from_pretrained(name, local_files_only=local)
         if config.model_type != "hubert":
