@@ -210,15 +210,15 @@ def load_pretrained(
     return model.eval(), whole
 
 
+@reads("has a damaged config.json")
 def _read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    with reading(path, "get it again"):
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        check_sizes(settings, path)
-        kind = settings.get("model_type")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    check_sizes(settings, path)
+    kind = settings.get("model_type")
     if kind != "llama":
         raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
     return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
