@@ -247,7 +247,7 @@ def _segment(recording: dict, segment: dict, subset: str, language: str, *spelli
     if any(tag in text for tag in NOT_SPEECH):
         return Skipped(path, id, "not_speech", text[:200])
     speakers = (source.get("speaker") for source in (segment, recording))
-    speaker = next((name for name in speakers if name and name != "N/A"), "")
+    speaker = str(next((name for name in speakers if name and name != "N/A"), ""))
     spoken = {"path": path, "start": float(start), "end": float(end), "language": language}
     return Utterance(id, plain_text(text, *spelling), "", "speech", speaker, subset, **spoken)
 

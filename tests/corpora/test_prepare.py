@@ -415,7 +415,8 @@ def test_of_a_link_that_leads_outside_nothing_is_quoted(tmp_path: Path, outside:
 @pytest.mark.parametrize(
     "spans",
     ["[[0, 1e15]]", "[[0, 1e400]]", "[[0, NaN]]", "[[NaN, 1]]", "[[0, Infinity]]", "[[0]]", "[0]"]
-    + ["null", "{}", '"x"', "[[1, 0]]", "[[0, " + "9" * 5000 + "]]", "[" * 100_000, "[[0, null]]"],
+    + ["null", '"x"', "[[1, 0]]", "[[0, " + "9" * 5000 + "]]", "[" * 100_000, "[[0, null]]"],
+    ids=lambda text: text[:20],
 )
 def test_voice_activity_that_can_not_be_is_a_bad_row(spans: str, tmp_path: Path) -> None:
     books = {"small/1/b/a": [[0, 1]], "small/1/b/z": [[0, 1]]}

@@ -63,7 +63,9 @@ def test_a_full_disk_leaves_nothing_beside_the_stop_watch(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"seconds": "x"}', "\x00", "[" * 10_000, '{"seconds": NaN}']
+    "text",
+    ["", "[]", "{}", '{"seconds": "x"}', "\x00", "[" * 10_000, '{"seconds": NaN}'],
+    ids=lambda text: ascii(text[:20]),
 )
 def test_a_damaged_stop_watch_starts_at_nothing(text: str, tmp_path: Path) -> None:
     path = tmp_path / "progress.json"

@@ -356,7 +356,11 @@ def test_odd_facts_are_of_no_finished_step(kind: str, run: Run) -> None:
     assert again.step(NAME, write(), settings={}).metrics == {"letters": 1}
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[" * 100_000, "\x00", '"' + "x" * 10**6])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"a": 1', "[" * 100_000, "\x00", '"' + "x" * 10**6],
+    ids=lambda text: ascii(text[:20]),
+)
 def test_damaged_facts_are_of_no_finished_step(text: str, run: Run) -> None:
     made = run.step(NAME, write(), settings={})
     (made.path / "facts.json").write_text(text)

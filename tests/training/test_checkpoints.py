@@ -176,6 +176,7 @@ def test_weights_of_another_shape_or_none_are_refused_by_name(tmp_path: Path) ->
     "state",
     ["", "[]", "null", "{}", '{"step": 1}', '{"step": 1, "files": 3}', "[" * 100_000, "\x00"]
     + ['{"step": null, "files": {}}', '{"step": NaN, "files": {}}', '{"step": "1e9"}'],
+    ids=lambda text: ascii(text[:20]),
 )
 def test_a_state_that_can_not_be_is_passed_over(state: str, tmp_path: Path) -> None:
     for step in (1, 2):

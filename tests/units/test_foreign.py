@@ -369,10 +369,10 @@ def test_centroids_that_can_not_be_are_refused(tmp_path, name):
     + [
         {"hidden_size": "x"},
         {"num_attention_heads": 0},
-        {"model_type": ["hubert"]},
+        ,
         {"conv_dim": []},
     ]
-    + [{"hidden_act": "os.system"}, {"torch_dtype": "x"}, {"feat_extract_norm": 1}],
+    + [{"hidden_act": "os.system"}, {"feat_extract_norm": 1}],
     ids=str,
 )
 def test_a_folder_of_transformers_with_a_bad_config_is_refused(tmp_path, changes):

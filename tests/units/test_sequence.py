@@ -128,6 +128,7 @@ def test_a_stream_that_is_none_is_refused(text, words):
     ]
     + ["<sosp><\u0663><eosp>", "<sosp><1e3><eosp>", "<sosp><-1><eosp>", "<sosp><1.0><eosp>", "\x00"]
     + ["<sosp><" + "9" * 10_000 + "><eosp>", "<sosp>" * 1000, "x" * 10**6, "<sosp><\ud800><eosp>"],
+    ids=lambda text: ascii(text[:20]),
 )
 def test_no_stream_is_more_than_one_clear_error(text: str) -> None:
     for pieces in ([text], list(text[:2000]), [text[:3], text[3:]]):
