@@ -369,7 +369,6 @@ def test_centroids_that_can_not_be_are_refused(tmp_path, name):
     + [
         {"hidden_size": "x"},
         {"num_attention_heads": 0},
-        ,
         {"conv_dim": []},
     ]
     + [{"hidden_act": "os.system"}, {"feat_extract_norm": 1}],
