@@ -15,7 +15,7 @@ from speechgpt_lib.cli.instruct import instruct_app
 from speechgpt_lib.cli.text_to_unit import text_to_unit_app
 from speechgpt_lib.cli.units import units_app
 from speechgpt_lib.cli.vocoder import speak, vocoder_app
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line, out_of_memory
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",
@@ -58,15 +58,18 @@ def main() -> None:
         reason = f": {error}" if str(error) else ""
         print(f"stopped{reason}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}; nothing finished was lost")
     except Exception as error:
         # Wrong options and arguments, in the words of the command-line library.
         if hasattr(error, "format_message"):
             print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))
-        raise
+        if out_of_memory(error):
+            cure = "close other programs, raise `ulimit -v`, or do less at once (--jobs 1)"
+            sys.exit(f"error: memory ran out ({one_line(error)}): {cure}")
+        if not isinstance(error, OSError):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"error: {error.strerror or error}{where}; nothing finished was lost")
 
 
 def _interrupt(number: int, frame: object) -> None:

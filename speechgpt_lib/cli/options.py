@@ -31,6 +31,7 @@ RecipeName = option(str, "smoke, lab, release, paper, or a .yaml file.")
 RunDir = option(Path | None, "Default: runs/<recipe>.")
 Seed = option(int | None, "Short for --set seed=N.", min=0)
 Processes = option(int, "Processes to train or extract in.", min=1)
+AllowProgram = option(bool, "Let the recipe run the program it names.", "--allow-program")
 _CHANGE = "Change a key of the recipe, such as stage2.optimization.steps=100; repeatable."
 Changes = option(list[str] | None, _CHANGE, "--set", metavar="KEY=VALUE")
 

@@ -25,6 +25,7 @@ def run_recipe(
     seed: options.Seed = None,
     jobs: option(int | None, "Notebooks and steps at once: 2, if memory allows.", min=1) = None,
     dry_run: option(bool, "Only say what would be done.", "--dry-run") = False,
+    allow_program: options.AllowProgram = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
@@ -33,12 +34,14 @@ def run_recipe(
     from speechgpt_lib.doctor import chosen_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
     from speechgpt_lib.recipes.loading import check_sources
+    from speechgpt_lib.runs.run import Run
 
     settings = load(recipe, changes, seed)
     folder = run_dir or Path("runs") / settings.name
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
+    Run(folder, settings).check_program(allow_program)
     jobs = chosen_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
     given = {"overrides": options.overrides(changes, seed), "jobs": jobs}
@@ -76,6 +79,7 @@ def make(
     processes: options.Processes = 1,
     shards: option(str | None, "Only shards A:B, or K::N: every N-th from K (array job).") = None,
     force: options.Force = False,
+    allow_program: options.AllowProgram = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make steps of a recipe and what they need; stopped and started again, it goes on."""
@@ -88,6 +92,7 @@ def make(
     settings, part = load(recipe, changes, seed), _shard_slice(shards)
     check_steps(steps, part, force)  # before anything is written
     run = Run.create(run_dir or Path("runs") / settings.name, settings, say)
+    run.check_program(allow_program)
     made = launch_steps(run, steps, processes, force, _progress(), part)
     facts = {step.name: {"folder": str(step.path), **step.metrics} for step in made}
     emit(facts, "\n".join(str(step.path) for step in made), as_json)

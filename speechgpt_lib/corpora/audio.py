@@ -23,6 +23,9 @@ from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
 FORMATS, LIMIT_S = "wav, flac, ogg, opus or mp3", 60
+HIGHEST_RATE = 384_000  # Hz of any recorder; a patched header may claim more
+LARGEST = 1 << 28  # bytes of all channels decoded at once
+MOST_FRAMES = 7200 * 48_000  # of one channel: two hours
 _BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
 # A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
 # first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
@@ -52,7 +55,7 @@ def read_audio(path: Path | str) -> np.ndarray:
         if (seconds := file.frames / file.samplerate) > LIMIT_S:
             limit = f"the limit here is {LIMIT_S} s"
             raise UserError(f"{path} is {seconds:.0f} s long, {limit}: cut it into pieces")
-        wave = to_16_khz(_mono(file), file.samplerate)
+        wave = to_16_khz(_mono(file, file.frames), file.samplerate)
     refuse_short(path, len(wave))
     refuse_not_finite(path, wave)
     return wave
@@ -150,6 +153,8 @@ def decode(path: Path, start: int, stop: int) -> np.ndarray:
         run_up = min(start, _MP3_RUN_UP) if file.format == "MP3" else 0
         left = stop - start + run_up
         # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
+        if left > MOST_FRAMES:
+            raise BadAudio("too_long", path, f"{left} samples at once, the limit is {MOST_FRAMES}")
         size = left if file.format == "MP3" else _BLOCK
         try:
             if start > run_up:
@@ -163,8 +168,11 @@ def decode(path: Path, start: int, stop: int) -> np.ndarray:
     return np.concatenate(blocks)[run_up:]
 
 
-def _mono(file: soundfile.SoundFile, count: int = -1) -> np.ndarray:
-    """The next `count` samples (all by default): channels are averaged, never concatenated."""
+def _mono(file: soundfile.SoundFile, count: int) -> np.ndarray:
+    """The next `count` samples: channels are averaged, never concatenated."""
+    if file.format != "MP3" and (size := 4 * count * file.channels) > LARGEST:
+        what = f"{file.channels} channels of {file.samplerate} Hz take {size >> 20} MB at once"
+        raise BadAudio("too_long", file.name, f"{what}: mix them into one, at 16 kHz")
     samples = file.read(count, dtype="float32", always_2d=True)
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
@@ -175,6 +183,9 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         with open(path, "rb") as raw:
             begin = raw.read(4)
         with soundfile.SoundFile(path) as file:
+            if file.samplerate > HIGHEST_RATE:
+                found = f"a header that claims {file.samplerate} Hz, the highest is {HIGHEST_RATE}"
+                raise BadAudio("not_audio", path, found)
             yield file
     except OSError as error:
         raise BadAudio("missing", path, error.strerror or str(error)) from None

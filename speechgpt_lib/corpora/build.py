@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt_lib.corpora import tables
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus, Document, Piece
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
@@ -23,6 +22,7 @@ from speechgpt_lib.corpora.tables import Row, Skipped, Utterance, read_utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus, LabCorpus
+from speechgpt_lib.runs.artefacts import remove_half_written
 from speechgpt_lib.runs.seeds import rank
 
 MOST_TEXTS = 100_000  # transcripts that documents are drawn from
@@ -58,7 +58,7 @@ def build_table(recipe: Recipe, folder: Path, say: Callable = print) -> dict:
             splits[u.split] += 1
             seconds += u.seconds
             roles.add((u.voice, u.split == "train", corpus.answers(u)))
-    tables.remove_half_written(folder)
+    remove_half_written(folder)
     ordered = np.sort(hashes)
     if suspects := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()):
         ids = Counter(u.id for u in read_utterances(folder) if hash(u.id) in suspects)

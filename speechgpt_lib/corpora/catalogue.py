@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import yaml
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 
+LONGEST_LINE = 1 << 20
 Names = str | Sequence[str] | None  # one, several, or all
 
 
@@ -126,9 +127,14 @@ def chosen_splits(asked: Names, there: Sequence[str], where: Path) -> list[str]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Number and text of each line of a list, as a stream; None for one that is not UTF-8."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+    """Number and text of each line of a list, as a stream; None for one that is not UTF-8.
+
+    Raises UserError for one of more than `LONGEST_LINE` bytes.
+    """
+    with reading(path), open(path, "rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{path}, line {number} is longer than 1 MB: is it such a list?")
             try:
                 yield number, line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:

@@ -21,7 +21,7 @@ import requests
 
 from speechgpt_lib.corpora.catalogue import ARCHIVES, CORPORA, Archive
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.runs.artefacts import replace
+from speechgpt_lib.runs.artefacts import not_through_links, replace
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0  # without a byte
@@ -123,7 +123,7 @@ def _fetch_rest(url: str, part: Path, progress: Callable) -> bool:
         if (free := shutil.disk_usage(part.parent).free) < size + SPACE_LEFT:
             what = f"{free / 1e9:.1f} GB free, the download needs {size / 1e9:.1f} GB more"
             raise UserError(f"{part.parent} has {what}: give another folder with -o")
-        with open(part, "ab" if goes_on else "wb") as file:
+        with open(part, "ab" if goes_on else "wb", opener=not_through_links) as file:
             progress(have, total)
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)

@@ -7,6 +7,7 @@ both are there, and in the end the files are the same, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import shutil
 from collections import Counter
@@ -20,8 +21,8 @@ from speechgpt_lib.corpora.audio import BadAudio
 from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
+from speechgpt_lib.errors import UserError, reading, shortened
+from speechgpt_lib.runs.artefacts import hash_json, read_json, remove_half_written, write_json
 
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
@@ -84,10 +85,17 @@ def prepare(
 
     def check(row: Row) -> Row:
         try:
-            seen = isinstance(row, Skipped)
-            return row if seen else tables.check_segment(root, row, longest_s, decode)
-        except BadAudio as bad:
-            return Skipped(row.path, row.id, bad.reason, bad.detail)
+            with reading(row.path):
+                if isinstance(row, Utterance):
+                    return tables.check_segment(root, row, longest_s, decode)
+        except UserError as bad:
+            row = Skipped(row.path, row.id, "unreadable", str(bad))
+            if isinstance(bad, BadAudio):
+                row = row._replace(reason=bad.reason, detail=bad.detail)
+            with contextlib.suppress(OSError, ValueError):  # a link: what is there stays there
+                if not (root / row.path).resolve().is_relative_to(root.resolve()):
+                    row = row._replace(reason="outside", detail=f"it lies outside of {root}")
+        return Skipped(*(shortened(part, 300) for part in row))
 
     rows, parts, good, bad = chain([first], rows), [], 0, 0
     for number, block in enumerate(iter(lambda: list(islice(rows, shard_size)), [])):
@@ -170,7 +178,7 @@ def _finish(out: Path, parts: list[Path], settings: dict, max_bad_share: float) 
     summary |= {"splits": splits, "quarantined": faulty, "skipped": no_fault}
     for stale in sorted(out.glob("utterances-*.parquet"))[len(shards) :]:  # of a longer list before
         stale.unlink()
-    tables.remove_half_written(out)
+    remove_half_written(out)
     write_json(out / SUMMARY, summary)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return summary

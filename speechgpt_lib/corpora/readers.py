@@ -18,7 +18,7 @@ import ijson
 from speechgpt_lib.corpora import catalogue
 from speechgpt_lib.corpora.catalogue import Names, chosen_splits, files, require_corpus, text_lines
 from speechgpt_lib.corpora.tables import Row, Skipped, Utterance
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 
 SPLIT = "train"  # the only one of LJSpeech and VCTK
 # Releases 0.92 and 0.80; of two microphones the first, which every sentence has.
@@ -27,6 +27,7 @@ USUAL = ("train", "dev", "test")  # lists of Common Voice
 NO_SPLIT = {"clip_durations", "reported", "times", "unvalidated_sentences", "validated_sentences"}
 SUBSETS = tuple("XL L M S XS DEV TEST".split())  # XL contains L contains M contains S contains XS
 SIGNS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
+LONGEST_S = 1 << 18  # three days: no recording has speech later than this
 NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
 
 Span = tuple[float, float]  # start and end in seconds
@@ -115,17 +116,18 @@ def join_spans(spans: Sequence[Span], maximum_s: float, pause_s: float) -> list[
 
 def _activity(root: Path, id: str) -> list[Span] | Skipped:
     """The spans in which somebody speaks."""
-    try:
-        activity = json.loads((root / f"{id}.json").read_bytes())["voice_activity"]
-        spans = [(float(start), float(end)) for start, end in activity]
-        in_order = all(a[1] <= b[0] for a, b in pairwise(spans))
-        if not in_order or any(not 0 <= start < end for start, end in spans):
-            raise ValueError("spans are not in order")
-    except FileNotFoundError:
+    path = root / f"{id}.json"
+    if not path.is_file():
         return Skipped(f"{id}.flac", id, "bad_row", "no json with voice_activity beside it")
-    except (ValueError, TypeError, KeyError) as error:
-        what = f"no usable voice_activity: {type(error).__name__}: {error}".split("\n")[0]
-        return Skipped(f"{id}.json", id, "bad_row", what[:200])
+    try:
+        with reading(path, "fetch it again", "has no usable voice_activity"):
+            activity = json.loads(path.read_bytes())["voice_activity"]
+            spans = [(float(start), float(end)) for start, end in activity]
+            in_order = all(a[1] <= b[0] for a, b in pairwise(spans))
+            if not in_order or any(not 0 <= start < end <= LONGEST_S for start, end in spans):
+                raise ValueError(f"spans are not in order, or not within {LONGEST_S} s")
+    except UserError as error:
+        return Skipped(f"{id}.json", id, "bad_row", str(error))
     return spans or Skipped(f"{id}.flac", id, "not_speech", "voice_activity is empty")
 
 
@@ -198,11 +200,13 @@ def gigaspeech(
     asked = ("XL", "DEV", "TEST") if split is None else split
     asked = [asked] if isinstance(asked, str) else asked
     names = chosen_splits([name.strip("{}").upper() for name in asked], SUBSETS, root)
-    for recording, language in _recordings(root / "GigaSpeech.json"):
-        for segment in recording.get("segments") or []:
-            inside = (name for name in names if f"{{{name}}}" in segment.get("subsets", ()))
-            if subset := next(inside, None):
-                yield _segment(recording, segment, subset, language, punctuation, lower)
+    path = root / "GigaSpeech.json"
+    with reading(path, "fetch it again", "breaks off or is not JSON"):
+        for recording, language in _recordings(path):
+            for segment in recording.get("segments") or []:
+                inside = (name for name in names if f"{{{name}}}" in segment.get("subsets", ()))
+                if subset := next(inside, None):
+                    yield _segment(recording, segment, subset, language, punctuation, lower)
 
 
 def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> str:
@@ -218,35 +222,32 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
     """The recordings of the list (gigabytes: one is in memory at a time), and their language."""
-    try:
-        with open(path, "rb") as file:
-            language = "en"
-            for prefix, _, value in ijson.parse(file):
-                if prefix == "language":
-                    language = str(value).lower()
-                if prefix == "audios":
-                    break
-            else:
-                raise UserError(f"{path} has no list `audios`: is it GigaSpeech's?")
-            file.seek(0)
-            for recording in ijson.items(file, "audios.item", use_float=True):
-                yield recording, language
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        what = str(error).split("\n")[0].strip()
-        raise UserError(f"{path} breaks off or is not JSON ({what}): fetch it again") from None
+    with open(path, "rb") as file:
+        language = "en"
+        for prefix, _, value in ijson.parse(file, use_float=True):
+            if prefix == "language":
+                language = str(value).lower()
+            if prefix == "audios":
+                break
+        else:
+            raise UserError(f"{path} has no list `audios`: is it GigaSpeech's?")
+        file.seek(0)
+        for recording in ijson.items(file, "audios.item", use_float=True):
+            yield recording, language
 
 
 def _segment(recording: dict, segment: dict, subset: str, language: str, *spelling: bool) -> Row:
     path, id = str(recording.get("path", "")), str(segment.get("sid", ""))
     start, end, text = (segment.get(key) for key in ("begin_time", "end_time", "text_tn"))
-    timed = isinstance(start, int | float) and isinstance(end, int | float) and start < end
+    timed = isinstance(start, int | float) and isinstance(end, int | float)
+    timed = timed and 0 <= start < end <= LONGEST_S  # which NaN isn't
     if not (path and id and timed and isinstance(text, str)):
-        what = f"begin_time {start}, end_time {end}, text_tn {text!r}"
-        return Skipped(path, id, "bad_row", what[:200])
+        what = f"begin_time {start!s:.40}, end_time {end!s:.40}, text_tn {text!s:.100}"
+        return Skipped(path, id, "bad_row", what)
     if any(tag in text for tag in NOT_SPEECH):
         return Skipped(path, id, "not_speech", text[:200])
     speakers = (source.get("speaker") for source in (segment, recording))
-    speaker = next((name for name in speakers if name and name != "N/A"), "")
+    speaker = str(next((name for name in speakers if name and name != "N/A"), ""))
     spoken = {"path": path, "start": float(start), "end": float(end), "language": language}
     return Utterance(id, plain_text(text, *spelling), "", "speech", speaker, subset, **spoken)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,7 +24,7 @@ import soundfile
 from speechgpt_lib.corpora import audio as sound
 from speechgpt_lib.corpora.audio import BadAudio, Header, inspect, refuse_short, to_16_khz
 from speechgpt_lib.corpora.speech import Phone
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
@@ -83,9 +82,10 @@ class Utterance:
         """The sound, float32 (samples,) at 16 kHz.  Raises BadAudio for one that can't be used."""
         if self.wave is not None:
             return self.wave
-        if self.audio:
-            return soundfile.read(io.BytesIO(self.audio), dtype="float32")[0]
-        return read_segment(self.root, self)
+        with reading(self.path or f"utterance {self.id}"):
+            if self.audio:
+                return soundfile.read(io.BytesIO(self.audio), dtype="float32")[0]
+            return read_segment(self.root, self)
 
 
 class Skipped(NamedTuple):
@@ -100,6 +100,16 @@ class Skipped(NamedTuple):
 Row = Utterance | Skipped
 
 
+def inside(root: Path | str, name: str) -> Path:
+    """`root/name`, for a name that a list or a table gives.
+
+    Raises BadAudio where it leads out of `root`, so that a corpus of strangers reads no other file.
+    """
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise BadAudio("outside", name, f"only files inside {root} are read")
+    return Path(root) / name
+
+
 def read_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S) -> np.ndarray:
     """The sound of `u`, float32 (n,) at 16 kHz: only its stretch is read.  Raises BadAudio."""
     return _decode(*_stretch(root, u, maximum_s))[0]
@@ -111,7 +121,7 @@ def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndar
     Where the file has another rate, what lies up to 0.1 s around is resampled with them, so that
     they are (to about 1e-4) those of `read_segment`.  Behind the end they are 0.  Raises BadAudio.
     """
-    path = Path(root) / u.path
+    path = inside(root, u.path)
     header = inspect(path)
     rate, first = header.rate, round(u.start * header.rate)
     margin = 0 if rate == SAMPLE_RATE else SAMPLE_RATE // 10
@@ -139,7 +149,7 @@ def check_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S, decoded=F
 
 def _stretch(root: Path | str, u: Utterance, maximum_s: float) -> tuple[Path, Header, int, int]:
     """Its file, with first frame and frame after the last, checked with the header."""
-    path = Path(root) / u.path
+    path = inside(root, u.path)
     header = inspect(path)
     rate, frames, counted, damage = header
     if u.end is None and damage:
@@ -194,6 +204,14 @@ def read_quarantine(path: Path) -> Iterator[Skipped]:
     return (Skipped(**row) for row in _stream(path, (QUARANTINE_SCHEMA,)))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a Parquet file says of itself.  Raises UserError for a damaged one."""
+    with reading(path, "delete it and make it again", "is damaged"):
+        found = pyarrow.parquet.read_metadata(path).metadata or {}
+        kept = ((name, value) for name, value in found.items() if name != b"ARROW:schema")
+        return {name.decode(): value.decode() for name, value in kept}
+
+
 def table_shards(folder: Path | str) -> list[Path]:
     """The shards of a table in order.  Raises UserError where there are none, or not all."""
     found = sorted(Path(folder).glob("**/utterances-*.parquet"))
@@ -207,12 +225,6 @@ def table_shards(folder: Path | str) -> list[Path]:
             cure = "give the command that makes it again: it goes on where it stopped"
             raise UserError(f"{place} holds only {number} shards and no {SUMMARY}: {cure}")
     return shards
-
-
-def remove_half_written(folder: Path) -> None:
-    """Remove what writes that were killed have left in a table."""
-    for killed in folder.glob("**/.*.parquet.*"):
-        shutil.rmtree(killed, ignore_errors=True)
 
 
 def read_utterances(
@@ -249,20 +261,15 @@ def _stream(path: Path, schemas: Sequence, unwanted: Sequence = (), where=None) 
     """The rows of a file that has one of the schemas, with the `root` of recordings."""
     filters = [(c, "in", [v] if isinstance(v, str) else list(v)) for c, v in (where or {}).items()]
     wanted = pyarrow.parquet.filters_to_expression(filters) if filters else None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names, facts = file.schema_arrow.names, file.schema_arrow.metadata or {}
-            if names not in [schema.names for schema in schemas]:
-                what = f"the columns {', '.join(names)}; expected {', '.join(schemas[0].names)}"
-                raise UserError(f"{path} has {what}: make it again")
-            root = {"root": facts[b"root"].decode()} if b"root" in facts else {}
-            columns = [name for name in names if name not in unwanted]
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                batch = batch if wanted is None else batch.filter(wanted)
-                yield from (row | root for row in batch.to_pylist())
-    except FileNotFoundError:
-        raise UserError(f"no {path}: run its step or `speechgpt corpora prepare` first") from None
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        what = str(error).split("\n")[0].split(". ")[0]
-        cure = "delete it and run its step, or `speechgpt corpora prepare`, again"
-        raise UserError(f"{path} is damaged or half-written ({what}): {cure}") from None
+    cure = "delete it and run its step, or `speechgpt corpora prepare`, again"
+    whole = reading(path, cure, "is damaged or half-written")
+    with whole, pyarrow.parquet.ParquetFile(path) as file:
+        names, facts = file.schema_arrow.names, file.schema_arrow.metadata or {}
+        if names not in [schema.names for schema in schemas]:
+            what = f"the columns {', '.join(names)}; expected {', '.join(schemas[0].names)}"
+            raise UserError(f"{path} has {what}: make it again")
+        root = {"root": facts[b"root"].decode()} if b"root" in facts else {}
+        columns = [name for name in names if name not in unwanted]
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            batch = batch if wanted is None else batch.filter(wanted)
+            yield from (row | root for row in batch.to_pylist())

@@ -17,9 +17,9 @@ from rapidfuzz.distance import Levenshtein
 
 from speechgpt_lib.corpora.audio import read_audio, write_audio
 from speechgpt_lib.corpora.corpus import Judge
-from speechgpt_lib.corpora.tables import hear
+from speechgpt_lib.corpora.tables import hear, inside
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.runs.run import Run
@@ -187,15 +187,15 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
     if not path.is_file():
         raise UserError(f"no items.jsonl in {folder}: make a set by {how}")
     items, records = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
+    with reading(path, how):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        expected = "expected an object with path and text"
+        with reading(f"{path}, line {number}", expected, "can't be read"):
             record = json.loads(line)
-            name, text = record["path"], record["text"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            expected = f"expected an object with path and text ({error})"
-            raise UserError(f"{path}, line {number}: {expected}") from None
-        answer, kind, voice = (record.get(key) or "" for key in ("answer", "kind", "voice"))
-        items.append(Item(read_audio(path.parent / name), text, answer, kind, voice))
+            name, text = (str(record[key]) for key in ("path", "text"))
+            answer, kind, voice = (str(record.get(k) or "") for k in ("answer", "kind", "voice"))
+            items.append(Item(read_audio(inside(path.parent, name)), text, answer, kind, voice))
         records.append(record)
     if not items:
         raise UserError(f"{path} is empty: make a set by {how}")

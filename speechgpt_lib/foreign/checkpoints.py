@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, one_line, reading, reads
 
+INFLATED, MOST_SETTINGS = 4, 100_000  # greatest ratio of unpacked bytes; values in settings
 PACKAGES = "fairseq argparse omegaconf hydra numpy typing enum collections _codecs pathlib".split()
 # Files from before PyTorch 1.6 don't list what they name.
 KNOWN_NAMES = """
@@ -52,17 +53,24 @@ def stub_class(name: str) -> type[Stub]:
     return type(name.rsplit(".", 1)[-1], (Stub,), {"name": name})
 
 
-def plain(value: Any) -> Any:
-    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values."""
+def plain(value: Any, left: list[int] | None = None) -> Any:
+    """Namespaces of argparse and containers of OmegaConf, at any depth, as plain Python values.
+
+    Raises UserError for more than `MOST_SETTINGS`: what contains itself has no end.
+    """
+    left = left or [MOST_SETTINGS]
+    left[0] -= 1
+    if left[0] < 1:
+        raise UserError(f"the checkpoint describes more than {MOST_SETTINGS} settings")
     if isinstance(value, Stub | argparse.Namespace):  # a real one where PyTorch may read it
         known = vars(value)
         for inside in ("_content", "_val"):  # an OmegaConf container, an OmegaConf node
             if inside in known:
-                return plain(known[inside])
+                return plain(known[inside], left)
         value = {k: item for k, item in known.items() if k not in ("arguments", "state")}
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item, left) for key, item in value.items()}
+    return [plain(item, left) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_torch_checkpoint(path: Path | str) -> dict:
@@ -73,30 +81,35 @@ def load_torch_checkpoint(path: Path | str) -> dict:
     """
     path = Path(path).expanduser()
     check_is_no_text(path)
-    names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
-    try:
-        with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to run {asked[1]}" if asked else one_line(error)
-        raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise _damaged(path, error) from None
+    with reading(path, what="is no whole PyTorch checkpoint"):
+        zipped = zipfile.is_zipfile(path)
+        names = named_classes(path) if zipped else KNOWN_NAMES
+        try:
+            with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it asks to run {asked[1]}" if asked else one_line(error)
+            raise UserError(
+                f"{path} was not read: {reason}; expected a fairseq checkpoint"
+            ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
+@reads("is no whole PyTorch checkpoint")
 def named_classes(path: Path) -> list[str]:
     """What a zipped checkpoint asks for beside tensors, found without running it.
 
-    Raises UserError for a name from a package that no checkpoint of fairseq needs.
+    Raises UserError for a name from a package that no checkpoint of fairseq needs, or for a file
+    that unpacks to far more than it is: PyTorch compresses nothing.
     """
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise _damaged(path, error) from None
+    with zipfile.ZipFile(path) as archive:
+        inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if inflated > INFLATED * size + (1 << 20):
+        raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
+    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if strange := [name for name in names if name.split(".")[0] not in PACKAGES]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
         raise UserError(f"{path} was not read: {reason}; don't trust it")
@@ -115,7 +128,3 @@ def check_is_no_text(path: Path) -> None:
         raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
     if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is no whole PyTorch checkpoint ({one_line(error)}): get it again")

@@ -18,11 +18,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, stub_class
 
 PACKAGES = "numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split()
-LARGEST = 1 << 33  # bytes of one array
+INFLATED, SMALL = 20, 1 << 24  # what a file may hold: so many times its bytes, and so many more
 OPENERS = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma, b"]\x00\x00": lzma}
 
 
@@ -34,14 +34,13 @@ def load_joblib(path: Path | str) -> Any:
     """
     path = Path(path).expanduser()
     check_is_no_text(path)
+    most = INFLATED * path.stat().st_size + SMALL
     try:
-        with open(path, "rb") as raw, _decompressed(raw) as file:
-            return _ArrayUnpickler(file).load()
-    except UserError as error:  # it says what is wrong, not where
-        raise UserError(f"{path} {error}") from None
-    except Exception as error:  # whatever a damaged stream makes the unpickler raise
-        found = f"{path} is no whole joblib file ({one_line(error)})"
-        raise UserError(f"{found}: get it again") from None
+        with reading(path, what="is no whole joblib file"), open(path, "rb") as raw:
+            return _ArrayUnpickler(io.BytesIO(_decompressed(raw, most))).load()
+    except UserError as error:  # it says what is wrong, not always where
+        where = "" if str(error).startswith(str(path)) else f"{path} "
+        raise UserError(f"{where}{error}") from None
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -82,8 +81,6 @@ class _ArrayUnpickler(pickle._Unpickler):
         if vars(wrapper).get("numpy_array_alignment_bytes") is not None:
             self._exactly(self._exactly(1)[0])  # padding, after one byte that says how much
         size = math.prod(shape) * dtype.itemsize
-        if not 0 <= size <= LARGEST:
-            raise UserError(f"has an array of {size} bytes: this can't be a k-means file")
         values = np.frombuffer(self._exactly(size), dtype)
         return values.reshape(shape, order="F" if wrapper.order == "F" else "C")
 
@@ -94,18 +91,20 @@ class _ArrayUnpickler(pickle._Unpickler):
         return data
 
 
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], most: int) -> bytes:
+    """What the file holds, at most `most` bytes: more can be no k-means file."""
     head = raw.read(6)
     raw.seek(0)
-    for start, module in OPENERS.items():
-        if head.startswith(start):
-            return module.open(raw)
     if head.startswith(b"\x04\x22\x4d\x18"):
         raise UserError("is compressed with LZ4: save it with another compression")
-    if not head.startswith(b"x"):  # of zlib, which tells by its end that it is whole
-        return raw
-    inflater = zlib.decompressobj()
-    whole = inflater.decompress(raw.read(), LARGEST)
-    if not inflater.eof:
-        raise UserError("is cut off: its compressed data has no end; get it again")
-    return io.BytesIO(whole)
+    if head.startswith(b"x"):  # of zlib, which tells by its end that it is whole
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(raw.read(), most)
+        if not (inflater.eof or inflater.unconsumed_tail):
+            raise UserError("is cut off: its compressed data has no end; get it again")
+    else:
+        module = next((OPENERS[start] for start in OPENERS if head.startswith(start)), None)
+        data = (module.open(raw) if module else raw).read(most)
+    if len(data) == most:
+        raise UserError(f"inflates to more than {most >> 20} MB: this is no k-means file")
+    return data

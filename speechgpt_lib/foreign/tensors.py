@@ -1,11 +1,14 @@
 """The tensors of a foreign checkpoint: found, and compared with those that a model expects."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from speechgpt_lib.errors import UserError
+
+LAYERS, SIZE = 1000, 1 << 24  # the greatest numbers in a model's settings
 
 
 def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.Tensor]:
@@ -18,7 +21,21 @@ def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.T
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         holds = ", ".join(map(str, list(loaded)[:5]))
         raise UserError(f"{where} holds {holds}: expected a `{key}` with tensors only")
-    return {name: tensor.float() for name, tensor in found.items()}
+    for name, tensor in found.items():  # one that repeats its bytes takes any memory when copied
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, but not the bytes")
+    return {str(name): tensor.float() for name, tensor in found.items()}
+
+
+def check_sizes(settings: object, where: Path | str, name: str = "a size") -> None:
+    """Refuse settings of a model with a number that no model has, before any memory is taken."""
+    if isinstance(settings, Mapping | list | tuple):
+        named = settings.items() if isinstance(settings, Mapping) else ((name, v) for v in settings)
+        for key, value in named:
+            if not re.search("theta|optimization", str(key)):
+                check_sizes(value, where, str(key))
+    elif isinstance(settings, int) and abs(settings) > (LAYERS if "layers" in name else SIZE):
+        raise UserError(f"{where} says {name} is {settings:.4g}: no model has that, get it again")
 
 
 def check_tensors(found: dict, expected: dict, where: Path) -> None:

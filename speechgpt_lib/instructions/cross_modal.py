@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
 
 from speechgpt_lib.corpora.held_out import is_held_out, rule
+from speechgpt_lib.corpora.tables import read_metadata
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.descriptions import TASKS, draw, load_descriptions
 from speechgpt_lib.instructions.parsing import BadRow, check_text, check_units
@@ -62,8 +62,7 @@ def build_cross_modal(
         cure = "run notebook 01_unit_extraction.ipynb or speechgpt units extract first"
         raise UserError(f"no unit table in {', '.join(map(str, sources))}: {cure}")
     for table in tables:
-        metadata = pyarrow.parquet.read_schema(table).metadata or {}
-        found = metadata.get(b"inventory", b"none").decode()
+        found = read_metadata(table).get("inventory", "none")
         check_inventory(found, inventory_id, f"the set in {out}")
     lists = pairing.descriptions or {task: load_descriptions(task) for task in TASKS}
     settings = vars(pairing) | {"lists": lists}

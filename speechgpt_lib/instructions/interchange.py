@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
@@ -158,7 +158,8 @@ def export_jsonl(folder: Path, out: Path, templates: str | None = None, part: st
     if summary["kind"] == "chain" and formats:
         cure = "export with --templates paper, or build the set with --templates release"
         raise UserError(f"the release has no text for {', '.join(formats)} of {folder}: {cure}")
-    dialect = Dialect(**summary.get("dialect", {}))
+    with reading(folder, "import it again", "has a damaged summary.json"):
+        dialect = Dialect(**summary.get("dialect", {}))
     prefix = summary.get("prefix", META_PREFIX if templates == "release" else "")
     rows = 0
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ijson
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.instructions.chain import Dialogue
 from speechgpt_lib.instructions.classroom import unsafe
 from speechgpt_lib.instructions.interchange import LONGEST_LINE, read_lines
@@ -189,11 +189,8 @@ def _pieces(file: Path, report: Report) -> Iterator[tuple[str, str, str | BadRow
 
 def _find_form(file: Path) -> str:
     """list, objects, lines or text, by how a file begins."""
-    try:
-        with open(file, "rb") as opened:
-            head = opened.read(_CHUNK).decode("utf-8-sig", errors="replace").lstrip()
-    except OSError as error:
-        raise UserError(f"{file} can't be read ({error.strerror}): is it yours?") from None
+    with reading(file, "is it yours?", "can't be read"), open(file, "rb") as opened:
+        head = opened.read(_CHUNK).decode("utf-8-sig", errors="replace").lstrip()
     if re.match(f"{_HUMAN}|{_MOSS}", head):
         return "text"
     if re.match(r'\[\s*([\[{"\d\]-]|true\b|false\b|null\b|$)', head):

@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, shortened
 from speechgpt_lib.instructions.records import NO_UNITS, ChainRecord, CrossModalRecord, Record
 from speechgpt_lib.instructions.templates import MARKERS, TEMPLATES
 from speechgpt_lib.units.sequence import EOSP, SOSP, parse_units
@@ -32,7 +32,7 @@ class BadRow(UserError):
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, shortened(detail, 300)
 
 
 def parse_row(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import reading
 
 # The task or format that rows are counted by, all texts by name, the units (n,) that are shown.
 Content = tuple[str, dict[str, str], tuple[np.ndarray, ...]]
@@ -90,12 +90,9 @@ def read_batches(
     path: Path, size: int, columns: list | None = None
 ) -> Iterator[pyarrow.RecordBatch]:
     """Batches of at most `size` rows of a Parquet file; a UserError where it is damaged."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(size, columns=columns)
-    except pyarrow.ArrowInvalid as error:
-        cause = str(error).splitlines()[0][:120]
-        raise UserError(f"{path} is damaged ({cause}): delete it and make it again") from None
+    whole = reading(path, "delete it and make it again", "is damaged")
+    with whole, pyarrow.parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(size, columns=columns)
 
 
 def column_values(column: pyarrow.Array) -> list:

@@ -21,7 +21,8 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from speechgpt_lib.corpora.held_out import same_words
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.corpora.tables import read_metadata
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.instructions import records
 from speechgpt_lib.instructions.card import Statistics, render
 from speechgpt_lib.instructions.descriptions import TASKS
@@ -108,7 +109,7 @@ def in_shards(items: Iterable, size: int) -> Iterator[list]:
 def is_made(folder: Path, number: int, key: str) -> bool:
     """Whether a shard is there; refuses one that was made from something else."""
     path = _path(folder, number)
-    if path.exists() and _metadata(path).get("key") != key:
+    if path.exists() and read_metadata(path).get("key") != key:
         cure = "choose another folder, or delete this one"
         raise UserError(f"{path} was made from other rows, settings or another inventory: {cure}")
     return path.exists()
@@ -122,11 +123,12 @@ def finish(
     if strangers := set(made) - {_path(folder, k) for k in range(shards)}:
         raise UserError(f"{min(strangers)} is no shard of this set: choose another folder")
     for path in made:
-        metadata = _metadata(path)
+        metadata = read_metadata(path)
         if (found := {name: metadata.get(name, "") for name in wanted}) != wanted:
             what = f"made with other settings or of another inventory ({found})"
             raise UserError(f"{path} was {what}: delete it and build the set again")
-        counts.merge(json.loads(metadata["counts"]))
+        with reading(path, "delete it and build the set again"):
+            counts.merge(json.loads(metadata["counts"]))
     summary = {**wanted, "unit_count": facts.unit_count, "shards": f"{len(made)} of {shards}"}
     summary |= {"table_hash": f"{counts.digest:064x}", "held_out": counts.held_out}
     summary |= {"held_out_rule": split_rule, "quarantined": dict(sorted(counts.reasons.items()))}
@@ -154,8 +156,9 @@ def read_set(folder: Path, inventory_id: str | None = None, part: str = "rows") 
     """Stream the records of a set, or its `part` "held_out"; refuses one of another inventory."""
     read_summary(folder, inventory_id)
     for shard in sorted(folder.glob(f"{part}-*.parquet")):
-        for batch in records.read_batches(shard, 1024):
-            yield from records.to_records(batch)
+        with reading(shard, "build the set again"):
+            for batch in records.read_batches(shard, 1024):
+                yield from records.to_records(batch)
 
 
 def check_set(folder: Path, inventory_id: str | None = None) -> list[str]:
@@ -196,14 +199,6 @@ def record_to_row(record: Record, templates: str = "paper") -> Row:
 
 def _path(folder: Path, number: int, name: str = "rows") -> Path:
     return folder / f"{name}-{number:05d}.parquet"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        found = pyarrow.parquet.read_metadata(path).metadata or {}
-    except pyarrow.ArrowInvalid:
-        raise UserError(f"{path} is damaged: delete it, build the set again") from None
-    return {name.decode(): value.decode() for name, value in found.items()}
 
 
 def _words(record: Record) -> int:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -125,12 +125,11 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
         raise UserError(
             f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
         )
-    try:
+    with reading(f"adapter {folder}", "take that of this model", "does not fit this model"):
         from peft import PeftModel
 
+        check_sizes(read_json(folder / CONFIG), folder / CONFIG)
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(f"adapter {folder} does not fit this model: {one_line(error)}") from None
 
 
 def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading, reads
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
@@ -159,6 +160,7 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
     vocabulary.save(folder)
 
 
+@reads("is no whole model", "run its step again")
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
     vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
@@ -173,6 +175,7 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
 # --- published models ----------------------------------------------------------------------------
 # A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
 # or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
+@reads("is no whole LLaMA of transformers")
 def load_pretrained(
     folder: Path, settings: LanguageModelSettings | None, units: int = 0, inventory: str = ""
 ) -> tuple[LlamaForCausalLM, UnitVocabulary]:
@@ -197,11 +200,9 @@ def load_pretrained(
             f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
-    try:
-        options = {"config": config, "local_files_only": True, "output_loading_info": True}
+    options = {"config": config, "local_files_only": True, "output_loading_info": True}
+    with reading(f"the weights in {folder}", what="were not read"):
         model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"the weights in {folder} were not read: {one_line(error)}") from None
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
@@ -209,15 +210,15 @@ def load_pretrained(
     return model.eval(), whole
 
 
+@reads("has a damaged config.json")
 def _read_config(folder: Path) -> LlamaConfig:
     """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: get it again") from None
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    check_sizes(settings, path)
+    kind = settings.get("model_type")
     if kind != "llama":
         raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
     return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

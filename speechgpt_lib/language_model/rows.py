@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.instructions.sets import record_to_row
 from speechgpt_lib.instructions.templates import Row
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.recipes.schema import InstructionSettings
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.training.batches import Epochs, shuffled_buckets
 
 
@@ -99,11 +100,12 @@ class TokenTable(Sequence):
     """Rows in a folder: tokens (an id and the number of its weight), and where rows begin."""
 
     def __init__(self, folder: Path):
-        facts = json.loads((folder / "facts.json").read_text())
-        self.weights = np.array(facts["weights"], dtype=np.float64)
-        self.tokens = _mapped(folder / "tokens", [("id", facts["id"]), ("weight", "uint8")])
-        self.names = _mapped(folder / "names", "uint8")
-        self.starts = _mapped(folder / "starts", "int64").reshape(-1, 2)  # of tokens and names
+        with reading(folder, "run its step again"):
+            facts = read_json(folder / "facts.json")
+            self.weights = np.array(facts["weights"], dtype=np.float64)
+            self.tokens = _mapped(folder / "tokens", [("id", facts["id"]), ("weight", "uint8")])
+            self.names = _mapped(folder / "names", "uint8")
+            self.starts = _mapped(folder / "starts", "int64").reshape(-1, 2)  # of tokens and names
 
     def __len__(self) -> int:
         return len(self.starts) - 1

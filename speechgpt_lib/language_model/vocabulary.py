@@ -23,7 +23,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.units.sequence import EOSP, SOSP, check_range
@@ -121,6 +121,7 @@ class UnitVocabulary:
         write_json(folder / "vocabulary.json", facts | more)
 
     @staticmethod
+    @reads("has no whole vocabulary", "run its step again")
     def load(folder: Path) -> UnitVocabulary:
         """What `save` wrote.  Raises UserError for files of two runs."""
         facts = read_json(folder / "vocabulary.json")
@@ -223,12 +224,9 @@ class LlamaVocabulary(UnitVocabulary):
         """From LLaMA's `tokenizer.model`.  Raises UserError for a file that is none."""
         if not path.is_file():
             raise UserError(f"no file at {path}: give LLaMA's {TOKENIZER}")
-        try:
+        with reading(path, "get it again", "is no SentencePiece model"):
             processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
             pieces = [processor.id_to_piece(k) for k in range(processor.get_piece_size())]
-        except (RuntimeError, ValueError) as error:
-            found = f"{path} is no SentencePiece model ({one_line(error)})"
-            raise UserError(f"{found}: get {TOKENIZER} again") from None
         beyond = [p for p in pieces if BLANK in p.strip(BLANK) or p.rstrip(BLANK) not in ("", p)]
         wrong = ""
         if pieces[:3] != ["<unk>", "<s>", "</s>"]:
@@ -307,10 +305,8 @@ def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     path, size = folder / "tokenizer.json", config.vocab_size
     if not path.is_file():
         raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} or {path.name}")
-    try:
+    with reading(path, "get it again", "is no tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises its bare base class
-        raise UserError(f"{path} is no tokenizer ({one_line(error)}): get it again") from None
     if (pieces := tokenizer.get_vocab_size()) > size:
         raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
     ends = (config.bos_token_id, config.eos_token_id)

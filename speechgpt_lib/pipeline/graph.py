@@ -187,7 +187,7 @@ def _state(run: Run, step: Definition, keys: dict[str, str], settings: object, f
     if there and there.key == key and not force:
         return "reused", f"made {there.facts['finished']}"
     partial = run.path / f"{folder_of(step.name)}.partial" / "key"
-    if not force and partial.is_file() and partial.read_text() == key:
+    if not force and partial.is_file() and partial.read_bytes() == key.encode():
         return "resumed", "it was interrupted"
     if imported is not None:
         source = imported if isinstance(imported, str) else next(iter(vars(imported).values()))

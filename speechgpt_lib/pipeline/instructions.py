@@ -178,6 +178,7 @@ def voicing(job: Job, way: str) -> Voicing:
     if way == "text_to_unit":
         return TextToUnit.load(job.path("text_to_unit"))
     settings = job.recipe.instructions
+    job.run.check_program()
     return speech_voicing(settings.synthesiser, job.inventory(), synthesiser_voice(job.recipe))
 
 

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line, out_of_memory
+from speechgpt_lib.runs.artefacts import not_through_links
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
@@ -93,7 +94,7 @@ def work(
 ) -> None:
     """Call a function in this process, and tell what happens: lines, at last result and error."""
     os.setsid()  # Ctrl-C is for the process that asked, which hands it on
-    with open(log, "a") as file:
+    with open(log, "a", opener=not_through_links) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     signal.signal(signal.SIGTERM, _interrupt)
@@ -108,7 +109,9 @@ def work(
         error = f"{what} was stopped {reason}".strip()
     except Exception as reason:
         traceback.print_exc()
-        error = f"{what}: {type(reason).__name__}: {reason}"
+        error = f"{what}: {type(reason).__name__}: {one_line(reason)}"
+        if out_of_memory(reason):
+            error = f"{what}: memory ran out ({one_line(reason)}): take fewer --jobs; it resumes"
     tell.send({"result": result, "error": error})
 
 

@@ -9,10 +9,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
 
+LARGEST, MOST_ALIASES = 1 << 20, 16  # bytes of a recipe; values that stand elsewhere in it
 BUILT_IN = ("smoke", "lab", "release", "paper")
 
 
@@ -30,19 +31,29 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
         raise UserError(f"unknown recipe {str(name_or_path)!r}: {choice}")
     if not path.is_file():
         raise UserError(f"no recipe file at {path}: {choice}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+    with reading(path, "compare it with recipes/lab.yaml", "is not valid YAML"):
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is longer than {LARGEST >> 20} MB: is it a recipe?")
+        values = _parse(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")
-    for key, value in (overrides or {}).items():
-        put(values, key, value)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+    with reading(path, "compare it with recipes/lab.yaml", "is no recipe"):
+        for key, value in (overrides or {}).items():
+            put(values, key, value)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _parse(text: str) -> Any:
+    """The value that YAML text describes.  Names for what stands elsewhere (`*name`) are few: in
+    each other, they would make a page a universe."""
+    aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader))
+    if aliases > MOST_ALIASES:
+        raise ValueError(f"it has {aliases} aliases (*name), at most {MOST_ALIASES} are read")
+    return yaml.safe_load(text)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -92,10 +103,8 @@ def parse_override(text: str) -> tuple[str, object]:
     if not (equals and key):
         example = "stage2.optimization.steps=100"
         raise UserError(f"--set {text!r}: expected KEY=VALUE, such as {example}")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: {value!r} is no YAML value ({one_line(error)})") from None
+    with reading(f"--set {key}: {value[:60]!r}", "expected null, 0.1, [a, b]", "is no YAML value"):
+        return key, _parse(value)
 
 
 def _explain(error: ValidationError) -> str:
@@ -106,7 +115,7 @@ def _explain(error: ValidationError) -> str:
     unknown, wrong = [], []
     for item in found:
         # Readers and names of classes tell one kind of section from another; they are no keys.
-        path = [str(p) for p in item["loc"] if p not in readers and not str(p)[0].isupper()]
+        path = [str(p) for p in item["loc"] if p not in readers and not str(p)[:1].isupper()]
         if item["type"] == "unknown":
             allowed = ", ".join(item["ctx"]["allowed"])
             keys = [".".join([*path, key]) for key in item["ctx"]["keys"]]

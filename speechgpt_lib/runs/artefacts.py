@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 
 ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
@@ -65,6 +66,16 @@ def replace(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def not_through_links(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses a link: it would empty or fill a file elsewhere."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UserError(f"{path} is a link or a pipe, which is not ours: remove it") from None
+        raise
+
+
 @contextlib.contextmanager
 def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
     """Hold the lock `path` during the block; the file is removed afterwards.
@@ -73,14 +84,14 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with open(path, "w") as file:
+        with open(path, "w", opener=not_through_links) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(otherwise) from None
             ours = False
             with contextlib.suppress(FileNotFoundError):
-                ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                ours = os.path.samestat(os.fstat(file.fileno()), path.lstat())
             if not ours:  # its holder removed it after we opened it: others would not find this one
                 continue
             try:
@@ -101,16 +112,30 @@ def write_json(path: Path | str, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> dict:
-    """Read a JSON file; UserError for one that is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+class Facts(dict):
+    """An object of a JSON file; a key that it lacks is a UserError that names the file."""
+
+    def __init__(self, pairs: list, where: Path | str):
+        super().__init__(pairs)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.where} lacks {key!r}; delete it and run its step again")
+
+
+def read_json(path: Path | str) -> Facts:
+    """Read a JSON object; UserError for a file that holds none."""
+    if not Path(path).exists():
         why = "was the step that writes it interrupted? run it again"
-        raise UserError(f"{path} is missing; {why}") from None
-    except ValueError as error:  # no JSON, or no text
-        cure = "delete it and run its step again"
-        raise UserError(f"{path} is not valid JSON ({error}); {cure}") from None
+        raise UserError(f"{path} is missing; {why}")
+
+    with reading(path, "delete it and run its step again", "is not valid JSON"):
+        text = Path(path).read_text(encoding="utf-8")
+        hooks = {"object_pairs_hook": lambda pairs: Facts(pairs, path), "parse_constant": _refuse}
+        found = json.loads(text, **hooks)
+        if not isinstance(found, Facts):
+            raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+        return found
 
 
 def hash_json(value: object) -> str:
@@ -123,6 +148,17 @@ def hash_file(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it has {constant}, which JSON has not")
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what `atomic_path` has left where its process was killed."""
+    for path in sorted(folder.rglob(".*")):
+        if path.is_dir() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
+import math
 import os
 import platform
 import sys
@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.runs.artefacts import read_json, write_json
 
 VECTOR_EXTENSIONS = "avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 asimd sve bf16".split()
 FIGURES = ("seconds", "cpu_seconds", "peak_memory_mb")  # what a `Monitor` measures
@@ -94,9 +97,11 @@ class Monitor:
     def __init__(self, path: Path, interval_s: float = 1.0):
         self.path, self.interval_s = path, interval_s
         self.seconds = self.cpu_seconds = self.peak_memory_mb = 0.0
-        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half-written by a kill
-            saved = json.loads(path.read_text())
-            self.seconds, self.cpu_seconds, self.peak_memory_mb = (saved[name] for name in FIGURES)
+        with contextlib.suppress(UserError), reading(path):  # none, or damaged
+            saved = read_json(path)
+            found = [float(saved[name]) for name in FIGURES]
+            if all(0 <= figure < math.inf for figure in found):
+                self.seconds, self.cpu_seconds, self.peak_memory_mb = found
 
     def __enter__(self) -> Monitor:
         self._begun = time.perf_counter() - self.seconds
@@ -121,7 +126,5 @@ class Monitor:
         self.cpu_seconds = max(self.cpu_seconds, tree_cpu_seconds() - self._cpu_begun)
         self.peak_memory_mb = max(self.peak_memory_mb, tree_memory_mb())
         known = {name: getattr(self, name) for name in FIGURES}
-        with contextlib.suppress(OSError):  # a full disk must stop the step, not its stop-watch
-            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(known))
-            os.replace(temporary, self.path)
+        with contextlib.suppress(OSError, UserError):  # a full disk must not stop the stop-watch
+            write_json(self.path, known)

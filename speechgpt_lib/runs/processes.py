@@ -12,7 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from traceback import format_exc
+from typing import Any
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import not_through_links
 
 PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -22,15 +29,64 @@ def run_in_processes(function, jobs: list, processes: int, fresh: bool = False) 
     """`map(function, jobs)` in other processes (they don't inherit torch's threads), in order.
 
     With `fresh` every job gets a process of its own, even if there is one job only: eSpeak carries
-    state from sentence to sentence, so only what a new process says is repeatable.
+    state from sentence to sentence, so only what a new process says is repeatable.  Raises
+    UserError, which names the job, where a process is lost (the system kills what takes too much
+    memory): `multiprocessing.Pool` would wait for its answer for ever.
     """
     if not fresh and (processes <= 1 or len(jobs) <= 1):
         yield from map(function, jobs)
         return
-    context, workers = multiprocessing.get_context("spawn"), max(1, min(processes, len(jobs)))
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
-    with context.Pool(workers, signal.signal, deaf, maxtasksperchild=1 if fresh else None) as pool:
-        yield from pool.imap(function, jobs)
+    context, free, started = multiprocessing.get_context("spawn"), [], []
+
+    def do(job: Any) -> Any:
+        """In a thread: hand a job to a process that has none, and wait for its answer."""
+        try:
+            here, process = free.pop()
+        except IndexError:
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(function, there), daemon=True)
+            process.start()
+            started.append(process)
+            there.close()
+        files = [part for part in (job if isinstance(job, tuple) else ()) if isinstance(part, Path)]
+        try:
+            here.send(job)
+            answer, error = here.recv()
+        except (EOFError, OSError):
+            process.join()
+            why = f"exit code {process.exitcode}; -9: killed, most often because memory ran out"
+            lost = f"the process that made {files[0] if files else 'a part'} was lost ({why})"
+            raise UserError(f"{lost}: the same command goes on after what is finished") from None
+        if fresh:
+            here.close()  # it ends then
+        else:
+            free.append((here, process))
+        if error:
+            raise error
+        return answer
+
+    with ThreadPoolExecutor(max(1, min(processes, len(jobs)))) as threads:
+        try:
+            yield from threads.map(do, jobs)
+        finally:  # also at an interrupt, which only this process hears
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+                process.join()
+
+
+def _work(function: Callable, there: Connection) -> None:
+    """In the other process: do jobs until there is nobody to give any."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            job = there.recv()
+            try:
+                answer = function(job), None
+            except Exception as error:
+                error.add_note(format_exc())
+                answer = None, error
+            there.send(answer)
 
 
 def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: None) -> int:
@@ -41,7 +97,7 @@ def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: No
     """
     # Else torchrun would set the number of threads and announce it; a worker chooses it itself.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    with open(log, "w") as errors, interrupts_later() as allow_them:
+    with open(log, "w", opener=not_through_links) as errors, interrupts_later() as allow_them:
         streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
         session = {"start_new_session": True, "preexec_fn": end_with_parent}
         process = subprocess.Popen(command, env=environment, **streams, **session)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt_lib import __version__
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs import artefacts
@@ -31,6 +31,9 @@ from speechgpt_lib.runs.machine import Monitor, cpu_facts, return_free_memory
 from speechgpt_lib.runs.names import folder_of, notebook_of
 
 SCRAP = ("key", "progress.json", "checkpoints", "tensorboard", "facts.json")  # beside the results
+# Of facts.json, what others ask for.
+FACTS = dict.fromkeys(("step", "key", "finished"), str) | {"wall_seconds": int | float}
+FACTS |= dict.fromkeys(("inputs", "outputs", "metrics"), dict)
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "praat-parselmouth")
 
 
@@ -74,7 +77,10 @@ class Task:
 
     def begin(self, force: bool = False) -> bool:
         """Make `work` ready; returns whether it holds what an earlier attempt has done."""
-        resumed = self.has_begun() and not force
+        if self.work.is_symlink():
+            raise UserError(f"{self.work} is a link, which a step does not make: remove it")
+        links = any(path.is_symlink() for path in self.work.rglob("*"))  # nor does it make these
+        resumed = self.has_begun() and not force and not links
         if not resumed:
             shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ class Task:
 
     def has_begun(self) -> bool:
         """Whether an attempt with this key is under way, or was interrupted."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             return (self.work / "key").read_text() == self.facts["key"]
         return False
 
@@ -146,11 +152,14 @@ class Run:
         if not (path / file).is_file():
             return None
         try:
-            facts = artefacts.read_json(path / file)
-            for file, known in facts["outputs"].items():
-                if (path / file).stat().st_size != known["bytes"]:
-                    raise UserError("cut short, or written to afterwards")
-        except (UserError, KeyError, TypeError, OSError):
+            with reading(path / file):
+                facts = artefacts.read_json(path / file)
+                if any(not isinstance(facts[name], kind) for name, kind in FACTS.items()):
+                    raise TypeError("a field is of another type than a finished step writes")
+                for file, known in facts["outputs"].items():
+                    if (path / file).stat().st_size != known["bytes"]:
+                        raise UserError("cut short, or written to afterwards")
+        except UserError:
             self.say(f"damaged  {folder}: {file} is missing or not as a finished step left it")
             return None
         return Step(folder, path, facts, reused=True)
@@ -163,6 +172,20 @@ class Run:
         where = f"--recipe {self.recipe.name} --run-dir {self.path}"
         how = f"`speechgpt run {where} --only {notebook[:2]}`"
         raise UserError(f"{missing} is missing: run notebook {notebook}.ipynb first, or {how}")
+
+    def check_program(self, allow: bool = False) -> None:
+        """Refuse a program that the recipe has run, unless this user has allowed it for this folder
+        before, or does so now: a recipe, or a whole run, may come from a stranger."""
+        program, mark = self.recipe.instructions.synthesiser, self.path / "allowed_program"
+        wanted = artefacts.hash_json([program, str(self.path.resolve()), os.getuid()])
+        known = mark.is_file() and mark.read_bytes() == wanted.encode()
+        if program == "espeak" or (known and not allow):
+            return
+        if not allow:
+            what = f"recipe {self.recipe.name} has a program run for every text: {program[:200]!r}"
+            how = "if you trust it, say --allow-program (in Python: run.check_program(allow=True))"
+            raise UserError(f"{what}; {how}")
+        artefacts.write_text(mark, wanted)
 
     def key(self, name: str, settings: Any, inputs: Mapping[str, str], version: int = 1) -> str:
         """The key of a step with these settings (JSON values) and inputs (role → key)."""
@@ -214,6 +237,7 @@ class Run:
                 cure = "free the cause and run it again, it resumes"
                 raise UserError(f"{folder} stopped: {cause}; {cure}") from error
             raise
+        artefacts.remove_half_written(work)
         system = {"system": platform.platform(), "python": platform.python_version()}
         facts = task.facts | {
             "outputs": artefacts.hash_folder(work, skip=SCRAP),

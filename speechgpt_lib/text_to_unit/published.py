@@ -17,9 +17,9 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from transformers import FSMTConfig, FSMTForConditionalGeneration
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
-from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
+from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
 from speechgpt_lib.text_to_unit.model import UnitIds
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -65,11 +65,9 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
     """
     check_is_no_text(spm)
     serialized, ask = spm.read_bytes(), "is this the spm.model of text2unit?"
-    try:
+    with reading(spm, ask, "is no SentencePiece model"):
         processor = SentencePieceProcessor(model_proto=serialized)
         pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{spm} is no SentencePiece model ({one_line(error)}): {ask}") from None
     if pieces[:4] != SPECIALS or "<0>" not in pieces:
         found, wanted = " ".join(pieces[:4]), " ".join(SPECIALS)
         raise UserError(f"{spm} starts with {found}, expected {wanted}, then units <0>, …: {ask}")
@@ -88,6 +86,7 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
     return SentencePieceVocabulary(serialized, processor, count, first)
 
 
+@reads("is no text-to-unit model", "is it fairseq's text2unit.pt?")
 def model_from_fairseq(
     checkpoint: Path, vocabulary: SentencePieceVocabulary
 ) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
@@ -97,6 +96,7 @@ def model_from_fairseq(
     """
     loaded = load_torch_checkpoint(checkpoint)
     settings = _settings(loaded, checkpoint)
+    check_sizes(settings, checkpoint)
     settings["vocabulary"] = vocabulary.processor.get_piece_size()
     tensors, model = checkpoint_tensors(loaded, "model", checkpoint), build_fsmt(settings)
     own = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}

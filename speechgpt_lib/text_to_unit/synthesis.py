@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit import published
@@ -121,7 +122,8 @@ class TextToUnit:
         facts = read_json(path)
         if inventory is not None:
             check_inventory(inventory, facts["inventory"], f"the text-to-unit model {folder}")
-        try:
+        with reading(folder, "run its step again", "does not describe a text-to-unit model"):
+            check_sizes(facts, path)
             rate, settings, options = facts["rate"], facts["settings"], PUBLISHED
             if facts["kind"] == "published":
                 vocabulary = published.load_vocabulary(folder / "spm.model")
@@ -132,10 +134,7 @@ class TextToUnit:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
                 vocabulary = PairVocabulary(tokenizer, facts["unit_count"])
                 model = build_model(settings, vocabulary, rate, seed=0)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"does not describe a text-to-unit model ({one_line(error)})"
-            raise UserError(f"{folder} {what}: run its step again") from None
-        load_module(model, folder / "model.safetensors")
+            load_module(model, folder / "model.safetensors")
         return cls(model.eval(), vocabulary, facts["inventory"], settings, rate, **options)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
 
 
@@ -54,18 +54,24 @@ class Checkpoint:
 
     def load_moments(self) -> dict[str, dict]:
         """The states of optimizers, by name, on the CPU."""
-        return torch.load(self.path / "optimizers.pt", weights_only=True, map_location="cpu")
+        path = self.path / "optimizers.pt"
+        with reading(path, "delete its folder: training goes on from the one before it"):
+            return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`, or None; warns of damaged ones and skips them."""
     for path in sorted(folder.glob("step_*"), reverse=True):
         try:
-            state = read_json(path / "state.json")
-            if hash_folder(path, skip=("state.json",)) != state["files"]:
-                raise UserError("its files do not match the hashes in state.json")
-            return Checkpoint(path, int(state["step"]), int(state.get("tokens", 0)))
-        except (UserError, KeyError, TypeError, ValueError) as error:
+            with reading(path):
+                state = read_json(path / "state.json")
+                if hash_folder(path, skip=("state.json",)) != state["files"]:
+                    raise UserError("its files do not match the hashes in state.json")
+                step, tokens = int(state["step"]), int(state.get("tokens", 0))
+                if step != int(path.name.removeprefix("step_")) or tokens < 0:
+                    raise ValueError(f"state.json is of step {step}")
+            return Checkpoint(path, step, tokens)
+        except UserError as error:
             warning = f"checkpoint {path} is damaged ({error}); using the one before it"
             warnings.warn(warning, stacklevel=2)
     return None
@@ -88,11 +94,9 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
     """
     if not Path(path).is_file():
         raise UserError(f"weights {path} are missing; run the step that makes them again")
-    try:
+    cure = "delete its folder, run it again"
+    with reading(path, cure, "is not a readable safetensors file"):
         tensors = load_file(path)
-    except Exception as error:  # safetensors raises many kinds for damaged files
-        what = f"{path} is not a readable safetensors file ({error})"
-        raise UserError(f"{what}: delete its folder, run it again") from None
     own = module.state_dict()
     there = {own[name].data_ptr() for name in tensors if name in own}  # tied tensors share a place
     missing = [n for n in own if n not in tensors and own[n].data_ptr() not in there]
@@ -104,4 +108,5 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
         found, wanted = tuple(tensor.shape), tuple(own[name].shape)
         if found != wanted:
             raise UserError(f"{path}: {name} has shape {found}, this model expects {wanted}")
-    module.load_state_dict(tensors, strict=False)
+    with reading(path, cure, "does not fit this model"):
+        module.load_state_dict(tensors, strict=False)

@@ -95,11 +95,12 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics log; a last line cut off by a kill is left out."""
+    """The rows of a metrics log up to a damaged one: a kill cuts off the last line."""
     rows = []
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, LookupError):
         for line in path.read_text().splitlines():
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
     return rows
 
 

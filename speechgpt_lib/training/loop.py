@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch.distributed.fsdp import FSDPModule
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, out_of_memory, reading
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.devices import compile_layers, resolve_compile, resolve_precision
@@ -134,8 +134,9 @@ class Training:
         for phase, names in self.phases.items():
             own = make_optimizers([self.modules[name] for name in names], self.settings)
             self.optimizers |= {phase + suffix: optimizer for suffix, optimizer in own.items()}
-        for name, moments in checkpoint.load_moments().items() if checkpoint else ():
-            load_optimizer(self.optimizers[name], moments)
+        with reading(self.work / "checkpoints", "delete them, the step begins anew"):
+            for name, moments in checkpoint.load_moments().items() if checkpoint else ():
+                load_optimizer(self.optimizers[name], moments)
         if not self.sharded:
             prepare = self.accelerator.prepare
             self.modules = {name: prepare(module) for name, module in self.modules.items()}
@@ -324,9 +325,8 @@ def memory_explained(step: int, settings: Optimization) -> Iterator[None]:
     """Explains an out-of-memory error, which on a CPU has no class of its own."""
     try:
         yield
-    except RuntimeError as error:
-        known = isinstance(error, torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         cures = "lower tokens_per_batch, or raise accumulation; set checkpointing: true"
         if settings.sharding == "none":

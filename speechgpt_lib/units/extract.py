@@ -21,7 +21,7 @@ import pyarrow.parquet
 import torch
 
 from speechgpt_lib.corpora import tables
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import FRAME_RATE, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.runs.artefacts import atomic_path
@@ -215,7 +215,8 @@ def shard_counts(folder: Path) -> Counts:
     """The counts of all shards in `folder` together."""
     total = Counter()
     for shard in sorted(folder.glob("units-*.parquet")):
-        total.update(json.loads(pyarrow.parquet.read_schema(shard).metadata[b"counts"]))
+        with reading(shard, "delete it and run its step again"):
+            total.update(json.loads(tables.read_metadata(shard)["counts"]))
     return Counts(**total)
 
 
@@ -232,9 +233,9 @@ def read_units(
         raise UserError(f"no unit table in {folder}: run notebook 01_unit_extraction.ipynb first")
     for shard in shards:
         if inventory_id is not None:
-            metadata = pyarrow.parquet.read_schema(shard).metadata or {}
-            found = metadata.get(b"inventory", b"none").decode()
+            found = tables.read_metadata(shard).get("inventory", "none")
             check_inventory(found, inventory_id, f"the reader of {shard}")
-        for row in pyarrow.parquet.read_table(shard, filters=kept or None).to_pylist():
-            arrays = {k: np.array(row[k], dtype=np.int64) for k in ("units", "durations")}
-            yield UnitRow(**row | arrays)
+        with reading(shard, "delete it and run its step again"):
+            for row in pyarrow.parquet.read_table(shard, filters=kept or None).to_pylist():
+                arrays = {k: np.array(row[k], dtype=np.int64) for k in ("units", "durations")}
+                yield UnitRow(**row | arrays)

@@ -4,21 +4,18 @@
 running the pickle; `hubert_from_transformers` a folder or a name on the hub; `kmeans_from` files.
 """
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from transformers import HubertConfig, HubertModel
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.joblib_files import load_joblib
-from speechgpt_lib.foreign.tensors import check_tensors
+from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -82,6 +79,7 @@ def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
     return read(source)
 
 
+@reads("has settings that make no HuBERT", "is it of fairseq's HuBERT?")
 def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
     """A HuBERT that fairseq trained; layer k is that of `extract_features(output_layer=k)`.
 
@@ -115,24 +113,20 @@ def _config(settings: dict, path: Path | str) -> HubertConfig:
     for key, expected in FAIRSEQ["expected"].items():
         if (found := settings.get(key, expected)) != expected:
             raise UserError(f"{path} has {key} = {found!r}, but HubertModel only {expected!r}")
-    try:
-        layers = zip(*conv_layers(settings["conv_feature_layers"]), strict=True)
-        sizes = {ours: int(settings[theirs]) for theirs, ours in FAIRSEQ["numbers"].items()}
-        sizes |= zip(("conv_dim", "conv_kernel", "conv_stride"), layers, strict=True)
-        mode = settings["extractor_mode"]
-        if mode not in ("default", "layer_norm"):
-            raise UserError(f"{path} has extractor_mode = {mode!r}, expected default or layer_norm")
-        return HubertConfig(
-            **sizes,
-            feat_extract_norm="group" if mode == "default" else "layer",
-            conv_bias=bool(settings["conv_bias"]),
-            do_stable_layer_norm=bool(settings["layer_norm_first"]),
-            attn_implementation="sdpa",
-        )
-    except KeyError as error:
-        raise UserError(f"{path} does not state {error.args[0]}: not fairseq's HuBERT") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} has settings that make no HuBERT: {error}") from None
+    layers = zip(*conv_layers(settings["conv_feature_layers"]), strict=True)
+    sizes = {ours: int(settings[theirs]) for theirs, ours in FAIRSEQ["numbers"].items()}
+    sizes |= zip(("conv_dim", "conv_kernel", "conv_stride"), layers, strict=True)
+    mode = settings["extractor_mode"]
+    if mode not in ("default", "layer_norm"):
+        raise UserError(f"{path} has extractor_mode = {mode!r}, expected default or layer_norm")
+    check_sizes(sizes, path)
+    return HubertConfig(
+        **sizes,
+        feat_extract_norm="group" if mode == "default" else "layer",
+        conv_bias=bool(settings["conv_bias"]),
+        do_stable_layer_norm=bool(settings["layer_norm_first"]),
+        attn_implementation="sdpa",
+    )
 
 
 def conv_layers(expression: object) -> list[tuple[int, int, int]]:
@@ -175,29 +169,24 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
     local = folder.is_dir()
     if local and not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: expected it beside model.safetensors")
-    try:
+    where, what = f"no encoder {str(source)!r} here, and it", "could not be fetched"
+    if folder.exists():
+        where, what = folder, "is no whole HuBERT of transformers"
+    with reading(where, "give a folder, or a fairseq .pt file", what):
         name = folder if local else str(source)
         config = HubertConfig.from_pretrained(name, local_files_only=local)
         if config.model_type != "hubert":
             raise UserError(f"{source} is a model of kind {config.model_type!r}, expected hubert")
         config._attn_implementation = "sdpa"
+        check_sizes(config.to_dict(), source)
         options = {"config": config, "local_files_only": local, "output_loading_info": True}
         model, info = HubertModel.from_pretrained(name, **options)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = one_line(error)
-        if folder.exists():
-            raise UserError(f"{folder} is no whole HuBERT of transformers: {reason}") from None
-        missing = f"no encoder {str(source)!r} here, and it could not be fetched ({reason})"
-        raise UserError(f"{missing}: give a folder, or a fairseq .pt file") from None
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{source} lacks weights, such as {lost[0]}: is it a HuBERT?")
     preprocessor = folder / "preprocessor_config.json"
-    try:
-        normalize = bool(json.loads(preprocessor.read_text()).get("do_normalize", True))
-    except (FileNotFoundError, NotADirectoryError):
-        normalize = config.feat_extract_norm == "layer"
-    except (ValueError, AttributeError):
-        raise UserError(f"{preprocessor} is not valid JSON: get it again") from None
+    normalize = config.feat_extract_norm == "layer"
+    if preprocessor.exists():
+        normalize = bool(read_json(preprocessor).get("do_normalize", True))
     return model.eval().float(), normalize
 
 
@@ -210,18 +199,12 @@ def kmeans_from(source: Path | str) -> KMeansUnits:
     if path.is_dir():
         path = _inventory_file(path, "centroids.safetensors")
     check_is_no_text(path)
-    try:
-        if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
-        elif path.suffix == ".safetensors":
-            found = load_file(path).get("centroids")
+    if path.suffix == ".safetensors":
+        return KMeansUnits.load(path)
+    with reading(path, "get it again", "holds no readable centroids"):
+        if path.suffix == ".npy":  # mapped: a header that claims more than the file has is refused
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             model = load_joblib(path)
             found = vars(model).get("cluster_centers_") if isinstance(model, Stub) else None
-    except (ValueError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} holds no readable centroids: {one_line(error)}") from None
-    is_array = isinstance(found, np.ndarray)
-    if not (is_array and found.ndim == 2 and found.dtype.kind == "f" and np.isfinite(found).all()):
-        what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"
-        raise UserError(f"{path} holds {what}, expected finite centroids (K, width)")
-    return KMeansUnits(np.array(found, dtype=np.float32, order="C"))
+    return KMeansUnits.checked(found, path)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import HubertConfig, HubertModel
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.rates import FRAME_RATE
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -65,11 +66,13 @@ class UnitInventory:
     def load(cls, folder: Path) -> "UnitInventory":
         """Reads what `save` wrote; raises UserError where its files don't make its id."""
         facts = read_json(folder / "inventory.json")
-        config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
-        encoder = HubertModel(config).eval()
-        load_module(encoder, folder / "encoder" / "model.safetensors")
-        kmeans = KMeansUnits.load(folder / "centroids.safetensors")
-        found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
+        with reading(folder, "run notebook 01 again, or get it again", "is no whole inventory"):
+            config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
+            check_sizes(config.to_dict(), folder)
+            encoder = HubertModel(config).eval()
+            load_module(encoder, folder / "encoder" / "model.safetensors")
+            kmeans = KMeansUnits.load(folder / "centroids.safetensors")
+            found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
         if found.id != facts["id"]:
             made = f"says it is inventory {facts['id']} but makes {found.id}"
             raise UserError(f"{folder} {made}: a file there was changed")

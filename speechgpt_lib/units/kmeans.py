@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.runs.artefacts import atomic_path
 
 NEAR_TIE = 1e-4  # relative difference of squared distances
@@ -41,7 +41,18 @@ class KMeansUnits:
         """Reads what `save` wrote."""
         if not Path(path).is_file():
             raise UserError(f"no centroids {path}: run notebook 01_unit_extraction.ipynb first")
-        return cls(load_file(path)["centroids"])
+        with reading(path, what="holds no readable centroids"):
+            return cls.checked(load_file(path).get("centroids"), path)
+
+    @classmethod
+    def checked(cls, found: object, path: Path) -> "KMeansUnits":
+        """Centroids from the file `path`.  Raises UserError for what can't be any."""
+        is_array = isinstance(found, np.ndarray)
+        good = is_array and found.ndim == 2 and found.dtype.kind == "f" and found.size
+        if not (good and np.isfinite(centroids := np.array(found, np.float32, order="C")).all()):
+            what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"
+            raise UserError(f"{path} holds {what}, expected finite centroids (K, width)")
+        return cls(centroids)
 
 
 @torch.inference_mode()

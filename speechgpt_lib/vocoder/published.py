@@ -6,15 +6,15 @@ Needs no fairseq.  The checkpoint holds `{"generator": tensors}`; weight norm (`
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
-from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
+from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -33,6 +33,7 @@ EXPECTED = {"resblock": "1", "code_hop_size": 320, "sampling_rate": 16_000, "f0"
 EXPECTED |= {"f0_quant_num_bin": 0, "embedder_params": None, "var_pred_kernel_size": 3}
 
 
+@reads("does not fit its config.json", "are both files of the same model?")
 def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: str) -> Vocoder:
     """The published vocoder (`g_00500000` or `vocoder.pt`, and its `config.json`), ready to speak.
 
@@ -63,25 +64,18 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
     return Vocoder(generator, durations, inventory, settings, names, drops_negative=True)
 
 
+@reads("does not describe a unit vocoder", "is it of one that predicts durations?")
 def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     """`config.json` → (geometry, number of units, width of the duration predictor)."""
     check_is_no_text(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = (config.get("dur_predictor_params") or {}) | config
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no config.json ({one_line(error)}): get it again") from None
+    config = read_json(path)
+    check_sizes(config, path)
+    config = (config.get("dur_predictor_params") or {}) | config
     for name, wanted in EXPECTED.items():
         found = config.get(name, wanted)
         if str(found) != str(wanted) and (found or wanted):
             raise UserError(f"{path}: {name} is {found!r}, only {wanted!r} can be read")
     unused = Optimization(steps=1, learning_rate=2e-4)
-    try:
-        geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
-        settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
-        return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
-    except KeyError as error:
-        what = f"{error.args[0]}: is it of a unit vocoder that predicts durations?"
-        raise UserError(f"{path} lacks {what}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} does not describe a unit vocoder: {one_line(error)}") from None
+    geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
+    settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
+    return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])

@@ -18,7 +18,8 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.rates import FRAME_RATE, HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
@@ -212,15 +213,13 @@ class Vocoder:
         """
         path = Path(folder) / "vocoder.json"
         facts = read_json(path)
-        try:
+        with reading(path, "run its step again", "does not describe a vocoder"):
+            check_sizes(facts, path)
             settings = VocoderSettings.model_validate(facts["settings"])
-            found, drops = facts["inventory"], facts["drops_negative"]
+            found, drops = str(facts["inventory"]), bool(facts["drops_negative"])
             speakers, count = tuple(facts["speakers"]), facts["unit_count"]
             generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
             durations = DurationPredictor(count, settings.embedding, facts["duration_width"])
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"does not describe a vocoder ({one_line(error)})"
-            raise UserError(f"{path} {what}: run its step again") from None
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
         load_module(generator, path.with_name("generator.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,40 @@ def test_sixteen_bits_keep_what_files_of_sixteen_bits_hold() -> None:
     np.testing.assert_array_equal(to_16_bits(wave), held)
     assert samples_of(wave) is wave
     assert list(to_16_bits(np.float32([2.0, -2.0]))) == [32767, -32768], "clipped, not wrapped"
+
+
+def _patched_flac(path: Path, rate: int, channels: int, seconds: float) -> Path:
+    """A FLAC of silence, small whatever its length, whose header claims another rate."""
+    frames = round(seconds * 48_000)
+    soundfile.write(path, np.zeros((frames, channels), np.int16), 48_000, subtype="PCM_16")
+    data = bytearray(path.read_bytes())
+    data[18:21] = ((rate << 4) | (data[20] & 15)).to_bytes(3)  # 20 bits of STREAMINFO
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "seconds"), [(655_350, 8, 20), (500_000, 1, 20), (384_000, 8, 200)]
+)
+def test_a_small_file_does_not_take_much_memory(rate, channels, seconds, tmp_path: Path) -> None:
+    path = _patched_flac(tmp_path / "x.flac", rate, channels, seconds)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="x.flac"):
+        read_audio(path)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+def test_a_sparse_file_of_four_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(200, 16_000), 16_000)
+    size = 0xFFFF_FFF0
+    data = bytearray(path.read_bytes()[:44])
+    data[4:8], data[40:44] = (size - 8).to_bytes(4, "little"), (size - 44).to_bytes(4, "little")
+    for rate in (16_000, 384_000, 0x7FFF_FFFF):
+        data[24:28] = rate.to_bytes(4, "little")
+        with open(path, "wb") as file:
+            file.write(data)
+            file.truncate(size)
+        with pytest.raises(UserError, match="x.wav"):
+            read_audio(path)

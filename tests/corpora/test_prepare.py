@@ -4,6 +4,8 @@ interrupted."""
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -351,3 +353,127 @@ def test_the_table_is_read_as_a_stream(tmp_path, monkeypatch):
 def test_reference_speech_is_all_good(reference, tmp_path, name, folder, utterances, hours):
     summary = prepare(name, reference / "speech" / folder, tmp_path, decode=True, max_bad_share=0)
     assert (summary["utterances"], summary["hours"]) == (utterances, hours)
+
+
+SECRET = b"RIFF secret"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A good recording and a file of secrets, beside the corpora of the test."""
+    (tmp_path / "secret.wav").write_bytes(SECRET)
+    return write_sound(tmp_path / "outside.wav", tone(0.5))
+
+
+def _prepared(corpus: str, root: Path, out: Path, **more) -> tuple[list, list]:
+    """Ids of good rows, and the quarantine."""
+    prepare(corpus, root, out, max_bad_share=1.0, **more)
+    return [u.id for u in read_utterances(out)], list(read_quarantine(out / "quarantine.parquet"))
+
+
+@pytest.mark.parametrize("name", ["{}/outside.wav", "../outside.wav", "audio/../../outside.wav"])
+def test_gigaspeech_reads_nothing_outside(name: str, tmp_path: Path, outside: Path) -> None:
+    root = layouts.gigaspeech(tmp_path / "giga", {"A": [giga_segment("A_1", 0, 1, "YES", "XL")]})
+    listed = json.loads((root / "GigaSpeech.json").read_text())
+    for path in (name.format(tmp_path), name.format(tmp_path).replace("outside", "secret")):
+        segments = [giga_segment(path, 0, 0.4, "NO", "XL")]
+        listed["audios"].append({"path": path, "segments": segments})
+    (root / "GigaSpeech.json").write_text(json.dumps(listed))
+    good, bad = _prepared("gigaspeech", root, tmp_path / "out")
+    assert good == ["A_1"] and [row.reason for row in bad] == ["outside"] * 2
+    assert "secret'" not in str(bad) and "RIFF" not in str(bad)
+
+
+@pytest.mark.parametrize("id", ["../../outside", "../lj/../../outside", "x/../../../outside"])
+def test_lj_speech_reads_nothing_outside(id: str, tmp_path: Path, outside: Path) -> None:
+    root = layouts.lj_speech(tmp_path / "lj", {"LJ1": "yes"})
+    with open(root / "metadata.csv", "a") as lines:
+        lines.write(f"{id}|no|no\n{id.replace('outside', 'secret')}|no|no\n")
+    good, bad = _prepared("lj_speech", root, tmp_path / "out")
+    assert good == ["LJ1"] and [row.reason for row in bad] == ["outside"] * 2
+    assert "RIFF" not in str(bad)
+
+
+@pytest.mark.parametrize("id", ["../../../../outside", "/outside", "..", "x\0y"])
+def test_librispeech_reads_nothing_outside(id: str, tmp_path: Path) -> None:
+    root = layouts.librispeech(tmp_path / "libri", {"dev-clean/84/1": ["YES"]})
+    write_sound(tmp_path / "outside.flac", tone(0.5))
+    with open(root / "dev-clean/84/1/84-1.trans.txt", "a") as lines:
+        lines.write(f"{id} NO\n")
+    good, bad = _prepared("librispeech", root, tmp_path / "out")
+    assert good == ["84-1-0000"] and bad[0].reason in ("outside", "missing")
+
+
+def test_of_a_link_that_leads_outside_nothing_is_quoted(tmp_path: Path, outside: Path) -> None:
+    root = layouts.lj_speech(tmp_path / "lj", {"LJ1": "yes", "LJ2": "no"})
+    (root / "wavs" / "LJ2.wav").unlink()
+    (root / "wavs" / "LJ2.wav").symlink_to(tmp_path / "secret.wav")
+    _, bad = _prepared("lj_speech", root, tmp_path / "out")
+    assert bad[0].reason == "outside" and "RIFF" not in str(bad)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    ["[[0, 1e15]]", "[[0, 1e400]]", "[[0, NaN]]", "[[NaN, 1]]", "[[0, Infinity]]", "[[0]]", "[0]"]
+    + ["null", '"x"', "[[1, 0]]", "[[0, " + "9" * 5000 + "]]", "[" * 100_000, "[[0, null]]"],
+    ids=lambda text: text[:20],
+)
+def test_voice_activity_that_can_not_be_is_a_bad_row(spans: str, tmp_path: Path) -> None:
+    books = {"small/1/b/a": [[0, 1]], "small/1/b/z": [[0, 1]]}
+    root = layouts.libri_light(tmp_path / "light", books, seconds=2.0)
+    (root / "small/1/b/z.json").write_text(f'{{"voice_activity": {spans}}}')
+    good, bad = _prepared("libri_light", root, tmp_path / "out")
+    assert good == ["small/1/b/a/00000"] and bad[0].reason == "bad_row"
+    assert len(bad[0].detail) <= 300
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("NaN", "1"), ("0", "NaN"), ("0", "1e300"), ("-1e300", "1"), ("0", "Infinity"), ("0", '"1"')]
+    + [("0", "1e400"), ("null", "1"), ("-1", "1"), ("1", "0"), ("0", "{}"), ("[]", "1")],
+)
+def test_segment_times_that_can_not_be_are_no_good_row(start, end, tmp_path: Path) -> None:
+    segments = [giga_segment("A_1", 0, 1, "YES", "XL"), giga_segment("A_2", 7, 8, "NO", "XL")]
+    root = layouts.gigaspeech(tmp_path / "giga", {"A": segments})
+    text = (root / "GigaSpeech.json").read_text()
+    text = text.replace(
+        '"begin_time": 7, "end_time": 8', f'"begin_time": {start}, "end_time": {end}'
+    )
+    (root / "GigaSpeech.json").write_text(text)
+    try:
+        good, bad = _prepared("gigaspeech", root, tmp_path / "out")
+    except UserError as error:  # JSON has no NaN
+        assert "GigaSpeech.json" in str(error)
+    else:
+        assert good == ["A_1"] and len(bad) == 1
+
+
+@pytest.mark.parametrize(
+    "part", ["null", "3", '"x"', "[1]", '{"segments": 3}', '{"segments": [3]}']
+)
+def test_a_list_with_another_structure_is_one_error(part: str, tmp_path: Path) -> None:
+    root = layouts.gigaspeech(tmp_path / "giga", {"A": [giga_segment("A_1", 0, 1, "YES", "XL")]})
+    path = root / "GigaSpeech.json"
+    path.write_text(path.read_text().replace('"audios": [', f'"audios": [{part}, '))
+    with pytest.raises(UserError, match=r"GigaSpeech.json"):
+        prepare("gigaspeech", root, tmp_path / "out")
+
+
+def test_a_pipe_or_a_line_without_end_is_no_list(tmp_path: Path) -> None:
+    root = layouts.librispeech(tmp_path / "libri", {"dev-clean/84/1": ["YES"]})
+    list_ = root / "dev-clean/84/1/84-1.trans.txt"
+    list_.write_text("x" * 3_000_000)
+    with pytest.raises(UserError, match="line 1 is longer than 1 MB"):
+        prepare("librispeech", root, tmp_path / "out")
+    list_.unlink()
+    os.mkfifo(list_)
+    with pytest.raises(UserError, match="is a pipe or device"):
+        prepare("librispeech", root, tmp_path / "out")
+
+
+def test_a_first_line_of_any_length_is_not_quoted_whole(tmp_path: Path) -> None:
+    root = layouts.common_voice(tmp_path / "cv", {"train": ["yes"]})
+    (root / "train.tsv").write_text("x" * 900_000 + "\ty\n")
+    with pytest.raises(UserError, match="is it a list of Common Voice") as found:
+        prepare("common_voice", root, tmp_path / "out")
+    assert len(str(found.value)) <= 1000

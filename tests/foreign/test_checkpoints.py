@@ -1,12 +1,14 @@
 """Foreign PyTorch checkpoints: tensors and settings come out, code stays where it is."""
 
 import argparse
+import zipfile
 
 import pytest
 import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import Stub, load_torch_checkpoint, plain
+from speechgpt_lib.foreign.tensors import checkpoint_tensors
 from tests.foreign.hostile import Hostile, HostileEval, module_with
 
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
@@ -83,3 +85,35 @@ def test_omegaconf_containers_become_plain():
         _content={"layers": stand_in(_val=4), "names": stand_in(_content=[stand_in(_val="a")])}
     )
     assert plain({"cfg": config}) == {"cfg": {"layers": 4, "names": ["a"]}}
+
+
+def test_a_zip_that_inflates_beyond_all_reason_is_refused(tmp_path):
+    torch.save({"model": torch.zeros(3_000_000)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as stored,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in stored.namelist():
+            small.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match=r"y.pt of \d+ bytes inflates to \d+"):
+        load_torch_checkpoint(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_tensor_that_repeats_its_bytes_is_refused(tmp_path, dtype):
+    huge = torch.zeros(1, dtype=dtype).expand(10**6, 10**6)
+    torch.save({"model": {"w": huge}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x.pt: w has shape \(1000000, 1000000\)"):
+        checkpoint_tensors(load_torch_checkpoint(tmp_path / "x.pt"), "model", tmp_path / "x.pt")
+
+
+def test_settings_without_end_are_refused():
+    nested = ["x"]
+    for _ in range(40):
+        nested = [nested, nested]
+    own = []
+    own.append(own)
+    with pytest.raises(UserError, match="more than 100000 settings"):
+        plain(nested)
+    with pytest.raises((UserError, RecursionError)):
+        plain(own)

@@ -1,5 +1,7 @@
 """joblib files: arrays come out as they went in, code stays where it is."""
 
+import pickle
+
 import joblib
 import numpy as np
 import pytest
@@ -89,3 +91,21 @@ def test_what_is_no_joblib_file_is_named(tmp_path, content):
     (tmp_path / "km.bin").write_bytes(content)
     with pytest.raises(UserError, match="km.bin"):
         load_joblib(tmp_path / "km.bin")
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS[1:], ids=str)
+def test_a_file_that_inflates_beyond_all_reason_is_refused(tmp_path, compress):
+    path = tmp_path / "km.bin"
+    joblib.dump(np.zeros(3_000_000), path, compress=compress)  # 24 MB
+    with pytest.raises(UserError, match=r"km.bin inflates to more than \d+ MB"):
+        load_joblib(path)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**62, 2**62), (-5,), (10**6, 10**6), ("x",)])
+def test_an_array_that_claims_more_than_the_file_has_is_refused(tmp_path, shape):
+    path = tmp_path / "km.bin"
+    joblib.dump(np.zeros(7), path)
+    claim = pickle.dumps(shape, 2)[2:-1]
+    path.write_bytes(path.read_bytes().replace(b"K\x07\x85", claim))
+    with pytest.raises(UserError, match="km.bin"):
+        load_joblib(path)

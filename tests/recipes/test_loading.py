@@ -132,3 +132,61 @@ def test_overrides_of_a_file_of_ones_own(tmp_path: Path) -> None:
     assert load_recipe("smoke", {"seed": 7}).seed == 7
     with pytest.raises(UserError, match="mine.yaml: unknown key 'x'"):
         load_recipe(tmp_path / "mine.yaml", {"x": 7})
+
+
+def _levels(first: str, more: str) -> str:
+    """A page in which every name stands for nine of the one before."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{k}: &a{k} {more % ', '.join([f'*a{k - 1}'] * 9)}" for k in range(1, 12)]
+    return "\n".join(lines)
+
+
+HOSTILE = {
+    "an alias bomb": _levels("[x, x]", "[%s]"),
+    "a merge bomb": _levels("{x: 1}", "{<<: [%s]}"),
+    "what contains itself": "corpora: &a [*a]",
+    "a tag that is none": "seed: !!int 'x'",
+    "another tag": "seed: !!float ''",
+    "bytes that are none": "name: !!binary '?'",
+    "a day that is none": "name: 9999-99-99",
+    "a date as a name": "name: 2020-01-01",
+    "a date as a key": "2020-01-01: 3",
+    "nothing as a key": "null: 3",
+    "an empty key": "'': 3",
+    "a list as a key": "[1, 2]: 3",
+    "many digits": "seed: " + "1" * 20_000,
+    "many hexadecimal digits": "seed: 0x" + "f" * 20_000,
+    "a deep list": "corpora: " + "[" * 20_000,
+    "a deep list that ends": "corpora: " + "[" * 3000 + "]" * 3000,
+    "deep keys": "{a: " * 3000,
+    "a call": "name: !!python/object/apply:os.system [true]",
+    "numbers as sections": "stage1: 3",
+    "infinity": "seed: .inf",
+    "no number": "seed: .nan",
+    "two documents": "--- a\n--- b",
+    "a NUL": "name: \x00",
+    "a long name": "name: " + "x" * 900_000,
+    "a large file": "# " + "x" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_recipes_are_refused_in_one_short_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    path.write_text(HOSTILE[kind])
+    with pytest.raises(UserError, match="theirs.yaml") as found:
+        load_recipe(path)
+    assert len(str(found.value)) <= 1000
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if "key" not in kind])
+def test_hostile_values_of_set_are_refused(kind: str) -> None:
+    with pytest.raises(UserError):
+        load_recipe("smoke", dict([parse_override(f"corpora.0.seed={HOSTILE[kind]}")]))
+
+
+def test_a_few_names_for_what_stands_elsewhere_are_read(tmp_path: Path) -> None:
+    values = dump_recipe(load_recipe("smoke"))
+    path = tmp_path / "mine.yaml"
+    path.write_text(values.replace("seed: ", "seed: &number ", 1))
+    assert load_recipe(path) == load_recipe("smoke")

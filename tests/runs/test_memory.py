@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from speechgpt_lib.runs.machine import Monitor, tree_memory_mb
+from tests.builders import files_limited_to
 
 
 def test_time_and_peak_of_an_earlier_attempt_count(tmp_path: Path) -> None:
@@ -51,3 +54,20 @@ def test_a_record_that_cannot_be_written_does_not_stop_the_step(tmp_path: Path) 
     with Monitor(tmp_path / "absent" / "progress.json") as monitor:
         pass
     assert monitor.peak_memory_mb > 0
+
+
+def test_a_full_disk_leaves_nothing_beside_the_stop_watch(tmp_path: Path) -> None:
+    with files_limited_to(0), Monitor(tmp_path / "progress.json", interval_s=0.01):
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"seconds": "x"}', "\x00", "[" * 10_000, '{"seconds": NaN}'],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_a_damaged_stop_watch_starts_at_nothing(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text(text)
+    assert Monitor(path).seconds == 0.0

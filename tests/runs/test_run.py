@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.loading import dump_recipe
+from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.runs.machine import cpu_facts
 from speechgpt_lib.runs.names import FOLDERS
@@ -324,3 +325,109 @@ def test_a_run_of_an_earlier_layout_is_refused_and_left_alone(tmp_path: Path) ->
             each()
         assert "\n" not in str(e.value)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+ODD_FACTS = {
+    "no object": lambda facts: [1],
+    "nothing": lambda facts: None,
+    "no key": lambda facts: {k: v for k, v in facts.items() if k != "key"},
+    "no outputs": lambda facts: {k: v for k, v in facts.items() if k != "outputs"},
+    "outputs that are a list": lambda facts: facts | {"outputs": [["out.txt", 1]]},
+    "an output that is a number": lambda facts: facts | {"outputs": {"out.txt": 3}},
+    "an output without a size": lambda facts: facts | {"outputs": {"out.txt": {}}},
+    "an output with a NUL": lambda facts: facts | {"outputs": {"\0": {"bytes": 1}}},
+    "a long output": lambda facts: facts | {"outputs": {"x" * 5000: {"bytes": 1}}},
+    "metrics that are text": lambda facts: facts | {"metrics": "good"},
+    "no metrics": lambda facts: {k: v for k, v in facts.items() if k != "metrics"},
+    "seconds in words": lambda facts: facts | {"wall_seconds": "ten"},
+    "no date": lambda facts: facts | {"finished": None},
+    "inputs that are text": lambda facts: facts | {"inputs": "corpus"},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FACTS)
+def test_odd_facts_are_of_no_finished_step(kind: str, run: Run) -> None:
+    said: list[str] = []
+    made = run.step(NAME, write(), settings={})
+    file = made.path / "facts.json"
+    file.write_text(json.dumps(ODD_FACTS[kind](read_json(file))))
+    again = Run.open(run.path, say=said.append)
+    assert again.find(NAME) is None and again.steps() == [] and "damaged" in said[0]
+    assert again.step(NAME, write(), settings={}).metrics == {"letters": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"a": 1', "[" * 100_000, "\x00", '"' + "x" * 10**6],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_damaged_facts_are_of_no_finished_step(text: str, run: Run) -> None:
+    made = run.step(NAME, write(), settings={})
+    (made.path / "facts.json").write_text(text)
+    assert run.find(NAME) is None
+
+
+def test_a_fact_that_is_not_there_is_named_with_its_file(run: Run) -> None:
+    run.step(NAME, write(), settings={})
+    with pytest.raises(UserError, match=r"facts.json lacks 'speaking'"):
+        run.require(NAME).metrics["speaking"]
+
+
+@pytest.mark.parametrize("link", [f"{NAME}.lock", f"{NAME}.partial", f"{NAME}.partial/key"])
+def test_links_in_a_run_are_not_followed(link: str, run: Run, tmp_path: Path) -> None:
+    own, folder = tmp_path / "own.txt", tmp_path / "own"
+    own.write_text("mine")
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine, too")
+    place = run.path / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(folder if link.endswith(".partial") else own)
+    try:
+        run.step(NAME, write(), settings={})
+    except UserError as error:
+        assert "is a link" in str(error)
+    assert own.read_text() == "mine"
+    assert [p.name for p in folder.iterdir()] == ["letter.txt"]
+
+
+def test_links_inside_an_interrupted_step_are_not_written_through(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("mine")
+
+    def interrupted(work: Path) -> dict:
+        (work / "out.txt").symlink_to(own)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.step(NAME, interrupted, settings={})
+    run.step(NAME, write(), settings={})
+    assert own.read_text() == "mine"
+
+
+def test_what_a_kill_or_a_full_disk_left_is_no_output(run: Run) -> None:
+    def littered(work: Path) -> dict:
+        for name in (".units-00000.parquet.ab12_xyz", "deep/.facts.json.abcdefgh"):
+            (work / name).mkdir(parents=True)
+            (work / name / "half").write_text("x")
+        return write()(work)
+
+    made = run.step(NAME, littered, settings={})
+    assert list(made.facts["outputs"]) == ["out.txt"]
+    assert sorted(p.name for p in made.path.rglob("*")) == ["deep", "facts.json", "out.txt"]
+
+
+def test_a_program_of_a_recipe_is_asked_about(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", {"instructions.synthesiser": "curl x | sh {wav}"})
+    run = Run.create(tmp_path / "run", recipe)
+    for opened in (run, Run.open(run.path)):
+        with pytest.raises(UserError, match=r"a program run .*curl x \| sh.*--allow-program"):
+            opened.check_program()
+    run.check_program(allow=True)
+    Run.open(run.path).check_program()  # a worker, a notebook, the next start
+    other = load_recipe("smoke", {"instructions.synthesiser": "another {wav}"})
+    with pytest.raises(UserError, match="another"):
+        Run(run.path, other).check_program()
+    moved = run.path.rename(tmp_path / "sent to somebody else")
+    with pytest.raises(UserError, match="--allow-program"):
+        Run.open(moved).check_program()
+    Run.create(tmp_path / "ours", smoke_recipe()).check_program()

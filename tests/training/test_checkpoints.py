@@ -170,3 +170,26 @@ def test_weights_of_another_shape_or_none_are_refused_by_name(tmp_path: Path) ->
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="not a readable"):
         load_module(fresh(), tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["", "[]", "null", "{}", '{"step": 1}', '{"step": 1, "files": 3}', "[" * 100_000, "\x00"]
+    + ['{"step": null, "files": {}}', '{"step": NaN, "files": {}}', '{"step": "1e9"}'],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_a_state_that_can_not_be_is_passed_over(state: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"m": fresh()}, {})
+    (tmp_path / "step_00000002" / "state.json").write_text(state)
+    with pytest.warns(UserWarning, match="step_00000002 is damaged"):
+        assert find_checkpoint(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("moments", [b"", b"PK", b"\x80\x02cos\nsystem\n", b"x" * 100])
+def test_states_of_optimizers_that_can_not_be_are_one_error(moments, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"m": fresh()}, {})
+    found = find_checkpoint(tmp_path)
+    (path / "optimizers.pt").write_bytes(moments)
+    with pytest.raises(UserError, match="optimizers.pt"):
+        found.load_moments()

@@ -314,3 +314,81 @@ def test_units_are_those_of_fairseq(fixtures, monkeypatch):
     np.testing.assert_allclose(chunked, features, atol=1e-5)
     units = inventory.kmeans.assign(chunked.numpy())
     assert units.tolist() == expected["units_chunk16000"]
+
+
+def _npy(shape: str, dtype: str = "<f4") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def _safetensors(**header) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+def _centroids(dtype: str, shape: list, end: int) -> bytes:
+    return _safetensors(centroids={"dtype": dtype, "shape": shape, "data_offsets": [0, end]})
+
+
+HOSTILE_CENTROIDS = {
+    "3.6 TiB.npy": _npy("(1000000, 1000000)"),
+    "overflow.npy": _npy("(4611686018427387904, 4)"),
+    "negative.npy": _npy("(-1, 4)"),
+    "words.npy": _npy("'x'"),
+    "objects.npy": _npy("(2, 4)", "|O"),
+    "empty.npy": _npy("(0, 4)"),
+    "header.npy": _npy("(" * 5000),
+    "cut.npy": _npy("(2, 4)")[:20],
+    "bf16.safetensors": _centroids("BF16", [8, 4], 64),
+    "f8.safetensors": _centroids("F8_E4M3", [16, 4], 64),
+    "integers.safetensors": _centroids("I64", [2, 4], 64),
+    "too much.safetensors": _centroids("F32", [10**6, 10**6], 4 * 10**12),
+    "other size.safetensors": _centroids("F32", [9, 4], 64),
+    "another name.safetensors": _safetensors(
+        c={"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
+    ),
+    "no header.safetensors": b"\xff" * 100,
+    "empty header.safetensors": (0).to_bytes(8, "little"),
+    "short.safetensors": b"abc",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CENTROIDS)
+def test_centroids_that_can_not_be_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(HOSTILE_CENTROIDS[name])
+    with pytest.raises(UserError, match=name):
+        kmeans_from(tmp_path / name)
+    if name.endswith(".safetensors"):
+        with pytest.raises(UserError, match=name):
+            KMeansUnits.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": 10**6}, {"hidden_size": 10**12}, {"conv_dim": 7}, {"conv_stride": None}]
+    + [
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"conv_dim": []},
+    ]
+    + [{"hidden_act": "os.system"}, {"feat_extract_norm": 1}],
+    ids=str,
+)
+def test_a_folder_of_transformers_with_a_bad_config_is_refused(tmp_path, changes):
+    make_encoder().save_pretrained(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(UserError, match="theirs"):
+        hubert_from_transformers(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    "index", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x"}}']
+)
+def test_a_folder_of_transformers_with_a_bad_index_is_refused(tmp_path, index):
+    folder = tmp_path / "theirs"
+    make_encoder().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="theirs"):
+        hubert_from_transformers(folder)

@@ -113,3 +113,25 @@ def test_units_of_a_stream_come_as_soon_as_they_are_complete():
 def test_a_stream_that_is_none_is_refused(text, words):
     with pytest.raises(UserError, match=words):
         list(read_unit_stream(iter(text), 1000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<sosp>>",
+        "<sosp><",
+        "<sosp><<1><eosp>",
+        "<sosp><1>><eosp>",
+        "<sosp><1><eosp>>",
+        ">",
+        "<sosp><>",
+    ]
+    + ["<sosp><\u0663><eosp>", "<sosp><1e3><eosp>", "<sosp><-1><eosp>", "<sosp><1.0><eosp>", "\x00"]
+    + ["<sosp><" + "9" * 10_000 + "><eosp>", "<sosp>" * 1000, "x" * 10**6, "<sosp><\ud800><eosp>"],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_no_stream_is_more_than_one_clear_error(text: str) -> None:
+    for pieces in ([text], list(text[:2000]), [text[:3], text[3:]]):
+        with pytest.raises(UserError, match="unit string") as found:
+            list(read_unit_stream(pieces, 100))
+        assert len(str(found.value)) < 300
