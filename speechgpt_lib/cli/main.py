@@ -3,6 +3,9 @@ one line of error."""
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import signal
 import sys
 
@@ -16,6 +19,7 @@ from speechgpt_lib.cli.text_to_unit import text_to_unit_app
 from speechgpt_lib.cli.units import units_app
 from speechgpt_lib.cli.vocoder import speak, vocoder_app
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import escaped
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",
@@ -47,6 +51,7 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
+    _print_anything()
     try:
         status = app(standalone_mode=False)
         if status == 130:  # typer answers an interruption so, instead of raising it
@@ -58,6 +63,11 @@ def main() -> None:
         reason = f": {error}" if str(error) else ""
         print(f"stopped{reason}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
+    except UnicodeEncodeError as error:
+        if not re.search("[\ud800-\udfff]", error.object):
+            raise
+        name = f"{escaped(error.object)[:200]} is not UTF-8"
+        sys.exit(f"error: {name}, which is needed here: rename the file or folder")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"error: {error.strerror or error}{where}; nothing finished was lost")
@@ -67,6 +77,14 @@ def main() -> None:
             print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))
         raise
+
+
+def _print_anything() -> None:
+    """Also in child processes: what the terminal's encoding lacks is printed as `\\u2192`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -65,7 +65,9 @@ def write_audio(path: Path | str, wave: np.ndarray) -> Path:
         raise UserError(f"cannot write {path}: the name must end in .wav or .flac")
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16")
+            soundfile.write(
+                os.fsencode(temporary), np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16"
+            )
         except soundfile.LibsndfileError as error:
             raise UserError(f"could not write {path} ({error}): is the disk full?") from None
     return path
@@ -174,7 +176,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         with open(path, "rb") as raw:
             begin = raw.read(4)
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             yield file
     except OSError as error:
         raise BadAudio("missing", path, error.strerror or str(error)) from None

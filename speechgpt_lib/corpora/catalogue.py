@@ -14,6 +14,7 @@ from typing import NamedTuple
 import yaml
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import escaped, open_text
 
 Names = str | Sequence[str] | None  # one, several, or all
 
@@ -49,6 +50,8 @@ ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
 def require_corpus(root: Path | str, name: str) -> Path:
     """`root` as a path.  Raises UserError where the corpus `name` isn't: what is there instead."""
     root, wanted = Path(root).expanduser(), CORPORA[name]
+    if (shown := escaped(root.resolve())) != str(root.resolve()):
+        raise UserError(f"{shown} is not UTF-8, which tables need: rename the folder")
     if not root.is_dir():
         raise UserError(f"no folder at {root}: give the folder that holds {wanted.layout}")
     if _holds(root, wanted):
@@ -127,10 +130,10 @@ def chosen_splits(asked: Names, there: Sequence[str], where: Path) -> list[str]:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     """Number and text of each line of a list, as a stream; None for one that is not UTF-8."""
-    with open(path, "rb") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                yield number, line.decode("utf-8").rstrip("\r\n")
+            try:  # a list may be several, joined, each with its byte order mark
+                yield number, line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError:
                 yield number, None
 

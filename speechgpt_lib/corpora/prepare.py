@@ -21,7 +21,7 @@ from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
+from speechgpt_lib.runs.artefacts import escaped, hash_json, read_json, write_json
 
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
@@ -39,7 +39,18 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
         raise UserError(f"{title} has no option {unknown}: there are {', '.join(known) or 'none'}")
-    return READERS[corpus](root, split, **options)
+    return map(_storable, READERS[corpus](root, split, **options))
+
+
+def _storable(row: Row) -> Row:
+    """The row, or why it can't stand in a table, whose text is UTF-8."""
+    fields = row if isinstance(row, Skipped) else vars(row).values()
+    try:
+        "".join(field for field in fields if isinstance(field, str)).encode()
+    except UnicodeEncodeError:
+        what = "a file name or text that is not UTF-8: rename the file"
+        return Skipped(escaped(row.path), escaped(row.id), "bad_row", what)
+    return row
 
 
 def prepare(

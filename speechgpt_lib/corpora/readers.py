@@ -19,6 +19,7 @@ from speechgpt_lib.corpora import catalogue
 from speechgpt_lib.corpora.catalogue import Names, chosen_splits, files, require_corpus, text_lines
 from speechgpt_lib.corpora.tables import Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import open_text, read_text
 
 SPLIT = "train"  # the only one of LJSpeech and VCTK
 # Releases 0.92 and 0.80; of two microphones the first, which every sentence has.
@@ -116,14 +117,14 @@ def join_spans(spans: Sequence[Span], maximum_s: float, pause_s: float) -> list[
 def _activity(root: Path, id: str) -> list[Span] | Skipped:
     """The spans in which somebody speaks."""
     try:
-        activity = json.loads((root / f"{id}.json").read_bytes())["voice_activity"]
+        activity = json.loads(read_text(root / f"{id}.json"))["voice_activity"]
         spans = [(float(start), float(end)) for start, end in activity]
         in_order = all(a[1] <= b[0] for a, b in pairwise(spans))
         if not in_order or any(not 0 <= start < end for start, end in spans):
             raise ValueError("spans are not in order")
     except FileNotFoundError:
         return Skipped(f"{id}.flac", id, "bad_row", "no json with voice_activity beside it")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, UserError) as error:
         what = f"no usable voice_activity: {type(error).__name__}: {error}".split("\n")[0]
         return Skipped(f"{id}.json", id, "bad_row", what[:200])
     return spans or Skipped(f"{id}.flac", id, "not_speech", "voice_activity is empty")
@@ -161,7 +162,7 @@ def _clips(root: Path, folder: str, split: str) -> Iterator[Row]:
     """
     tsv = f"{folder}{split}.tsv"
     lines = text_lines(root / tsv)
-    columns = (next(lines, (1, ""))[1] or "").removeprefix("\ufeff").split("\t")
+    columns = (next(lines, (1, ""))[1] or "").split("\t")
     if not {"path", "sentence"} <= set(columns):
         found = f"no columns path and sentence, but {', '.join(columns[:6])}"
         raise UserError(f"{root / tsv} has {found}: is it a list of Common Voice?")
@@ -219,8 +220,8 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
     """The recordings of the list (gigabytes: one is in memory at a time), and their language."""
     try:
-        with open(path, "rb") as file:
-            language = "en"
+        with open_text(path) as file:
+            begin, language = file.tell(), "en"
             for prefix, _, value in ijson.parse(file):
                 if prefix == "language":
                     language = str(value).lower()
@@ -228,7 +229,7 @@ def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
                     break
             else:
                 raise UserError(f"{path} has no list `audios`: is it GigaSpeech's?")
-            file.seek(0)
+            file.seek(begin)
             for recording in ijson.items(file, "audios.item", use_float=True):
                 yield recording, language
     except (ijson.JSONError, UnicodeDecodeError) as error:

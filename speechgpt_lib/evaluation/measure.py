@@ -22,6 +22,7 @@ from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
+from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import read_units
@@ -187,7 +188,9 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
     if not path.is_file():
         raise UserError(f"no items.jsonl in {folder}: make a set by {how}")
     items, records = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             name, text = record["path"], record["text"]

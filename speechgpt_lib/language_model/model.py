@@ -20,6 +20,7 @@ from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
+from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
@@ -215,7 +216,7 @@ def _read_config(folder: Path) -> LlamaConfig:
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads(read_text(path)).get("model_type")
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: get it again") from None
     if kind != "llama":

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
+from speechgpt_lib.runs.artefacts import read_text
 
 BUILT_IN = ("smoke", "lab", "release", "paper")
 
@@ -31,8 +32,8 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     if not path.is_file():
         raise UserError(f"no recipe file at {path}: {choice}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         kind = type(values).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from speechgpt_lib.errors import UserError
 
@@ -90,10 +91,44 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
             return
 
 
+def open_text(path: Path | str) -> BinaryIO:
+    """A UTF-8 file, to be read behind the byte order mark that some programs put first.
+
+    Raises UserError for UTF-16 and UTF-32.
+    """
+    file = open(path, "rb")
+    head = file.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+        file.close()
+        what = f"it begins with {head!r}, as UTF-16 does"
+        raise UserError(f"{path} is not UTF-8 ({what}): save it again as UTF-8")
+    file.seek(len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
+    return file
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file without its byte order mark; UserError where it is no UTF-8."""
+    with open_text(path) as file:
+        data = file.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        where = f"line {data.count(10, 0, error.start) + 1} has the byte {data[error.start]:#x}"
+        raise UserError(f"{path} is not UTF-8 ({where}): save it again as UTF-8") from None
+
+
+def escaped(text: object) -> str:
+    """The text, with `\\udce9` for what UTF-8 can't hold: bytes of file names in another encoding.
+
+    In JSON and YAML this stands for the same character again.
+    """
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(escaped(text), encoding="utf-8")
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -104,7 +139,7 @@ def write_json(path: Path | str, value: object) -> None:
 def read_json(path: Path | str) -> dict:
     """Read a JSON file; UserError for one that is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError:
         why = "was the step that writes it interrupted? run it again"
         raise UserError(f"{path} is missing; {why}") from None
@@ -116,7 +151,7 @@ def read_json(path: Path | str) -> dict:
 def hash_json(value: object) -> str:
     """SHA-256 of the JSON text of `value`, the same in whatever order its keys are."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def hash_file(path: Path | str) -> str:

@@ -19,7 +19,7 @@ from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.joblib_files import load_joblib
 from speechgpt_lib.foreign.tensors import check_tensors
-from speechgpt_lib.runs.artefacts import read_json
+from speechgpt_lib.runs.artefacts import read_json, read_text
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 
@@ -193,7 +193,7 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
         raise UserError(f"{source} lacks weights, such as {lost[0]}: is it a HuBERT?")
     preprocessor = folder / "preprocessor_config.json"
     try:
-        normalize = bool(json.loads(preprocessor.read_text()).get("do_normalize", True))
+        normalize = bool(json.loads(read_text(preprocessor)).get("do_normalize", True))
     except (FileNotFoundError, NotADirectoryError):
         normalize = config.feat_extract_norm == "layer"
     except (ValueError, AttributeError):

@@ -15,6 +15,7 @@ from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
 from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
+from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -67,7 +68,7 @@ def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     """`config.json` → (geometry, number of units, width of the duration predictor)."""
     check_is_no_text(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         config = (config.get("dur_predictor_params") or {}) | config
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no config.json ({one_line(error)}): get it again") from None
