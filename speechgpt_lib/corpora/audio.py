@@ -65,9 +65,8 @@ def write_audio(path: Path | str, wave: np.ndarray) -> Path:
         raise UserError(f"cannot write {path}: the name must end in .wav or .flac")
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(
-                os.fsencode(temporary), np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16"
-            )
+            name, clipped = os.fsencode(temporary), np.clip(wave, -1.0, 1.0)
+            soundfile.write(name, clipped, SAMPLE_RATE, subtype="PCM_16")
         except soundfile.LibsndfileError as error:
             raise UserError(f"could not write {path} ({error}): is the disk full?") from None
     return path

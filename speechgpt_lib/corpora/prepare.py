@@ -83,8 +83,9 @@ def prepare(
     rows = filter(None, map(change, read_rows(corpus, root, split, options)))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        what = "found its layout, but nothing of what is asked for"
-        raise UserError(f"no utterance of {CORPORA[corpus].title} in {root}: {what}")
+        asked = f" of {split if isinstance(split, str) else ', '.join(split)}" if split else ""
+        what = f"no utterance{asked} of {CORPORA[corpus].title} in {root}"
+        raise UserError(f"{what}: found its layout and its lists, but no such row in them")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}
     settings |= {"longest_s": longest_s, "shard_size": shard_size} | options

@@ -67,12 +67,11 @@ def vctk(root: Path | str, split: Names = None) -> Iterator[Row]:
         for name in files(root / folder / speaker, suffix):
             id, path = name.removesuffix(suffix), f"{folder}/{speaker}/{name}"
             text = root / "txt" / speaker / f"{id}.txt"
-            lines = [line for _, line in text_lines(text)] if text.is_file() else []
-            if None in lines:
-                yield Skipped(path, id, "bad_row", f"txt/{speaker}/{id}.txt is not UTF-8")
-            else:
-                words = " ".join(" ".join(lines).split())
+            try:
+                words = " ".join(read_text(text).split()) if text.is_file() else ""
                 yield Utterance(id, words, "", "speech", speaker, SPLIT, path=path)
+            except UserError as error:
+                yield Skipped(path, id, "bad_row", str(error)[-200:])
 
 
 def libri_light(
@@ -147,6 +146,10 @@ def common_voice(root: Path | str, split: Names = None, language: Names = None) 
         there = {file.removesuffix(".tsv") for file in files(place, ".tsv")} - NO_SPLIT
         usual = [tsv for tsv in USUAL if tsv in there]
         known = [*usual, *sorted(there - set(USUAL))]
+        if split is None and not usual:
+            what = f"the lists of {place} are {', '.join(known) or 'none'}, not {', '.join(USUAL)}"
+            name = known[-1] if known else "NAME"
+            raise UserError(f"{what}: ask for one by --split {name}, or `splits:` in a recipe")
         chosen = chosen_splits(usual if split is None else split, known, place)
         twice = ", ".join(tsv for tsv in usual if tsv in chosen)
         if "validated" in chosen and twice:

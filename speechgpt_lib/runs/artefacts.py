@@ -91,19 +91,19 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
             return
 
 
-def open_text(path: Path | str) -> BinaryIO:
+@contextlib.contextmanager
+def open_text(path: Path | str) -> Iterator[BinaryIO]:
     """A UTF-8 file, to be read behind the byte order mark that some programs put first.
 
     Raises UserError for UTF-16 and UTF-32.
     """
-    file = open(path, "rb")
-    head = file.read(4)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
-        file.close()
-        what = f"it begins with {head!r}, as UTF-16 does"
-        raise UserError(f"{path} is not UTF-8 ({what}): save it again as UTF-8")
-    file.seek(len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
-    return file
+    with open(path, "rb") as file:
+        head = file.read(4)
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+            what = f"it begins with {head!r}, as UTF-16 does"
+            raise UserError(f"{path} is not UTF-8 ({what}): save it again as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
+        yield file
 
 
 def read_text(path: Path | str) -> str:

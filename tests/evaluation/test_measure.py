@@ -65,6 +65,8 @@ class Corpora:
     def __init__(self, judges: dict | str):
         self.found = judges
 
+    normalise = staticmethod(str.lower)
+
     def judges(self) -> dict:
         if isinstance(self.found, str):
             raise UserError(self.found)
