@@ -3,9 +3,7 @@ one line of error."""
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import signal
 import sys
 
@@ -51,7 +49,10 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
-    _print_anything()
+    # What the terminal's encoding lacks is printed as \u2192, here and in child processes.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
+        os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
     try:
         status = app(standalone_mode=False)
         if status == 130:  # typer answers an interruption so, instead of raising it
@@ -64,10 +65,8 @@ def main() -> None:
         print(f"stopped{reason}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
     except UnicodeEncodeError as error:
-        if not re.search("[\ud800-\udfff]", error.object):
-            raise
-        name = f"{escaped(error.object)[:200]} is not UTF-8"
-        sys.exit(f"error: {name}, which is needed here: rename the file or folder")
+        name = escaped(error.object)[:200]
+        sys.exit(f"error: no {error.encoding} can hold {name}: rename the file or folder")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"error: {error.strerror or error}{where}; nothing finished was lost")
@@ -77,14 +76,6 @@ def main() -> None:
             print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))
         raise
-
-
-def _print_anything() -> None:
-    """Also in child processes: what the terminal's encoding lacks is printed as `\\u2192`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
 
 
 def _interrupt(number: int, frame: object) -> None:

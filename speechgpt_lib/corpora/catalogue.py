@@ -14,7 +14,7 @@ from typing import NamedTuple
 import yaml
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.runs.artefacts import escaped, open_text
+from speechgpt_lib.runs.artefacts import open_text
 
 Names = str | Sequence[str] | None  # one, several, or all
 
@@ -50,8 +50,6 @@ ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
 def require_corpus(root: Path | str, name: str) -> Path:
     """`root` as a path.  Raises UserError where the corpus `name` isn't: what is there instead."""
     root, wanted = Path(root).expanduser(), CORPORA[name]
-    if (shown := escaped(root.resolve())) != str(root.resolve()):
-        raise UserError(f"{shown} is not UTF-8, which tables need: rename the folder")
     if not root.is_dir():
         raise UserError(f"no folder at {root}: give the folder that holds {wanted.layout}")
     if _holds(root, wanted):

@@ -23,12 +23,8 @@ _SAME = str.maketrans("’‘`ʼ´⁄", "'" * 5 + "/")
 
 
 def plain(text: str) -> str:
-    """The text with one code for each letter: compatible forms (NFKC) and straight apostrophes.
-
-    10² becomes 10^2 and 2½ becomes 2 1/2, where NFKC alone would give 102 and 21/2.
-    """
-    text = re.sub("[⁰¹²³⁴-⁹]+", r"^\g<0>", text)
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    """Compatible forms of letters (NFKC) and straight apostrophes; 10² is 10^2, and 2½ is 2 1/2."""
+    text = re.sub("[⁰¹²³⁴-⁹]+", r"^\g<0>", re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text))
     return unicodedata.normalize("NFKC", text).translate(_SAME)
 
 

@@ -45,12 +45,10 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
 def _storable(row: Row) -> Row:
     """The row, or why it can't stand in a table, whose text is UTF-8."""
     fields = row if isinstance(row, Skipped) else vars(row).values()
-    try:
-        "".join(field for field in fields if isinstance(field, str)).encode()
-    except UnicodeEncodeError:
-        what = "a file name or text that is not UTF-8: rename the file"
-        return Skipped(escaped(row.path), escaped(row.id), "bad_row", what)
-    return row
+    text = "".join(field for field in fields if isinstance(field, str))
+    why = "a name or text that is not UTF-8"
+    safe = escaped(text) == text
+    return row if safe else Skipped(escaped(row.path), escaped(row.id), "bad_row", why)
 
 
 def prepare(
@@ -83,9 +81,8 @@ def prepare(
     rows = filter(None, map(change, read_rows(corpus, root, split, options)))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        asked = f" of {split if isinstance(split, str) else ', '.join(split)}" if split else ""
-        what = f"no utterance{asked} of {CORPORA[corpus].title} in {root}"
-        raise UserError(f"{what}: found its layout and its lists, but no such row in them")
+        what = "its layout and its lists are there, but in them no row of what is asked for"
+        raise UserError(f"no utterance of {CORPORA[corpus].title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}
     settings |= {"longest_s": longest_s, "shard_size": shard_size} | options

@@ -18,7 +18,6 @@ import numpy as np
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
-from speechgpt_lib.runs.artefacts import read_text
 
 SHORTEST = SAMPLE_RATE // 10  # samples: no word of English is shorter than 0.1 s
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it there is nothing to amplify
@@ -129,7 +128,7 @@ class SpeechJudge:
         # A dictionary of these words alone: with it a decoder starts ten times faster.
         wanted, found = set(words), {}
         path = Path(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"))
-        for line in read_text(path).splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             word = line.partition(" ")[0].partition("(")[0]
             if word in wanted:
                 found.setdefault(word, []).append(line)

@@ -93,35 +93,29 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
 
 @contextlib.contextmanager
 def open_text(path: Path | str) -> Iterator[BinaryIO]:
-    """A UTF-8 file, to be read behind the byte order mark that some programs put first.
-
-    Raises UserError for UTF-16 and UTF-32.
-    """
+    """A UTF-8 file, read behind its byte order mark.  Raises UserError for UTF-16 and UTF-32."""
     with open(path, "rb") as file:
         head = file.read(4)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
             what = f"it begins with {head!r}, as UTF-16 does"
-            raise UserError(f"{path} is not UTF-8 ({what}): save it again as UTF-8")
+            raise UserError(f"{path} is not UTF-8 ({what}): save it as UTF-8")
         file.seek(len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
         yield file
 
 
 def read_text(path: Path | str) -> str:
-    """The text of a UTF-8 file without its byte order mark; UserError where it is no UTF-8."""
+    """The text of a UTF-8 file without its byte order mark.  Raises UserError for another code."""
     with open_text(path) as file:
         data = file.read()
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        where = f"line {data.count(10, 0, error.start) + 1} has the byte {data[error.start]:#x}"
-        raise UserError(f"{path} is not UTF-8 ({where}): save it again as UTF-8") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 (see line {line}): save it as UTF-8") from None
 
 
 def escaped(text: object) -> str:
-    """The text, with `\\udce9` for what UTF-8 can't hold: bytes of file names in another encoding.
-
-    In JSON and YAML this stands for the same character again.
-    """
+    """The text, with what UTF-8 can't hold (bytes of file names in another code) as JSON has it."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 

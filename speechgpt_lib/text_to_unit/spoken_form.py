@@ -20,7 +20,7 @@ _WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="
 _MONEY, _UNITS, _LETTERS, _MORE = map(_WORDS.get, ("money", "units", "letters", "magnitudes"))
 _SIGN, _UNIT = ("|".join(sorted(map(re.escape, of), key=len)[::-1]) for of in (_MONEY, _UNITS))
 _N = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+"
-_SUM = rf"(?P<number>{_N})(?:[\s-]?(?P<more>(?i:{'|'.join(_MORE)}|\w+illion|thousand|hundred)\b))?"
+_MAGNITUDE = rf"(?:[\s-]?((?i:{'|'.join(_MORE)}|\w+illion|thousand|hundred)\b))?"
 
 
 def spoken_form(text: str) -> str:
@@ -59,23 +59,16 @@ def _sound(c: str) -> str | None:
     return " " if kind[0] in "ZPS" or kind == "Cc" else None
 
 
-def _range(found: re.Match) -> str:
-    """10-20 → 10 to 20, $5-10 → 5 to $10; falling numbers, such as scores, without a word."""
-    money, first, gap, second = found.groups()
-    rises = float(first.replace(",", "")) < float(second.replace(",", ""))
-    return first + (" to " if rises else " minus " if gap[0] == " " else " ") + money + second
-
-
 def _money(found: re.Match) -> str:
     """$1.5 million → one point five million dollars; $2.50 → two dollars and fifty cents."""
-    number, more = found["number"].replace(",", ""), (found["more"] or "").lower()
-    one, many, *cents = _MONEY[found["sign"] or found["after"]]
-    whole, _, part = number.partition(".")
+    sign, number, more = found.groups("")
+    one, many, *cents = _MONEY[sign]
+    whole, _, part = number.replace(",", "").partition(".")
+    named = one if whole == "1" and not (more or part.strip("0")) else many
     if more or not cents or len(part) != 2:
-        named = one if number == "1" and not more else many
-        return f" {_words(number)} {_MORE.get(more, more)} {named} "
+        return f" {_words(number)} {_MORE.get(more.lower(), more)} {named} "
     said = [f"{_words(whole)} {one if whole == '1' else many}"] * (part == "00" or whole > "0")
-    said += [f"{_words(str(int(part)))} {cents[part != '01']}"] * (part > "00")
+    said += [f"{_words(part[part[0] == '0' :])} {cents[part != '01']}"] * (part > "00")
     return f" {' and '.join(said)} "
 
 
@@ -88,15 +81,11 @@ def _measure(found: re.Match) -> str:
 
 
 def _number(found: re.Match) -> str:
-    """A number, a year most likely where it could be one, an ordinal, or several (1990s)."""
-    digits, suffix = found[1], (found[2] or "").lower()
-    if suffix[:1] in ("s", "n", "r", "t") and suffix != "s":
-        return f" {_engine().ordinal(_words(digits))}{suffix[2:]} "
-    said = _words(digits)
-    if year := re.fullmatch(r"(1[1-9]|20(?=[1-9]))(\d)(\d)", digits):
-        rest = "hundred" if year[2] == year[3] == "0" else _words((year[2] + year[3]).lstrip("0"))
-        said = f"{_words(year[1])} {'oh ' if year[2] == '0' != year[3] else ''}{rest}"
-    return f" {_engine().plural_noun(said) if suffix else said} "
+    """A number, an ordinal, or several (90s)."""
+    said, suffix = _words(found[1]), (found[2] or "").lower()
+    if suffix[-1:] == "s" and suffix[0] in "s'":
+        return f" {_engine().plural_noun(said)} "
+    return f" {_engine().ordinal(said) + suffix[2:] if suffix else said} "
 
 
 @functools.cache
@@ -116,11 +105,10 @@ def _words(number: str) -> str:
 
 _RULES = [
     *_WORDS["before"],
-    (rf"(?<![\w.,/-])((?:{_SIGN})?)({_N})(\s?[-–—]\s?)(?:{_SIGN})?({_N})(?![\d/-])", _range),
-    (rf"(?P<sign>{_SIGN})\s?{_SUM}(?P<after>)", _money),
-    (rf"{_SUM}\s?(?P<after>{_SIGN})(?P<sign>)", _money),
+    (rf"({_SIGN})\s?({_N}){_MAGNITUDE}", _money),
     (rf"(?<![\w.])({_N})(?!s\b)[\s-]?(square |cubic |)({_UNIT})(?:/({_UNIT}))?(?!\w)", _measure),
-    (rf"({_N})((?i:st|nd|rd|ths?)\b|'?s\b)?", _number),
+    *_WORDS["years"],
+    (rf"({_N})((?i:st|nd|rd|ths?)\b|(?<=\d)'?s\b)?", _number),
     (r"(?<![^\W_])[α-ωΑ-Ω](?![^\W_])", lambda c: f" {unicodedata.name(c[0]).split()[-1]} "),
     *((re.escape(sign), f" {word} ") for sign, word in _WORDS["signs"].items()),
 ]
