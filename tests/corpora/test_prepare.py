@@ -4,6 +4,7 @@ interrupted."""
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -351,3 +352,23 @@ def test_the_table_is_read_as_a_stream(tmp_path, monkeypatch):
 def test_reference_speech_is_all_good(reference, tmp_path, name, folder, utterances, hours):
     summary = prepare(name, reference / "speech" / folder, tmp_path, decode=True, max_bad_share=0)
     assert (summary["utterances"], summary["hours"]) == (utterances, hours)
+
+
+@pytest.mark.parametrize("name", [b"84-121123-caf\xe9", b"84-121123-\xff\xfe", b"84-121123-\x80"])
+def test_names_that_are_no_utf8_go_to_quarantine(corpus, tmp_path, name):
+    folder = corpus / "dev-clean/84/121123"
+    os.link(folder / "84-121123-0000.flac", os.fsencode(folder) + b"/" + name + b".flac")
+    summary = prepare("librispeech", corpus, tmp_path / "out", max_bad_share=0.9)
+    assert summary["quarantined"]["reasons"] == {"bad_row": 1}
+    (row,) = read_quarantine(tmp_path / "out/quarantine.parquet")
+    assert (
+        "not UTF-8" in row.detail
+        and row.id == os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+    )
+
+
+def test_halves_of_pairs_in_a_text_go_to_quarantine(tmp_path):
+    said = [layouts.giga_segment(f"S{k}", 0, 1, t, "XL") for k, t in enumerate(["GO", "A \ud83d"])]
+    layouts.gigaspeech(tmp_path / "giga", {"POD1": said})
+    summary = prepare("gigaspeech", tmp_path / "giga", tmp_path / "out", max_bad_share=0.9)
+    assert (summary["utterances"], summary["quarantined"]["reasons"]) == (1, {"bad_row": 1})

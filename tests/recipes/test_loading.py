@@ -132,3 +132,12 @@ def test_overrides_of_a_file_of_ones_own(tmp_path: Path) -> None:
     assert load_recipe("smoke", {"seed": 7}).seed == 7
     with pytest.raises(UserError, match="mine.yaml: unknown key 'x'"):
         load_recipe(tmp_path / "mine.yaml", {"x": 7})
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    text = dump_recipe(load_recipe("smoke"))
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8-sig")
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe("smoke")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"mine.yaml is not UTF-8 .*save it as UTF-8"):
+        load_recipe(tmp_path / "mine.yaml")
