@@ -64,9 +64,9 @@ def main() -> None:
         reason = f": {error}" if str(error) else ""
         print(f"stopped{reason}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
-    except UnicodeEncodeError as error:
-        name = escaped(error.object)[:200]
-        sys.exit(f"error: no {error.encoding} can hold {name}: rename the file or folder")
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        what = f"{escaped(error.object)[:200]} is no {error.encoding}"
+        sys.exit(f"error: {what}: rename the file or folder, or save the text as UTF-8")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"error: {error.strerror or error}{where}; nothing finished was lost")

@@ -262,7 +262,7 @@ def test_what_a_library_cannot_name_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(cli, "app", lambda **_: "caf\udce9".encode())
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit, match=r"hold caf\\udce9: rename the file or folder"):
+        with pytest.raises(SystemExit, match=r"caf\\udce9 is no utf-8: rename the file or folder"):
             cli.main()
     finally:
         signal.signal(signal.SIGTERM, before)
