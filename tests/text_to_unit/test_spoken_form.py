@@ -90,7 +90,7 @@ def test_what_no_english_word_says_is_known(text: str, lost: str) -> None:
 
 @given(st.text(max_size=40))
 def test_every_letter_is_said_or_known_as_lost(text: str) -> None:
-    if any(map(str.isalpha, text)):
+    if any(c.isalpha() and c != "ʼ" for c in text):  # which is an apostrophe
         assert spoken_form(text) or unsaid(text)
 
 
