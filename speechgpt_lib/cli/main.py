@@ -50,7 +50,7 @@ def main() -> None:
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     # What the terminal's encoding lacks is printed as \u2192, here and in child processes.
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")):
         stream.reconfigure(errors="backslashreplace")
         os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
     try:

@@ -67,7 +67,9 @@ def _money(found: re.Match) -> str:
     named = one if whole == "1" and not (more or part.strip("0")) else many
     if more or not cents or len(part) != 2:
         return f" {_words(number)} {_MORE.get(more.lower(), more)} {named} "
-    said = [f"{_words(whole)} {one if whole == '1' else many}"] * (part == "00" or whole > "0")
+    said = [f"{_words(whole or '0')} {one if whole == '1' else many}"] * (
+        part == "00" or whole > "0"
+    )
     said += [f"{_words(part[part[0] == '0' :])} {cents[part != '01']}"] * (part > "00")
     return f" {' and '.join(said)} "
 

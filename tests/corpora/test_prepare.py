@@ -355,7 +355,8 @@ def test_reference_speech_is_all_good(reference, tmp_path, name, folder, utteran
 
 
 @pytest.mark.parametrize("name", [b"84-121123-caf\xe9", b"84-121123-\xff\xfe", b"84-121123-\x80"])
-def test_names_that_are_no_utf8_go_to_quarantine(corpus, tmp_path, name):
+def test_names_that_are_no_utf8_go_to_quarantine(tmp_path, name):
+    corpus = layouts.librispeech(tmp_path / "libri")
     folder = corpus / "dev-clean/84/121123"
     os.link(folder / "84-121123-0000.flac", os.fsencode(folder) + b"/" + name + b".flac")
     summary = prepare("librispeech", corpus, tmp_path / "out", max_bad_share=0.9)
@@ -367,8 +368,9 @@ def test_names_that_are_no_utf8_go_to_quarantine(corpus, tmp_path, name):
     )
 
 
-def test_halves_of_pairs_in_a_text_go_to_quarantine(tmp_path):
-    said = [layouts.giga_segment(f"S{k}", 0, 1, t, "XL") for k, t in enumerate(["GO", "A \ud83d"])]
-    layouts.gigaspeech(tmp_path / "giga", {"POD1": said})
-    summary = prepare("gigaspeech", tmp_path / "giga", tmp_path / "out", max_bad_share=0.9)
+def test_a_folder_that_is_no_utf8_goes_to_quarantine(tmp_path):
+    layouts.vctk(tmp_path / "vctk", {"p225/p225_002": "Ask her", "p226/p226_001": "Call Stella"})
+    folder = os.fsencode(tmp_path / "vctk/wav48_silence_trimmed/p22")
+    os.rename(folder + b"6", folder + b"\xe9")
+    summary = prepare("vctk", tmp_path / "vctk", tmp_path / "out", max_bad_share=0.9)
     assert (summary["utterances"], summary["quarantined"]["reasons"]) == (1, {"bad_row": 1})

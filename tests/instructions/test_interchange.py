@@ -306,7 +306,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_a_byte_order_mark_costs_no_row_and_comes_out_again(tmp_path: Path) -> None:
     lines = write_jsonl(tmp_path / "plain.jsonl", released_lines(5)).read_bytes()
     mark = b"\xef\xbb\xbf"
-    for number, content in enumerate((mark + lines, lines + mark + lines)):  # also two files joined
+    more = write_jsonl(tmp_path / "more.jsonl", released_lines(5, seed=1)).read_bytes()
+    for number, content in enumerate((mark + lines, lines + mark + more)):  # also two files joined
         path, folder = tmp_path / f"{number}.jsonl", tmp_path / f"set{number}"
         path.write_bytes(content)
         checked = check_jsonl(path, UNIT_COUNT)

@@ -41,6 +41,8 @@ def test_only_words_are_left_and_they_stay(text: str) -> None:
     [
         ("$1.5 million and €2bn", "one point five million dollars and two billion euros"),
         ("$1, $2.50, £0.99", "one dollar two dollars and fifty cents ninety nine pence"),
+        ("$.00 $.05 $1.00", "zero dollars five cents one dollar"),
+        ("№ 7, No. 8, #9", "number seven number eight number nine"),
         ("-$5, 5 €, ¥500", "minus five dollars five euros five hundred yen"),
         ("$5-10 million; $1 million", "five to ten million dollars one million dollars"),
         ("the 1990s, '80s, 1900s", "the nineteen nineties eighties nineteen hundreds"),
