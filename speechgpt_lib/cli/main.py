@@ -3,6 +3,7 @@ one line of error."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -16,6 +17,7 @@ from speechgpt_lib.cli.text_to_unit import text_to_unit_app
 from speechgpt_lib.cli.units import units_app
 from speechgpt_lib.cli.vocoder import speak, vocoder_app
 from speechgpt_lib.errors import UserError, one_line, out_of_memory
+from speechgpt_lib.runs.artefacts import escaped
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",
@@ -47,6 +49,10 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # What the terminal's encoding lacks is printed as \u2192, here and in child processes.
+    for stream in (s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")):
+        stream.reconfigure(errors="backslashreplace")
+        os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
     try:
         status = app(standalone_mode=False)
         if status == 130:  # typer answers an interruption so, instead of raising it
@@ -58,6 +64,9 @@ def main() -> None:
         reason = f": {error}" if str(error) else ""
         print(f"stopped{reason}; what is finished is kept", file=sys.stderr)
         sys.exit(130)
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        what = f"{escaped(error.object)[:200]} is no {error.encoding}"
+        sys.exit(f"error: {what}: rename the file or folder, or save the text as UTF-8")
     except Exception as error:
         # Wrong options and arguments, in the words of the command-line library.
         if hasattr(error, "format_message"):

@@ -57,7 +57,7 @@ def generate(
     from speechgpt_lib.units.sequence import format_units
 
     if texts == ["-"]:
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        texts = [said for line in sys.stdin if (said := line.lstrip("\ufeff").strip())]
     if not texts:
         raise UserError("there is no text: give one or more, or lines on standard input")
     opened = TextToUnit.load(model or open_run(run, quiet=True).require("text_to_unit").path)

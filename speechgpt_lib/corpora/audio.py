@@ -68,7 +68,8 @@ def write_audio(path: Path | str, wave: np.ndarray) -> Path:
         raise UserError(f"cannot write {path}: the name must end in .wav or .flac")
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16")
+            name, clipped = os.fsencode(temporary), np.clip(wave, -1.0, 1.0)
+            soundfile.write(name, clipped, SAMPLE_RATE, subtype="PCM_16")
         except soundfile.LibsndfileError as error:
             raise UserError(f"could not write {path} ({error}): is the disk full?") from None
     return path
@@ -182,7 +183,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
         with open(path, "rb") as raw:
             begin = raw.read(4)
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             if file.samplerate > HIGHEST_RATE:
                 found = f"a header that claims {file.samplerate} Hz, the highest is {HIGHEST_RATE}"
                 raise BadAudio("not_audio", path, found)

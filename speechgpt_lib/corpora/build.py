@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 
-from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus, Document, Piece
+from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED, Corpora, Corpus, Document, Piece, plain
 from speechgpt_lib.corpora.held_out import is_held_out
 from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.corpora.prepare import prepare, read_rows
@@ -107,7 +108,8 @@ class DiskReader(Corpus):
 
     def normalise(self, text: str) -> str:
         """Small letters, single spaces, no signs but apostrophes within words."""
-        return " ".join(re.findall(r"\w+(?:'\w+)*", text.lower()))
+        kept = (c if category(c)[0] in "LMN" or c == "'" else " " for c in plain(text).lower())
+        return " ".join(re.findall(r"[^\s']+(?:'[^\s']+)*", "".join(kept)))
 
     def texts(self, seed: int) -> Iterator[str]:
         """The transcripts of the training side."""

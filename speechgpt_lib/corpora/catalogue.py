@@ -14,6 +14,7 @@ from typing import NamedTuple
 import yaml
 
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.runs.artefacts import open_text
 
 LONGEST_LINE = 1 << 20
 Names = str | Sequence[str] | None  # one, several, or all
@@ -131,12 +132,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | None]]:
 
     Raises UserError for one of more than `LONGEST_LINE` bytes.
     """
-    with reading(path), open(path, "rb") as lines:
+    with reading(path), open_text(path) as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
             if len(line) > LONGEST_LINE:
                 raise UserError(f"{path}, line {number} is longer than 1 MB: is it such a list?")
-            try:
-                yield number, line.decode("utf-8").rstrip("\r\n")
+            try:  # a list may be several, joined, each with its byte order mark
+                yield number, line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError:
                 yield number, None
 

@@ -7,6 +7,8 @@ text, questions or a judge; a corpus that has none answers with nothing.
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,13 @@ from speechgpt_lib.metrics.judge import SpeechJudge as Judge
 # The splits that training may hear: speech with text, speech alone, and the voice that answers;
 # and those for evaluation only, the second in a voice that training misses.
 LEARNED, HELD_OUT = ("train", "unlabelled", "voice"), ("test", "test_voice")
+_SAME = str.maketrans(dict.fromkeys("’‘`ʼ´", "'") | {"№": "No. "})
+
+
+def plain(text: str) -> str:
+    """Compatible forms of letters (NFKC) and straight apostrophes; 10² is 10^2, and 2½ is 2 1/2."""
+    text = re.sub("[⁰¹²³⁴-⁹]+", r"^\g<0>", re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text))
+    return unicodedata.normalize("NFKC", text.translate(_SAME)).replace("⁄", "/")
 
 
 class Piece(NamedTuple):

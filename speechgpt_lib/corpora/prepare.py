@@ -22,7 +22,13 @@ from speechgpt_lib.corpora.catalogue import CORPORA, Names
 from speechgpt_lib.corpora.readers import READERS
 from speechgpt_lib.corpora.tables import PARTS, SUMMARY, Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError, reading, shortened
-from speechgpt_lib.runs.artefacts import hash_json, read_json, remove_half_written, write_json
+from speechgpt_lib.runs.artefacts import (
+    escaped,
+    hash_json,
+    read_json,
+    remove_half_written,
+    write_json,
+)
 
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
@@ -40,7 +46,16 @@ def read_rows(corpus: str, root: Path, split: Names, options: dict) -> Iterator[
     known = sorted(set(inspect.signature(READERS[corpus]).parameters) - {"root", "split"})
     if unknown := ", ".join(sorted(set(options) - set(known))):
         raise UserError(f"{title} has no option {unknown}: there are {', '.join(known) or 'none'}")
-    return READERS[corpus](root, split, **options)
+    return map(_storable, READERS[corpus](root, split, **options))
+
+
+def _storable(row: Row) -> Row:
+    """The row, or why it can't stand in a table, whose text is UTF-8."""
+    fields = row if isinstance(row, Skipped) else vars(row).values()
+    text = "".join(field for field in fields if isinstance(field, str))
+    why = "a name or text that is not UTF-8"
+    safe = escaped(text) == text
+    return row if safe else Skipped(escaped(row.path), escaped(row.id), "bad_row", why)
 
 
 def prepare(
@@ -73,7 +88,7 @@ def prepare(
     rows = filter(None, map(change, read_rows(corpus, root, split, options)))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:
-        what = "found its layout, but nothing of what is asked for"
+        what = "its layout and its lists are there, but in them no row of what is asked for"
         raise UserError(f"no utterance of {CORPORA[corpus].title} in {root}: {what}")
     splits = list(split) if isinstance(split, tuple) else split
     settings = {"corpus": corpus, "root": str(root.resolve()), "split": splits, "decode": decode}

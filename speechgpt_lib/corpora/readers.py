@@ -19,6 +19,7 @@ from speechgpt_lib.corpora import catalogue
 from speechgpt_lib.corpora.catalogue import Names, chosen_splits, files, require_corpus, text_lines
 from speechgpt_lib.corpora.tables import Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.runs.artefacts import open_text, read_text
 
 SPLIT = "train"  # the only one of LJSpeech and VCTK
 # Releases 0.92 and 0.80; of two microphones the first, which every sentence has.
@@ -67,12 +68,11 @@ def vctk(root: Path | str, split: Names = None) -> Iterator[Row]:
         for name in files(root / folder / speaker, suffix):
             id, path = name.removesuffix(suffix), f"{folder}/{speaker}/{name}"
             text = root / "txt" / speaker / f"{id}.txt"
-            lines = [line for _, line in text_lines(text)] if text.is_file() else []
-            if None in lines:
-                yield Skipped(path, id, "bad_row", f"txt/{speaker}/{id}.txt is not UTF-8")
-            else:
-                words = " ".join(" ".join(lines).split())
+            try:
+                words = " ".join(read_text(text).split()) if text.is_file() else ""
                 yield Utterance(id, words, "", "speech", speaker, SPLIT, path=path)
+            except UserError as error:
+                yield Skipped(path, id, "bad_row", str(error)[-200:])
 
 
 def libri_light(
@@ -121,7 +121,7 @@ def _activity(root: Path, id: str) -> list[Span] | Skipped:
         return Skipped(f"{id}.flac", id, "bad_row", "no json with voice_activity beside it")
     try:
         with reading(path, "fetch it again", "has no usable voice_activity"):
-            activity = json.loads(path.read_bytes())["voice_activity"]
+            activity = json.loads(read_text(path))["voice_activity"]
             spans = [(float(start), float(end)) for start, end in activity]
             in_order = all(a[1] <= b[0] for a, b in pairwise(spans))
             if not in_order or any(not 0 <= start < end <= LONGEST_S for start, end in spans):
@@ -148,6 +148,10 @@ def common_voice(root: Path | str, split: Names = None, language: Names = None) 
         there = {file.removesuffix(".tsv") for file in files(place, ".tsv")} - NO_SPLIT
         usual = [tsv for tsv in USUAL if tsv in there]
         known = [*usual, *sorted(there - set(USUAL))]
+        if split is None and not usual:
+            what = f"the lists of {place} are {', '.join(known) or 'none'}, not {', '.join(USUAL)}"
+            name = known[-1] if known else "NAME"
+            raise UserError(f"{what}: ask for one by --split {name}, or `splits:` in a recipe")
         chosen = chosen_splits(usual if split is None else split, known, place)
         twice = ", ".join(tsv for tsv in usual if tsv in chosen)
         if "validated" in chosen and twice:
@@ -163,7 +167,7 @@ def _clips(root: Path, folder: str, split: str) -> Iterator[Row]:
     """
     tsv = f"{folder}{split}.tsv"
     lines = text_lines(root / tsv)
-    columns = (next(lines, (1, ""))[1] or "").removeprefix("\ufeff").split("\t")
+    columns = (next(lines, (1, ""))[1] or "").split("\t")
     if not {"path", "sentence"} <= set(columns):
         found = f"no columns path and sentence, but {', '.join(columns[:6])}"
         raise UserError(f"{root / tsv} has {found}: is it a list of Common Voice?")
@@ -222,8 +226,8 @@ def plain_text(tagged: str, punctuation: bool = True, lower: bool = False) -> st
 
 def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
     """The recordings of the list (gigabytes: one is in memory at a time), and their language."""
-    with open(path, "rb") as file:
-        language = "en"
+    with open_text(path) as file:
+        begin, language = file.tell(), "en"
         for prefix, _, value in ijson.parse(file, use_float=True):
             if prefix == "language":
                 language = str(value).lower()
@@ -231,7 +235,7 @@ def _recordings(path: Path) -> Iterator[tuple[dict, str]]:
                 break
         else:
             raise UserError(f"{path} has no list `audios`: is it GigaSpeech's?")
-        file.seek(0)
+        file.seek(begin)
         for recording in ijson.items(file, "audios.item", use_float=True):
             yield recording, language
 

@@ -3,6 +3,10 @@ and a bootstrap interval: {value, n, low, high}.
 
 Sets are lists of `Item`: held-out utterances of the run's own corpus, or a folder written by
 `speechgpt corpora sample`.
+
+Transcripts and answers are compared after the same normalisation of both sides: numbers, money,
+units and signs in words (`spoken_form.in_words`), then the spelling of the run's first corpus
+(small letters, no punctuation).
 """
 
 from __future__ import annotations
@@ -16,15 +20,19 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from speechgpt_lib.corpora.audio import read_audio, write_audio
-from speechgpt_lib.corpora.corpus import Judge
+from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.corpora.tables import hear, inside
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.evaluation.judges import judges_if_installed
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
+from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
+from speechgpt_lib.text_to_unit.spoken_form import in_words
 from speechgpt_lib.units.extract import read_units
+
+COMPARED = "both sides with numbers and signs in words, in small letters, without punctuation"
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,19 @@ class Item:
     rank: int = 0  # of its kind, in the order of the corpus
 
 
-def word_error_rate(items: Sequence[Item], heard: Sequence[str], draws: int) -> dict:
-    """The pooled word error rate of what was heard."""
-    pairs = [word_errors(i.text, text) for i, text in zip(items, heard, strict=True)]
+def word_error_rate(items: Sequence[Item], heard: Sequence[str], draws: int, corpora) -> dict:
+    """The pooled word error rate of what was heard, both sides `comparable`."""
+    texts = zip((item.text for item in items), heard, strict=True)
+    pairs = [word_errors(*(comparable(corpora, text) for text in both)) for both in texts]
     errors, words = zip(*pairs, strict=True)
+    if not any(words):
+        raise UserError("no word in any transcript of the set: there is nothing to compare with")
     return asdict(bootstrap_ratio(errors, words, draws=draws))
+
+
+def comparable(corpora: Corpora, text: str) -> str:
+    """A transcript, answer or reference as it is compared."""
+    return corpora.normalise(in_words(text))
 
 
 def share(flags: Iterable[bool], draws: int) -> dict:
@@ -61,7 +77,8 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     """
     settings, draws = run.recipe.evaluation, run.recipe.evaluation.bootstrap_draws
     speechgpt = SpeechGPT.load(run)
-    judges = judges_if_installed(speechgpt.corpora, say)
+    corpora = speechgpt.corpora
+    judges = judges_if_installed(corpora, say)
     known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
     figures, cut = {}, {}
 
@@ -69,7 +86,7 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
         if chosen := items[: settings.asr_utterances]:
             heard = speechgpt.transcribe_many([i.wave for i in chosen])
-            figures[name] = word_error_rate(chosen, [written.text for written in heard], draws)
+            figures[name] = word_error_rate(chosen, [w.text for w in heard], draws, corpora)
             cut[name] = sum(written.cut for written in heard)
 
     if judges and known:
@@ -86,7 +103,7 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
         for name, waves in spoken.items():
             for suffix, judge in judges.items():
                 heard = judge.transcribe_many(waves)
-                figures[name + suffix] = word_error_rate(own[: len(waves)], heard, draws)
+                figures[name + suffix] = word_error_rate(own[: len(waves)], heard, draws, corpora)
 
     result: dict = {"qa_by_kind": {}, "qa_baseline": None, "examples": []}
     questions = balanced_questions(known, settings.questions_per_kind)
@@ -117,7 +134,7 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     speechgpt = SpeechGPT.load(run)
     written = speechgpt.transcribe_many([i.wave for i in items])
     heard, cut = [w.text for w in written], {"asr_wer": sum(w.cut for w in written)}
-    figures = {"asr_wer": word_error_rate(items, heard, draws)}
+    figures = {"asr_wer": word_error_rate(items, heard, draws, speechgpt.corpora)}
     seen = sum(bool(r.get("seen")) for r in records)
     result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen, "cut": cut}
     questions = [i for i in items if i.answer]
@@ -128,7 +145,7 @@ def evaluate_set(run: Run, folder: Path) -> dict:
         result |= answered
     pairs = zip(records, items, heard, strict=True)
     transcripts = [{"path": r["path"], "text": i.text, "heard": h} for r, i, h in pairs]
-    return figures | result | {"transcripts": transcripts}
+    return figures | result | {"compared": COMPARED, "transcripts": transcripts}
 
 
 def answer_questions(
@@ -146,7 +163,8 @@ def answer_questions(
     for q, reply, judged in zip(questions, written, judge.transcribe_many(said), strict=True):
         one = {"question": q.text, "heard": reply.question_text, "expected": q.answer}
         one |= {"answered": reply.answer_text, "judged": judged, "kind": q.kind, "voice": q.voice}
-        one |= {"right_text": reply.answer_text == q.answer, "right_speech": judged == q.answer}
+        said = [comparable(speechgpt.corpora, a) for a in (q.answer, reply.answer_text, judged)]
+        one |= {"right_text": said[1] == said[0], "right_speech": said[2] == said[0]}
         examples.append(one)
     figures = {
         "qa_text_accuracy": share((e["right_text"] for e in examples), draws),
@@ -188,12 +206,16 @@ def read_items(folder: Path) -> tuple[list[Item], list[dict]]:
         raise UserError(f"no items.jsonl in {folder}: make a set by {how}")
     items, records = [], []
     with reading(path, how):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         expected = "expected an object with path and text"
         with reading(f"{path}, line {number}", expected, "can't be read"):
             record = json.loads(line)
-            name, text = (str(record[key]) for key in ("path", "text"))
+            name, text = record["path"], record["text"]
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise TypeError(f"found {str(name)[:40]!r} and {str(text)[:40]!r}")
             answer, kind, voice = (str(record.get(k) or "") for k in ("answer", "kind", "voice"))
             items.append(Item(read_audio(inside(path.parent, name)), text, answer, kind, voice))
         records.append(record)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import read_text
 
 TASKS = ("asr", "tts")
 SEPARATOR = "This is input:"  # what ends a description in a row
@@ -72,7 +73,7 @@ def read_descriptions(path: Path) -> tuple[str, ...]:
 
 
 def _lines(file) -> tuple[str, ...]:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_text(file).splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 

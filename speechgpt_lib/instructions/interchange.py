@@ -22,7 +22,7 @@ from speechgpt_lib.instructions.card import Statistics
 from speechgpt_lib.instructions.parsing import BadRow, marker_in, parse_row
 from speechgpt_lib.instructions.records import RECORDS, VERBATIM, ChainRecord, Record, to_table
 from speechgpt_lib.instructions.templates import META_PREFIX, TEMPLATES
-from speechgpt_lib.runs.artefacts import atomic_path, hash_file, hash_json
+from speechgpt_lib.runs.artefacts import atomic_path, hash_file, hash_json, open_text
 
 LONGEST_LINE = 1 << 24  # bytes
 
@@ -70,7 +70,8 @@ def read_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Line]:
     """The lines of a file of any size; of one longer than `longest` bytes, only the number."""
     if not path.is_file():
         raise UserError(f"no file at {path}: expected a .jsonl file with prefix and plain_text")
-    with open(path, "rb") as file:
+    with open_text(path) as file:
+        file.seek(0)
         for number, data in enumerate(iter(partial(file.readline, longest + 1), b""), 1):
             too_long = len(data) > longest and not data.endswith(b"\n")
             while too_long and data and not data.endswith(b"\n"):
@@ -85,7 +86,7 @@ def parse_line(
     if line.data is None:
         raise BadRow("line too long", f"more than {LONGEST_LINE >> 20} MB: is a newline missing?")
     try:
-        if not (text := line.data.decode()).strip():
+        if not (text := line.data.decode("utf-8-sig")).strip():
             raise BadRow("empty line", "expected one JSON object a line")
         row = json.loads(text)
     except UnicodeDecodeError as error:

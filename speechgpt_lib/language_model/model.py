@@ -8,7 +8,6 @@ as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
+from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
@@ -216,7 +216,7 @@ def _read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     check_sizes(settings, path)
     kind = settings.get("model_type")
     if kind != "llama":

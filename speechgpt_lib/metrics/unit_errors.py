@@ -2,7 +2,7 @@
 
 Units at phone borders are a matter of milliseconds, so two recordings of one sentence differ in
 some of them as well: a unit error rate of 0.2 may sound right, which is why the judged word error
-rate stands beside it.  Texts are compared as they stand: normalise both sides in the same way.
+rate stands beside it.  Texts are compared as they stand: both sides are to be normalised before.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.text_to_unit.model import POSITIONS
 from speechgpt_lib.text_to_unit.speech import speech_voicing
-from speechgpt_lib.text_to_unit.spoken_form import spoken_form
+from speechgpt_lib.text_to_unit.spoken_form import spoken_form, unsaid
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.text_to_unit.training import train_text_to_unit
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -90,14 +90,16 @@ def make_text_to_unit(job: Job) -> dict:
     written = any(corpus.reader != "lab" for corpus in job.recipe.corpora)
     where = {"voice": speaking_voices(job), "split": ["train", "voice"]}
     rows = [row for row in read_units(job.path("units"), inventory.id, where) if row.text]
-    pairs = [(spoken_form(row.text) if written else row.text, row.units) for row in rows]
+    sayable = [row for row in rows if not (written and unsaid(row.text))]
+    pairs = [(spoken_form(row.text) if written else row.text, row.units) for row in sayable]
     kept = [(text, units) for text, units in pairs if _fits(text, units)]
     model, summary = train_text_to_unit(
         kept, inventory.count, settings, job.work, job.training, inventory_id=inventory.id
     )
     model = replace(model, spoken_form=written)
     model.save(job.work)
-    facts = summary | ({"left_out": len(pairs) - len(kept)} if len(kept) < len(pairs) else {})
+    facts = summary | ({"left_out": len(rows) - len(kept)} if len(kept) < len(rows) else {})
+    facts |= {"unsayable": len(rows) - len(sayable)} if len(sayable) < len(rows) else {}
     test = [row for row in held_out_sentences(job) if model.refuses(row.text) is None]
     if test:
         made = model.generate([row.text for row in test])

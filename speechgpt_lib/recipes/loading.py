@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
+from speechgpt_lib.runs.artefacts import read_text
 
 LARGEST, MOST_ALIASES = 1 << 20, 16  # bytes of a recipe; values that stand elsewhere in it
 BUILT_IN = ("smoke", "lab", "release", "paper")
@@ -34,7 +35,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     with reading(path, "compare it with recipes/lab.yaml", "is not valid YAML"):
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is longer than {LARGEST >> 20} MB: is it a recipe?")
-        values = _parse(path.read_text(encoding="utf-8"))
+        values = _parse(read_text(path))
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from speechgpt_lib.errors import UserError, reading
 
@@ -101,10 +102,38 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
             return
 
 
+@contextlib.contextmanager
+def open_text(path: Path | str) -> Iterator[BinaryIO]:
+    """A UTF-8 file, read behind its byte order mark.  Raises UserError for UTF-16 and UTF-32."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+            what = f"it begins with {head!r}, as UTF-16 does"
+            raise UserError(f"{path} is not UTF-8 ({what}): save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
+        yield file
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file without its byte order mark.  Raises UserError for another code."""
+    with open_text(path) as file:
+        data = file.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 (see line {line}): save it as UTF-8") from None
+
+
+def escaped(text: object) -> str:
+    """The text, with what UTF-8 can't hold (bytes of file names in another code) as JSON has it."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(escaped(text), encoding="utf-8")
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -128,9 +157,8 @@ def read_json(path: Path | str) -> Facts:
     if not Path(path).exists():
         why = "was the step that writes it interrupted? run it again"
         raise UserError(f"{path} is missing; {why}")
-
     with reading(path, "delete it and run its step again", "is not valid JSON"):
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
         hooks = {"object_pairs_hook": lambda pairs: Facts(pairs, path), "parse_constant": _refuse}
         found = json.loads(text, **hooks)
         if not isinstance(found, Facts):
@@ -141,7 +169,7 @@ def read_json(path: Path | str) -> Facts:
 def hash_json(value: object) -> str:
     """SHA-256 of the JSON text of `value`, the same in whatever order its keys are."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def hash_file(path: Path | str) -> str:

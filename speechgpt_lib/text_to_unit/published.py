@@ -20,6 +20,7 @@ from transformers import FSMTConfig, FSMTForConditionalGeneration
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
+from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.text_to_unit.model import UnitIds
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -76,7 +77,7 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
     if dictionary is not None:  # lines of piece and count
         if not dictionary.is_file():
             raise UserError(f"no file at {dictionary}: give the dict.unit.txt published with {spm}")
-        lines = dictionary.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(dictionary).splitlines()
         found = [line.rsplit(" ", 1)[0] for line in lines if line.strip()]
         pairs = itertools.zip_longest(found, pieces[4:], fillvalue="nothing")
         for k, (theirs, ours) in enumerate(pairs, 1):

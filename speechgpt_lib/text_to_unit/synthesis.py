@@ -22,7 +22,7 @@ from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit import published
 from speechgpt_lib.text_to_unit.beam_search import beam_search
 from speechgpt_lib.text_to_unit.model import POSITIONS, PairVocabulary, build_model, pad_rows
-from speechgpt_lib.text_to_unit.spoken_form import spoken_form
+from speechgpt_lib.text_to_unit.spoken_form import spoken_form, unsaid
 from speechgpt_lib.training.checkpoints import load_module, save_module
 from speechgpt_lib.units.inventory import check_inventory
 from speechgpt_lib.units.sequence import merge
@@ -89,6 +89,9 @@ class TextToUnit:
         return None
 
     def _encode(self, text: str) -> list[int]:
+        if self.spoken_form and (lost := "".join(unsaid(text))):
+            cure = "write it in English letters"
+            raise UserError(f"no English words for {lost[:30]!r} in {text[:30]!r}: {cure}")
         ids = self.vocabulary.encode_text(spoken_form(text) if self.spoken_form else text)
         if len(ids) > POSITIONS or self._limit(len(ids)) > self.longest:
             what = f"text of {len(text)} characters ({text[:30]!r}…) is too long for this model"

@@ -55,7 +55,7 @@ def read_unit_stream(pieces: Iterable[str], unit_count: int | None = None) -> It
     form = f"expected {SOSP}<12><7>{EOSP}"
     text, begun, ended, count = "", False, False, 0
     for piece in pieces:
-        text = text + piece if begun else (text + piece).lstrip()
+        text = text + piece if begun else (text + piece).removeprefix("\ufeff").lstrip()
         position = 0
         while match := TOKEN.match(text, position):
             position, token = match.end(), match[1]

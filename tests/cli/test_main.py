@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -232,3 +233,36 @@ def test_doctor_fails_where_a_required_part_is_missing(
     assert (ended.value.code or 0) == status and [
         c["name"] for c in json.loads(capsys.readouterr().out)
     ] == ["a part", "an extra"]
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("latin-1", "→😀.yaml".encode()),
+        ("ascii", b"caf\xe9.yaml"),
+        ("cp1252", b"\xff\xfe.yaml"),
+        ("utf-8", b"caf\xe9.yaml"),
+    ],
+)
+def test_any_name_is_printed_in_any_terminal(code: str, name: bytes, tmp_path: Path) -> None:
+    """Once what was asked for fails, and once it works: neither ends in a traceback."""
+    environment = os.environ | {"PYTHONIOENCODING": code, "LC_ALL": "C"}
+    recipe = (Path(cli.__file__).parents[1] / "recipes" / "smoke.yaml").read_bytes()
+    (tmp_path / os.fsdecode(name)).write_bytes(recipe)
+    command = [sys.executable, "-m", "speechgpt_lib.cli", "run", "--dry-run", "--recipe"]
+    for file, status in ((name, 0), (b"no-" + name, 1)):
+        done = subprocess.run([*command, file], env=environment, cwd=tmp_path, capture_output=True)
+        assert done.returncode == status and b"Traceback" not in done.stderr, done.stderr
+    shown = os.fsdecode(name).encode(code, "backslashreplace")
+    assert b"no-" + shown in done.stderr
+
+
+def test_what_a_library_cannot_name_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["speechgpt", "version"])
+    monkeypatch.setattr(cli, "app", lambda **_: "caf\udce9".encode())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=r"caf\\udce9 is no utf-8: rename the file or folder"):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -341,3 +341,18 @@ def test_real_speech_of_four_corpora_becomes_one_table(reference, tmp_path):
 def test_a_reader_of_the_recipe_is_a_small_object(data):
     (reader,) = open_corpora(recipe(data, TRAIN), say=print).members
     assert reader == DiskReader(DiskCorpus(**TRAIN), data / "speech", "librispeech-0")
+
+
+@pytest.mark.parametrize(
+    ("written", "spelled"),
+    [
+        ("Don’t — “stop”", "don't stop"),
+        ("CAFE\u0301 and café", "café and café"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("ｆｕｌｌ　ｗｉｄｔｈ", "full width"),
+        ("''a''b''", "a b"),
+        ("snake_case 🙂", "snake case"),
+    ],
+)
+def test_one_spelling_for_one_text(data, written, spelled):
+    assert open_corpora(recipe(data, TRAIN, TEST)).normalise(written) == spelled

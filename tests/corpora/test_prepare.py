@@ -477,3 +477,23 @@ def test_a_first_line_of_any_length_is_not_quoted_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is it a list of Common Voice") as found:
         prepare("common_voice", root, tmp_path / "out")
     assert len(str(found.value)) <= 1000
+@pytest.mark.parametrize("name", [b"84-121123-caf\xe9", b"84-121123-\xff\xfe", b"84-121123-\x80"])
+def test_names_that_are_no_utf8_go_to_quarantine(tmp_path, name):
+    corpus = layouts.librispeech(tmp_path / "libri")
+    folder = corpus / "dev-clean/84/121123"
+    os.link(folder / "84-121123-0000.flac", os.fsencode(folder) + b"/" + name + b".flac")
+    summary = prepare("librispeech", corpus, tmp_path / "out", max_bad_share=0.9)
+    assert summary["quarantined"]["reasons"] == {"bad_row": 1}
+    (row,) = read_quarantine(tmp_path / "out/quarantine.parquet")
+    assert (
+        "not UTF-8" in row.detail
+        and row.id == os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+    )
+
+
+def test_a_folder_that_is_no_utf8_goes_to_quarantine(tmp_path):
+    layouts.vctk(tmp_path / "vctk", {"p225/p225_002": "Ask her", "p226/p226_001": "Call Stella"})
+    folder = os.fsencode(tmp_path / "vctk/wav48_silence_trimmed/p22")
+    os.rename(folder + b"6", folder + b"\xe9")
+    summary = prepare("vctk", tmp_path / "vctk", tmp_path / "out", max_bad_share=0.9)
+    assert (summary["utterances"], summary["quarantined"]["reasons"]) == (1, {"bad_row": 1})

@@ -438,3 +438,81 @@ def test_vctk_gives_one_microphone_and_speakers_in_order(tmp_path, old):
     assert check_segment(tmp_path, second).sample_rate == 48_000
     (tmp_path / "txt/p225/p225_002.txt").write_bytes(b"\xff\xfe")
     assert next(vctk(tmp_path)).reason == "bad_row"
+
+
+# --- Text as editors save it ---
+MARK = b"\xef\xbb\xbf"
+LISTS = {
+    librispeech: (layouts.librispeech, "dev-clean/84/121123/84-121123.trans.txt"),
+    lj_speech: (lambda root: layouts.lj_speech(root, {"LJ001-0001": "In 4."}), "metadata.csv"),
+    common_voice: (
+        lambda root: layouts.common_voice(root, {"train": ["One.", "Two."]}),
+        "train.tsv",
+    ),
+    vctk: (lambda root: layouts.vctk(root, {"p225/p225_002": "Ask her"}), "txt/p225/p225_002.txt"),
+    gigaspeech: (
+        lambda root: layouts.gigaspeech(root, {"POD1": [giga_segment("S0", 0, 1, "WELL", "XL")]}),
+        "GigaSpeech.json",
+    ),
+    libri_light: (
+        lambda root: layouts.libri_light(root, {"small/3/book/a": [[0, 3]]}),
+        "small/3/book/a.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", LISTS)
+def test_a_byte_order_mark_costs_no_row_and_no_text(reader, tmp_path):
+    lay_out, name = LISTS[reader]
+    lay_out(tmp_path)
+    before = list(reader(tmp_path))
+    assert before and all(isinstance(row, Utterance) for row in before)
+    text = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(MARK + text)
+    assert list(reader(tmp_path)) == before
+
+
+@pytest.mark.parametrize("reader", LISTS)
+def test_lists_in_utf_16_are_told(reader, tmp_path):
+    lay_out, name = LISTS[reader]
+    lay_out(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes().decode().encode("utf-16"))
+    if reader in (vctk, libri_light):  # one file of many
+        assert [row.reason for row in reader(tmp_path)] == ["bad_row"]
+    else:
+        with pytest.raises(UserError, match="is not UTF-8 .*as UTF-16 does"):
+            list(reader(tmp_path))
+
+
+def test_a_marked_list_of_lj_speech_has_all_its_text(reference):
+    if not (folder := reference / "faults/corpora/lj_bom").is_dir():
+        pytest.skip(f"no {folder}")
+    rows = list(lj_speech(folder))
+    assert len(rows) == 4 and all(isinstance(row, Utterance) and row.text for row in rows)
+
+
+# --- Lists that are not the usual ones ---
+@pytest.mark.parametrize(
+    "lists", [["validated", "other", "invalidated"], ["validated"], ["train-all", "other"]]
+)
+def test_a_delta_segment_names_its_lists(lists, tmp_path):
+    layouts.common_voice(tmp_path, {name: [f"In {name}."] for name in lists})
+    there = ", ".join(sorted(lists))
+    with pytest.raises(UserError, match=f"are {there}, not train, dev, test: ask .*--split [a-z]"):
+        list(common_voice(tmp_path))
+    for name in lists:
+        assert [row.text for row in common_voice(tmp_path, name)] == [f"In {name}."]
+
+
+def test_a_folder_without_any_usable_list_says_so(tmp_path):
+    layouts.common_voice(tmp_path, {"reported": ["x"]})
+    with pytest.raises(UserError, match="are none, not train, dev, test"):
+        list(common_voice(tmp_path))
+
+
+def test_one_language_without_the_usual_lists_is_named(tmp_path):
+    layouts.common_voice(tmp_path / "en", {"train": ["One."]})
+    layouts.common_voice(tmp_path / "tr", {"validated": ["Bir."]}, language="tr")
+    with pytest.raises(UserError, match="tr are validated"):
+        list(common_voice(tmp_path))
+    assert [row.text for row in common_voice(tmp_path, language="en")] == ["One."]

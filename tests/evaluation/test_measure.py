@@ -65,6 +65,8 @@ class Corpora:
     def __init__(self, judges: dict | str):
         self.found = judges
 
+    normalise = staticmethod(str.lower)
+
     def judges(self) -> dict:
         if isinstance(self.found, str):
             raise UserError(self.found)
@@ -180,3 +182,39 @@ def test_every_kind_of_question_counts_the_same() -> None:
     assert [i.kind for i in balanced_questions(items, 2)] == ["a", "b", "a", "b"]
     assert [i.kind for i in balanced_questions(items, 9)] == ["a", "b"] * 3
     assert balanced_questions([item("c", 0, "")], 2) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("Good day, NUMBER ONE!", "So."),
+        ("good day №1", "“so”"),
+        ("Good-day number 1", "SO?"),
+        ("\ufeffgood day number one", " so "),
+    ],
+)
+def test_both_sides_are_spelled_alike(run: Run, folder: Path, monkeypatch, line) -> None:
+    corpora = Corpora({"": Judge("So!")})
+    corpora.normalise = open_corpora(run.recipe).normalise
+    parrot(run, monkeypatch, corpora)
+    row = {"path": "a.wav", "text": line[0], "answer": line[1], "kind": "k"}
+    (folder / "items.jsonl").write_text(json.dumps(row, ensure_ascii=False), "utf-8-sig")
+    report = evaluate_set(run, folder)
+    assert report["asr_wer"]["value"] == 0.0 and "small letters" in report["compared"]
+    assert report["qa_text_accuracy"]["value"] == report["qa_speech_accuracy"]["value"] == 1.0
+    assert report["transcripts"][0]["text"] == line[0], "reported as it stands"
+
+
+def test_a_set_without_words_is_told(run: Run, folder: Path, monkeypatch) -> None:
+    corpora = Corpora({})
+    corpora.normalise = open_corpora(run.recipe).normalise
+    parrot(run, monkeypatch, corpora)
+    (folder / "items.jsonl").write_text('{"path": "a.wav", "text": "?!"}\n\n')
+    with pytest.raises(UserError, match="no word in any transcript"):
+        evaluate_set(run, folder)
+    (folder / "items.jsonl").write_text('{"path": "a.wav", "text": null}')
+    with pytest.raises(UserError, match="line 1: expected an object with path and text"):
+        evaluate_set(run, folder)
+    (folder / "items.jsonl").write_text('{"path": "a.wav", "text": "x"}', "utf-16")
+    with pytest.raises(UserError, match="items.jsonl is not UTF-8"):
+        evaluate_set(run, folder)

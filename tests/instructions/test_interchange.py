@@ -301,3 +301,20 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     good, grown = done.stdout.split()[0], int(done.stdout.split()[-1])
     assert good == "60001" and "'line too long': 1" in done.stdout
     assert grown < 120_000, f"memory grew by {grown} kB"
+
+
+def test_a_byte_order_mark_costs_no_row_and_comes_out_again(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "plain.jsonl", released_lines(5)).read_bytes()
+    mark = b"\xef\xbb\xbf"
+    more = write_jsonl(tmp_path / "more.jsonl", released_lines(5, seed=1)).read_bytes()
+    for number, content in enumerate((mark + lines, lines + mark + more)):  # also two files joined
+        path, folder = tmp_path / f"{number}.jsonl", tmp_path / f"set{number}"
+        path.write_bytes(content)
+        checked = check_jsonl(path, UNIT_COUNT)
+        assert (checked.good, checked.bad) == (content.count(b"\n"), 0)
+        import_jsonl(path, folder, INVENTORY, UNIT_COUNT)
+        export_jsonl(folder, tmp_path / "out.jsonl")
+        assert (tmp_path / "out.jsonl").read_bytes() == content
+    (tmp_path / "wide.jsonl").write_bytes(lines.decode().encode("utf-16"))
+    with pytest.raises(UserError, match="wide.jsonl is not UTF-8"):
+        check_jsonl(tmp_path / "wide.jsonl", UNIT_COUNT)

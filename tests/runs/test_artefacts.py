@@ -27,6 +27,7 @@ from speechgpt_lib.runs.artefacts import (
     hash_folder,
     hash_json,
     read_json,
+    read_text,
     replace,
     write_json,
     write_text,
@@ -198,3 +199,36 @@ def test_the_fingerprint_of_a_folder_is_that_of_all_its_files(tmp_path: Path) ->
     (tmp_path / "model" / "b").write_text("2")
     assert len(fingerprint(tmp_path, "model")["files"]) == 2
     assert fingerprint(tmp_path, "a-name-on-the-hub")["files"] == []
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for content, text in (
+        (MARK + "é".encode(), "é"),
+        (MARK, ""),
+        (b"", ""),
+        (b"a" + MARK, "a\ufeff"),
+    ):
+        (tmp_path / "a.txt").write_bytes(content)
+        assert read_text(tmp_path / "a.txt") == text
+    (tmp_path / "a.json").write_bytes(MARK + b'{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_other_codes_are_named(code: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes('{"a": 1}'.encode(code))
+    with pytest.raises(UserError, match=r"a.json is not UTF-8 .*as UTF-16 does.*save it as UTF-8"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.txt").write_bytes("one\ncafé".encode("latin-1"))
+    with pytest.raises(UserError, match=r"b.txt is not UTF-8 \(see line 2\)"):
+        read_text(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\udcff\udcfe.wav", "half \ud83d of a pair"])
+def test_names_that_are_no_utf8_stand_in_json_and_hashes(name: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"path": name})
+    assert read_json(tmp_path / "a.json") == {"path": name}
+    assert hash_json({"path": name}) != hash_json({"path": "caf"})
