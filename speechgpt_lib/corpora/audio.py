@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +30,7 @@ MAXIMUM_S = 7200.0  # longer than any file of the corpora, 460 MB as float32 at 
 SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, and codecs pad
 SILENCE = 1e-4  # of full scale: 16-bit dither stays below
 _BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
-# A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
-# first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
-# more than the 511 bytes of reservoir at the lowest bit rate.
-_MP3_RUN_UP = 32 * 1152
 _UNKNOWN = 1 << 62  # libsndfile's length of a FLAC stream that doesn't say how long it is
-_TAG = 128  # bytes of the tag that may follow an MP3's sound; FFmpeg sees what more there is
 
 
 def read_audio(
@@ -117,6 +112,8 @@ def inspect(path: Path) -> Header:
     if not os.path.isfile(path):
         what = "that is not a file" if os.path.exists(path) else "no audio file is there"
         raise BadAudio("missing", path, what)
+    if not os.access(path, os.R_OK):
+        raise BadAudio("missing", path, "Permission denied")
     if (stat := path.stat()).st_size == 0:
         raise BadAudio("empty", path, "not a readable sound file, it has 0 bytes")
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
@@ -125,33 +122,28 @@ def inspect(path: Path) -> Header:
 # Long files hold hundreds of segments, which follow each other; size and time notice a change.
 @lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
-    header = None
-    try:
-        with _opened(path) as file:
-            known, damage, frames = True, None, file.frames
-            if file.format == "MP3":
-                known, damage = _mp3_damage(path, size)
-            elif file.format == "OGG":
-                damage = _ogg_damage(path, size)
-            elif file.format == "FLAC":
-                known = frames < _UNKNOWN
-                damage = _flac_damage(file) if known else None
+    frames, faults, bare = 0, [], None
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as file:
+        # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek.
+        if file.format not in ("MP3", "NIST") and file.seekable() and file.frames < _UNKNOWN:
+            if file.format in ("OGG", "FLAC"):
+                damage = _flac_damage(file) if file.format == "FLAC" else _ogg_damage(path, size)
             else:
-                known, damage = file.format != "NIST", _claimed_damage(file.extra_info, size)
-            header = Header(file.samplerate, frames, damage) if known else None
-            if header and frames:
-                return header
-    except soundfile.LibsndfileError:
-        pass
+                damage = _claimed_damage(file.extra_info, size)
+            bare = Header(file.samplerate, file.frames, damage)
+            if bare.frames:
+                return bare
     try:
-        rate, frames, damage = ffmpeg.count(path, MAXIMUM_S)
+        for rate, block in ffmpeg.blocks(path, faults):
+            if (frames := frames + len(block)) > MAXIMUM_S * rate:
+                break
     except BadAudio:
-        if header:  # it holds no sound
-            return header
+        if bare:  # it holds no sound
+            return bare
         raise
     with open(path, "rb") as raw:
-        damage = damage or (_ogg_damage(path, size) if raw.read(4) == b"OggS" else None)
-    return Header(rate, frames, damage, True)
+        ogg = _ogg_damage(path, size) if raw.read(4) == b"OggS" else None
+    return Header(rate, frames, next(iter(faults), ogg), True)
 
 
 def stretch(path: Path, start_s: float, end_s: float | None, longest_s: float):
@@ -167,7 +159,8 @@ def stretch(path: Path, start_s: float, end_s: float | None, longest_s: float):
         raise BadAudio("too_long", path, what)
     if end_s is None and header.damage:
         raise BadAudio("truncated", path, header.damage)
-    if end_s is not None and (not 0 <= start < frames or claimed - frames > SLACK_S * rate):
+    beyond = end_s is not None and (start >= frames or claimed - frames > SLACK_S * rate)
+    if start < 0 or beyond:
         what = f"segment {start_s:g} to {end_s} s of a file of {frames / rate:.2f} s"
         raise BadAudio("truncated", path, what)
     stop = min(claimed, frames)
@@ -193,19 +186,16 @@ def mono(path: Path, start: int, stop: int) -> np.ndarray:
     Channels are averaged; where they cancel each other in the file, the loudest is taken.  Raises
     BadAudio("truncated") where the decoder gives up.
     """
-    blocks, channel = [np.empty(0, np.float32)], None
+    blocks = [np.empty(0, np.float32)]
     for block in _blocks(path, start, stop):
-        if block.shape[1] > 1 and channel is None:
+        if block.shape[1] == 1:
+            block = block[:, 0]
+        else:
             stat = path.stat()
             channel = _channel(path, stat.st_size, stat.st_mtime_ns)
-        blocks.append(_mixed(block, -1 if channel is None else channel))
+            block = block.mean(axis=1) if channel < 0 else block[:, channel]
+        blocks.append(block)
     return np.concatenate(blocks)
-
-
-def _mixed(block: np.ndarray, channel: int) -> np.ndarray:
-    if block.shape[1] == 1:
-        return block[:, 0]
-    return block.mean(axis=1) if channel < 0 else block[:, channel]
 
 
 @lru_cache(maxsize=64)
@@ -223,35 +213,26 @@ def _channel(path: Path, size: int, modified_ns: int) -> int:
 def _blocks(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
     """Frames `start` to `stop` in blocks float32 (n, channels)."""
     if inspect(path).by_ffmpeg:
-        yield from ffmpeg.blocks(path, start, stop)
+        at = 0
+        for _, block in ffmpeg.blocks(path, []):
+            if at < stop and at + len(block) > start:
+                yield block[max(0, start - at) : stop - at]
+            if (at := at + len(block)) >= stop:
+                return
         return
-    with _opened(path) as file:
-        run_up = min(start, _MP3_RUN_UP) if file.format == "MP3" else 0
-        left = min(stop, file.frames) - start + run_up
-        # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
-        size = left if file.format == "MP3" else _BLOCK
+    with soundfile.SoundFile(path) as file:
+        left = min(stop, file.frames) - start
         try:
-            if start > run_up:
-                file.seek(start - run_up)
+            file.seek(start)
             while left > 0:
-                block = file.read(min(size, left), dtype="float32", always_2d=True)
+                block = file.read(min(_BLOCK, left), dtype="float32", always_2d=True)
                 if not len(block):
                     return
                 left -= len(block)
-                yield block[run_up:]
-                run_up = max(0, run_up - len(block))
+                yield block
         except soundfile.LibsndfileError:
             what = f"decoding breaks off near {(stop - left) / file.samplerate:.1f} s"
             raise BadAudio("truncated", path, what) from None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except OSError as error:
-        raise BadAudio("missing", path, error.strerror or str(error)) from None
 
 
 def _flac_damage(file: soundfile.SoundFile) -> str | None:
@@ -261,28 +242,6 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
         return None if len(file.read(1)) else "the last sample can't be read"
     except soundfile.LibsndfileError:
         return f"the last of its {file.frames / file.samplerate:.2f} s can't be reached"
-
-
-def _mp3_damage(path: Path, size: int) -> tuple[bool, str | None]:
-    """Whether it counts its frames and bytes (Xing, Info) and holds so many; what it lacks of them.
-
-    Without, libsndfile guesses a length from the first frame's bit rate.
-    """
-    with open(path, "rb") as raw:
-        begin, tag = raw.read(10), 0
-        if begin[:3] == b"ID3" and len(begin) == 10:
-            tag = 10 + (begin[6] << 21 | begin[7] << 14 | begin[8] << 7 | begin[9])
-        raw.seek(tag)
-        first = raw.read(256)
-    found = re.search(rb"(?:Xing|Info)...(.)(.{4})(.{4})", first, re.DOTALL)
-    if not found or found[1][0] & 3 != 3:
-        return False, None
-    mp3_frames, counted = int.from_bytes(found[2]), int.from_bytes(found[3])
-    missing, frame = counted - (size - tag), counted / max(mp3_frames, 1)
-    # Encoders disagree on whether the Xing/Info frame counts itself: one frame may be missing.
-    if missing > frame:
-        return True, f"{missing} bytes of {counted} are missing"
-    return bool(mp3_frames) and -missing <= frame + _TAG, None
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:

@@ -21,8 +21,7 @@ from speechgpt_lib.rates import MINIMUM_SAMPLES
 
 Dense = Callable[[Tensor], Tensor]
 Sums = Sequence[Tensor]  # what `window_sums` gives for the first convolution
-# The root mean square that a wave is brought to, and the bounds within which it stays as it is.
-LEVEL, QUIETEST, LOUDEST = 0.1, 0.045, 0.22
+QUIET, LEVEL = 0.045, 0.1  # a wave of a smaller root mean square is brought to this one
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -42,8 +41,8 @@ class FeatureEncoder:
     statistics float32.  `normalize` brings each wave to zero mean and unit variance first.
 
     A published encoder gets its waves as its authors gave them.  In our own (pre-norm blocks on a
-    group norm, which no published one has) a wave of unusual loudness is brought to −20 dB of full
-    scale: beside the variance of a quiet one, the epsilon of the group norm would be no trifle.
+    group norm, which no published one has) a quiet wave is made louder: beside its variance the
+    epsilon of the group norm would be no trifle.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class FeatureEncoder:
         if self.normalize:
             return F.layer_norm(samples, samples.shape)
         level = samples.std(correction=0) if self.levels else LEVEL  # a constant doesn't count
-        return samples if QUIETEST < level < LOUDEST or level < 1e-6 else samples * (LEVEL / level)
+        return samples * (LEVEL / level) if 1e-6 < level < QUIET else samples
 
     def front_end(
         self, x: Tensor, lengths: list[int], sums: Sums | None = None
