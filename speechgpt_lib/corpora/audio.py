@@ -7,6 +7,7 @@ for that, without decoding where the header can be believed.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -124,8 +125,10 @@ def inspect(path: Path) -> Header:
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
     frames, faults, bare = 0, [], None
     with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as file:
-        # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek.
-        if file.format not in ("MP3", "NIST") and file.seekable() and file.frames < _UNKNOWN:
+        # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek; of
+        # Ogg streams one after the other it reads the first.
+        usable = file.seekable() and file.frames < _UNKNOWN and file.format not in ("MP3", "NIST")
+        if usable and not (file.format == "OGG" and _is_chain(path)):
             if file.format in ("OGG", "FLAC"):
                 damage = _flac_damage(file) if file.format == "FLAC" else _ogg_damage(path, size)
             else:
@@ -242,6 +245,11 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
         return None if len(file.read(1)) else "the last sample can't be read"
     except soundfile.LibsndfileError:
         return f"the last of its {file.frames / file.samplerate:.2f} s can't be reached"
+
+
+def _is_chain(path: Path) -> bool:
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"OggS\0\2", 4) > 0  # another first page
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:

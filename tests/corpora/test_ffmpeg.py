@@ -43,8 +43,9 @@ def test_other_formats_are_read_whole_and_refused_where_they_are_cut(tmp_path, n
     codec, rate, form, options = OTHERS[name]
     path = encode(tmp_path / name, codec, rate, form, **options)
     assert inspect(path).by_ffmpeg and like(path)
-    half = read_audio(path, 0.5, 1.0)
-    assert np.array_equal(inspect(path).frames, inspect(path).frames) and len(half) == 8000
+    assert read_audio(path, 0.5, 1.0)[800:-800] == pytest.approx(
+        read_audio(path)[8800:15_200], abs=1e-3
+    )
     cut(path, 0.6)
     assert reason(tmp_path, segment(name)) == cheaply(tmp_path, segment(name)) == "truncated"
     with pytest.raises(BadAudio, match=f"{name}: truncated"):
@@ -91,13 +92,16 @@ def test_a_wav_that_claims_another_length_is_no_whole_one(tmp_path, data, words)
         read_audio(placeholder(tmp_path / "wrong.wav", data + 36, data))
 
 
-def test_an_mp3_that_counts_only_its_first_part_is_read_to_its_end(tmp_path) -> None:
+def test_what_counts_only_its_first_part_is_read_to_its_end(tmp_path) -> None:
     path = encode(tmp_path / "a.mp3", "libmp3lame", 44_100)
     path.write_bytes(2 * path.read_bytes())
     assert len(read_audio(path)) == pytest.approx(4 * 16_000, abs=3000)
     plain = encode(tmp_path / "b.mp3", "libmp3lame", 44_100, write_xing="0")
     plain.write_bytes(plain.read_bytes() + b"TAG" + bytes(125))  # ID3v1
     assert like(plain)
+    chain = encode(tmp_path / "a.opus", "libopus", 48_000, "ogg")
+    chain.write_bytes(2 * chain.read_bytes())
+    assert like(chain, 4.0)
 
 
 @pytest.mark.parametrize(
