@@ -60,7 +60,7 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
             if stream is None or stream.codec_context is None:
                 what = f"{container.format.long_name} without sound that FFmpeg can decode"
                 raise BadAudio("unsupported", path, f"{what}: expected {FORMATS}")
-            shape, at, first, lost = (stream.rate, stream.channels), 0, None, 0.0
+            at, first, lost, convert = 0, None, 0.0, av.AudioResampler("flt")
             for packet in container.demux(stream):
                 try:
                     frames, broken = packet.decode(), packet.is_corrupt
@@ -71,11 +71,13 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
                     last, cut = packet, broken or any(frame.is_corrupt for frame in frames)
                     first = first or packet
                 for frame in frames:
-                    if (frame.sample_rate, frame.layout.nb_channels) != shape:
+                    try:
+                        (part,) = convert.resample(frame)
+                    except ValueError:
                         what = "its sampling rate or number of channels changes: convert it to wav"
-                        raise BadAudio("unsupported", path, what)
-                    at += frame.samples
-                    yield stream.rate, _samples(frame)
+                        raise BadAudio("unsupported", path, what) from None
+                    at += part.samples
+                    yield stream.rate, part.to_ndarray().reshape(part.samples, -1)
             found = f"{at / stream.rate:.2f} s could be decoded"
             if not at:
                 raise BadAudio("truncated", path, f"no sound of its {stream.codec.name}: {found}")
@@ -114,13 +116,3 @@ def _is_cut(file, container, last) -> bool:
         file.seek(last.pos + 4 + last.size)
         return file.read(4).startswith((b"\xa3", b"\xa0", b"\x1f\x43\xb6\x75"))
     return False
-
-
-def _samples(frame) -> np.ndarray:
-    """A frame of any sample format → float32 (samples, channels)."""
-    x = frame.to_ndarray()
-    x = x.T if frame.format.is_planar else x.reshape(frame.samples, -1)
-    if x.dtype.kind in "iu":  # of 8 bits unsigned, of more signed
-        half = 1 << 8 * x.itemsize - 1
-        x = (x.astype(np.float64) - half * (x.dtype.kind == "u")) / half
-    return x.astype(np.float32, copy=False)
