@@ -124,7 +124,7 @@ def inspect(path: Path) -> Header:
 @lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
     frames, faults, bare = 0, [], None
-    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as file:
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(os.fsencode(path)) as file:
         # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek; of
         # Ogg streams one after the other it reads the first.
         usable = file.seekable() and file.frames < _UNKNOWN and file.format not in ("MP3", "NIST")
@@ -223,7 +223,7 @@ def _blocks(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
             if (at := at + len(block)) >= stop:
                 return
         return
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(os.fsencode(path)) as file:
         left = min(stop, file.frames) - start
         try:
             file.seek(start)

@@ -131,6 +131,21 @@ def test_a_codec_that_nobody_knows_is_not_called_truncated(tmp_path) -> None:
         read_audio(path)
 
 
+def test_what_changes_its_rate_says_so(tmp_path) -> None:
+    first = encode(tmp_path / "a.mp3", "libmp3lame", 44_100)
+    second = encode(tmp_path / "b.mp3", "libmp3lame", 16_000)
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(BadAudio, match="unsupported.*sampling rate.*changes"):
+        read_audio(first)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.wav", "caf\udce9.mp3", "audio:1.flac", "-x.ogg"])
+def test_odd_names_are_read(tmp_path, name) -> None:
+    plain = tmp_path / f"plain.{name[-3:].replace('lac', 'flac')}"
+    soundfile.write(plain, tone(2.0), 16_000)
+    assert like(plain.rename(tmp_path / name))
+
+
 FAULTS = {
     "good.wav": 2.80,
     "gsm_phone.wav": 2.80,
