@@ -60,7 +60,8 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
             if stream is None or stream.codec_context is None:
                 what = f"{container.format.long_name} without sound that FFmpeg can decode"
                 raise BadAudio("unsupported", path, f"{what}: expected {FORMATS}")
-            at, first, lost, convert = 0, None, 0.0, av.AudioResampler("flt")
+            at, rate, first, lost = 0, stream.rate, None, 0.0
+            convert = av.AudioResampler("flt")
             for packet in container.demux(stream):
                 try:
                     frames, broken = packet.decode(), packet.is_corrupt
@@ -76,12 +77,12 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
                     except ValueError:
                         what = "its sampling rate or number of channels changes: convert it to wav"
                         raise BadAudio("unsupported", path, what) from None
-                    at += part.samples
-                    yield stream.rate, part.to_ndarray().reshape(part.samples, -1)
-            found = f"{at / stream.rate:.2f} s could be decoded"
+                    at, rate = at + part.samples, part.sample_rate  # HE-AAC has twice the stream's
+                    yield rate, part.to_ndarray().reshape(part.samples, -1)
+            found = f"{at / rate:.2f} s could be decoded"
             if not at:
                 raise BadAudio("truncated", path, f"no sound of its {stream.codec.name}: {found}")
-            if (claimed := _claim(file, container, stream, first)) - at / stream.rate > _LOST_S:
+            if (claimed := _claim(file, container, stream, first)) - at / rate > _LOST_S:
                 faults.append(f"{found} of {claimed:.2f} s")
             # The last packet of a wav that doesn't know its size counts as corrupt.
             elif cut and container.format.name != "wav" or lost > _LOST_S:

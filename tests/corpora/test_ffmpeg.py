@@ -141,7 +141,7 @@ def test_what_changes_its_rate_says_so(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["caf\udce9.wav", "caf\udce9.mp3", "audio:1.flac", "-x.ogg"])
 def test_odd_names_are_read(tmp_path, name) -> None:
-    plain = tmp_path / f"plain.{name[-3:].replace('lac', 'flac')}"
+    plain = tmp_path / f"plain{Path(name).suffix}"
     soundfile.write(plain, tone(2.0), 16_000)
     assert like(plain.rename(tmp_path / name))
 
