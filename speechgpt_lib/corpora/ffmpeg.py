@@ -7,6 +7,7 @@ guessed.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,32 +61,40 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
             if stream is None or stream.codec_context is None:
                 what = f"{container.format.long_name} without sound that FFmpeg can decode"
                 raise BadAudio("unsupported", path, f"{what}: expected {FORMATS}")
-            at, rate, first, lost = 0, stream.rate, None, 0.0
+            at, rate, first, lost, whole = 0, stream.rate, None, 0.0, False
             convert = av.AudioResampler("flt")
-            for packet in container.demux(stream):
-                try:
-                    frames, broken = packet.decode(), packet.is_corrupt
-                except av.error.FFmpegError:
-                    frames, broken = [], True
-                    lost += float((packet.duration or 0) * stream.time_base)
-                if packet.size:
-                    last, cut = packet, broken or any(frame.is_corrupt for frame in frames)
-                    first = first or packet
-                for frame in frames:
+            with suppress(av.error.FFmpegError):  # from reading on
+                for packet in container.demux(stream):
                     try:
-                        (part,) = convert.resample(frame)
-                    except ValueError:
-                        what = "its sampling rate or number of channels changes: convert it to wav"
-                        raise BadAudio("unsupported", path, what) from None
-                    at, rate = at + part.samples, part.sample_rate  # HE-AAC has twice the stream's
-                    yield rate, part.to_ndarray().reshape(part.samples, -1)
+                        frames, broken = packet.decode(), packet.is_corrupt
+                    except av.error.FFmpegError:
+                        frames, broken = [], True
+                        lost += float((packet.duration or 0) * stream.time_base)
+                    if packet.size:
+                        last, cut = packet, broken or any(frame.is_corrupt for frame in frames)
+                        first = first or packet
+                    for frame in frames:
+                        try:
+                            (part,) = convert.resample(frame)
+                        except ValueError:
+                            what = (
+                                "its sampling rate or number of channels changes: convert it to wav"
+                            )
+                            raise BadAudio("unsupported", path, what) from None
+                        at, rate = (
+                            at + part.samples,
+                            part.sample_rate,
+                        )  # HE-AAC has twice the stream's
+                        yield rate, part.to_ndarray().reshape(part.samples, -1)
+                whole = True
             found = f"{at / rate:.2f} s could be decoded"
             if not at:
                 raise BadAudio("truncated", path, f"no sound of its {stream.codec.name}: {found}")
             if (claimed := _claim(file, container, stream, first)) - at / rate > _LOST_S:
                 faults.append(f"{found} of {claimed:.2f} s")
-            # The last packet of a wav that doesn't know its size counts as corrupt.
-            elif cut and container.format.name != "wav" or lost > _LOST_S:
+            # The last packet of a wav that doesn't know its size counts as corrupt; behind an MP3
+            # tags and padding may follow.
+            elif cut and container.format.name not in ("wav", "mp3") or lost > _LOST_S or not whole:
                 faults.append(f"{found}, the rest is cut off or damaged")
             elif _is_cut(file, container, last):
                 faults.append(f"{found}, the rest is cut off")
@@ -112,7 +121,7 @@ def _is_cut(file, container, last) -> bool:
         head = bytes(last)[:3]
         first = head[1] >> 3 & 1  # MPEG 1
         size = (144 if first else 72) * 1000 * _KBPS[first][head[2] >> 4] // last.stream.rate
-        return last.size < size + (head[2] >> 1 & 1)
+        return head[0] == 255 and last.size < size + (head[2] >> 1 & 1)
     if container.format.name.startswith("matroska") and not container.duration:  # recorded live
         file.seek(last.pos + 4 + last.size)
         return file.read(4).startswith((b"\xa3", b"\xa0", b"\x1f\x43\xb6\x75"))
