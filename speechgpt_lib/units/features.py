@@ -86,7 +86,9 @@ class FeatureEncoder:
         if self.normalize:
             return F.layer_norm(samples, samples.shape)
         level = samples.std(correction=0) if self.levels else LEVEL  # a constant doesn't count
-        return samples * (LEVEL / level) if 1e-6 < level < QUIET else samples
+        if 1e-6 < level < QUIET:
+            samples = (samples - samples.mean()) * (LEVEL / level)
+        return samples
 
     def front_end(
         self, x: Tensor, lengths: list[int], sums: Sums | None = None

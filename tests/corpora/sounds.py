@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -44,7 +45,7 @@ def encode(path: Path, codec: str, rate: int, form: str | None = None, **options
         stream.layout = "mono"
         resampler = av.AudioResampler(stream.codec_context.format or "fltp", "mono", rate)
         frame = av.AudioFrame.from_ndarray(tone(2.0, rate)[None], "fltp", "mono")
-        frame.sample_rate, frame.pts = rate, 0
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         for part in [*resampler.resample(frame), None]:
             container.mux(stream.encode(part))
     return path

