@@ -17,8 +17,10 @@ def transcribe(audio: list[Path], run: RunPath = LAB, as_json: AsJson = False) -
 
     waves = [read_audio(path) for path in audio]
     for path, heard in zip(audio, _load(run).transcribe_many(waves), strict=True):
-        text = heard.text if len(audio) == 1 else f"{path}\t{heard.text}"
+        text = f"nothing heard ({heard.nothing_heard})" if heard.nothing_heard else heard.text
+        text = text if len(audio) == 1 else f"{path}\t{text}"
         result = {"path": str(path), "text": heard.text, "cut": heard.cut}
+        result["nothing_heard"] = heard.nothing_heard
         _answer(result, text, as_json, "transcript")
 
 
@@ -57,7 +59,10 @@ def ask(
     result |= {"answer_units": None if units is None else units.tolist()}
     result |= {"audio": None if wave is None else str(out), "wellformed": answer.wellformed}
     result |= {"cut": answer.cut, "note": None if is_audio else speechgpt.note(question)}
+    result["nothing_heard"] = answer.nothing_heard
     text = f"question  {answer.question_text}\nanswer    {answer.answer_text}"
+    if answer.nothing_heard:
+        text = f"nothing heard ({answer.nothing_heard}): nothing was answered"
     if wave is not None:
         write_audio(out, wave)
         text += f"\nspoken    {out}"

@@ -1,15 +1,17 @@
-"""Sound files ↔ float32 samples: how long a file claims to be, whether it is cut off, its sound.
+"""Sound files ↔ float32 samples: how long a file is, whether it is cut off, its sound.
 
-libsndfile (through soundfile) reads them all, but a file that is cut off shows differently in every
-format, and says so by itself in FLAC only: `inspect` looks for that without decoding the file.
+libsndfile (through soundfile) reads most; what it can't read, or whose length it would only guess,
+FFmpeg does (ffmpeg.py).  A file that is cut off shows differently in every format: `inspect` looks
+for that, without decoding where the header can be believed.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,47 +20,41 @@ import numpy as np
 import soundfile
 import soxr
 
+from speechgpt_lib.corpora import ffmpeg
+from speechgpt_lib.corpora.ffmpeg import BadAudio
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
-FORMATS, LIMIT_S = "wav, flac, ogg, opus or mp3", 60
+LIMIT_S = 60  # of a file in one go
+MAXIMUM_S = 7200.0  # longer than any file of the corpora, 460 MB as float32 at 16 kHz
 HIGHEST_RATE = 384_000  # Hz of any recorder; a patched header may claim more
-LARGEST = 1 << 28  # bytes of all channels decoded at once
-MOST_FRAMES = 7200 * 48_000  # of one channel: two hours
-_BLOCK = 1 << 16  # frames decoded and averaged at a time, so that stereo costs no memory
-# A frame of MP3 may use bits of frames before it.  After a seek the decoder lacks them and the
-# first frames come out wrong, so decoding starts this many samples early and drops them: 32 frames,
-# more than the 511 bytes of reservoir at the lowest bit rate.
-_MP3_RUN_UP = 32 * 1152
+MOST_FRAMES = 7200 * 48_000  # decoded at once, of one channel
+SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, and codecs pad
+SILENCE = 1e-4  # of full scale: 16-bit dither stays below
+_BLOCK = 1 << 17  # samples decoded and averaged at a time, so that channels cost no memory
 _UNKNOWN = 1 << 62  # libsndfile's length of a FLAC stream that doesn't say how long it is
-_MAGIC = (b"fLaC", b"OggS", b"RIFF", b"RF64", b"FORM", b"ID3")
 
 
-class BadAudio(UserError):
-    """Sound that can't be used: `reason` is one word, `path` the file, `detail` what was found."""
+def read_audio(
+    path: Path | str, start: float = 0.0, end: float | None = None, longest_s: float = LIMIT_S
+) -> np.ndarray:
+    """Seconds `start` to `end` of `path`, by default all, as float32 samples (n,) at 16 kHz.
 
-    def __init__(self, reason: str, path: Path | str, detail: str):
-        super().__init__(f"{path}: {reason} ({detail})")
-        self.reason, self.path, self.detail = reason, path, detail
-
-
-def read_audio(path: Path | str) -> np.ndarray:
-    """Read `path` as float32 samples (n,) at 16 kHz, channels averaged.
-
-    Raises UserError: no such file, not audio, shorter than 25 ms, longer than 60 s, or not finite.
+    Raises BadAudio, in whatever format: docs/corpora-and-units.md says for which reasons.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"no audio file at {path}: give the path of a {FORMATS} file")
-    with _opened(path) as file:
-        if (seconds := file.frames / file.samplerate) > LIMIT_S:
-            limit = f"the limit here is {LIMIT_S} s"
-            raise UserError(f"{path} is {seconds:.0f} s long, {limit}: cut it into pieces")
-        wave = to_16_khz(_mono(file, file.frames), file.samplerate)
-    refuse_short(path, len(wave))
-    refuse_not_finite(path, wave)
-    return wave
+    return decode(path, *stretch(path, start, end, longest_s))[0]
+
+
+def nothing_heard(wave: np.ndarray) -> str | None:
+    """Why there is nothing to hear in a wave (samples,): silent, or too quiet; else None."""
+    inner = wave[160:-160] if len(wave) > 800 else wave  # to resample a constant bends its ends
+    loudest = np.abs(inner - inner.mean()).max(initial=0.0) if len(inner) else 0.0
+    if loudest >= SILENCE:
+        return None
+    kind = "silent" if loudest < 2**-14 else "too quiet"  # the last bit of 16 may rustle
+    return f"{kind}: no sample above {loudest:.1g} of full scale, {SILENCE:g} is needed"
 
 
 def write_audio(path: Path | str, wave: np.ndarray) -> Path:
@@ -107,95 +103,149 @@ def refuse_not_finite(path: Path | str, wave: np.ndarray) -> None:
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """What a file says of itself, as far as it can be believed."""
 
     rate: int  # Hz, as decoded
     frames: int  # samples a channel
-    counted: bool  # false where `frames` is only a guess from the bit rate
     damage: str | None  # how one sees that the file is cut off
+    by_ffmpeg: bool = False  # read by FFmpeg, from its start on, and decoded to count `frames`
 
 
 def inspect(path: Path) -> Header:
     """Read the header and look at the tail.  Raises BadAudio where it can't even be opened."""
     if not os.path.isfile(path):
-        what = "that is not a file" if os.path.exists(path) else "No such file or directory"
+        what = "that is not a file" if os.path.exists(path) else "no audio file is there"
         raise BadAudio("missing", path, what)
+    if not os.access(path, os.R_OK):
+        raise BadAudio("missing", path, "Permission denied")
     if (stat := path.stat()).st_size == 0:
-        raise BadAudio("empty", path, "0 bytes")
+        raise BadAudio("empty", path, "not a readable sound file, it has 0 bytes")
     return _inspect(path, stat.st_size, stat.st_mtime_ns)
 
 
 # Long files hold hundreds of segments, which follow each other; size and time notice a change.
 @lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
-    counted, damage = True, None
-    with _opened(path) as file:
-        if file.format == "MP3":
-            counted, damage = _mp3_count(path, size)
-        elif file.format == "OGG":
-            damage = _ogg_damage(path, size)
-        elif file.format in ("WAV", "WAVEX", "RF64"):
-            damage = _wav_damage(file.extra_info)
-        elif file.frames >= _UNKNOWN:
-            what = "its header does not say how long it is: encode it again, but into no pipe"
-            raise BadAudio("truncated", path, what)
-        elif file.format == "FLAC":
-            damage = _flac_damage(file)
-        return Header(file.samplerate, file.frames, counted, damage)
+    frames, faults, bare = 0, [], None
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(os.fsencode(path)) as file:
+        # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek; of
+        # Ogg streams one after the other it reads the first.
+        usable = file.seekable() and file.frames < _UNKNOWN and file.format not in ("MP3", "NIST")
+        if usable and not (file.format == "OGG" and _is_chain(path)):
+            if file.format in ("OGG", "FLAC"):
+                damage = _flac_damage(file) if file.format == "FLAC" else _ogg_damage(path, size)
+            else:
+                damage = _claimed_damage(file.extra_info, size)
+            bare = Header(file.samplerate, file.frames, damage)
+            if bare.frames:
+                return bare
+    try:
+        for rate, block in ffmpeg.blocks(path, faults):
+            if (frames := frames + len(block)) > MAXIMUM_S * rate:
+                break
+    except BadAudio:
+        if bare:  # it holds no sound
+            return bare
+        raise
+    with open(path, "rb") as raw:
+        ogg = _ogg_damage(path, size) if raw.read(4) == b"OggS" else None
+    return Header(rate, frames, next(iter(faults), ogg), True)
 
 
-def decode(path: Path, start: int, stop: int) -> np.ndarray:
-    """Frames `start` to `stop`, or fewer, at the file's own rate, channels averaged: float32 (n,).
+def stretch(path: Path, start_s: float, end_s: float | None, longest_s: float):
+    """The header of a file, and the first frame and that after the last of a stretch of it.
 
-    Raises BadAudio("truncated") where the decoder gives up.
+    Raises BadAudio where header and tail show already that it can't be had.
+    """
+    header = inspect(path)
+    rate, frames = header.rate, header.frames
+    if rate > HIGHEST_RATE:
+        found = f"a header that claims {rate} Hz, the highest is {HIGHEST_RATE}"
+        raise BadAudio("not_audio", path, found)
+    start, claimed = round(start_s * rate), frames if end_s is None else round(end_s * rate)
+    if (seconds := (claimed - start) / rate) > longest_s:
+        what = f"{seconds:.0f} s long, the limit is {longest_s:.0f} s: cut it into pieces"
+        raise BadAudio("too_long", path, what)
+    if end_s is None and header.damage:
+        raise BadAudio("truncated", path, header.damage)
+    beyond = end_s is not None and (start >= frames or claimed - frames > SLACK_S * rate)
+    if start < 0 or beyond:
+        what = f"segment {start_s:g} to {end_s} s of a file of {frames / rate:.2f} s"
+        raise BadAudio("truncated", path, what)
+    stop = min(claimed, frames)
+    refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
+    return header, start, stop
+
+
+def decode(path: Path, header: Header, start: int, stop: int) -> tuple[np.ndarray, int]:
+    """Frames `start` to `stop` at 16 kHz, checked, and how many of the file's frames it is."""
+    if stop - start > MOST_FRAMES:
+        what = f"{stop - start} samples at once, the limit is {MOST_FRAMES}: cut it into pieces"
+        raise BadAudio("too_long", path, what)
+    frames = mono(path, start, stop)
+    if len(frames) < stop - start - SLACK_S * header.rate or not len(frames):
+        found, claimed = len(frames) / header.rate, (stop - start) / header.rate
+        raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
+    refuse_not_finite(path, frames)
+    wave = to_16_khz(frames, header.rate)
+    refuse_short(path, len(wave))
+    return wave, len(frames)
+
+
+def mono(path: Path, start: int, stop: int) -> np.ndarray:
+    """Frames `start` to `stop`, or fewer, at the file's own rate as one channel: float32 (n,).
+
+    Channels are averaged; where they cancel each other in the file, the loudest is taken.  Raises
+    BadAudio("truncated") where the decoder gives up.
     """
     blocks = [np.empty(0, np.float32)]
-    with _opened(path) as file:
-        run_up = min(start, _MP3_RUN_UP) if file.format == "MP3" else 0
-        left = stop - start + run_up
-        # MP3 in one go: soundfile seeks after every read, and a seek spoils what follows.
-        if left > MOST_FRAMES:
-            raise BadAudio("too_long", path, f"{left} samples at once, the limit is {MOST_FRAMES}")
-        size = left if file.format == "MP3" else _BLOCK
+    for block in _blocks(path, start, stop):
+        if block.shape[1] == 1:
+            block = block[:, 0]
+        else:
+            stat = path.stat()
+            channel = _channel(path, stat.st_size, stat.st_mtime_ns)
+            block = block.mean(axis=1) if channel < 0 else block[:, channel]
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+@lru_cache(maxsize=64)
+def _channel(path: Path, size: int, modified_ns: int) -> int:
+    """The channel to take instead of the average, -1 for none: of the whole file, so that all its
+    stretches agree."""
+    average, each = 0.0, 0.0
+    with suppress(BadAudio):  # of a damaged file what can be read
+        for block in _blocks(path, 0, 1 << 62):
+            average += np.square(block.mean(axis=1, dtype=np.float64)).sum()
+            each = each + np.square(block, dtype=np.float64).sum(axis=0)
+    return int(np.argmax(each)) if average < 0.01 * np.max(each) else -1  # 20 dB are gone
+
+
+def _blocks(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Frames `start` to `stop` in blocks float32 (n, channels)."""
+    if inspect(path).by_ffmpeg:
+        at = 0
+        for _, block in ffmpeg.blocks(path, []):
+            if at < stop and at + len(block) > start:
+                yield block[max(0, start - at) : stop - at]
+            if (at := at + len(block)) >= stop:
+                return
+        return
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+        left = min(stop, file.frames) - start
         try:
-            if start > run_up:
-                file.seek(start - run_up)
-            while left > 0 and len(block := _mono(file, min(size, left))):
-                blocks.append(block)
+            file.seek(start)
+            while left > 0:
+                size = min(left, max(1, _BLOCK // file.channels))
+                block = file.read(size, dtype="float32", always_2d=True)
+                if not len(block):
+                    return
                 left -= len(block)
+                yield block
         except soundfile.LibsndfileError:
             what = f"decoding breaks off near {(stop - left) / file.samplerate:.1f} s"
             raise BadAudio("truncated", path, what) from None
-    return np.concatenate(blocks)[run_up:]
-
-
-def _mono(file: soundfile.SoundFile, count: int) -> np.ndarray:
-    """The next `count` samples: channels are averaged, never concatenated."""
-    if file.format != "MP3" and (size := 4 * count * file.channels) > LARGEST:
-        what = f"{file.channels} channels of {file.samplerate} Hz take {size >> 20} MB at once"
-        raise BadAudio("too_long", file.name, f"{what}: mix them into one, at 16 kHz")
-    samples = file.read(count, dtype="float32", always_2d=True)
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    try:
-        with open(path, "rb") as raw:
-            begin = raw.read(4)
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            if file.samplerate > HIGHEST_RATE:
-                found = f"a header that claims {file.samplerate} Hz, the highest is {HIGHEST_RATE}"
-                raise BadAudio("not_audio", path, found)
-            yield file
-    except OSError as error:
-        raise BadAudio("missing", path, error.strerror or str(error)) from None
-    except soundfile.LibsndfileError:
-        reason, why = "not_audio", f"expected {FORMATS}"
-        if begin.startswith(_MAGIC) or begin[:1] == b"\xff" and begin[1:2] >= b"\xe0":  # bare MP3
-            reason, why = "truncated", "too little of it can be read"
-        what = f"not a readable sound file, it begins with {begin!r}: {why}"
-        raise BadAudio(reason, path, what) from None
 
 
 def _flac_damage(file: soundfile.SoundFile) -> str | None:
@@ -207,25 +257,9 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
         return f"the last of its {file.frames / file.samplerate:.2f} s can't be reached"
 
 
-def _mp3_count(path: Path, size: int) -> tuple[bool, str | None]:
-    """Whether it counts its frames (Xing, Info, VBRI) or they are a guess; what bytes it lacks."""
-    with open(path, "rb") as raw:
-        begin, tag = raw.read(10), 0
-        if begin[:3] == b"ID3" and len(begin) == 10:
-            tag = 10 + (begin[6] << 21 | begin[7] << 14 | begin[8] << 7 | begin[9])
-        raw.seek(tag)
-        first = raw.read(256)
-    found = re.search(rb"(?:Xing|Info)(.{4})", first, re.DOTALL)
-    if not found:
-        return b"VBRI" in first, None
-    flags, after = int.from_bytes(found[1]), first[found.end() :]
-    if flags & 3 != 3:
-        return bool(flags & 1), None
-    mp3_frames, counted = int.from_bytes(after[:4]), int.from_bytes(after[4:8])
-    missing = counted - (size - tag)
-    # Encoders disagree on whether the Xing/Info frame counts itself: one frame may be missing.
-    cut_off = missing > counted / max(mp3_frames, 1)
-    return True, f"{missing} bytes of {counted} are missing" if cut_off else None
+def _is_chain(path: Path) -> bool:
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"OggS\0\2", 4) > 0  # another first page
 
 
 def _ogg_damage(path: Path, size: int) -> str | None:
@@ -240,10 +274,13 @@ def _ogg_damage(path: Path, size: int) -> str | None:
     return None if tail[page + 5] & 4 else "it ends without the page that closes the stream"
 
 
-def _wav_damage(log: str) -> str | None:
-    """Whether libsndfile's log says that the data chunk claims more bytes than there are."""
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    # Programs that write WAV into a pipe leave the greatest number there: no claim at all.
-    if found and int(found[2]) < int(found[1]) < (1 << 31) - 1:
-        return f"{found[2]} bytes of sound are there, its header claims {found[1]}"
+def _claimed_damage(log: str, size: int) -> str | None:
+    """Whether libsndfile's log says that the sound has more bytes than are there, or fewer."""
+    name = r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
+    for claimed, found in re.findall(name, log, re.MULTILINE):
+        if int(found) < int(claimed) < ffmpeg.PLACEHOLDER:
+            return f"{found} bytes of sound are there, its header claims {claimed}"
+    found = re.search(r"Unknown chunk marker \(\w+\) at position (\d+)\. Exiting", log)
+    if found and (behind := size - int(found[1])) > 4096:
+        return f"{behind} bytes follow where its header says that the sound ends: export it again"
     return None

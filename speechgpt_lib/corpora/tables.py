@@ -22,15 +22,12 @@ import pyarrow.parquet
 import soundfile
 
 from speechgpt_lib.corpora import audio as sound
-from speechgpt_lib.corpora.audio import BadAudio, Header, inspect, refuse_short, to_16_khz
+from speechgpt_lib.corpora.audio import MAXIMUM_S, BadAudio, inspect, to_16_khz
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
 
-SILENCE = 1e-4  # of full scale: 16-bit dither stays below
-MAXIMUM_S = 7200.0  # longer than any file of these corpora, 460 MB as float32 at 16 kHz
-SLACK_S = 0.05  # by which a list's end may lie beyond the file's: lists round, and codecs pad
 TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")
 _TEXT = pyarrow.string()
 _INT, _SINGLE, _DOUBLE = pyarrow.int32(), pyarrow.float32(), pyarrow.float64()
@@ -112,7 +109,8 @@ def inside(root: Path | str, name: str) -> Path:
 
 def read_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S) -> np.ndarray:
     """The sound of `u`, float32 (n,) at 16 kHz: only its stretch is read.  Raises BadAudio."""
-    return _decode(*_stretch(root, u, maximum_s))[0]
+    path = inside(root, u.path)
+    return _audible(path, sound.read_audio(path, u.start, u.end, maximum_s))
 
 
 def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndarray:
@@ -130,7 +128,7 @@ def read_part(root: Path | str, u: Utterance, start: int, count: int) -> np.ndar
     last = first + math.ceil((start + count + margin) * rate / SAMPLE_RATE)
     end = header.frames if u.end is None else min(header.frames, round(u.end * rate))
     first += before * rate // SAMPLE_RATE
-    wave = to_16_khz(sound.decode(path, first, max(first, min(last, end))), rate)
+    wave = to_16_khz(sound.mono(path, first, max(first, min(last, end))), rate)
     wave = wave[start - before : start - before + count]
     return np.pad(wave, (0, count - len(wave)))
 
@@ -140,43 +138,20 @@ def check_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S, decoded=F
 
     Looks at the file's header and tail only, unless `decoded`: then also at every sample.
     """
-    path, header, start, stop = _stretch(root, u, maximum_s)
+    path = inside(root, u.path)
+    header, start, stop = sound.stretch(path, u.start, u.end, maximum_s)
     if decoded or header.damage:  # a damaged file may still hold this segment
-        stop = start + _decode(path, header, start, stop)[1]
+        wave, frames = sound.decode(path, header, start, stop)
+        stop = start + frames
+        _audible(path, wave)
     end = stop / header.rate if u.end is None else u.end
     return replace(u, end=end, seconds=end - u.start, sample_rate=header.rate)
 
 
-def _stretch(root: Path | str, u: Utterance, maximum_s: float) -> tuple[Path, Header, int, int]:
-    """Its file, with first frame and frame after the last, checked with the header."""
-    path = inside(root, u.path)
-    header = inspect(path)
-    rate, frames, counted, damage = header
-    if u.end is None and damage:
-        raise BadAudio("truncated", path, damage)
-    start, claimed = round(u.start * rate), frames if u.end is None else round(u.end * rate)
-    if (seconds := (claimed - start) / rate) > maximum_s:
-        raise BadAudio("too_long", path, f"{seconds:.0f} s, the limit is {maximum_s:.0f} s")
-    if not 0 <= start < frames or claimed - frames > SLACK_S * rate and counted:
-        stretch = f"segment {u.start:g} to {u.end} s"
-        raise BadAudio("truncated", path, f"{stretch} of a file of {frames / rate:.2f} s")
-    stop = min(claimed, frames)
-    refuse_short(path, (stop - start) * SAMPLE_RATE / rate)
-    return path, header, start, stop
-
-
-def _decode(path: Path, header: Header, start: int, stop: int) -> tuple[np.ndarray, int]:
-    """The sound at 16 kHz, checked, and how many of the file's frames it is."""
-    frames = sound.decode(path, start, stop)
-    if header.counted and len(frames) < stop - start - SLACK_S * header.rate or not len(frames):
-        found, claimed = len(frames) / header.rate, (stop - start) / header.rate
-        raise BadAudio("truncated", path, f"{found:.2f} s could be decoded of {claimed:.2f} s")
-    sound.refuse_not_finite(path, frames)
-    if (peak := np.abs(frames).max()) < SILENCE:
-        raise BadAudio("silent", path, f"no sample above {peak:.1g} of full scale")
-    wave = to_16_khz(frames, header.rate)
-    refuse_short(path, len(wave))
-    return wave, len(frames)
+def _audible(path: Path, wave: np.ndarray) -> np.ndarray:
+    if why := sound.nothing_heard(wave):
+        raise BadAudio("silent", path, why)
+    return wave
 
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:

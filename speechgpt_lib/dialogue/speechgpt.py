@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from transformers import LlamaForCausalLM
 
+from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
@@ -41,6 +42,7 @@ class Reply(NamedTuple):
     wave: np.ndarray | None
     wellformed: bool
     cut: bool  # it met its longest length before it came to an end
+    nothing_heard: str | None = None  # why, where the sound holds no question: then all is empty
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,13 @@ class SpeechGPT:
         return self.vocoder.synthesize(units, speed=speed)
 
     def transcribe_many(self, waves: Sequence[np.ndarray]) -> list[Written]:
-        """Speech (samples,) at 16 kHz → its text."""
-        units, limit = [self.units(wave) for wave in waves], self.limits.transcript
+        """Speech (samples,) at 16 kHz → its text; "" where nothing is heard."""
+        why, limit = [nothing_heard(wave) for wave in waves], self.limits.transcript
+        units = [self.units(wave) for wave, no in zip(waves, why, strict=True) if not no]
         with self.cross_modal() as model:
-            return generation.transcribe(model, self.vocabulary, units, limit, self.templates)
+            told = generation.transcribe(model, self.vocabulary, units, limit, self.templates)
+        found = iter(told)
+        return [Written("", False, no) if no else next(found) for no in why]
 
     def say(self, text: str) -> Spoken:
         """Speak a text."""
@@ -114,8 +119,10 @@ class SpeechGPT:
     def ask_many(
         self, questions: Sequence[Question], reply: str = "speech", sampling: Sampling | None = None
     ) -> list[Reply]:
-        """As `ask`, several questions at once."""
-        asked = [self._words(q) if isinstance(q, str) else self.units(q) for q in questions]
+        """As `ask`, several questions at once; where nothing is heard, nothing is answered."""
+        why = [None if isinstance(q, str) else nothing_heard(q) for q in questions]
+        heard = [q for q, no in zip(questions, why, strict=True) if not no]
+        asked = [self._words(q) if isinstance(q, str) else self.units(q) for q in heard]
         limits, model, vocabulary = self.limits, self.conversational, self.vocabulary
         limit = limits.spoken_answer if reply == "speech" else limits.written_answer
         chains = generation.answer(model, vocabulary, asked, limit, reply, self.templates, sampling)
@@ -124,7 +131,8 @@ class SpeechGPT:
             text = one if isinstance(one, str) else chain.tq
             wave = None if chain.ua is None else self._wave(chain.ua)
             replies.append(Reply(text, chain.ta, chain.ua, wave, chain.wellformed, chain.cut))
-        return replies
+        found = iter(replies)
+        return [Reply("", "", None, None, False, False, no) if no else next(found) for no in why]
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
         """Silence where the model spoke no unit, so that a poor answer can still be judged."""

@@ -127,7 +127,8 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     """Score a run on a folder with `items.jsonl` as `speechgpt corpora sample` writes it.
 
     A line has path and text; answer, kind, voice and seen where they are known.  Answers are left
-    out where nothing judges them; `cut` counts what met its longest length.
+    out where nothing judges them; `cut` counts what met its longest length, `nothing_heard` the
+    sounds that hold nothing to hear: all their words count as missed, their answers as wrong.
     """
     draws = run.recipe.evaluation.bootstrap_draws
     items, records = read_items(folder)
@@ -137,14 +138,17 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     figures = {"asr_wer": word_error_rate(items, heard, draws, speechgpt.corpora)}
     seen = sum(bool(r.get("seen")) for r in records)
     result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen, "cut": cut}
+    result["nothing_heard"] = sum(bool(w.nothing_heard) for w in written)
     questions = [i for i in items if i.answer]
     if questions and (judges := judges_if_installed(speechgpt.corpora, run.say)):
         shares, answered, _ = answer_questions(speechgpt, questions, judges[""], draws)
         figures |= shares
         cut["qa"] = answered.pop("cut")
         result |= answered
-    pairs = zip(records, items, heard, strict=True)
-    transcripts = [{"path": r["path"], "text": i.text, "heard": h} for r, i, h in pairs]
+    transcripts = []
+    for record, item, w in zip(records, items, written, strict=True):
+        one = {"path": record["path"], "text": item.text, "heard": w.text}
+        transcripts.append(one | {"nothing_heard": w.nothing_heard})
     return figures | result | {"compared": COMPARED, "transcripts": transcripts}
 
 

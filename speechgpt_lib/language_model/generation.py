@@ -37,6 +37,7 @@ class Written(NamedTuple):
 
     text: str
     cut: bool
+    nothing_heard: str | None = None  # why, where the sound holds nothing to write down
 
 
 class Spoken(NamedTuple):

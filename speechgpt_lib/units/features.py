@@ -21,6 +21,7 @@ from speechgpt_lib.rates import MINIMUM_SAMPLES
 
 Dense = Callable[[Tensor], Tensor]
 Sums = Sequence[Tensor]  # what `window_sums` gives for the first convolution
+QUIET, LEVEL = 0.045, 0.1  # a wave of a smaller root mean square is brought to this one
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -38,6 +39,10 @@ class FeatureEncoder:
     `encoder` is left alone.  Layer 1 is the first block; a norm that follows the last block isn't
     applied, as in fairseq's `output_layer`.  With `bf16` weights and activations are bfloat16, norm
     statistics float32.  `normalize` brings each wave to zero mean and unit variance first.
+
+    A published encoder gets its waves as its authors gave them.  In our own (pre-norm blocks on a
+    group norm, which no published one has) a quiet wave is made louder: beside its variance the
+    epsilon of the group norm would be no trifle.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class FeatureEncoder:
         check_choice("precision", precision, PRECISIONS)
         self.device, self.dtype = torch.device(device), PRECISIONS[precision]
         self.normalize, self.pre_norm = normalize, config.do_stable_layer_norm
+        self.levels = self.pre_norm and config.feat_extract_norm == "group" and not normalize
         self.heads = config.num_attention_heads
         self.linear = fast_linear(self.dtype) if self.device.type == "cpu" else None
         self.convolutions = [self._convolution(c) for c in encoder.feature_extractor.conv_layers]
@@ -77,7 +83,12 @@ class FeatureEncoder:
     def samples(self, wave: np.ndarray) -> Tensor:
         """A waveform as the encoder wants it: float32 (samples,)."""
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
-        return F.layer_norm(samples, samples.shape) if self.normalize else samples
+        if self.normalize:
+            return F.layer_norm(samples, samples.shape)
+        level = samples.std(correction=0) if self.levels else LEVEL  # a constant doesn't count
+        if 1e-6 < level < QUIET:
+            samples = (samples - samples.mean()) * (LEVEL / level)
+        return samples
 
     def front_end(
         self, x: Tensor, lengths: list[int], sums: Sums | None = None

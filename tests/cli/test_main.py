@@ -59,6 +59,16 @@ def test_transcribe_prints_one_object_a_file(speechgpt, smoke_run: Path, clip: P
     assert done.stderr.count("generation.transcript") == sum(row["cut"] for row in rows)
 
 
+def test_where_nothing_is_heard_the_commands_say_so(speechgpt, smoke_run: Path, tmp_path) -> None:
+    silent, out = tmp_path / "silent.wav", tmp_path / "answer.wav"
+    soundfile.write(silent, np.zeros(32_000), 16_000)
+    told = speechgpt("transcribe", silent, silent, "--run", smoke_run, "--json")
+    for row in map(json.loads, told.stdout.splitlines()):
+        assert row["text"] == "" and row["nothing_heard"].startswith("silent")
+    asked = speechgpt("ask", silent, "-o", out, "--run", smoke_run)
+    assert asked.stdout.startswith("nothing heard (silent") and not out.exists()
+
+
 def test_ask_answers_speech_and_text(
     speechgpt, smoke_run: Path, clip: Path, tmp_path: Path
 ) -> None:

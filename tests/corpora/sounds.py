@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 
@@ -33,4 +35,17 @@ def cut(path: Path, share: float = 0.6) -> Path:
     """Cut the file off, as a broken download leaves it."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def encode(path: Path, codec: str, rate: int, form: str | None = None, **options: str) -> Path:
+    """Write a sweep of 2 s with FFmpeg, in the container that `form` or the suffix names."""
+    with av.open(str(path), "w", format=form, options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = "mono"
+        resampler = av.AudioResampler(stream.codec_context.format or "fltp", "mono", rate)
+        frame = av.AudioFrame.from_ndarray(tone(2.0, rate)[None], "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        for part in [*resampler.resample(frame), None]:
+            container.mux(stream.encode(part))
     return path

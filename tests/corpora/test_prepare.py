@@ -477,6 +477,8 @@ def test_a_first_line_of_any_length_is_not_quoted_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is it a list of Common Voice") as found:
         prepare("common_voice", root, tmp_path / "out")
     assert len(str(found.value)) <= 1000
+
+
 @pytest.mark.parametrize("name", [b"84-121123-caf\xe9", b"84-121123-\xff\xfe", b"84-121123-\x80"])
 def test_names_that_are_no_utf8_go_to_quarantine(tmp_path, name):
     corpus = layouts.librispeech(tmp_path / "libri")

@@ -79,7 +79,8 @@ def test_a_segment_is_the_same_stretch_of_the_whole_file(tmp_path, suffix, start
     whole = soundfile.read(path, dtype="float32")[0]
     expected = soxr.resample(whole[start * 48 : stop * 48], 48_000, 16_000)
     found = read_segment(tmp_path, segment(path.name, start / 1000, stop / 1000))
-    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-6
+    # FFmpeg reads MP3, whose decoders round differently.
+    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
 
 
 def test_only_the_segment_is_decoded(tmp_path, monkeypatch):
@@ -190,16 +191,18 @@ def test_silence_nan_and_lengths(tmp_path):
     )
 
 
-def test_a_flac_stream_that_does_not_say_its_length_is_refused_in_words(tmp_path):
+def test_a_flac_stream_that_does_not_say_its_length_is_decoded_to_its_end(tmp_path):
     data = bytearray(write_sound(tmp_path / "a.flac", tone(2.0)).read_bytes())
     data[21] &= 0xF0  # the 36 bits of STREAMINFO that hold the number of samples
     data[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(data)
+    assert check_segment(tmp_path, segment("a.flac")).seconds == 2.0
+    found = read_segment(tmp_path, segment("a.flac", 0.5, 1.5))
+    assert np.abs(found - tone(2.0)[8000:24_000]).max() < 1e-4
+    cut(tmp_path / "a.flac")
     assert (
         reason(tmp_path, segment("a.flac")) == cheaply(tmp_path, segment("a.flac")) == "truncated"
     )
-    with pytest.raises(BadAudio, match="does not say how long it is"):
-        read_segment(tmp_path, segment("a.flac", 0.0, 1.0))
 
 
 def test_a_file_that_changes_is_looked_at_again(tmp_path):
@@ -209,16 +212,11 @@ def test_a_file_that_changes_is_looked_at_again(tmp_path):
     assert check_segment(tmp_path, segment("a.flac")).end == 3.0
 
 
-def test_an_mp3_that_only_guesses_its_length_is_taken_as_it_is(tmp_path, reference):
-    """Common Voice's mp3 has no Xing frame: its length is a guess from the bit rate, here 4 ms too
-    long."""
+def test_an_mp3_that_does_not_count_its_frames_is_decoded_to_its_end(tmp_path, reference):
+    """Common Voice's mp3 has no Xing frame: a guess from the bit rate is here 4 ms too long."""
     name = "common_voice_en_651325.mp3"
     (tmp_path / name).symlink_to(reference / "speech/CommonVoice/real_clip" / name)
-    guessed = check_segment(tmp_path, segment(name))
-    decoded = check_segment(tmp_path, segment(name), decoded=True)
-    assert guessed.end == pytest.approx(114_246 / 48_000) and decoded.end == pytest.approx(
-        114_048 / 48_000
-    )
-    assert (
-        len(read_segment(tmp_path, guessed)) == len(read_segment(tmp_path, segment(name))) == 38_016
-    )
+    counted = check_segment(tmp_path, segment(name))
+    assert counted == check_segment(tmp_path, segment(name), decoded=True)
+    assert counted.end == 114_048 / 48_000
+    assert len(read_segment(tmp_path, segment(name))) == 38_016

@@ -105,6 +105,23 @@ def test_weights_are_held_once(speechgpt) -> None:
         assert {p.data_ptr() for p in model.parameters()} <= own.keys()
 
 
+@pytest.mark.parametrize("reply", ["text", "speech"])
+def test_nothing_heard_gets_no_answer_and_leaves_the_others_theirs(speechgpt, reply) -> None:
+    silent, constant, quiet = np.zeros(8000), np.full(8000, 0.3), 1e-5 * noise(0.5)
+    waves = [np.float32(silent), noise(0.5), np.float32(constant), noise(0.7), np.float32(quiet)]
+    told, replies = speechgpt.transcribe_many(waves), speechgpt.ask_many(waves, reply)
+    for k, start in enumerate(("silent", None, "silent", None, "silent")):
+        for one in (told[k], replies[k]):
+            assert (one.nothing_heard or "none").startswith(start or "none")
+        if start:
+            assert (told[k].text, replies[k].answer_text, replies[k].wellformed) == ("", "", False)
+            assert replies[k].wave is None and replies[k].answer_units is None
+    assert [told[1], told[3]] == speechgpt.transcribe_many([waves[1], waves[3]])
+    alone = speechgpt.ask_many([waves[1], waves[3]], reply)
+    assert [r.answer_text for r in (replies[1], replies[3])] == [r.answer_text for r in alone]
+    assert speechgpt.transcribe_many([waves[0]])[0].nothing_heard, "no other in the batch"
+
+
 def test_a_text_without_words_is_refused(speechgpt) -> None:
     with pytest.raises(UserError, match="no words in '...'"):
         speechgpt.say("...")

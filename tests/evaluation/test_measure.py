@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
@@ -133,6 +134,21 @@ def folder(tmp_path: Path) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (set_folder / "items.jsonl").write_text(lines)
     return set_folder
+
+
+def test_a_set_counts_where_nothing_was_heard(run: Run, folder: Path, monkeypatch) -> None:
+    class Deaf(Parrot):
+        def transcribe_many(self, waves) -> list[Written]:
+            return [Written("", False, nothing_heard(wave)) for wave in waves]
+
+    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run: Deaf(Corpora("none")))
+    soundfile.write(folder / "a.wav", np.zeros(16_000), 16_000)
+    opposite = np.stack([noise(0.5), -noise(0.5)], 1)
+    soundfile.write(folder / "b.wav", opposite, 16_000)
+    report = evaluate_set(run, folder)
+    why = [one["nothing_heard"] for one in report["transcripts"]]
+    assert why[0].startswith("silent") and why[1:] == [None, None]
+    assert report["nothing_heard"] == 1 and json.dumps(report)
 
 
 def test_a_set_is_scored_and_what_was_cut_is_counted(run: Run, folder: Path, monkeypatch) -> None:

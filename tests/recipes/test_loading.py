@@ -190,6 +190,8 @@ def test_a_few_names_for_what_stands_elsewhere_are_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(values.replace("seed: ", "seed: &number ", 1))
     assert load_recipe(path) == load_recipe("smoke")
+
+
 def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     text = dump_recipe(load_recipe("smoke"))
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8-sig")

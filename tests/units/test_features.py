@@ -104,6 +104,24 @@ def test_the_norm_in_the_convolution_is_group_norm():
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decibels", [-10, -20, -30, -43, -50, -60, -70])
+def test_loudness_changes_nothing_in_an_encoder_of_our_own(decibels):
+    wave, encoder = 0.1 * noise(8000), FeatureEncoder(make_encoder("lab"), 2)
+    wave *= 0.1 / wave.std()
+    for offset in (0, 1e-3):  # a constant is no sound
+        (found,) = encoder([10 ** (decibels / 20) * wave + np.float32(offset)])
+        torch.testing.assert_close(found, encoder([wave])[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - {"lab"}))
+def test_a_published_encoder_gets_a_quiet_wave_as_it_is(variant):
+    model, wave = make_encoder(variant), 0.005 * noise(8000)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(wave)[None], output_hidden_states=True).hidden_states[2]
+    (found,) = FeatureEncoder(model, 2)([wave])
+    torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
+
+
 def test_waveforms_are_brought_to_unit_variance_where_the_encoder_wants_it():
     model, wave = make_encoder("large"), noise(8000)
     (found,) = FeatureEncoder(model, 2, normalize=True)([3 * wave + 1])
