@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -99,8 +99,27 @@ class UnitVocabulary:
 
     def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
         """A row → (ids of `begin`, the prefix and the prompt; ids of the answer)."""
-        prompt = self._encode((Part("template", self.prefix), *row.prompt))
-        return [self.begin, *prompt], self._encode(row.answer)
+        prompt, answer = (Part("template", self.prefix), *row.prompt), row.answer
+        if answer and isinstance(last := prompt[-1].value, str) and last != last.rstrip():
+            answer = (Part("template", " "), *answer)  # the blank belongs to the word behind it
+        return [self.begin, *self._encode(prompt)], self._encode(answer, first=False)
+
+    def _runs(self, parts: tuple[Part, ...]) -> Iterator[tuple[str, bool, list[int]]]:
+        """Text up to the next added token, whether all of it is template, the token (or units)."""
+        run, template = "", True
+        for part in parts:
+            if part.kind == "text":
+                run, template = run + part.value, False
+            elif part.kind == "units":
+                yield run, template, self.encode_units(part.value)
+                run, template = "", True
+            else:
+                first, *others = cut(part.value, self.markers)
+                run += first
+                for marker, text in zip(others[::2], others[1::2], strict=True):
+                    yield run, template, [self.marker(marker)]
+                    run, template = text, True
+        yield run, template, []
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
@@ -154,8 +173,8 @@ class Vocabulary(UnitVocabulary):
     """Pieces of a BPE tokenizer, then units and markers: the vocabulary of `lab`.
 
     A published model with such a tokenizer brings ids of its own for text, `pieces` in all (None:
-    as many as the tokenizer has).  `lead` is written before a text: a blank for tokenizers that
-    expect one before a word and don't add it themselves.
+    as many as the tokenizer has).  With `own`, text in a row has the ids that this tokenizer gives
+    it there; else each part is encoded by itself, after a `lead`.
     """
 
     markers = (SOSP, EOSP, *MARKERS)
@@ -165,14 +184,22 @@ class Vocabulary(UnitVocabulary):
     end: int = END
     pieces: int | None = None
     lead: str = ""
+    own: bool = False
 
     @property
     def text_size(self) -> int:
         """Ids below the first unit."""
         return self.pieces or self.first_piece + self.tokenizer.get_vocab_size()
 
-    def encode_text(self, text: str) -> list[int]:
-        """Plain text → ids; markers written in it stay plain characters."""
+    def encode_text(self, text: str, first: bool = True) -> list[int]:
+        """Plain text → ids; markers written in it stay plain characters.
+
+        Where it is not the `first` of a row it follows other text and a blank.
+        """
+        if self.own and first:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        if self.own:
+            return self._written(f" {text}", first)
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
         if not text:
@@ -180,8 +207,12 @@ class Vocabulary(UnitVocabulary):
         pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
         return [self.first_piece + piece for piece in pieces]
 
-    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
         ids: list[int] = []
+        if self.own:
+            for k, (run, _, token) in enumerate(self._runs(parts)):
+                ids += [*self._written(run, first and not k), *token]
+            return ids
         for part in parts:
             if part.kind == "units":
                 ids += self.encode_units(part.value)
@@ -191,6 +222,30 @@ class Vocabulary(UnitVocabulary):
                 for k, piece in enumerate(cut(part.value, self.markers)):
                     ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
         return ids
+
+    def _written(self, text: str, first: bool) -> list[int]:
+        """The tokenizer's own ids of a text at the start of a row, or (not `first`) further on.
+
+        White space before an added token is dropped, after it where a blank is put there anyway.
+        """
+        tokenizer, puts_blank = self._ways[first]
+        text = text.rstrip()
+        return tokenizer.encode(text.lstrip() if puts_blank else text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _ways(self) -> dict[bool, tuple[Tokenizer, bool]]:
+        """At the start of a row or not → the tokenizer, whether it puts a blank before a text."""
+        # SentencePiece's newer ones put it before the first word of a row alone.
+        old, new = ('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        further = Tokenizer.from_str(self.tokenizer.to_str().replace(old, new))
+        further.encode_special_tokens = True
+
+        def puts_blank(tokenizer: Tokenizer) -> bool:
+            return "".join(tokenizer.encode("a", add_special_tokens=False).tokens) != "a"
+
+        return {
+            first: (t, puts_blank(t)) for first, t in ((True, self.tokenizer), (False, further))
+        }
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
@@ -203,7 +258,8 @@ class Vocabulary(UnitVocabulary):
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
-        super().save(folder, text=ids | {"size": self.pieces, "lead": self.lead})
+        ids |= {"size": self.pieces, "lead": self.lead} | ({"own": True} if self.own else {})
+        super().save(folder, text=ids)
 
 
 @dataclass(frozen=True)
@@ -235,6 +291,8 @@ class LlamaVocabulary(UnitVocabulary):
             wrong = f"starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>"
         elif beyond:
             wrong = f"has the piece {beyond[0]!r}, which reaches beyond a blank"
+        elif processor.encode("a a") != 2 * processor.encode("a"):
+            wrong = "puts no blank before a text"
         elif processor.encode("ﬁ①") == processor.encode("fi1"):
             wrong = "rewrites characters before it cuts them up"
         if wrong:
@@ -255,30 +313,20 @@ class LlamaVocabulary(UnitVocabulary):
         """A token as people write it, for pictures and error messages."""
         return self.tokenizer.id_to_piece(token) if self.is_text(token) else super().name(token)
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str, first: bool = True) -> list[int]:
         """Plain text → ids; a marker or unit written in it stays text."""
         words = text.split(" ")
         if "" in words:  # runs of blanks are pieces, too
             return self.tokenizer.encode(text)
         return [piece for word in words for piece in self._word(word)]
 
-    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
+    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
         """Text runs on until the next added token: a description and what follows are one piece."""
         ids: list[int] = []
-        run, encode = "", self._template  # text since the last added token; is all of it template?
-        for part in parts:
-            if part.kind == "text":
-                run, encode = run + part.value, self.encode_text
-            elif part.kind == "units":
-                ids += encode(run.strip()) + self.encode_units(part.value)
-                run, encode = "", self._template
-            else:
-                first, *others = cut(part.value, ADDED_MARKERS)
-                run += first
-                for marker, text in zip(others[::2], others[1::2], strict=True):
-                    ids += [*encode(run.strip()), self.marker(marker)]
-                    run, encode = text, self._template
-        return ids + encode(run.strip())
+        for run, template, token in self._runs(parts):
+            encode = self._template if template else self.encode_text
+            ids += [*encode(run.strip()), *token]
+        return ids
 
     # Functions that remember what they returned.
     @functools.cached_property
@@ -299,24 +347,28 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
 def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
-    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE: LLaMA 3),
-    whose ids it keeps.  Raises UserError for none, or one that is damaged or of another model.
+    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE), whose ids
+    it keeps.  Raises UserError for none, or one that is damaged or of another model.
     """
-    if (folder / TOKENIZER).is_file():
-        return LlamaVocabulary.from_file(folder / TOKENIZER)
     path, size = folder / "tokenizer.json", config.vocab_size
+    # LLaMA 3's `tokenizer.model` is no SentencePiece model but a list, beside a tokenizer.json.
+    if (model := folder / TOKENIZER).is_file():
+        with open(model, "rb") as file:
+            if file.read(1) == b"\n" or not path.is_file():
+                return LlamaVocabulary.from_file(model)
     if not path.is_file():
         raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} or {path.name}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises its bare base class
         raise UserError(f"{path} is no tokenizer ({one_line(error)}): get it again") from None
-    if (pieces := tokenizer.get_vocab_size()) > size:
+    if (pieces := max(tokenizer.get_vocab().values(), default=-1) + 1) > size:
         raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
     ends = (config.bos_token_id, config.eos_token_id)
     begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
     if begin is None or end is None:
         raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
     tokenizer.encode_special_tokens = True
-    bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")
+    tokenizer.no_truncation()  # a file may state a longest text, which belongs to its last use
+    tokenizer.no_padding()
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, own=True)
