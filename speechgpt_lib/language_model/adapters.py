@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it takes 140 MB: imported where it is used
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"
+TABLES = ("embed_tokens", "lm_head")  # of input and output, which may be the same
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
@@ -75,13 +76,22 @@ def add_lora(
 ) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
-    After the vocabulary was expanded, never before.  The embeddings of the ids `new_tokens` learn
-    too, and are saved with the adapter.  Raises UserError for a target that is no layer of the
-    model, and for int8 or 4bit without bitsandbytes.
+    After the vocabulary was expanded, never before.  The rows of the ids `new_tokens` learn too, in
+    the embeddings and, where it has weights of its own, in the output layer, and are saved with the
+    adapter.  Raises UserError for a target that is no layer of the model, and for int8 or 4bit
+    without bitsandbytes.
     """
     from peft import LoraConfig, get_peft_model
 
-    identity = model_id(model)
+    identity, ids = model_id(model), list(new_tokens)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tables = TABLES[:1] if tied else TABLES
+    if tied and (named := sorted(set(TABLES) & set(settings.targets))):
+        raise UserError(
+            f"stage3.lora.targets has {named[0]}, but input and output of this model share one "
+            "table, into which LoRA can't be merged: leave it out, or set lora.new_tokens: true"
+        )
+    learned = {name: ids for name in tables if ids and name not in settings.targets}
     store_as(model, settings.base)
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -89,7 +99,7 @@ def add_lora(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        trainable_token_indices={"embed_tokens": list(new_tokens)} if new_tokens else None,
+        trainable_token_indices=learned or None,
         task_type="CAUSAL_LM",
     )
     try:

@@ -8,16 +8,15 @@ as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.language_model.planning import NAMES, Shape
+from speechgpt_lib.language_model.planning import NAMES, Shape, read_config
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -30,7 +29,7 @@ LOOK_BACK, SHARPNESS, MATCH, SHARE = 4, 7.0, 1.5, 0.03
 
 def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
     """A LLaMA with random weights and, if the settings say so, an induction circuit."""
-    sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
+    sizes = {"tied": True} | settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary}
     config = Shape(**sizes).config(
         max_position_embeddings=1024,
         attention_bias=settings.induction_start,  # a bias lets a head attend by position alone
@@ -161,7 +160,7 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
+    vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
@@ -184,7 +183,7 @@ def load_pretrained(
         UserError: no such folder, another architecture, other sizes than those of `settings`,
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
     for ours, theirs in NAMES.items():
         if wanted.get(ours, found := shape[theirs]) != found:
@@ -207,17 +206,3 @@ def load_pretrained(
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
         raise UserError(f"the weights in {folder} are not whole: {others}")
     return model.eval(), whole
-
-
-def _read_config(folder: Path) -> LlamaConfig:
-    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: get it again") from None
-    if kind != "llama":
-        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
-    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

@@ -1,17 +1,20 @@
 """What a training will need, before it is started: parameters, memory, tokens, hours, disk.
 
 The estimates are sums of what is kept; `tests/language_model/test_planning.py` holds them against
-measured runs (15 %).  LLaMA has as many key as query heads, a gated feed-forward layer, no biases.
+measured runs (15 %).  LLaMA has a gated feed-forward layer and no biases; its keys and values may
+have fewer heads than its queries (grouped-query attention), which share them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import LlamaConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, TOKENIZER, Vocabulary
 from speechgpt_lib.recipes.schema import LoraSettings, Recipe
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
@@ -26,12 +29,17 @@ NAMES = {  # of what a shape has in transformers
     "feed_forward": "intermediate_size",
     "vocabulary": "vocab_size",
     "tied": "tie_word_embeddings",
+    "key_value_heads": "num_key_value_heads",
+    "head_width": "head_dim",
 }
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA of `vocabulary` tokens; `tied` where one table serves input and output."""
+    """A LLaMA of `vocabulary` tokens; `tied` where one table serves input and output.
+
+    None: as many heads of keys and values as of queries; heads that share the width evenly.
+    """
 
     vocabulary: int
     hidden_size: int
@@ -39,20 +47,38 @@ class Shape:
     heads: int
     feed_forward: int
     tied: bool = False
+    key_value_heads: int | None = None
+    head_width: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
-        """Of a recipe's model with its units; a LLaMA that is imported has two tables, ours one."""
-        s = recipe.language_model
-        vocabulary = s.vocabulary + recipe.units.clusters + len(ADDED_MARKERS)
-        tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
-        return cls(vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
+        """Of a recipe's model with its units: that of the imported folder where it is at hand."""
+        s, folder = recipe.language_model, model_folder(recipe)
+        markers = ADDED_MARKERS
+        if folder is None:
+            imported = recipe.imports.text_model or recipe.imports.stage2
+            tied = imported is None if s.tied is None else s.tied
+            sizes = s.vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward
+            shape = cls(*sizes, tied, s.key_value_heads)
+        else:
+            shape = cls.of_config(read_config(folder))
+            if recipe.imports.stage2 is not None:  # it has its units
+                return shape
+            if not (folder / TOKENIZER).is_file():
+                markers = Vocabulary.markers
+        size = shape.vocabulary + recipe.units.clusters + len(markers)
+        return replace(shape, vocabulary=-(-size // s.multiple) * s.multiple)
+
+    @classmethod
+    def of_config(cls, config: LlamaConfig) -> Shape:
+        """Of a configuration of transformers."""
+        values = config.to_dict()
+        return cls(**{ours: values[theirs] for ours, theirs in NAMES.items()})
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> Shape:
         """Of a model in memory."""
-        config = model.config.to_dict()
-        return cls(**{ours: config[theirs] for ours, theirs in NAMES.items()})
+        return cls.of_config(model.config)
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -61,8 +87,14 @@ class Shape:
     @property
     def layer_parameters(self) -> int:
         """Weights of one decoder layer."""
-        d = self.hidden_size
-        return 4 * d * d + 3 * d * self.feed_forward + 2 * d
+        d, (queries, keys) = self.hidden_size, self.attention_widths
+        return 2 * d * (queries + keys) + 3 * d * self.feed_forward + 2 * d
+
+    @property
+    def attention_widths(self) -> tuple[int, int]:
+        """Of the queries of all heads, and of the keys (and values)."""
+        head = self.head_width or self.hidden_size // self.heads
+        return self.heads * head, (self.key_value_heads or self.heads) * head
 
     @property
     def table_parameters(self) -> int:
@@ -76,8 +108,9 @@ class Shape:
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Weights of adapters of `rank` on `targets`, of which a LLaMA must have each."""
-        d, ff = self.hidden_size, self.feed_forward
-        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * d)
+        d, ff, (queries, keys) = self.hidden_size, self.feed_forward, self.attention_widths
+        sizes = dict.fromkeys(("q_proj", "o_proj"), d + queries)
+        sizes |= dict.fromkeys(("k_proj", "v_proj"), d + keys)
         sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d + ff)
         if strange := [name for name in targets if name not in sizes]:
             raise UserError(f"LoRA on {strange[0]}: a LLaMA has {', '.join(sizes)}")
@@ -91,8 +124,29 @@ class Shape:
         """
         d = self.hidden_size
         matrices = self.layers * (self.layer_parameters - 2 * d) + self.vocabulary * d
-        attention = 6 * self.layers * block * d
+        attention = 6 * self.layers * block * self.attention_widths[0]
         return (6 * matrices + attention) * (2 + trained) / 3
+
+
+def model_folder(recipe: Recipe) -> Path | None:
+    """The folder of the model that a recipe imports and builds on, where it is at hand."""
+    source = recipe.imports.stage2 or recipe.imports.text_model
+    folder = source and Path(recipe.data).expanduser() / Path(source).expanduser()
+    return folder if folder and folder.exists() else None
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: get it again") from None
+    if kind != "llama":
+        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
+    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
 
 
 @dataclass(frozen=True)
@@ -158,9 +212,12 @@ def full_memory(
     return Memory(4 * own + gathered, gradients, 8 * own, activations)
 
 
-def lora_memory(shape: Shape, lora: LoraSettings, tokens: int) -> Memory:
-    """Adapters on a frozen base that every GPU holds whole, stored as `adapters.store_as` does."""
+def lora_memory(shape: Shape, lora: LoraSettings, tokens: int, new_tokens: int = 0) -> Memory:
+    """Adapters, and rows of `new_tokens` if they learn, on a frozen base that is whole on each GPU,
+    stored as `adapters.store_as` does."""
     adapters = shape.lora_parameters(lora.rank, lora.targets)
+    if lora.new_tokens:
+        adapters += new_tokens * shape.hidden_size * (1 if shape.tied else 2)
     weights = int(shape.layers * shape.layer_parameters * BYTES[lora.base])
     weights += (4 if lora.base == "fp32" else 2) * shape.table_parameters
     activations = _most_bytes(shape, tokens, "bf16", checkpointing=True)
@@ -194,6 +251,8 @@ def plan(
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
+    folder = model_folder(recipe)
+    facts |= {"vocabulary": shape.vocabulary, "shape_of": str(folder) if folder else "the recipe"}
     return facts | {"stages": stages, "hours": hours, "disk_gb": disk}
 
 
@@ -205,7 +264,10 @@ def _stage(
     budget = gpu_memory * 1e9 * (1 - RESERVE)
 
     def memory(tokens: int) -> Memory:
-        return lora_memory(shape, lora, tokens) if lora else full_memory(shape, gpus, tokens)
+        if lora:
+            new = recipe.units.clusters + len(ADDED_MARKERS)
+            return lora_memory(shape, lora, tokens, new)
+        return full_memory(shape, gpus, tokens)
 
     needed = memory(BLOCK)
     if needed.total > budget:
@@ -232,6 +294,8 @@ def render(found: dict) -> str:
     lines = [
         f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, "
         f"{found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
+        f"{found['vocabulary']} tokens with units and markers; sizes are those of "
+        f"{found['shape_of']}",
         f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} "
         f"{'grads':>7} {'optim.':>7} {'activ.':>7} {'GB/GPU':>7} {'hours':>8}",
     ]
