@@ -25,6 +25,20 @@ KNOWN_NAMES = """
 """.split()
 
 
+NPY, NPZ, PICKLE = "a NumPy array (npy)", "NumPy arrays (npz)", "a pickle"
+TORCH, SAFETENSORS = "a PyTorch checkpoint", "a safetensors file"
+STARTS = {  # of files of other kinds
+    b"\x93NUMPY": NPY,
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": TORCH,  # before PyTorch 1.6
+    b"PK": TORCH,  # cut off, or the list at its end would say
+    b"\x80": PICKLE,
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"RIFF": "a sound file",
+    b"fLaC": "a sound file",
+}
+
+
 class Stub:
     """An object of a class that is not here: `arguments` of its call, `state` and its items."""
 
@@ -66,13 +80,21 @@ def plain(value: Any) -> Any:
 
 
 def load_torch_checkpoint(path: Path | str) -> dict:
-    """The dictionary in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
+    """The dictionary in a `.pt` file, as `load_torch` reads it.  Raises UserError for another."""
+    if not isinstance(loaded := load_torch(path), dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
+    return loaded
+
+
+def load_torch(path: Path | str) -> Any:
+    """What is in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
 
     Raises UserError for no such file, no PyTorch checkpoint, a damaged one, or one that names
     something such a file has no business with.
     """
     path = Path(path).expanduser()
-    check_is_no_text(path)
+    if (kind := file_kind(path)) not in (TORCH, PICKLE, ""):
+        raise UserError(f"{path} is {kind}, expected a PyTorch checkpoint")
     names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
     try:
         with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
@@ -83,8 +105,6 @@ def load_torch_checkpoint(path: Path | str) -> dict:
         raise UserError(f"{path} was not read: {reason}; expected a fairseq checkpoint") from None
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise _damaged(path, error) from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
@@ -101,6 +121,26 @@ def named_classes(path: Path) -> list[str]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
         raise UserError(f"{path} was not read: {reason}; don't trust it")
     return names
+
+
+def file_kind(path: Path) -> str:
+    """What the first bytes of a file say it is, whatever its name; "" where they don't tell.
+
+    Raises UserError as `check_is_no_text`.
+    """
+    check_is_no_text(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    size = int.from_bytes(head[:8], "little")  # of a safetensors file's description
+    if head[8:9] == b"{" and size < path.stat().st_size:
+        return SAFETENSORS
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            return NPZ
+        return TORCH if any(name.endswith("data.pkl") for name in names) else "a zip archive"
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "")
 
 
 def check_is_no_text(path: Path) -> None:

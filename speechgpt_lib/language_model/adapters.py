@@ -18,6 +18,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.foreign.tensors import check_finite
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -149,6 +150,7 @@ def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
     Nothing in it says which model it is of: only shapes are checked.  Raises as `attach_adapter`.
     """
     identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
+    check_finite(adapted.state_dict(), folder)
     adapted.active_peft_config.base_model_name_or_path = identity
     save_adapter(adapted, out)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)

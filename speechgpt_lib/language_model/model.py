@@ -16,6 +16,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.foreign.tensors import check_finite
 from speechgpt_lib.language_model.planning import NAMES, Shape, read_config
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
@@ -205,4 +206,5 @@ def load_pretrained(
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
         raise UserError(f"the weights in {folder} are not whole: {others}")
+    check_finite(model.state_dict(), folder)
     return model.eval(), whole

@@ -64,6 +64,11 @@ def import_vocoder(job: Job) -> dict:
         files = (_there(job, source.checkpoint), _there(job, source.config))
         found = vocoder_from_fairseq(*files, inventory.id)
     _same_count("vocoder", found.unit_count, inventory.count)
+    if found.hop != inventory.hop:
+        raise UserError(
+            f"the imported vocoder makes {found.hop} samples a unit, a unit of this run's "
+            f"inventory lasts {inventory.hop} ({inventory.frame_rate:g} a second): train one here"
+        )
     found.save(job.work)
     return {"units": found.unit_count, "speakers": list(found.speakers)}
 

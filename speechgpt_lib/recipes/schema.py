@@ -132,11 +132,8 @@ class VocoderSettings(Section):
     duration_optimization: Optimization
 
     @model_validator(mode="after")
-    def rates_make_the_hop(self) -> VocoderSettings:
-        """Refuses upsampling to another rate than 320 samples a unit."""
-        hop = math.prod(self.upsample_rates)
-        if hop != HOP:
-            raise ValueError(f"upsample_rates multiply to {hop}, they must make {HOP} (samples)")
+    def lists_fit(self) -> VocoderSettings:
+        """Refuses lists that don't belong together."""
         if len(self.upsample_kernels) != len(self.upsample_rates):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
@@ -326,4 +323,13 @@ class Recipe(Section):
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
+        return self
+
+    @model_validator(mode="after")
+    def rates_make_the_hop(self) -> Recipe:
+        """Refuses upsampling to another rate than that of our own encoder, 320 samples a unit."""
+        hop = math.prod(self.vocoder.upsample_rates)
+        if self.imports.inventory is None and hop != HOP:
+            wanted = f"they must make {HOP} (samples)"
+            raise ValueError(f"vocoder.upsample_rates multiply to {hop}, {wanted}")
         return self

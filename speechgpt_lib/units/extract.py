@@ -22,12 +22,12 @@ import torch
 
 from speechgpt_lib.corpora import tables
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import FRAME_RATE, SAMPLE_RATE
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.schema import ExtractionSettings
-from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.runs.artefacts import atomic_path, read_json
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.training.batches import fill_batches
-from speechgpt_lib.units.features import FeatureEncoder
+from speechgpt_lib.units.features import FeatureEncoder, check_length
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.units.kmeans import nearest
 from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
@@ -112,7 +112,8 @@ def extract_units(
         raise UserError(f"{found}: see {out}/quarantine-*.parquet, or {cure}")
     always = dict.fromkeys(("utterances", "frames", "units"), 0)
     met = {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
-    rate = round(totals.units / max(1, totals.frames) * FRAME_RATE, 2)
+    frame_rate = read_json(inventory / "inventory.json")["frame_rate_hz"]
+    rate = round(totals.units / max(1, totals.frames) * frame_rate, 2)
     return always | {"units_per_second": rate} | met
 
 
@@ -162,7 +163,8 @@ class ShardEncoder:
             for k, (batch, _) in enumerate(pairwise(chain(reading, [None]))):
                 waves = {}
                 for i, future in batch.items():
-                    if isinstance(error := future.exception(), UserError):
+                    error = future.exception() or self._too_short(future.result())
+                    if isinstance(error, UserError):
                         reason = getattr(error, "reason", "unreadable")
                         found[i] = {"reason": reason, "detail": str(error)}
                         counts.bad += 1
@@ -172,6 +174,15 @@ class ShardEncoder:
                     made = self._encode_batch(list(waves.values()), counts, k % CHECK_EVERY == 0)
                     found |= zip(waves, made, strict=True)
         return [found[i] for i in range(len(speech))], counts
+
+    def _too_short(self, wave: np.ndarray) -> UserError | None:
+        """What is wrong with a wave that holds no frame of this encoder."""
+        try:
+            check_length(len(wave), self.encoder.window)
+        except UserError as error:
+            error.reason = "too_short"
+            return error
+        return None
 
     def _encode_batch(self, waves: list[np.ndarray], counts: Counts, check: bool) -> list[dict]:
         """`units` and `durations` of each wave; what was met is added to `counts`."""

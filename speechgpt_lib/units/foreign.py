@@ -16,9 +16,21 @@ from safetensors.numpy import load_file
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, load_torch_checkpoint, plain
+from speechgpt_lib.foreign.checkpoints import (
+    NPY,
+    NPZ,
+    PICKLE,
+    SAFETENSORS,
+    TORCH,
+    Stub,
+    file_kind,
+    load_torch,
+    load_torch_checkpoint,
+    plain,
+)
 from speechgpt_lib.foreign.joblib_files import load_joblib
-from speechgpt_lib.foreign.tensors import check_tensors
+from speechgpt_lib.foreign.tensors import check_finite, check_tensors
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -77,9 +89,13 @@ def inventory_count(inventory: str | None) -> int | None:
 
 
 def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
-    """(encoder, whether it wants normalised waveforms) from fairseq's `.pt`, or transformers."""
-    read = hubert_from_fairseq if str(source).endswith(".pt") else hubert_from_transformers
-    return read(source)
+    """(encoder, whether it wants normalised waveforms) from fairseq's file, or transformers."""
+    path = Path(source).expanduser()
+    if not path.is_file() and path.suffix != ".pt":
+        return hubert_from_transformers(source)
+    if file_kind(path) == SAFETENSORS:
+        raise UserError(f"{path} is {SAFETENSORS}: give its folder, which holds config.json too")
+    return hubert_from_fairseq(path)
 
 
 def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
@@ -105,7 +121,15 @@ def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
         renamed[f"{projection}.bias"] = torch.zeros(width)
     check_tensors(renamed, model.state_dict(), path)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()})
-    return model, bool(task.get("normalize", False))
+    return model, truth(task, "normalize", path, False)
+
+
+def truth(settings: dict, key: str, where: Path | str, otherwise: bool | None = None) -> bool:
+    """A setting that is true or false.  Raises UserError for anything else, such as "false"."""
+    found = settings[key] if otherwise is None else settings.get(key, otherwise)
+    if found not in (True, False):
+        raise UserError(f"{where}: {key} is {str(found)[:60]!r}, expected true or false")
+    return bool(found)
 
 
 def _config(settings: dict, path: Path | str) -> HubertConfig:
@@ -125,8 +149,8 @@ def _config(settings: dict, path: Path | str) -> HubertConfig:
         return HubertConfig(
             **sizes,
             feat_extract_norm="group" if mode == "default" else "layer",
-            conv_bias=bool(settings["conv_bias"]),
-            do_stable_layer_norm=bool(settings["layer_norm_first"]),
+            conv_bias=truth(settings, "conv_bias", path),
+            do_stable_layer_norm=truth(settings, "layer_norm_first", path),
             attn_implementation="sdpa",
         )
     except KeyError as error:
@@ -192,36 +216,61 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{source} lacks weights, such as {lost[0]}: is it a HuBERT?")
     preprocessor = folder / "preprocessor_config.json"
+    check_finite(model.state_dict(), source)
     try:
-        normalize = bool(json.loads(preprocessor.read_text()).get("do_normalize", True))
+        stated = json.loads(preprocessor.read_text(encoding="utf-8"))
+        normalize = truth(stated, "do_normalize", preprocessor, True)
+        rate = stated.get("sampling_rate", SAMPLE_RATE)
     except (FileNotFoundError, NotADirectoryError):
-        normalize = config.feat_extract_norm == "layer"
+        normalize, rate = config.feat_extract_norm == "layer", SAMPLE_RATE
     except (ValueError, AttributeError):
         raise UserError(f"{preprocessor} is not valid JSON: get it again") from None
+    if rate != SAMPLE_RATE:
+        raise UserError(f"{preprocessor}: sampling_rate is {rate!r}, sound has {SAMPLE_RATE} here")
     return model.eval().float(), normalize
 
 
 def kmeans_from(source: Path | str) -> KMeansUnits:
     """Centroids (K, width) from an inventory, a run, or a file.
 
-    A file is `.safetensors` (with `centroids`), `.npy`, or what joblib wrote of scikit-learn.
+    A file is a safetensors, npy, npz or PyTorch file with a single table (or one that is named
+    `centroids`), or what joblib wrote of scikit-learn; its first bytes say which.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = _inventory_file(path, "centroids.safetensors")
-    check_is_no_text(path)
+    kind = file_kind(path)
     try:
-        if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
-        elif path.suffix == ".safetensors":
-            found = load_file(path).get("centroids")
-        else:
+        if kind in (NPY, NPZ):
+            loaded = np.load(path, allow_pickle=False)
+            found = loaded if kind == NPY else _table(dict(loaded))
+        elif kind in (TORCH, SAFETENSORS):
+            found = _table(load_file(path) if kind == SAFETENSORS else load_torch(path))
+        elif kind in (PICKLE, ""):
             model = load_joblib(path)
             found = vars(model).get("cluster_centers_") if isinstance(model, Stub) else None
+        else:
+            found = None
     except (ValueError, EOFError, SafetensorError) as error:
         raise UserError(f"{path} holds no readable centroids: {one_line(error)}") from None
     is_array = isinstance(found, np.ndarray)
     if not (is_array and found.ndim == 2 and found.dtype.kind == "f" and np.isfinite(found).all()):
         what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"
-        raise UserError(f"{path} holds {what}, expected finite centroids (K, width)")
-    return KMeansUnits(np.array(found, dtype=np.float32, order="C"))
+        named = f"{path} ({kind})" if kind else path
+        raise UserError(f"{named} holds {what}, expected finite centroids (K, width)")
+    try:
+        with np.errstate(over="ignore"):
+            return KMeansUnits(np.array(found, dtype=np.float32, order="C"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _table(loaded: object) -> np.ndarray | None:
+    """The centroids among what a file holds: `centroids`, or its only table; else None."""
+    values = loaded if isinstance(loaded, dict) else {"": loaded}
+    arrays = {
+        name: value.detach().float().numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
+    tables = [a for a in arrays.values() if isinstance(a, np.ndarray) and a.ndim == 2]
+    return arrays.get("centroids", tables[0] if len(tables) == 1 else None)

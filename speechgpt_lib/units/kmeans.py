@@ -21,6 +21,12 @@ class KMeansUnits:
 
     centroids: np.ndarray
 
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            distances = np.square(self.centroids, dtype=np.float32).sum(1)
+        if not np.isfinite(distances).all():
+            raise UserError("centroids are NaN, infinite, or too large for single precision")
+
     @property
     def count(self) -> int:
         """K, the number of units."""
