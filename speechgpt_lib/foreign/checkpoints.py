@@ -25,17 +25,14 @@ KNOWN_NAMES = """
 """.split()
 
 
-NPY, NPZ, PICKLE = "a NumPy array (npy)", "NumPy arrays (npz)", "a pickle"
-TORCH, SAFETENSORS = "a PyTorch checkpoint", "a safetensors file"
-STARTS = {  # of files of other kinds
-    b"\x93NUMPY": NPY,
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": TORCH,  # before PyTorch 1.6
-    b"PK": TORCH,  # cut off, or the list at its end would say
-    b"\x80": PICKLE,
-    b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
-    b"RIFF": "a sound file",
-    b"fLaC": "a sound file",
+STARTS = {  # of files → their kinds
+    b"\x93NUMPY": "npy",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P": "torch",  # before PyTorch 1.6
+    b"PK": "torch",
+    b"\x80": "pickle",
+    b"GGUF": "gguf",
+    b"\x89HDF": "hdf5",
+    b"RIFF": "sound",
 }
 
 
@@ -93,8 +90,8 @@ def load_torch(path: Path | str) -> Any:
     something such a file has no business with.
     """
     path = Path(path).expanduser()
-    if (kind := file_kind(path)) not in (TORCH, PICKLE, ""):
-        raise UserError(f"{path} is {kind}, expected a PyTorch checkpoint")
+    if (kind := file_kind(path)) not in ("torch", "pickle"):
+        raise UserError(f"{path} is a file of kind {kind}, expected a PyTorch checkpoint")
     names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
     try:
         with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
@@ -124,27 +121,25 @@ def named_classes(path: Path) -> list[str]:
 
 
 def file_kind(path: Path) -> str:
-    """What the first bytes of a file say it is, whatever its name; "" where they don't tell.
+    """What the first bytes of a file say it is, whatever its name: npy, npz, torch, safetensors, …
 
-    Raises UserError as `check_is_no_text`.
+    "pickle" where they say nothing.  Raises UserError as `check_is_no_text`.
     """
-    check_is_no_text(path)
-    with open(path, "rb") as file:
-        head = file.read(64)
-    size = int.from_bytes(head[:8], "little")  # of a safetensors file's description
-    if head[8:9] == b"{" and size < path.stat().st_size:
-        return SAFETENSORS
-    if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith(".npy") for name in names):
-            return NPZ
-        return TORCH if any(name.endswith("data.pkl") for name in names) else "a zip archive"
-    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "")
+    head = check_is_no_text(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    if zipfile.is_zipfile(path) and any(
+        n.endswith(".npy") for n in zipfile.ZipFile(path).namelist()
+    ):
+        return "npz"
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "pickle")
 
 
-def check_is_no_text(path: Path) -> None:
-    """Refuses what often lies in place of a large file: nothing, an error page, a git pointer."""
+def check_is_no_text(path: Path) -> bytes:
+    """Refuses what often lies in place of a large file: nothing, an error page, a git pointer.
+
+    Returns its first bytes.
+    """
     if not path.is_file():
         raise UserError(f"no file at {path}: give the path of the published file")
     with open(path, "rb") as file:
@@ -155,6 +150,7 @@ def check_is_no_text(path: Path) -> None:
         raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
     if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
+    return head
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

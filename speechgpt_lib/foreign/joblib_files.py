@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.foreign.checkpoints import PICKLE, Stub, file_kind, stub_class
+from speechgpt_lib.foreign.checkpoints import Stub, file_kind, stub_class
 
 PACKAGES = "numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split()
 LARGEST = 1 << 33  # bytes of one array
@@ -33,8 +33,8 @@ def load_joblib(path: Path | str) -> Any:
     name that such a file has no business with.
     """
     path = Path(path).expanduser()
-    if (kind := file_kind(path)) not in (PICKLE, ""):
-        raise UserError(f"{path} is {kind}, expected a joblib file")
+    if (kind := file_kind(path)) != "pickle":
+        raise UserError(f"{path} is a file of kind {kind}, expected one of joblib")
     try:
         with open(path, "rb") as raw, _decompressed(raw) as file:
             return _ArrayUnpickler(file).load()

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # it takes 140 MB: imported where it is used
     from peft import PeftModel
 
 CONFIG = "adapter_config.json"
-TABLES = ("embed_tokens", "lm_head")  # of input and output, which may be the same
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
@@ -86,13 +85,10 @@ def add_lora(
 
     identity, ids = model_id(model), list(new_tokens)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    tables = TABLES[:1] if tied else TABLES
-    if tied and (named := sorted(set(TABLES) & set(settings.targets))):
-        raise UserError(
-            f"stage3.lora.targets has {named[0]}, but input and output of this model share one "
-            "table, into which LoRA can't be merged: leave it out, or set lora.new_tokens: true"
-        )
-    learned = {name: ids for name in tables if ids and name not in settings.targets}
+    if tied and (named := sorted({"embed_tokens", "lm_head"} & set(settings.targets))):
+        shared = "input and output of this model share one table: set lora.new_tokens instead"
+        raise UserError(f"stage3.lora.targets has {named[0]}, but {shared}")
+    tables = {"embed_tokens"} if tied else {"embed_tokens", "lm_head"} - set(settings.targets)
     store_as(model, settings.base)
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -100,7 +96,7 @@ def add_lora(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        trainable_token_indices=learned or None,
+        trainable_token_indices=dict.fromkeys(sorted(tables), ids) if ids and tables else None,
         task_type="CAUSAL_LM",
     )
     try:

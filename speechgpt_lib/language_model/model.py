@@ -30,7 +30,7 @@ LOOK_BACK, SHARPNESS, MATCH, SHARE = 4, 7.0, 1.5, 0.03
 
 def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
     """A LLaMA with random weights and, if the settings say so, an induction circuit."""
-    sizes = {"tied": True} | settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary}
+    sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
     config = Shape(**sizes).config(
         max_position_embeddings=1024,
         attention_bias=settings.induction_start,  # a bias lets a head attend by position alone

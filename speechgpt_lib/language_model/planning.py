@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, TOKENIZER, Vocabulary
@@ -36,10 +36,7 @@ NAMES = {  # of what a shape has in transformers
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA of `vocabulary` tokens; `tied` where one table serves input and output.
-
-    None: as many heads of keys and values as of queries; heads that share the width evenly.
-    """
+    """A LLaMA of `vocabulary` tokens; `tied` where one table serves input and output."""
 
     vocabulary: int
     hidden_size: int
@@ -47,19 +44,16 @@ class Shape:
     heads: int
     feed_forward: int
     tied: bool = False
-    key_value_heads: int | None = None
-    head_width: int | None = None
+    key_value_heads: int | None = None  # as many as `heads`
+    head_width: int | None = None  # an even share of `hidden_size`
 
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
-        """Of a recipe's model with its units: that of the imported folder where it is at hand."""
-        s, folder = recipe.language_model, model_folder(recipe)
-        markers = ADDED_MARKERS
+        """Of a recipe's model with its units: of the imported folder, where that is at hand."""
+        s, folder, markers = recipe.language_model, model_folder(recipe), ADDED_MARKERS
         if folder is None:
-            imported = recipe.imports.text_model or recipe.imports.stage2
-            tied = imported is None if s.tied is None else s.tied
-            sizes = s.vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward
-            shape = cls(*sizes, tied, s.key_value_heads)
+            tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
+            shape = cls(s.vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
         else:
             shape = cls.of_config(read_config(folder))
             if recipe.imports.stage2 is not None:  # it has its units
@@ -71,14 +65,9 @@ class Shape:
 
     @classmethod
     def of_config(cls, config: LlamaConfig) -> Shape:
-        """Of a configuration of transformers."""
+        """Of a model's configuration."""
         values = config.to_dict()
         return cls(**{ours: values[theirs] for ours, theirs in NAMES.items()})
-
-    @classmethod
-    def of_model(cls, model: PreTrainedModel) -> Shape:
-        """Of a model in memory."""
-        return cls.of_config(model.config)
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -212,12 +201,9 @@ def full_memory(
     return Memory(4 * own + gathered, gradients, 8 * own, activations)
 
 
-def lora_memory(shape: Shape, lora: LoraSettings, tokens: int, new_tokens: int = 0) -> Memory:
-    """Adapters, and rows of `new_tokens` if they learn, on a frozen base that is whole on each GPU,
-    stored as `adapters.store_as` does."""
+def lora_memory(shape: Shape, lora: LoraSettings, tokens: int) -> Memory:
+    """Adapters on a frozen base that every GPU holds whole, stored as `adapters.store_as` does."""
     adapters = shape.lora_parameters(lora.rank, lora.targets)
-    if lora.new_tokens:
-        adapters += new_tokens * shape.hidden_size * (1 if shape.tied else 2)
     weights = int(shape.layers * shape.layer_parameters * BYTES[lora.base])
     weights += (4 if lora.base == "fp32" else 2) * shape.table_parameters
     activations = _most_bytes(shape, tokens, "bf16", checkpointing=True)
@@ -251,8 +237,7 @@ def plan(
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
-    folder = model_folder(recipe)
-    facts |= {"vocabulary": shape.vocabulary, "shape_of": str(folder) if folder else "the recipe"}
+    facts |= {"vocabulary": shape.vocabulary, "shape_of": str(model_folder(recipe) or "the recipe")}
     return facts | {"stages": stages, "hours": hours, "disk_gb": disk}
 
 
@@ -264,10 +249,7 @@ def _stage(
     budget = gpu_memory * 1e9 * (1 - RESERVE)
 
     def memory(tokens: int) -> Memory:
-        if lora:
-            new = recipe.units.clusters + len(ADDED_MARKERS)
-            return lora_memory(shape, lora, tokens, new)
-        return full_memory(shape, gpus, tokens)
+        return lora_memory(shape, lora, tokens) if lora else full_memory(shape, gpus, tokens)
 
     needed = memory(BLOCK)
     if needed.total > budget:
@@ -294,8 +276,7 @@ def render(found: dict) -> str:
     lines = [
         f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, "
         f"{found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
-        f"{found['vocabulary']} tokens with units and markers; sizes are those of "
-        f"{found['shape_of']}",
+        f"{found['vocabulary']} tokens in all; sizes are those of {found['shape_of']}",
         f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} "
         f"{'grads':>7} {'optim.':>7} {'activ.':>7} {'GB/GPU':>7} {'hours':>8}",
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -40,7 +40,7 @@ class UnitVocabulary:
     """What all vocabularies share; `inventory` is the id of the units' inventory.
 
     Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
-    tokenizer: `encode_text`, `_encode` and `text_size`.
+    tokenizer: `encode_text`, `_text` and `text_size`.
     """
 
     tokenizer: Any
@@ -53,6 +53,7 @@ class UnitVocabulary:
     begin: ClassVar[int]  # of a document
     end: ClassVar[int]
     text_size: ClassVar[int]  # ids below the first unit
+    joins: ClassVar[bool] = True  # whether text runs on from part to part
 
     @property
     def size(self) -> int:
@@ -104,22 +105,27 @@ class UnitVocabulary:
             answer = (Part("template", " "), *answer)  # the blank belongs to the word behind it
         return [self.begin, *self._encode(prompt)], self._encode(answer, first=False)
 
-    def _runs(self, parts: tuple[Part, ...]) -> Iterator[tuple[str, bool, list[int]]]:
-        """Text up to the next added token, whether all of it is template, the token (or units)."""
-        run, template = "", True
+    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
+        """Parts → ids; `first`: at the start of a row.  Text is encoded up to the next added token,
+        or, in vocabularies that don't join parts, up to the end of a part."""
+        ids: list[int] = []
+        run, template = "", True  # text since the last added token; is all of it template?
         for part in parts:
             if part.kind == "text":
                 run, template = run + part.value, False
             elif part.kind == "units":
-                yield run, template, self.encode_units(part.value)
+                ids += self._text(run, template, first and not ids) + self.encode_units(part.value)
                 run, template = "", True
             else:
-                first, *others = cut(part.value, self.markers)
-                run += first
+                start, *others = cut(part.value, self.markers)
+                run += start
                 for marker, text in zip(others[::2], others[1::2], strict=True):
-                    yield run, template, [self.marker(marker)]
+                    ids += [*self._text(run, template, first and not ids), self.marker(marker)]
                     run, template = text, True
-        yield run, template, []
+            if not self.joins:
+                ids += self._text(run, template, first)
+                run, template = "", True
+        return ids + self._text(run, template, first and not ids)
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
@@ -173,8 +179,8 @@ class Vocabulary(UnitVocabulary):
     """Pieces of a BPE tokenizer, then units and markers: the vocabulary of `lab`.
 
     A published model with such a tokenizer brings ids of its own for text, `pieces` in all (None:
-    as many as the tokenizer has).  With `own`, text in a row has the ids that this tokenizer gives
-    it there; else each part is encoded by itself, after a `lead`.
+    as many as the tokenizer has).  With `joins`, text in a row has the ids that it gives it
+    there; else each part is encoded by itself, after a `lead`.
     """
 
     markers = (SOSP, EOSP, *MARKERS)
@@ -184,7 +190,7 @@ class Vocabulary(UnitVocabulary):
     end: int = END
     pieces: int | None = None
     lead: str = ""
-    own: bool = False
+    joins: bool = False
 
     @property
     def text_size(self) -> int:
@@ -196,10 +202,10 @@ class Vocabulary(UnitVocabulary):
 
         Where it is not the `first` of a row it follows other text and a blank.
         """
-        if self.own and first:
+        if self.joins and not first:
+            return self._text(f" {text}", False, first)
+        if self.joins:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
-        if self.own:
-            return self._written(f" {text}", first)
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
         if not text:
@@ -207,27 +213,10 @@ class Vocabulary(UnitVocabulary):
         pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
         return [self.first_piece + piece for piece in pieces]
 
-    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
-        ids: list[int] = []
-        if self.own:
-            for k, (run, _, token) in enumerate(self._runs(parts)):
-                ids += [*self._written(run, first and not k), *token]
-            return ids
-        for part in parts:
-            if part.kind == "units":
-                ids += self.encode_units(part.value)
-            elif part.kind == "text":
-                ids += self.encode_text(part.value)
-            else:
-                for k, piece in enumerate(cut(part.value, self.markers)):
-                    ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
-        return ids
-
-    def _written(self, text: str, first: bool) -> list[int]:
-        """The tokenizer's own ids of a text at the start of a row, or (not `first`) further on.
-
-        White space before an added token is dropped, after it where a blank is put there anyway.
-        """
+    def _text(self, text: str, template: bool, first: bool) -> list[int]:
+        if not self.joins:
+            return self.encode_text(text)
+        # White space before an added token is dropped, after it where a blank is put there anyway.
         tokenizer, puts_blank = self._ways[first]
         text = text.rstrip()
         return tokenizer.encode(text.lstrip() if puts_blank else text, add_special_tokens=False).ids
@@ -236,16 +225,12 @@ class Vocabulary(UnitVocabulary):
     def _ways(self) -> dict[bool, tuple[Tokenizer, bool]]:
         """At the start of a row or not → the tokenizer, whether it puts a blank before a text."""
         # SentencePiece's newer ones put it before the first word of a row alone.
-        old, new = ('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        old, new = (f'"prepend_scheme":"{scheme}"' for scheme in ("first", "never"))
         further = Tokenizer.from_str(self.tokenizer.to_str().replace(old, new))
         further.encode_special_tokens = True
-
-        def puts_blank(tokenizer: Tokenizer) -> bool:
-            return "".join(tokenizer.encode("a", add_special_tokens=False).tokens) != "a"
-
-        return {
-            first: (t, puts_blank(t)) for first, t in ((True, self.tokenizer), (False, further))
-        }
+        ways = {True: self.tokenizer, False: further}
+        bare = {k: t.encode("a", add_special_tokens=False).tokens for k, t in ways.items()}
+        return {k: (t, "".join(bare[k]) != "a") for k, t in ways.items()}
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
@@ -258,7 +243,7 @@ class Vocabulary(UnitVocabulary):
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
-        ids |= {"size": self.pieces, "lead": self.lead} | ({"own": True} if self.own else {})
+        ids |= {"size": self.pieces, "lead": self.lead} | ({"joins": True} if self.joins else {})
         super().save(folder, text=ids)
 
 
@@ -320,13 +305,8 @@ class LlamaVocabulary(UnitVocabulary):
             return self.tokenizer.encode(text)
         return [piece for word in words for piece in self._word(word)]
 
-    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
-        """Text runs on until the next added token: a description and what follows are one piece."""
-        ids: list[int] = []
-        for run, template, token in self._runs(parts):
-            encode = self._template if template else self.encode_text
-            ids += [*encode(run.strip()), *token]
-        return ids
+    def _text(self, text: str, template: bool, first: bool) -> list[int]:
+        return (self._template if template else self.encode_text)(text.strip())
 
     # Functions that remember what they returned.
     @functools.cached_property
@@ -371,4 +351,4 @@ def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # a file may state a longest text, which belongs to its last use
     tokenizer.no_padding()
-    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, own=True)
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, joins=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
+from speechgpt_lib.rates import FRAME_RATE, MINIMUM_SAMPLES, SAMPLE_RATE
 
 SILENCE = ""  # the label of a stretch without speech, counted as one phone
-FRAMING = HOP, MINIMUM_SAMPLES  # samples from one frame to the next, and of a frame's window
+FIRST_CENTRE_S = MINIMUM_SAMPLES / SAMPLE_RATE / 2  # centre of the first frame
 Alignment = Sequence[tuple[float, float, str]]  # (start s, end s, phone) in order of time
 
 
@@ -33,10 +33,7 @@ class UnitQuality:
 
 
 def unit_quality(
-    units_per_frame: Sequence[np.ndarray],
-    alignments: Sequence[Alignment],
-    speakers: Sequence[str],
-    framing: tuple[int, int] = FRAMING,
+    units_per_frame: Sequence[np.ndarray], alignments: Sequence[Alignment], speakers: Sequence[str]
 ) -> UnitQuality:
     """Measure units against phones and speakers, frame by frame.
 
@@ -54,8 +51,7 @@ def unit_quality(
         raise ValueError("no frame to measure: every unit sequence is empty")
     counts = [len(units) for units in units_per_frame]  # frames of each utterance
     units = np.concatenate(sequences)
-    labels = [frame_labels(a, n, framing) for a, n in zip(alignments, counts, strict=True)]
-    phones = np.concatenate(labels)
+    phones = np.concatenate(list(map(frame_labels, alignments, counts)))
     voices = np.repeat(np.asarray(speakers, dtype=str), counts)
     by_phone = contingency_matrix(units, phones)  # (units, phones): frames with this pair
     by_voice = contingency_matrix(units, voices)
@@ -63,7 +59,7 @@ def unit_quality(
     phone_bits, unit_bits, pair_bits = map(_bits, (by_phone.sum(0), by_phone.sum(1), by_phone))
     known = (phone_bits + unit_bits - pair_bits) / phone_bits if phone_bits else 0.0
     merged = [ids[np.append(True, ids[1:] != ids[:-1])] for ids in sequences]
-    per_second = sum(map(len, merged)) / (len(units) / (SAMPLE_RATE / framing[0]))
+    per_second = sum(map(len, merged)) / (len(units) / FRAME_RATE)
     return UnitQuality(
         pnmi=float(np.clip(known, 0, 1)),  # rounding may step over either end
         phone_purity=float(by_phone.max(1).sum() / len(units)),
@@ -77,19 +73,14 @@ def unit_quality(
     )
 
 
-def frame_labels(
-    alignment: Alignment, frames: int, framing: tuple[int, int] = FRAMING
-) -> np.ndarray:
-    """The label spoken at the centre of each of `frames` frames: (frames,) text.
-
-    `framing` is the encoder's, as `FRAMING`.
-    """
+def frame_labels(alignment: Alignment, frames: int) -> np.ndarray:
+    """The label spoken at the centre of each of `frames` frames of 20 ms: (frames,) text."""
     if not alignment:
         return np.full(frames, SILENCE)
     starts, ends, labels = map(np.asarray, zip(*alignment, strict=True))
     if (np.diff(starts) < 0).any():
         raise ValueError("an alignment must be in order of time, found one that goes backwards")
-    centres = np.arange(frames) / (SAMPLE_RATE / framing[0]) + framing[1] / SAMPLE_RATE / 2
+    centres = np.arange(frames) / FRAME_RATE + FIRST_CENTRE_S
     index = np.searchsorted(starts, centres, side="right") - 1
     covered = (index >= 0) & (centres < ends[index])
     return np.where(covered, labels[index], SILENCE)

@@ -24,7 +24,7 @@ from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
 from speechgpt_lib.units.hubert import cluster_layer, utterances_for
-from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.inventory import UnitInventory, check_hop
 from speechgpt_lib.units.sequence import merge
 from speechgpt_lib.vocoder.speech import Speech, SpeechInMemory, SpeechOnDisk
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -145,12 +145,7 @@ def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) ->
     """Utterance → frames of units, and the speech in the corpus → generator and duration
     predictor."""
     settings, options, checkpoints = job.recipe.vocoder, job.training, job.work / "checkpoints"
-    if (made := math.prod(settings.upsample_rates)) != inventory.hop:
-        raise UserError(
-            f"vocoder.upsample_rates make {made} samples a unit, but a unit of inventory "
-            f"{inventory.id} lasts {inventory.hop} ({inventory.frame_rate:g} a second): set rates "
-            f"whose product is {inventory.hop}"
-        )
+    check_hop(inventory, math.prod(settings.upsample_rates), "a vocoder of vocoder.upsample_rates")
     speech, first = _speech(job, frames, inventory)
     more = {"sample": frames[first.id], "ahead": AHEAD if isinstance(speech, SpeechOnDisk) else 0}
     where = (speech, inventory.count, settings)

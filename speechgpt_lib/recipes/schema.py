@@ -203,9 +203,6 @@ class LanguageModelSettings(Attending):
     layers: Count = 4
     heads: Count = 6
     feed_forward: Count = 512
-    # stated where it differs; left out of files and keys where it doesn't
-    key_value_heads: Count | None = Field(None, exclude_if=lambda value: value is None)
-    tied: bool | None = Field(None, exclude_if=lambda value: value is None)
     rope_theta: Positive = 10_000.0
     # where new tokens start: the mean of the old ones plus noise, or units at projected centroids
     new_embeddings: Literal["mean", "centroids"] = "mean"
@@ -216,11 +213,7 @@ class LanguageModelSettings(Attending):
 
     @model_validator(mode="after")
     def induction_fits(self) -> LanguageModelSettings:
-        """Refuses an induction start in a model too small for it, and heads that can't share."""
-        keys = self.key_value_heads or self.heads
-        if self.heads % keys or (self.induction_start and keys < self.heads):
-            wanted = f"must divide heads ({self.heads}), and induction_start wants no fewer"
-            raise ValueError(f"key_value_heads is {keys}: it {wanted}")
+        """Refuses an induction start in a model too small for it."""
         if self.induction_start and (self.heads < 5 or self.layers < 2):
             found = f"found {self.heads} and {self.layers}: raise them or set it to false"
             raise ValueError(f"induction_start needs at least 5 heads and 2 layers, {found}")
@@ -318,18 +311,12 @@ class Recipe(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
-    def layer_exists(self) -> Recipe:
-        """Refuses units of a layer that the encoder does not have."""
+    def encoder_fits(self) -> Recipe:
+        """Refuses a layer that our own encoder does not have, and units of another length."""
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
-        return self
-
-    @model_validator(mode="after")
-    def rates_make_the_hop(self) -> Recipe:
-        """Refuses upsampling to another rate than that of our own encoder, 320 samples a unit."""
         hop = math.prod(self.vocoder.upsample_rates)
         if self.imports.inventory is None and hop != HOP:
-            wanted = f"they must make {HOP} (samples)"
-            raise ValueError(f"vocoder.upsample_rates multiply to {hop}, {wanted}")
+            raise ValueError(f"vocoder.upsample_rates multiply to {hop}, they must make {HOP}")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt_lib.errors import UserError
-
-ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 
 @contextlib.contextmanager
@@ -135,8 +134,19 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
     }
 
 
+def verify_outputs(folder: Path) -> None:
+    """Raises UserError for a file of a finished step that is gone, a link, or not as it left it."""
+    facts, path = read_json(folder / "facts.json"), folder
+    try:
+        for path, known in ((folder / name, known) for name, known in facts["outputs"].items()):
+            if path.is_symlink() or hash_file(path) != known["sha256"]:
+                raise OSError("is a link, or was written to, after its step was finished")
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder}, make it again") from None
+
+
 def fingerprint(root: Path | str, source: Any) -> dict:
-    """What tells an imported result: settings; of files the size and a hash of both their ends.
+    """What tells an imported result: settings; of files the size and a hash.
 
     source: a path, or settings (pydantic) some of whose values are paths, relative to `root`.
     """
@@ -146,14 +156,12 @@ def fingerprint(root: Path | str, source: Any) -> dict:
     for value in (value for value in values if isinstance(value, str)):
         path = Path(root).expanduser() / Path(value).expanduser()
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [_ends(file) for file in inside if file.is_file()]
+        for file, stat in ((file, file.stat()) for file in inside if file.is_file()):
+            known = _hash_once(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            files.append([file.name, stat.st_size, known[:16]])
     return {"imported": settings, "files": files}
 
 
-def _ends(file: Path) -> list:
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        digest = hashlib.sha256(opened.read(ENDS))
-        opened.seek(max(0, size - ENDS))
-        digest.update(opened.read(ENDS))
-    return [file.name, size, digest.hexdigest()[:16]]
+@functools.lru_cache(10_000)
+def _hash_once(file: Path, *seen: int) -> str:
+    return hash_file(file)

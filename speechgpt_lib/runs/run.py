@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -148,8 +149,9 @@ class Run:
         try:
             facts = artefacts.read_json(path / file)
             for file, known in facts["outputs"].items():
-                if (path / file).stat().st_size != known["bytes"]:
-                    raise UserError("cut short, or written to afterwards")
+                found = (path / file).lstat()  # a link has another size
+                if found.st_size != known["bytes"] or not stat.S_ISREG(found.st_mode):
+                    raise UserError("cut short, written to afterwards, or a link")
         except (UserError, KeyError, TypeError, OSError):
             self.say(f"damaged  {folder}: {file} is missing or not as a finished step left it")
             return None

@@ -27,7 +27,7 @@ from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.training.batches import fill_batches
-from speechgpt_lib.units.features import FeatureEncoder, check_length
+from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.units.kmeans import nearest
 from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
@@ -163,10 +163,12 @@ class ShardEncoder:
             for k, (batch, _) in enumerate(pairwise(chain(reading, [None]))):
                 waves = {}
                 for i, future in batch.items():
-                    error = future.exception() or self._too_short(future.result())
-                    if isinstance(error, UserError):
-                        reason = getattr(error, "reason", "unreadable")
-                        found[i] = {"reason": reason, "detail": str(error)}
+                    error = future.exception()
+                    short = not error and len(future.result()) < self.encoder.window
+                    if short or isinstance(error, UserError):
+                        reason = "too_short" if short else getattr(error, "reason", "unreadable")
+                        detail = f"{error or 'holds no frame of this encoder'}"
+                        found[i] = {"reason": reason, "detail": detail}
                         counts.bad += 1
                     else:
                         waves[i] = future.result()
@@ -174,15 +176,6 @@ class ShardEncoder:
                     made = self._encode_batch(list(waves.values()), counts, k % CHECK_EVERY == 0)
                     found |= zip(waves, made, strict=True)
         return [found[i] for i in range(len(speech))], counts
-
-    def _too_short(self, wave: np.ndarray) -> UserError | None:
-        """What is wrong with a wave that holds no frame of this encoder."""
-        try:
-            check_length(len(wave), self.encoder.window)
-        except UserError as error:
-            error.reason = "too_short"
-            return error
-        return None
 
     def _encode_batch(self, waves: list[np.ndarray], counts: Counts, check: bool) -> list[dict]:
         """`units` and `durations` of each wave; what was met is added to `counts`."""

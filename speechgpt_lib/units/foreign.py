@@ -6,6 +6,7 @@ running the pickle; `hubert_from_transformers` a folder or a name on the hub; `k
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,6 @@ from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.foreign.checkpoints import (
-    NPY,
-    NPZ,
-    PICKLE,
-    SAFETENSORS,
-    TORCH,
     Stub,
     file_kind,
     load_torch,
@@ -35,6 +31,7 @@ from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 
+CENTROIDS = ("centroids", "cluster_centers_", "arr_0")  # names of theirs in a file that has names
 FAIRSEQ = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -93,8 +90,8 @@ def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
     path = Path(source).expanduser()
     if not path.is_file() and path.suffix != ".pt":
         return hubert_from_transformers(source)
-    if file_kind(path) == SAFETENSORS:
-        raise UserError(f"{path} is {SAFETENSORS}: give its folder, which holds config.json too")
+    if file_kind(path) == "safetensors":
+        raise UserError(f"{path} is of kind safetensors: give its folder, with config.json")
     return hubert_from_fairseq(path)
 
 
@@ -233,44 +230,36 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
 def kmeans_from(source: Path | str) -> KMeansUnits:
     """Centroids (K, width) from an inventory, a run, or a file.
 
-    A file is a safetensors, npy, npz or PyTorch file with a single table (or one that is named
-    `centroids`), or what joblib wrote of scikit-learn; its first bytes say which.
+    A file is an npy, npz, safetensors or PyTorch file, or what joblib wrote of scikit-learn; its
+    first bytes say which.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = _inventory_file(path, "centroids.safetensors")
     kind = file_kind(path)
     try:
-        if kind in (NPY, NPZ):
-            loaded = np.load(path, allow_pickle=False)
-            found = loaded if kind == NPY else _table(dict(loaded))
-        elif kind in (TORCH, SAFETENSORS):
-            found = _table(load_file(path) if kind == SAFETENSORS else load_torch(path))
-        elif kind in (PICKLE, ""):
-            model = load_joblib(path)
-            found = vars(model).get("cluster_centers_") if isinstance(model, Stub) else None
+        if kind in ("npy", "npz"):
+            found = _table(np.load(path, allow_pickle=False))
+        elif kind == "safetensors":
+            found = _table(load_file(path))
         else:
-            found = None
+            found = _table((load_torch if kind == "torch" else load_joblib)(path))
     except (ValueError, EOFError, SafetensorError) as error:
         raise UserError(f"{path} holds no readable centroids: {one_line(error)}") from None
-    is_array = isinstance(found, np.ndarray)
-    if not (is_array and found.ndim == 2 and found.dtype.kind == "f" and np.isfinite(found).all()):
-        what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"
-        named = f"{path} ({kind})" if kind else path
-        raise UserError(f"{named} holds {what}, expected finite centroids (K, width)")
-    try:
+    if is_array := isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return KMeansUnits(np.array(found, dtype=np.float32, order="C"))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+            found = np.array(found, dtype=np.float32, order="C")
+    if not is_array or not np.isfinite(found).all():
+        what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "no array"
+        wanted = "finite centroids (K, width) in single precision"
+        raise UserError(f"{path}, of kind {kind}, holds {what}, expected {wanted}")
+    return KMeansUnits(found)
 
 
-def _table(loaded: object) -> np.ndarray | None:
-    """The centroids among what a file holds: `centroids`, or its only table; else None."""
-    values = loaded if isinstance(loaded, dict) else {"": loaded}
-    arrays = {
-        name: value.detach().float().numpy() if isinstance(value, torch.Tensor) else value
-        for name, value in values.items()
-    }
-    tables = [a for a in arrays.values() if isinstance(a, np.ndarray) and a.ndim == 2]
-    return arrays.get("centroids", tables[0] if len(tables) == 1 else None)
+def _table(loaded: object) -> object:
+    """The centroids in what a file holds: an array, or one under a name that says so; or None."""
+    values = vars(loaded) if isinstance(loaded, Stub) else loaded
+    if isinstance(values, Mapping):
+        values = next((values[name] for name in CENTROIDS if name in values), None)
+    is_tensor = isinstance(values, torch.Tensor) and values.is_floating_point()
+    return values.detach().float().numpy() if is_tensor else values

@@ -27,7 +27,7 @@ from speechgpt_lib.recipes.schema import HubertSettings, UnitSettings
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.units.features import FeatureEncoder, framing
+from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 from speechgpt_lib.units.mfcc import mfcc
@@ -181,7 +181,6 @@ def quality_grid(
     clusters than these can fill are left out.  `held_out`: (wave, phones, speaker) to measure on.
     """
     waves, alignments, speakers = zip(*held_out, strict=True)
-    frames_of = framing(encoder.config)
     for layer in range(1, encoder.config.num_hidden_layers + 1):
         features = FeatureEncoder(encoder, layer).single
         known, unknown = (list(map(features, part)) for part in (training, waves))
@@ -189,6 +188,6 @@ def quality_grid(
         for count in [count for count in clusters if 10 * count <= frames]:
             kmeans = fit_kmeans(known, count, seed, frames=20_000)
             units = list(map(kmeans.assign, unknown))
-            quality = asdict(unit_quality(units, alignments, speakers, frames_of))
+            quality = asdict(unit_quality(units, alignments, speakers))
             probe = speaker_probe(units, speakers, count, seed)
             yield {"layer": layer, "clusters": count, **quality, "speaker_probe": probe}

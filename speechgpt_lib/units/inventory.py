@@ -115,3 +115,10 @@ def check_inventory(found: str, expected: str, what: str) -> None:
     if found != expected:
         both = f"inventory {expected} but the units are of inventory {found}"
         raise UserError(f"{what} was made for unit {both}: use units of the same run")
+
+
+def check_hop(inventory: UnitInventory, hop: int, what: str) -> None:
+    """Refuses a vocoder, named in `what`, that makes a unit longer or shorter than it is."""
+    if hop != inventory.hop:
+        lasts = f"a unit of inventory {inventory.id} lasts {inventory.hop}"
+        raise UserError(f"{what} makes {hop} samples a unit, {lasts} ({inventory.frame_rate:g} Hz)")

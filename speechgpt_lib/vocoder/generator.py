@@ -117,6 +117,7 @@ class UnitGenerator(nn.Module):
         if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
             raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")
         blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))
+        self.hop = math.prod(stages)  # samples that a frame becomes
         self.dict = nn.Embedding(unit_count, embedding)
         self.spkr = nn.Embedding(speakers, embedding) if speakers else None
         self.conv_pre = weight_norm(Conv(embedding * (2 if speakers else 1), width, 7))
@@ -129,11 +130,6 @@ class UnitGenerator(nn.Module):
             width //= 2
             self.resblocks.extend(ResidualBlock(width, *block) for block in blocks)
         self.conv_post = weight_norm(Conv(width, 1, 7))
-
-    @property
-    def hop(self) -> int:
-        """Samples that a frame becomes."""
-        return math.prod(up.stride[0] for up in self.ups)
 
     def stages(self) -> list[tuple[Upsample, list[ResidualBlock]]]:
         """Each upsampling layer with the residual blocks that follow it side by side."""

@@ -15,7 +15,6 @@ import torch
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint
 from speechgpt_lib.foreign.tensors import check_tensors, checkpoint_tensors
-from speechgpt_lib.rates import HOP
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
@@ -81,8 +80,8 @@ def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     try:
         geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
         settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
-        if (hop := math.prod(settings.upsample_rates)) != HOP:
-            raise ValueError(f"upsample_rates multiply to {hop}, they must make {HOP} (samples)")
+        if (hop := math.prod(settings.upsample_rates)) != (wanted := EXPECTED["code_hop_size"]):
+            raise ValueError(f"upsample_rates multiply to {hop}, they must make {wanted}")
         return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])
     except KeyError as error:
         what = f"{error.args[0]}: is it of a unit vocoder that predicts durations?"
