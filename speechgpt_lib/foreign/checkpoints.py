@@ -6,6 +6,7 @@ from a package that such files have no business with, which somebody meant to be
 """
 
 import argparse
+import contextlib
 import pickle
 import re
 import zipfile
@@ -128,10 +129,9 @@ def file_kind(path: Path) -> str:
     head = check_is_no_text(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
-    if zipfile.is_zipfile(path) and any(
-        n.endswith(".npy") for n in zipfile.ZipFile(path).namelist()
-    ):
-        return "npz"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # else it is none
+        if any(name.endswith(".npy") for name in archive.namelist()):
+            return "npz"
     return next((kind for start, kind in STARTS.items() if head.startswith(start)), "pickle")
 
 

@@ -31,7 +31,7 @@ from tests.units.test_features import PLAIN, noise
 KERNELS = {  # kernels and strides of the front end → samples between frames, samples of a window
     "25 Hz": ((10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2), 640, 720),
     "100 Hz": ((10, 3, 3, 3, 3, 2), (5, 2, 2, 2, 2, 2), 160, 240),
-    "33 Hz": ((10, 3, 3, 3, 3, 3), (5, 2, 2, 2, 2, 6), 480, 560),
+    "33 Hz": ((10, 3, 3, 3, 3, 3), (5, 2, 2, 2, 2, 6), 480, 320),
     "50 Hz": ((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), 320, 400),
 }
 
