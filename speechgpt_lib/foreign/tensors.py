@@ -38,7 +38,8 @@ def check_tensors(found: dict, expected: dict, where: Path) -> None:
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
     """Refuse tensors, by name, that hold NaN or infinite numbers."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
+        finite = (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()
+        if not finite.all():
+            bad = tensor.numel() - int(finite.sum())
             found = f"{bad} of {tensor.numel()} numbers of {name} are NaN or infinite"
             raise UserError(f"{where}: {found}: get the file again")

@@ -114,14 +114,13 @@ class Vocoder:
             raise UserError(f"{found}: give one row each, or none at all")
         scaled = [scale_durations(frames, speed) for frames in lengths]
         rows = list(map(expand, checked, scaled))
-        if (
-            seconds := max(map(len, rows), default=0) * self.generator.hop / SAMPLE_RATE
-        ) > LONGEST_S:
+        hop = self.generator.hop
+        if (seconds := max(map(len, rows), default=0) * hop / SAMPLE_RATE) > LONGEST_S:
             raise UserError(f"{seconds:.0f} s of units, the limit is {LONGEST_S:.0f} s: split them")
         if batch_s is None:
             batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
-        for batch in plan_batches([len(row) for row in rows], batch_s, self.generator.hop):
+        for batch in plan_batches([len(row) for row in rows], batch_s, hop):
             made = self._generate([rows[i] for i in batch], voice)
             waves.update(zip(batch, made, strict=True))
         return [waves[i] for i in range(len(rows))]
@@ -160,10 +159,8 @@ class Vocoder:
         frames = mask.sum(1).to(self.device)
         speakers = None if voice is None else torch.full_like(frames, voice)
         waves = self.generator(units, speakers, Rows(frames, units.shape[1])).float().cpu().numpy()
-        return [
-            wave[: len(row) * self.generator.hop].copy()
-            for wave, row in zip(waves, rows, strict=True)
-        ]
+        ends = [len(row) * self.generator.hop for row in rows]
+        return [wave[:end].copy() for wave, end in zip(waves, ends, strict=True)]
 
     def _check_units(self, units: Units) -> np.ndarray:
         found = _whole_numbers(units, "units")
@@ -198,11 +195,8 @@ class Vocoder:
     def save(self, folder: Path) -> None:
         """Write into `folder`, beside what else lies there, `vocoder.json` last."""
         facts = {"inventory": self.inventory, "unit_count": self.unit_count}
-        facts |= {
-            "sample_rate_hz": SAMPLE_RATE,
-            "hop": self.generator.hop,
-            "speakers": list(self.speakers),
-        }
+        facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": self.generator.hop}
+        facts |= {"speakers": list(self.speakers)}
         width, settings = self.durations.proj.in_features, self.settings.model_dump(mode="json")
         facts |= {"drops_negative": self.drops_negative, "duration_width": width}
         facts |= {"settings": settings}
