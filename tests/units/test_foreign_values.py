@@ -44,7 +44,7 @@ def test_a_format_is_told_by_its_first_bytes(tmp_path, written, name):
     np.testing.assert_array_equal(kmeans_from(tmp_path / name).centroids, expected)
 
 
-def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, reference):
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path):
     for start, kind in ((b"GGUF", "gguf"), (b"\x89HDF\r\n", "hdf5"), (b"RIFF....WAVE", "sound")):
         (tmp_path / "km.npy").write_bytes(start + b"\0" * 100)
         with pytest.raises(UserError, match=f"kind {kind}"):
@@ -57,8 +57,13 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, reference):
         encoder_from(tmp_path / "x.pt")
     write(tmp_path / "hubert.bin", make_encoder())
     assert encoder_from(tmp_path / "hubert.bin")[0].config.hidden_size == 32
-    if (folder := reference / "faults" / "models").is_dir():
-        assert kmeans_from(folder / "kmeans_torch.pt").centroids.shape == (16, 32)
+
+
+def test_a_torch_file_of_centroids_as_found_in_use(reference):
+    path = reference / "faults" / "models" / "kmeans_torch.pt"
+    if not path.is_file():
+        pytest.skip("the folder of reference material has no faults/models")
+    assert kmeans_from(path).centroids.shape == (16, 32)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 1e30])
