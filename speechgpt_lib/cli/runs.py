@@ -26,6 +26,7 @@ def run_recipe(
     jobs: option(int | None, "Notebooks and steps at once: 2, if memory allows.", min=1) = None,
     dry_run: option(bool, "Only say what would be done.", "--dry-run") = False,
     allow_program: options.AllowProgram = False,
+    verify: option(bool, "First compare all finished files with their hashes.", "--verify") = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
@@ -34,10 +35,14 @@ def run_recipe(
     from speechgpt_lib.doctor import chosen_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
     from speechgpt_lib.recipes.loading import check_sources
+    from speechgpt_lib.runs.artefacts import verify_outputs
     from speechgpt_lib.runs.run import Run
 
     settings = load(recipe, changes, seed)
     folder = run_dir or Path("runs") / settings.name
+    if verify:
+        finished = [facts.parent for facts in folder.glob("[0-9][0-9]_*/*/facts.json")]
+        say(f"verified {len([*map(verify_outputs, finished)])} finished steps in {folder}")
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)

@@ -48,7 +48,7 @@ def encode(
     if backend == "fairseq":
         from speechgpt_lib.units.fairseq_backend import FairseqEncoder
 
-        if not (encoder and encoder.endswith(".pt") and layer and kmeans):
+        if not (encoder and layer and kmeans):
             needed = "--encoder FILE.pt, --layer N and --kmeans FILE"
             raise UserError(f"--backend fairseq needs {needed}")
         centroids = kmeans_from(kmeans).centroids
@@ -59,9 +59,10 @@ def encode(
         (merged, durations), identity = inventory.encode(read_audio(audio)), inventory.id
     else:
         raise UserError(f"unknown --backend {backend!r}: choose own or fairseq")
+    rate = {} if identity is None else {"frame_rate_hz": inventory.frame_rate}
     text = format_units(merged)
     result = {"path": str(audio), "units": merged.tolist(), "durations": durations.tolist()}
-    emit(result | {"inventory": identity, "text": text}, text, as_json)
+    emit(result | rate | {"inventory": identity, "text": text}, text, as_json)
 
 
 add_step_command(units_app, "extract", "Turn the corpora of a recipe into unit tables", "units")

@@ -6,6 +6,7 @@ from a package that such files have no business with, which somebody meant to be
 """
 
 import argparse
+import contextlib
 import pickle
 import re
 import zipfile
@@ -24,6 +25,17 @@ KNOWN_NAMES = """
     omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata omegaconf.base.Metadata
     omegaconf.nodes.AnyNode typing.Any numpy.core.multiarray.scalar numpy.dtype
 """.split()
+
+
+STARTS = {  # of files → their kinds
+    b"\x93NUMPY": "npy",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P": "torch",  # before PyTorch 1.6
+    b"PK": "torch",
+    b"\x80": "pickle",
+    b"GGUF": "gguf",
+    b"\x89HDF": "hdf5",
+    b"RIFF": "sound",
+}
 
 
 class Stub:
@@ -74,27 +86,30 @@ def plain(value: Any, left: list[int] | None = None) -> Any:
 
 
 def load_torch_checkpoint(path: Path | str) -> dict:
-    """The dictionary in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
+    """The dictionary in a `.pt` file, as `load_torch` reads it.  Raises UserError for another."""
+    if not isinstance(loaded := load_torch(path), dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
+    return loaded
+
+
+def load_torch(path: Path | str) -> Any:
+    """What is in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
 
     Raises UserError for no such file, no PyTorch checkpoint, a damaged one, or one that names
     something such a file has no business with.
     """
     path = Path(path).expanduser()
-    check_is_no_text(path)
+    if (kind := file_kind(path)) not in ("torch", "pickle"):
+        raise UserError(f"{path} is a file of kind {kind}, expected a PyTorch checkpoint")
     with reading(path, what="is no whole PyTorch checkpoint"):
-        zipped = zipfile.is_zipfile(path)
-        names = named_classes(path) if zipped else KNOWN_NAMES
+        names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
         try:
             with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it asks to run {asked[1]}" if asked else one_line(error)
-            raise UserError(
-                f"{path} was not read: {reason}; expected a fairseq checkpoint"
-            ) from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
+            why = f"it asks to run {asked[1]}" if asked else one_line(error)
+            raise UserError(f"{path} was not read: {why}; expected a fairseq checkpoint") from None
     return loaded
 
 
@@ -105,10 +120,7 @@ def named_classes(path: Path) -> list[str]:
     Raises UserError for a name from a package that no checkpoint of fairseq needs, or for a file
     that unpacks to far more than it is: PyTorch compresses nothing.
     """
-    with zipfile.ZipFile(path) as archive:
-        inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
-    if inflated > INFLATED * size + (1 << 20):
-        raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
+    check_unpacked(path)
     names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if strange := [name for name in names if name.split(".")[0] not in PACKAGES]:
         reason = f"it asks to run {strange[0]}, which no checkpoint of fairseq does"
@@ -116,8 +128,33 @@ def named_classes(path: Path) -> list[str]:
     return names
 
 
-def check_is_no_text(path: Path) -> None:
-    """Refuses what often lies in place of a large file: nothing, an error page, a git pointer."""
+def check_unpacked(path: Path) -> None:
+    """Refuse a zip archive that unpacks to far more than it is."""
+    with zipfile.ZipFile(path) as archive:
+        inflated, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if inflated > INFLATED * size + (1 << 20):
+        raise UserError(f"{path} of {size} bytes inflates to {inflated}: don't trust it")
+
+
+def file_kind(path: Path) -> str:
+    """What the first bytes of a file say it is, whatever its name: npy, npz, torch, safetensors, …
+
+    "pickle" where they say nothing.  Raises UserError as `check_is_no_text`.
+    """
+    head = check_is_no_text(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # else it is none
+        if any(name.endswith(".npy") for name in archive.namelist()):
+            return "npz"
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "pickle")
+
+
+def check_is_no_text(path: Path) -> bytes:
+    """Refuses what often lies in place of a large file: nothing, an error page, a git pointer.
+
+    Returns its first bytes.
+    """
     if not path.is_file():
         raise UserError(f"no file at {path}: give the path of the published file")
     with open(path, "rb") as file:
@@ -128,3 +165,4 @@ def check_is_no_text(path: Path) -> None:
         raise UserError(f"{path} is a pointer to a large file: fetch it with `git lfs pull`")
     if head.lstrip().startswith(b"<"):
         raise UserError(f"{path} is a web page, not the file: the download failed, get it again")
+    return head

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, stub_class
+from speechgpt_lib.foreign.checkpoints import Stub, file_kind, stub_class
 
 PACKAGES = "numpy sklearn joblib collections copyreg copy_reg _codecs scipy".split()
 INFLATED, SMALL = 20, 1 << 24  # what a file may hold: so many times its bytes, and so many more
@@ -33,7 +33,8 @@ def load_joblib(path: Path | str) -> Any:
     name that such a file has no business with.
     """
     path = Path(path).expanduser()
-    check_is_no_text(path)
+    if (kind := file_kind(path)) != "pickle":
+        raise UserError(f"{path} is a file of kind {kind}, expected one of joblib")
     most = INFLATED * path.stat().st_size + SMALL
     try:
         with reading(path, what="is no whole joblib file"), open(path, "rb") as raw:

@@ -49,3 +49,14 @@ def check_tensors(found: dict, expected: dict, where: Path) -> None:
     for name, tensor in expected.items():
         if (shape := tuple(found[name].shape)) != (wanted := tuple(tensor.shape)):
             raise UserError(f"{where}: {name} has shape {shape}, expected {wanted}: {ask}")
+    check_finite(found, where)
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
+    """Refuse tensors, by name, that hold NaN or infinite numbers."""
+    for name, tensor in tensors.items():
+        finite = (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()
+        if not finite.all():
+            bad = tensor.numel() - int(finite.sum())
+            found = f"{bad} of {tensor.numel()} numbers of {name} are NaN or infinite"
+            raise UserError(f"{where}: {found}: get the file again")

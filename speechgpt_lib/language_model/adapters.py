@@ -17,7 +17,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.foreign.tensors import check_finite, check_sizes
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -75,13 +75,19 @@ def add_lora(
 ) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
-    After the vocabulary was expanded, never before.  The embeddings of the ids `new_tokens` learn
-    too, and are saved with the adapter.  Raises UserError for a target that is no layer of the
-    model, and for int8 or 4bit without bitsandbytes.
+    After the vocabulary was expanded, never before.  The rows of the ids `new_tokens` learn too, in
+    the embeddings and, where it has weights of its own, in the output layer, and are saved with the
+    adapter.  Raises UserError for a target that is no layer of the model, and for int8 or 4bit
+    without bitsandbytes.
     """
     from peft import LoraConfig, get_peft_model
 
-    identity = model_id(model)
+    identity, ids = model_id(model), list(new_tokens)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if tied and (named := sorted({"embed_tokens", "lm_head"} & set(settings.targets))):
+        shared = "input and output of this model share one table: set lora.new_tokens instead"
+        raise UserError(f"stage3.lora.targets has {named[0]}, but {shared}")
+    tables = {"embed_tokens"} if tied else {"embed_tokens", "lm_head"} - set(settings.targets)
     store_as(model, settings.base)
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -89,7 +95,7 @@ def add_lora(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        trainable_token_indices={"embed_tokens": list(new_tokens)} if new_tokens else None,
+        trainable_token_indices=dict.fromkeys(sorted(tables), ids) if ids and tables else None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -138,6 +144,7 @@ def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
     Nothing in it says which model it is of: only shapes are checked.  Raises as `attach_adapter`.
     """
     identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
+    check_finite(adapted.state_dict(), folder)
     adapted.active_peft_config.base_model_name_or_path = identity
     save_adapter(adapted, out)
     return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)

@@ -18,7 +18,7 @@ def document_rows(
     for document in documents:
         ids, weights = [vocabulary.begin], [0.0]
         for piece in document:
-            tokens = vocabulary.encode_text(piece.text)
+            tokens = vocabulary.encode_text(piece.text, first=len(ids) == 1)
             ids += tokens
             last = piece.weight if piece.last is None else piece.last
             weights += [piece.weight] * (len(tokens) - 1) + [last] * min(1, len(tokens))
@@ -28,5 +28,5 @@ def document_rows(
 
 def question_prompt(vocabulary: UnitVocabulary, question: str) -> list[int]:
     """The ids after which the pre-trained text model continues with the answer to `question`."""
-    separator = vocabulary.encode_text(SEPARATOR)
+    separator = vocabulary.encode_text(SEPARATOR, first=False)
     return [vocabulary.begin, *vocabulary.encode_text(question), *separator]

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, reading, reads
-from speechgpt_lib.foreign.tensors import check_sizes
-from speechgpt_lib.language_model.planning import NAMES, Shape
+from speechgpt_lib.foreign.tensors import check_finite
+from speechgpt_lib.language_model.planning import NAMES, Shape, read_config
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
-from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
@@ -163,7 +162,7 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 @reads("is no whole model", "run its step again")
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
-    vocabulary, config = UnitVocabulary.load(folder), _read_config(folder)
+    vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
@@ -187,7 +186,7 @@ def load_pretrained(
         UserError: no such folder, another architecture, other sizes than those of `settings`,
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
     for ours, theirs in NAMES.items():
         if wanted.get(ours, found := shape[theirs]) != found:
@@ -207,18 +206,5 @@ def load_pretrained(
     if missing:
         others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
         raise UserError(f"the weights in {folder} are not whole: {others}")
+    check_finite(model.state_dict(), folder)
     return model.eval(), whole
-
-
-@reads("has a damaged config.json")
-def _read_config(folder: Path) -> LlamaConfig:
-    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    settings = read_json(path)
-    check_sizes(settings, path)
-    kind = settings.get("model_type")
-    if kind != "llama":
-        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
-    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")

@@ -1,18 +1,22 @@
 """What a training will need, before it is started: parameters, memory, tokens, hours, disk.
 
 The estimates are sums of what is kept; `tests/language_model/test_planning.py` holds them against
-measured runs (15 %).  LLaMA has as many key as query heads, a gated feed-forward layer, no biases.
+measured runs (15 %).  LLaMA has a gated feed-forward layer and no biases; its keys and values may
+have fewer heads than its queries (grouped-query attention), which share them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig
 
-from speechgpt_lib.errors import UserError
-from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS
+from speechgpt_lib.errors import UserError, reads
+from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, TOKENIZER, Vocabulary
 from speechgpt_lib.recipes.schema import LoraSettings, Recipe
+from speechgpt_lib.runs.artefacts import read_json
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
@@ -26,6 +30,8 @@ NAMES = {  # of what a shape has in transformers
     "feed_forward": "intermediate_size",
     "vocabulary": "vocab_size",
     "tied": "tie_word_embeddings",
+    "key_value_heads": "num_key_value_heads",
+    "head_width": "head_dim",
 }
 
 
@@ -39,20 +45,30 @@ class Shape:
     heads: int
     feed_forward: int
     tied: bool = False
+    key_value_heads: int | None = None  # as many as `heads`
+    head_width: int | None = None  # an even share of `hidden_size`
 
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
-        """Of a recipe's model with its units; a LLaMA that is imported has two tables, ours one."""
-        s = recipe.language_model
-        vocabulary = s.vocabulary + recipe.units.clusters + len(ADDED_MARKERS)
-        tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
-        return cls(vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
+        """Of a recipe's model with its units: of the imported folder, where that is at hand."""
+        s, folder, markers = recipe.language_model, model_folder(recipe), ADDED_MARKERS
+        if folder is None:
+            tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
+            shape = cls(s.vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
+        else:
+            shape = cls.of_config(read_config(folder))
+            if recipe.imports.stage2 is not None:  # it has its units
+                return shape
+            if not (folder / TOKENIZER).is_file():
+                markers = Vocabulary.markers
+        size = shape.vocabulary + recipe.units.clusters + len(markers)
+        return replace(shape, vocabulary=-(-size // s.multiple) * s.multiple)
 
     @classmethod
-    def of_model(cls, model: PreTrainedModel) -> Shape:
-        """Of a model in memory."""
-        config = model.config.to_dict()
-        return cls(**{ours: config[theirs] for ours, theirs in NAMES.items()})
+    def of_config(cls, config: LlamaConfig) -> Shape:
+        """Of a model's configuration."""
+        values = config.to_dict()
+        return cls(**{ours: values[theirs] for ours, theirs in NAMES.items()})
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -61,8 +77,14 @@ class Shape:
     @property
     def layer_parameters(self) -> int:
         """Weights of one decoder layer."""
-        d = self.hidden_size
-        return 4 * d * d + 3 * d * self.feed_forward + 2 * d
+        d, (queries, keys) = self.hidden_size, self.attention_widths
+        return 2 * d * (queries + keys) + 3 * d * self.feed_forward + 2 * d
+
+    @property
+    def attention_widths(self) -> tuple[int, int]:
+        """Of the queries of all heads, and of the keys (and values)."""
+        head = self.head_width or self.hidden_size // self.heads
+        return self.heads * head, (self.key_value_heads or self.heads) * head
 
     @property
     def table_parameters(self) -> int:
@@ -76,8 +98,9 @@ class Shape:
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Weights of adapters of `rank` on `targets`, of which a LLaMA must have each."""
-        d, ff = self.hidden_size, self.feed_forward
-        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * d)
+        d, ff, (queries, keys) = self.hidden_size, self.feed_forward, self.attention_widths
+        sizes = dict.fromkeys(("q_proj", "o_proj"), d + queries)
+        sizes |= dict.fromkeys(("k_proj", "v_proj"), d + keys)
         sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d + ff)
         if strange := [name for name in targets if name not in sizes]:
             raise UserError(f"LoRA on {strange[0]}: a LLaMA has {', '.join(sizes)}")
@@ -91,8 +114,29 @@ class Shape:
         """
         d = self.hidden_size
         matrices = self.layers * (self.layer_parameters - 2 * d) + self.vocabulary * d
-        attention = 6 * self.layers * block * d
+        attention = 6 * self.layers * block * self.attention_widths[0]
         return (6 * matrices + attention) * (2 + trained) / 3
+
+
+def model_folder(recipe: Recipe) -> Path | None:
+    """The folder of the model that a recipe imports and builds on, where it is at hand."""
+    source = recipe.imports.stage2 or recipe.imports.text_model
+    folder = source and Path(recipe.data).expanduser() / Path(source).expanduser()
+    return folder if folder and folder.exists() else None
+
+
+@reads("has a damaged config.json")
+def read_config(folder: Path) -> LlamaConfig:
+    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
+    settings = read_json(path, "get it again")
+    check_sizes(settings, path)
+    kind = settings.get("model_type")
+    if kind != "llama":
+        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
+    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
 
 
 @dataclass(frozen=True)
@@ -194,6 +238,7 @@ def plan(
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
+    facts |= {"vocabulary": shape.vocabulary, "shape_of": str(model_folder(recipe) or "the recipe")}
     return facts | {"stages": stages, "hours": hours, "disk_gb": disk}
 
 
@@ -232,6 +277,7 @@ def render(found: dict) -> str:
     lines = [
         f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, "
         f"{found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
+        f"{found['vocabulary']} tokens in all; sizes are those of {found['shape_of']}",
         f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} "
         f"{'grads':>7} {'optim.':>7} {'activ.':>7} {'GB/GPU':>7} {'hours':>8}",
     ]

@@ -58,7 +58,7 @@ def fit(
     scorer = CausalLoss(model)
     sharded = stage.optimization.sharding == "full" and options.world_size > 1
     all_trained = float(all(p.requires_grad for p in model.parameters()))
-    flops = Shape.of_model(model).flops_per_token(0, all_trained)
+    flops = Shape.of_config(model.config).flops_per_token(0, all_trained)
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int):
         sums = modules["model"](*(tensor.to(options.device) for tensor in batch))

@@ -40,7 +40,7 @@ class UnitVocabulary:
     """What all vocabularies share; `inventory` is the id of the units' inventory.
 
     Text pieces alone, until it is expanded (`unit_count` > 0).  Each kind adds what depends on its
-    tokenizer: `encode_text`, `_encode` and `text_size`.
+    tokenizer: `encode_text`, `_text` and `text_size`.
     """
 
     tokenizer: Any
@@ -53,6 +53,7 @@ class UnitVocabulary:
     begin: ClassVar[int]  # of a document
     end: ClassVar[int]
     text_size: ClassVar[int]  # ids below the first unit
+    joins: ClassVar[bool] = True  # whether text runs on from part to part
 
     @property
     def size(self) -> int:
@@ -99,8 +100,32 @@ class UnitVocabulary:
 
     def encode_row(self, row: Row) -> tuple[list[int], list[int]]:
         """A row → (ids of `begin`, the prefix and the prompt; ids of the answer)."""
-        prompt = self._encode((Part("template", self.prefix), *row.prompt))
-        return [self.begin, *prompt], self._encode(row.answer)
+        prompt, answer = (Part("template", self.prefix), *row.prompt), row.answer
+        if answer and isinstance(last := prompt[-1].value, str) and last != last.rstrip():
+            answer = (Part("template", " "), *answer)  # the blank belongs to the word behind it
+        return [self.begin, *self._encode(prompt)], self._encode(answer, first=False)
+
+    def _encode(self, parts: tuple[Part, ...], first: bool = True) -> list[int]:
+        """Parts → ids; `first`: at the start of a row.  Text is encoded up to the next added token,
+        or, in vocabularies that don't join parts, up to the end of a part."""
+        ids: list[int] = []
+        run, template = "", True  # text since the last added token; is all of it template?
+        for part in parts:
+            if part.kind == "text":
+                run, template = run + part.value, False
+            elif part.kind == "units":
+                ids += self._text(run, template, first and not ids) + self.encode_units(part.value)
+                run, template = "", True
+            else:
+                start, *others = cut(part.value, self.markers)
+                run += start
+                for marker, text in zip(others[::2], others[1::2], strict=True):
+                    ids += [*self._text(run, template, first and not ids), self.marker(marker)]
+                    run, template = text, True
+            if not self.joins:
+                ids += self._text(run, template, first)
+                run, template = "", True
+        return ids + self._text(run, template, first and not ids)
 
     def units_in(self, ids: Iterable[int]) -> np.ndarray:
         """The unit ids (n,) among token ids, everything else left out."""
@@ -155,8 +180,8 @@ class Vocabulary(UnitVocabulary):
     """Pieces of a BPE tokenizer, then units and markers: the vocabulary of `lab`.
 
     A published model with such a tokenizer brings ids of its own for text, `pieces` in all (None:
-    as many as the tokenizer has).  `lead` is written before a text: a blank for tokenizers that
-    expect one before a word and don't add it themselves.
+    as many as the tokenizer has).  With `joins`, text in a row has the ids that it gives it
+    there; else each part is encoded by itself, after a `lead`.
     """
 
     markers = (SOSP, EOSP, *MARKERS)
@@ -166,14 +191,22 @@ class Vocabulary(UnitVocabulary):
     end: int = END
     pieces: int | None = None
     lead: str = ""
+    joins: bool = False
 
     @property
     def text_size(self) -> int:
         """Ids below the first unit."""
         return self.pieces or self.first_piece + self.tokenizer.get_vocab_size()
 
-    def encode_text(self, text: str) -> list[int]:
-        """Plain text → ids; markers written in it stay plain characters."""
+    def encode_text(self, text: str, first: bool = True) -> list[int]:
+        """Plain text → ids; markers written in it stay plain characters.
+
+        Where it is not the `first` of a row it follows other text and a blank.
+        """
+        if self.joins and not first:
+            return self._text(f" {text}", False, first)
+        if self.joins:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
         # A blank between two parts is not encoded: the next word's piece carries its own.
         text = text.strip()
         if not text:
@@ -181,17 +214,24 @@ class Vocabulary(UnitVocabulary):
         pieces = self.tokenizer.encode(self.lead + text, add_special_tokens=False).ids
         return [self.first_piece + piece for piece in pieces]
 
-    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
-        ids: list[int] = []
-        for part in parts:
-            if part.kind == "units":
-                ids += self.encode_units(part.value)
-            elif part.kind == "text":
-                ids += self.encode_text(part.value)
-            else:
-                for k, piece in enumerate(cut(part.value, self.markers)):
-                    ids += [self.marker(piece)] if k % 2 else self.encode_text(piece)
-        return ids
+    def _text(self, text: str, template: bool, first: bool) -> list[int]:
+        if not self.joins:
+            return self.encode_text(text)
+        # White space before an added token is dropped, after it where a blank is put there anyway.
+        tokenizer, puts_blank = self._ways[first]
+        text = text.rstrip()
+        return tokenizer.encode(text.lstrip() if puts_blank else text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _ways(self) -> dict[bool, tuple[Tokenizer, bool]]:
+        """At the start of a row or not → the tokenizer, whether it puts a blank before a text."""
+        # SentencePiece's newer ones put it before the first word of a row alone.
+        old, new = (f'"prepend_scheme":"{scheme}"' for scheme in ("first", "never"))
+        further = Tokenizer.from_str(self.tokenizer.to_str().replace(old, new))
+        further.encode_special_tokens = True
+        ways = {True: self.tokenizer, False: further}
+        bare = {k: t.encode("a", add_special_tokens=False).tokens for k, t in ways.items()}
+        return {k: (t, "".join(bare[k]) != "a") for k, t in ways.items()}
 
     def name(self, token: int) -> str:
         """A token as people write it, for pictures and error messages."""
@@ -204,7 +244,8 @@ class Vocabulary(UnitVocabulary):
         """Write `tokenizer.json` and `vocabulary.json` into `folder`."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         ids = {"first_piece": self.first_piece, "begin": self.begin, "end": self.end}
-        super().save(folder, text=ids | {"size": self.pieces, "lead": self.lead})
+        ids |= {"size": self.pieces, "lead": self.lead} | ({"joins": True} if self.joins else {})
+        super().save(folder, text=ids)
 
 
 @dataclass(frozen=True)
@@ -233,6 +274,8 @@ class LlamaVocabulary(UnitVocabulary):
             wrong = f"starts with {' '.join(pieces[:3])}, expected <unk> <s> </s>"
         elif beyond:
             wrong = f"has the piece {beyond[0]!r}, which reaches beyond a blank"
+        elif processor.encode("a a") != 2 * processor.encode("a"):
+            wrong = "puts no blank before a text"
         elif processor.encode("ﬁ①") == processor.encode("fi1"):
             wrong = "rewrites characters before it cuts them up"
         if wrong:
@@ -253,30 +296,15 @@ class LlamaVocabulary(UnitVocabulary):
         """A token as people write it, for pictures and error messages."""
         return self.tokenizer.id_to_piece(token) if self.is_text(token) else super().name(token)
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str, first: bool = True) -> list[int]:
         """Plain text → ids; a marker or unit written in it stays text."""
         words = text.split(" ")
         if "" in words:  # runs of blanks are pieces, too
             return self.tokenizer.encode(text)
         return [piece for word in words for piece in self._word(word)]
 
-    def _encode(self, parts: tuple[Part, ...]) -> list[int]:
-        """Text runs on until the next added token: a description and what follows are one piece."""
-        ids: list[int] = []
-        run, encode = "", self._template  # text since the last added token; is all of it template?
-        for part in parts:
-            if part.kind == "text":
-                run, encode = run + part.value, self.encode_text
-            elif part.kind == "units":
-                ids += encode(run.strip()) + self.encode_units(part.value)
-                run, encode = "", self._template
-            else:
-                first, *others = cut(part.value, ADDED_MARKERS)
-                run += first
-                for marker, text in zip(others[::2], others[1::2], strict=True):
-                    ids += [*encode(run.strip()), self.marker(marker)]
-                    run, encode = text, self._template
-        return ids + encode(run.strip())
+    def _text(self, text: str, template: bool, first: bool) -> list[int]:
+        return (self._template if template else self.encode_text)(text.strip())
 
     # Functions that remember what they returned.
     @functools.cached_property
@@ -297,22 +325,26 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
 def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
-    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE: LLaMA 3),
-    whose ids it keeps.  Raises UserError for none, or one that is damaged or of another model.
+    From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE), whose ids
+    it keeps.  Raises UserError for none, or one that is damaged or of another model.
     """
-    if (folder / TOKENIZER).is_file():
-        return LlamaVocabulary.from_file(folder / TOKENIZER)
     path, size = folder / "tokenizer.json", config.vocab_size
+    # LLaMA 3's `tokenizer.model` is no SentencePiece model but a list, beside a tokenizer.json.
+    if (model := folder / TOKENIZER).is_file():
+        with open(model, "rb") as file:
+            if file.read(1) == b"\n" or not path.is_file():
+                return LlamaVocabulary.from_file(model)
     if not path.is_file():
         raise UserError(f"no tokenizer in {folder}: expected {TOKENIZER} or {path.name}")
     with reading(path, "get it again", "is no tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    if (pieces := tokenizer.get_vocab_size()) > size:
+    if (pieces := max(tokenizer.get_vocab().values(), default=-1) + 1) > size:
         raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
     ends = (config.bos_token_id, config.eos_token_id)
     begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
     if begin is None or end is None:
         raise UserError(f"{folder}/config.json lacks bos_token_id or eos_token_id: add them")
     tokenizer.encode_special_tokens = True
-    bare, led = (tokenizer.encode(a, add_special_tokens=False).ids for a in ("a", " a"))
-    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, "" if bare == led else " ")
+    tokenizer.no_truncation()  # a file may state a longest text, which belongs to its last use
+    tokenizer.no_padding()
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, joins=True)

@@ -15,7 +15,6 @@ from speechgpt_lib.notebook.figure import COLORS, DASHED, heat_map, new_axes
 from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.units.sequence import expand, merge
 
-FRAME_S = HOP / SAMPLE_RATE
 HIGHEST_HZ = 6000
 SHOWN = 60  # units of a clip, of which a page has room for the first ones only
 Phones = Sequence[tuple[float, float, str]]  # (start s, end s, label)
@@ -34,7 +33,7 @@ def paint(ax: Axes, units: np.ndarray, count: int, box: tuple | None = None) -> 
     heat_map(ax, np.asarray(units)[None], extent=box, **look)
 
 
-def draw_path(lanes: Mapping[str, str | np.ndarray], count: int) -> Figure:
+def draw_path(lanes: Mapping[str, str | np.ndarray], count: int, hop: int = HOP) -> Figure:
     """Lanes from a question to its answer: waves (float), units of `count` kinds (int), words."""
     waves = {k for k, lane in lanes.items() if not isinstance(lane, str) and lane.dtype.kind == "f"}
     longest = max(len(lanes[name]) for name in waves) / SAMPLE_RATE
@@ -47,7 +46,7 @@ def draw_path(lanes: Mapping[str, str | np.ndarray], count: int) -> Figure:
         elif name in waves:
             ax.plot(np.arange(len(lane)) / SAMPLE_RATE, lane, linewidth=0.5)
         else:
-            paint(ax, lane, count, (0, len(lane) * FRAME_S, 0, 1))
+            paint(ax, lane, count, (0, len(lane) * hop / SAMPLE_RATE, 0, 1))
         ax.text(-0.01, 0.5, name, ha="right", weight="bold", **middle)
         ax.axis("off")
         ax.set(xlim=(0, longest))
@@ -94,34 +93,41 @@ def draw_spaces(spaces: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
     return fig
 
 
-def draw_merging(wave: np.ndarray, frames: np.ndarray, phones: Phones, count: int) -> Figure:
+def draw_merging(
+    wave: np.ndarray, frames: np.ndarray, phones: Phones, count: int, hop: int = HOP
+) -> Figure:
     """The first units (frames,), one a frame, joined by lines to the merged ones below."""
-    units, durations = merge(frames)
+    (units, durations), frame_s = merge(frames), hop / SAMPLE_RATE
     ends = np.cumsum(durations)
     merged = int((ends <= SHOWN).sum())
     fig, (top, bottom) = new_axes(2, 1, (9, 3.8), sharex=True)
-    sound = wave[: SHOWN * HOP]
-    top.plot(np.arange(len(sound)) / HOP, sound, linewidth=0.5)
+    sound = wave[: SHOWN * hop]
+    top.plot(np.arange(len(sound)) / hop, sound, linewidth=0.5)
     top.set(yticks=[])
     for start, end, label in phones:
-        if end / FRAME_S < SHOWN:
-            top.axvline(end / FRAME_S, color="#bbbbbb", linewidth=0.8)
-            top.text((start + end) / 2 / FRAME_S, np.abs(sound).max(), label, ha="center")
+        if end / frame_s < SHOWN:
+            top.axvline(end / frame_s, color="#bbbbbb", linewidth=0.8)
+            top.text((start + end) / 2 / frame_s, np.abs(sound).max(), label, ha="center")
     paint(bottom, frames[:SHOWN], count, (0, SHOWN, 2, 3))
     paint(bottom, units[:merged], count, (0, merged, 0, 1))
     for k in range(merged):
         bottom.plot([ends[k] - durations[k] / 2, k + 0.5], [2, 1], color="#bbbbbb", linewidth=0.8)
         bottom.text(k + 0.5, 0.45, units[k], ha="center", va="center", fontsize=6.5)
-    bottom.set(xlim=(0, SHOWN), ylim=(0, 3), xlabel="frames of 20 ms")
-    bottom.set(yticks=[0.5, 2.5], yticklabels=["merged", "50 a second"])
+    bottom.set(xlim=(0, SHOWN), ylim=(0, 3), xlabel=f"frames of {1000 * frame_s:g} ms")
+    bottom.set(yticks=[0.5, 2.5], yticklabels=["merged", f"{1 / frame_s:g} a second"])
     return fig
 
 
 def spectrogram_with_units(
-    wave: np.ndarray, units: np.ndarray, durations: np.ndarray, count: int, phones: Phones = ()
+    wave: np.ndarray,
+    units: np.ndarray,
+    durations: np.ndarray,
+    count: int,
+    phones: Phones = (),
+    hop: int = HOP,
 ) -> Figure:
     """The first 1.6 s of a wave (samples,), with its merged units (n,) and durations (frames)."""
-    shown = min(1.6, len(wave) / SAMPLE_RATE)
+    shown, frame_s = min(1.6, len(wave) / SAMPLE_RATE), hop / SAMPLE_RATE
     fig, (top, bottom) = new_axes(2, 1, (9, 3.6), sharex=True, height_ratios=[4, 1])
     sound = wave[: int(shown * SAMPLE_RATE)].astype(np.float64)  # below: 25 ms, every 10 ms
     hertz, _, power = spectrogram(sound, SAMPLE_RATE, np.hanning(400), 400, 240, 512, detrend=False)
@@ -134,12 +140,12 @@ def spectrogram_with_units(
         if end <= shown:
             top.plot([end, end], [0, HIGHEST_HZ + 700], color="#888888", linewidth=0.6)
             top.text((start + end) / 2, HIGHEST_HZ + 350, label, fontsize=9, **middle)
-    frames = expand(units, durations)[: int(shown / FRAME_S)]
-    paint(bottom, frames, count, (0, len(frames) * FRAME_S, 0, 1))
-    ends = np.cumsum(durations) * FRAME_S
+    frames = expand(units, durations)[: int(shown / frame_s)]
+    paint(bottom, frames, count, (0, len(frames) * frame_s, 0, 1))
+    ends = np.cumsum(durations) * frame_s
     for unit, end, duration in zip(units, ends, durations, strict=True):
         if end <= shown and duration > 1:
-            bottom.text(end - duration * FRAME_S / 2, 0.5, unit, fontsize=6, **middle)
+            bottom.text(end - duration * frame_s / 2, 0.5, unit, fontsize=6, **middle)
     bottom.set(xlim=(0, shown), xlabel="seconds", yticks=[0.5], yticklabels=["units"])
     return fig
 

@@ -19,9 +19,10 @@ from speechgpt_lib.language_model.model import load_model, load_pretrained, save
 from speechgpt_lib.pipeline.step import Job
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import InventoryImport
+from speechgpt_lib.runs.artefacts import verify_outputs
 from speechgpt_lib.text_to_unit.synthesis import TextToUnit, from_fairseq
 from speechgpt_lib.units.foreign import open_inventory
-from speechgpt_lib.units.inventory import check_inventory
+from speechgpt_lib.units.inventory import check_hop, check_inventory
 from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 from speechgpt_lib.vocoder.synthesis import Vocoder
 
@@ -64,6 +65,7 @@ def import_vocoder(job: Job) -> dict:
         files = (_there(job, source.checkpoint), _there(job, source.config))
         found = vocoder_from_fairseq(*files, inventory.id)
     _same_count("vocoder", found.unit_count, inventory.count)
+    check_hop(inventory, found.generator.hop, "the imported vocoder")
     found.save(job.work)
     return {"units": found.unit_count, "speakers": list(found.speakers)}
 
@@ -130,6 +132,8 @@ def _there(job: Job, path: str) -> Path:
             f"recipe {job.recipe.name} imports {found}, which is not there{needs}: give the folder "
             "that holds it by --set data=DIR, or --set imports.NAME=null to make it here"
         )
+    if (found / "facts.json").is_file():  # of a run: what it says of its files is compared
+        verify_outputs(found)
     return found
 
 

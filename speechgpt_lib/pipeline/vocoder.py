@@ -4,6 +4,7 @@ units."""
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
 from speechgpt_lib.units.hubert import cluster_layer, utterances_for
-from speechgpt_lib.units.inventory import UnitInventory
+from speechgpt_lib.units.inventory import UnitInventory, check_hop
 from speechgpt_lib.units.sequence import merge
 from speechgpt_lib.vocoder.speech import Speech, SpeechInMemory, SpeechOnDisk
 from speechgpt_lib.vocoder.synthesis import Vocoder
@@ -121,7 +122,9 @@ def _recoded(original: Original, inventory: UnitInventory) -> Original:
     return replace(original, units=units, durations=durations)
 
 
-def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech, Utterance]:
+def _speech(
+    job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory
+) -> tuple[Speech, Utterance]:
     """The speech to learn from, with the units of each utterance, and its first utterance."""
     found = read_utterances(job.path("corpus"), audio=True, where=learned_speech(job))
     found = [u for u in shuffled(list(found), job.recipe.seed) if u.id in frames]
@@ -130,18 +133,20 @@ def _speech(job: Job, frames: dict[str, np.ndarray], count: int) -> tuple[Speech
         raise UserError(f"no utterance to learn a voice from: {cure}")
     voices = set(speaking_voices(job))  # the first speaker is the one that answers by default
     chosen = sorted(found[: job.recipe.vocoder.utterances], key=lambda u: u.voice not in voices)
-    many = job.recipe.vocoder.all_voices
+    many, hop = job.recipe.vocoder.all_voices, inventory.hop
     if all(u.path for u in chosen):
-        return SpeechOnDisk([(u, frames[u.id]) for u in chosen], many), chosen[0]
+        return SpeechOnDisk([(u, frames[u.id]) for u in chosen], many, hop), chosen[0]
     pairs = [(frames[u.id], to_16_bits(u.read())) for u in chosen]  # half the memory
-    return SpeechInMemory(pairs, count, [u.voice for u in chosen] if many else None), chosen[0]
+    voices = [u.voice for u in chosen] if many else None
+    return SpeechInMemory(pairs, inventory.count, voices, hop), chosen[0]
 
 
 def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) -> dict:
     """Utterance → frames of units, and the speech in the corpus → generator and duration
     predictor."""
     settings, options, checkpoints = job.recipe.vocoder, job.training, job.work / "checkpoints"
-    speech, first = _speech(job, frames, inventory.count)
+    check_hop(inventory, math.prod(settings.upsample_rates), "a vocoder of vocoder.upsample_rates")
+    speech, first = _speech(job, frames, inventory)
     more = {"sample": frames[first.id], "ahead": AHEAD if isinstance(speech, SpeechOnDisk) else 0}
     where = (speech, inventory.count, settings)
     generator, summary = train_vocoder(*where, checkpoints / "generator", options, **more)

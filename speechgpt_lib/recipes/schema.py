@@ -132,11 +132,8 @@ class VocoderSettings(Section):
     duration_optimization: Optimization
 
     @model_validator(mode="after")
-    def rates_make_the_hop(self) -> VocoderSettings:
-        """Refuses upsampling to another rate than 320 samples a unit."""
-        hop = math.prod(self.upsample_rates)
-        if hop != HOP:
-            raise ValueError(f"upsample_rates multiply to {hop}, they must make {HOP} (samples)")
+    def lists_fit(self) -> VocoderSettings:
+        """Refuses lists that don't belong together."""
         if len(self.upsample_kernels) != len(self.upsample_rates):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
@@ -314,9 +311,12 @@ class Recipe(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
-    def layer_exists(self) -> Recipe:
-        """Refuses units of a layer that the encoder does not have."""
+    def encoder_fits(self) -> Recipe:
+        """Refuses a layer that our own encoder does not have, and units of another length."""
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
+        hop = math.prod(self.vocoder.upsample_rates)
+        if self.imports.inventory is None and hop != HOP:
+            raise ValueError(f"vocoder.upsample_rates multiply to {hop}, they must make {HOP}")
         return self

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from speechgpt_lib.errors import UserError, reading
-
-ENDS = 1 << 20  # bytes at either end of a file that tell it from another
 
 
 @contextlib.contextmanager
@@ -152,12 +151,12 @@ class Facts(dict):
         raise UserError(f"{self.where} lacks {key!r}; delete it and run its step again")
 
 
-def read_json(path: Path | str) -> Facts:
+def read_json(path: Path | str, cure: str = "delete it and run its step again") -> Facts:
     """Read a JSON object; UserError for a file that holds none."""
     if not Path(path).exists():
         why = "was the step that writes it interrupted? run it again"
         raise UserError(f"{path} is missing; {why}")
-    with reading(path, "delete it and run its step again", "is not valid JSON"):
+    with reading(path, cure, "is not valid JSON"):
         text = read_text(path)
         hooks = {"object_pairs_hook": lambda pairs: Facts(pairs, path), "parse_constant": _refuse}
         found = json.loads(text, **hooks)
@@ -199,8 +198,19 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
     }
 
 
+def verify_outputs(folder: Path) -> None:
+    """Raises UserError for a file of a finished step that is gone, a link, or not as it left it."""
+    facts, path = read_json(folder / "facts.json"), folder
+    try:
+        for path, known in ((folder / name, known) for name, known in facts["outputs"].items()):
+            if path.is_symlink() or hash_file(path) != known["sha256"]:
+                raise OSError("is a link, or was written to, after its step was finished")
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder}, make it again") from None
+
+
 def fingerprint(root: Path | str, source: Any) -> dict:
-    """What tells an imported result: settings; of files the size and a hash of both their ends.
+    """What tells an imported result: settings; of files the size and a hash.
 
     source: a path, or settings (pydantic) some of whose values are paths, relative to `root`.
     """
@@ -210,14 +220,12 @@ def fingerprint(root: Path | str, source: Any) -> dict:
     for value in (value for value in values if isinstance(value, str)):
         path = Path(root).expanduser() / Path(value).expanduser()
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [_ends(file) for file in inside if file.is_file()]
+        for file, stat in ((file, file.stat()) for file in inside if file.is_file()):
+            known = _hash_once(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            files.append([file.name, stat.st_size, known[:16]])
     return {"imported": settings, "files": files}
 
 
-def _ends(file: Path) -> list:
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        digest = hashlib.sha256(opened.read(ENDS))
-        opened.seek(max(0, size - ENDS))
-        digest.update(opened.read(ENDS))
-    return [file.name, size, digest.hexdigest()[:16]]
+@functools.lru_cache(10_000)
+def _hash_once(file: Path, *seen: int) -> str:
+    return hash_file(file)

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -157,8 +158,9 @@ class Run:
                 if any(not isinstance(facts[name], kind) for name, kind in FACTS.items()):
                     raise TypeError("a field is of another type than a finished step writes")
                 for file, known in facts["outputs"].items():
-                    if (path / file).stat().st_size != known["bytes"]:
-                        raise UserError("cut short, or written to afterwards")
+                    found = (path / file).lstat()  # a link has another size
+                    if found.st_size != known["bytes"] or not stat.S_ISREG(found.st_mode):
+                        raise UserError("cut short, written to afterwards, or a link")
         except UserError:
             self.say(f"damaged  {folder}: {file} is missing or not as a finished step left it")
             return None

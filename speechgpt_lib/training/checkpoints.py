@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.foreign.tensors import check_finite
 from speechgpt_lib.runs.artefacts import atomic_path, hash_folder, read_json, write_json
 
 
@@ -108,5 +109,6 @@ def load_module(module: torch.nn.Module, path: Path) -> None:
         found, wanted = tuple(tensor.shape), tuple(own[name].shape)
         if found != wanted:
             raise UserError(f"{path}: {name} has shape {found}, this model expects {wanted}")
+    check_finite(tensors, path)
     with reading(path, cure, "does not fit this model"):
         module.load_state_dict(tensors, strict=False)

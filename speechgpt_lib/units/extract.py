@@ -22,9 +22,9 @@ import torch
 
 from speechgpt_lib.corpora import tables
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.rates import FRAME_RATE, SAMPLE_RATE
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.schema import ExtractionSettings
-from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.runs.artefacts import atomic_path, read_json
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.training.batches import fill_batches
 from speechgpt_lib.units.features import FeatureEncoder
@@ -112,7 +112,8 @@ def extract_units(
         raise UserError(f"{found}: see {out}/quarantine-*.parquet, or {cure}")
     always = dict.fromkeys(("utterances", "frames", "units"), 0)
     met = {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
-    rate = round(totals.units / max(1, totals.frames) * FRAME_RATE, 2)
+    frame_rate = read_json(inventory / "inventory.json")["frame_rate_hz"]
+    rate = round(totals.units / max(1, totals.frames) * frame_rate, 2)
     return always | {"units_per_second": rate} | met
 
 
@@ -162,9 +163,12 @@ class ShardEncoder:
             for k, (batch, _) in enumerate(pairwise(chain(reading, [None]))):
                 waves = {}
                 for i, future in batch.items():
-                    if isinstance(error := future.exception(), UserError):
-                        reason = getattr(error, "reason", "unreadable")
-                        found[i] = {"reason": reason, "detail": str(error)}
+                    error = future.exception()
+                    short = not error and len(future.result()) < self.encoder.window
+                    if short or isinstance(error, UserError):
+                        reason = "too_short" if short else getattr(error, "reason", "unreadable")
+                        detail = f"{error or 'holds no frame of this encoder'}"
+                        found[i] = {"reason": reason, "detail": detail}
                         counts.bad += 1
                     else:
                         waves[i] = future.result()

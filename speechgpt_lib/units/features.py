@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import HubertModel
+from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import MINIMUM_SAMPLES
+from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 
 Dense = Callable[[Tensor], Tensor]
 Sums = Sequence[Tensor]  # what `window_sums` gives for the first convolution
 QUIET, LEVEL = 0.045, 0.1  # a wave of a smaller root mean square is brought to this one
+KIND = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "conv_pos_batch_norm": False}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,12 +51,14 @@ class FeatureEncoder:
     ):
         config, projection = encoder.config, encoder.feature_projection
         check_layer(layer, config.num_hidden_layers)
+        check_kind(config)
         check_choice("precision", precision, PRECISIONS)
         self.device, self.dtype = torch.device(device), PRECISIONS[precision]
         self.normalize, self.pre_norm = normalize, config.do_stable_layer_norm
         self.levels = self.pre_norm and config.feat_extract_norm == "group" and not normalize
         self.heads = config.num_attention_heads
         self.linear = fast_linear(self.dtype) if self.device.type == "cpu" else None
+        self.hop, self.window = framing(config)
         self.convolutions = [self._convolution(c) for c in encoder.feature_extractor.conv_layers]
         has_norm = hasattr(projection, "layer_norm")
         self.input_norm = self._norm(projection.layer_norm) if has_norm else nn.Identity()
@@ -68,7 +71,7 @@ class FeatureEncoder:
     def __call__(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """float32 waves (samples,) at 16 kHz → (frames, width) float32 each, on the device."""
         lengths = [len(wave) for wave in waves]
-        check_length(min(lengths, default=0))
+        check_length(min(lengths, default=0), self.window)
         batch = torch.zeros(len(waves), max(lengths))
         for row, wave in zip(batch, waves, strict=True):
             row[: len(wave)] = self.samples(wave)
@@ -200,10 +203,27 @@ def check_layer(layer: int, depth: int) -> None:
         raise UserError(f"the encoder has layers 1 to {depth}, layer {layer} was asked for")
 
 
-def check_length(samples: int) -> None:
+def check_kind(config: HubertConfig) -> None:
+    """Refuses an encoder with parts that are not computed here."""
+    for name, wanted in KIND.items():
+        if (found := getattr(config, name, wanted)) != wanted:
+            raise UserError(f"the encoder has {name} = {found!r}: only {wanted!r} is computed here")
+
+
+def framing(config: HubertConfig) -> tuple[int, int]:
+    """Samples from one frame of an encoder to the next, and those that a frame needs."""
+    hop, window = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return hop, window
+
+
+def check_length(samples: int, least: int = MINIMUM_SAMPLES) -> None:
     """Refuses audio that is too short for one frame."""
-    if samples < MINIMUM_SAMPLES:
-        raise UserError(f"{samples} samples are too short: at least {MINIMUM_SAMPLES} (25 ms)")
+    if samples < least:
+        length = f"{1000 * least / SAMPLE_RATE:g} ms"
+        raise UserError(f"{samples} samples are too short: at least {least} ({length})")
 
 
 def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:

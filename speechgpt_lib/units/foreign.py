@@ -5,21 +5,32 @@ running the pickle; `hubert_from_transformers` a folder or a name on the hub; `k
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from safetensors.numpy import load_file
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, reading, reads
-from speechgpt_lib.foreign.checkpoints import Stub, check_is_no_text, load_torch_checkpoint, plain
+from speechgpt_lib.foreign.checkpoints import (
+    Stub,
+    check_unpacked,
+    file_kind,
+    load_torch,
+    load_torch_checkpoint,
+    plain,
+)
 from speechgpt_lib.foreign.joblib_files import load_joblib
-from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
+from speechgpt_lib.foreign.tensors import check_finite, check_sizes, check_tensors
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 
+CENTROIDS = ("centroids", "cluster_centers_", "arr_0")  # names of theirs in a file that has names
 FAIRSEQ = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -74,9 +85,13 @@ def inventory_count(inventory: str | None) -> int | None:
 
 
 def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
-    """(encoder, whether it wants normalised waveforms) from fairseq's `.pt`, or transformers."""
-    read = hubert_from_fairseq if str(source).endswith(".pt") else hubert_from_transformers
-    return read(source)
+    """(encoder, whether it wants normalised waveforms) from fairseq's file, or transformers."""
+    path = Path(source).expanduser()
+    if not path.is_file() and path.suffix != ".pt":
+        return hubert_from_transformers(source)
+    if file_kind(path) == "safetensors":
+        raise UserError(f"{path} is of kind safetensors: give its folder, with config.json")
+    return hubert_from_fairseq(path)
 
 
 @reads("has settings that make no HuBERT", "is it of fairseq's HuBERT?")
@@ -103,7 +118,15 @@ def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
         renamed[f"{projection}.bias"] = torch.zeros(width)
     check_tensors(renamed, model.state_dict(), path)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()})
-    return model, bool(task.get("normalize", False))
+    return model, truth(task, "normalize", path, False)
+
+
+def truth(settings: dict, key: str, where: Path | str, otherwise: bool | None = None) -> bool:
+    """A setting that is true or false.  Raises UserError for anything else, such as "false"."""
+    found = settings[key] if otherwise is None else settings.get(key, otherwise)
+    if found not in (True, False):
+        raise UserError(f"{where}: {key} is {str(found)[:60]!r}, expected true or false")
+    return bool(found)
 
 
 def _config(settings: dict, path: Path | str) -> HubertConfig:
@@ -123,8 +146,8 @@ def _config(settings: dict, path: Path | str) -> HubertConfig:
     return HubertConfig(
         **sizes,
         feat_extract_norm="group" if mode == "default" else "layer",
-        conv_bias=bool(settings["conv_bias"]),
-        do_stable_layer_norm=bool(settings["layer_norm_first"]),
+        conv_bias=truth(settings, "conv_bias", path),
+        do_stable_layer_norm=truth(settings, "layer_norm_first", path),
         attn_implementation="sdpa",
     )
 
@@ -183,28 +206,44 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
         model, info = HubertModel.from_pretrained(name, **options)
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{source} lacks weights, such as {lost[0]}: is it a HuBERT?")
-    preprocessor = folder / "preprocessor_config.json"
+    check_finite(model.state_dict(), source)
     normalize = config.feat_extract_norm == "layer"
+    preprocessor = folder / "preprocessor_config.json"
     if preprocessor.exists():
-        normalize = bool(read_json(preprocessor).get("do_normalize", True))
+        stated = read_json(preprocessor, "get it again")
+        normalize = truth(stated, "do_normalize", preprocessor, True)
+        if (rate := stated.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+            where = f"{preprocessor}: sampling_rate is {rate!r}"
+            raise UserError(f"{where}, sound has {SAMPLE_RATE} here")
     return model.eval().float(), normalize
 
 
 def kmeans_from(source: Path | str) -> KMeansUnits:
     """Centroids (K, width) from an inventory, a run, or a file.
 
-    A file is `.safetensors` (with `centroids`), `.npy`, or what joblib wrote of scikit-learn.
+    A file is an npy, npz, safetensors or PyTorch file, or what joblib wrote of scikit-learn; its
+    first bytes say which.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = _inventory_file(path, "centroids.safetensors")
-    check_is_no_text(path)
-    if path.suffix == ".safetensors":
-        return KMeansUnits.load(path)
+    kind = file_kind(path)
     with reading(path, "get it again", "holds no readable centroids"):
-        if path.suffix == ".npy":  # mapped: a header that claims more than the file has is refused
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kind == "npz":
+            check_unpacked(path)
+        if kind in ("npy", "npz"):  # mapped: a header that claims more than is there is refused
+            found = _table(np.load(path, mmap_mode="r", allow_pickle=False))
+        elif kind == "safetensors":
+            found = _table(load_file(path))
         else:
-            model = load_joblib(path)
-            found = vars(model).get("cluster_centers_") if isinstance(model, Stub) else None
+            found = _table((load_torch if kind == "torch" else load_joblib)(path))
     return KMeansUnits.checked(found, path)
+
+
+def _table(loaded: object) -> object:
+    """The centroids in what a file holds: an array, or one under a name that says so; or None."""
+    values = vars(loaded) if isinstance(loaded, Stub) else loaded
+    if isinstance(values, Mapping):
+        values = next((values[name] for name in CENTROIDS if name in values), None)
+    is_tensor = isinstance(values, torch.Tensor) and values.is_floating_point()
+    return values.detach().float().numpy() if is_tensor else values

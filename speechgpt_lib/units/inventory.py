@@ -16,10 +16,10 @@ from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_sizes
-from speechgpt_lib.rates import FRAME_RATE
+from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
-from speechgpt_lib.units.features import FeatureEncoder, check_layer
+from speechgpt_lib.units.features import FeatureEncoder, check_kind, check_layer, framing
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.units.sequence import merge
 
@@ -38,6 +38,16 @@ class UnitInventory:
     def count(self) -> int:
         """K, the number of units."""
         return self.kmeans.count
+
+    @property
+    def hop(self) -> int:
+        """Samples from one unit to the next, at 16 kHz."""
+        return framing(self.encoder.config)[0]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames, and so units before they are merged, a second."""
+        return SAMPLE_RATE / self.hop
 
     @functools.cached_property
     def feature_encoder(self) -> FeatureEncoder:
@@ -59,7 +69,8 @@ class UnitInventory:
         save_module(self.encoder, folder / "encoder" / "model.safetensors")
         self.kmeans.save(folder / "centroids.safetensors")
         facts = {"id": self.id, "layer": self.layer, "clusters": self.count}
-        facts |= {"frame_rate_hz": FRAME_RATE, "normalize": self.normalize}
+        facts |= {"frame_rate_hz": self.frame_rate, "normalize": self.normalize}
+        facts |= {"hop_samples": self.hop} if self.hop != HOP else {}
         write_json(folder / "inventory.json", facts)
 
     @classmethod
@@ -73,6 +84,9 @@ class UnitInventory:
             load_module(encoder, folder / "encoder" / "model.safetensors")
             kmeans = KMeansUnits.load(folder / "centroids.safetensors")
             found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
+        if (said := facts.get("frame_rate_hz", found.frame_rate)) != found.frame_rate:
+            made = f"says {said} units a second, its encoder makes {found.frame_rate:g}"
+            raise UserError(f"{folder} {made}: import the encoder again")
         if found.id != facts["id"]:
             made = f"says it is inventory {facts['id']} but makes {found.id}"
             raise UserError(f"{folder} {made}: a file there was changed")
@@ -84,6 +98,7 @@ class UnitInventory:
     ) -> "UnitInventory":
         """Names the parts; raises UserError where they don't belong together."""
         check_layer(layer, encoder.config.num_hidden_layers)
+        check_kind(encoder.config)
         width, expected = kmeans.centroids.shape[1], encoder.config.hidden_size
         if width != expected:
             raise UserError(f"centroids have width {width} but layer {layer} gives {expected}")
@@ -103,3 +118,10 @@ def check_inventory(found: str, expected: str, what: str) -> None:
     if found != expected:
         both = f"inventory {expected} but the units are of inventory {found}"
         raise UserError(f"{what} was made for unit {both}: use units of the same run")
+
+
+def check_hop(inventory: UnitInventory, hop: int, what: str) -> None:
+    """Refuses a vocoder, named in `what`, that makes a unit longer or shorter than it is."""
+    if hop != inventory.hop:
+        lasts = f"a unit of inventory {inventory.id} lasts {inventory.hop}"
+        raise UserError(f"{what} makes {hop} samples a unit, {lasts} ({inventory.frame_rate:g} Hz)")

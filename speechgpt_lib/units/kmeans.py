@@ -21,6 +21,12 @@ class KMeansUnits:
 
     centroids: np.ndarray
 
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            distances = np.square(self.centroids, dtype=np.float32).sum(1)
+        if not np.isfinite(distances).all():
+            raise UserError("centroids are NaN, infinite, or too large for single precision")
+
     @property
     def count(self) -> int:
         """K, the number of units."""
@@ -49,7 +55,9 @@ class KMeansUnits:
         """Centroids from the file `path`.  Raises UserError for what can't be any."""
         is_array = isinstance(found, np.ndarray)
         good = is_array and found.ndim == 2 and found.dtype.kind == "f" and found.size
-        if not (good and np.isfinite(centroids := np.array(found, np.float32, order="C")).all()):
+        with np.errstate(over="ignore"):
+            centroids = np.array(found, np.float32, order="C") if good else np.float32(np.nan)
+        if not np.isfinite(centroids).all():
             what = f"an array {found.shape} of {found.dtype}" if is_array else "no array"
             raise UserError(f"{path} holds {what}, expected finite centroids (K, width)")
         return cls(centroids)

@@ -14,7 +14,7 @@ from speechgpt_lib.errors import UserError
 
 
 class DurationPredictor(nn.Module):
-    """units (batch, n) → log(d + 1) (batch, n), d in frames of 20 ms.
+    """units (batch, n) → log(d + 1) (batch, n), d in frames.
 
     Layers are named as in fairseq's `dur_predictor`, plus `dict`: an embedding of its own, so that
     it trains beside the generator.  `embedding` and `width`, of convolutions: 128 as published.

@@ -7,6 +7,8 @@ Source: Kong et al. 2020, arXiv 2010.05646.  Layers are named as in fairseq's `C
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, leaky_relu_
@@ -103,7 +105,7 @@ class UnitGenerator(nn.Module):
 
     unit_count: K, ids 0 … K − 1.  speakers: with several, a vector for each is put beside that of
     every frame (the released vocoder has a single voice).  Each stage halves the channels.
-    Raises UserError for a geometry whose layers would not give exactly 320 samples a frame.
+    Raises UserError for a geometry whose layers would not give as many samples to every frame.
     """
 
     def __init__(self, unit_count: int, settings: VocoderSettings, speakers: int = 0):
@@ -115,6 +117,7 @@ class UnitGenerator(nn.Module):
         if even := [kernel for kernel in settings.resblock_kernels if kernel % 2 == 0]:
             raise UserError(f"vocoder.resblock_kernels holds {even[0]}: kernels must be odd")
         blocks = list(zip(settings.resblock_kernels, settings.resblock_dilations, strict=True))
+        self.hop = math.prod(stages)  # samples that a frame becomes
         self.dict = nn.Embedding(unit_count, embedding)
         self.spkr = nn.Embedding(speakers, embedding) if speakers else None
         self.conv_pre = weight_norm(Conv(embedding * (2 if speakers else 1), width, 7))
@@ -134,7 +137,7 @@ class UnitGenerator(nn.Module):
         return [(up, blocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups)]
 
     def forward(self, units: Tensor, speakers: Tensor | None = None, way: Rows = WHOLE) -> Tensor:
-        """units (batch, frames) int64, one id a frame → waves (batch, frames · 320) in (−1, 1).
+        """units (batch, frames) int64, one id a frame → waves (batch, frames · hop) in (−1, 1).
 
         speakers: ids (batch,), where the generator knows several.  way: how layers are applied; by
         `Rows` a shorter row sounds as if alone, and its padding means nothing.

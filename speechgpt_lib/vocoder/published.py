@@ -6,6 +6,7 @@ Needs no fairseq.  The checkpoint holds `{"generator": tensors}`; weight norm (`
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def vocoder_from_fairseq(checkpoint: Path | str, config: Path | str, inventory: 
 def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     """`config.json` → (geometry, number of units, width of the duration predictor)."""
     check_is_no_text(path)
-    config = read_json(path)
+    config = read_json(path, "get it again")
     check_sizes(config, path)
     config = (config.get("dur_predictor_params") or {}) | config
     for name, wanted in EXPECTED.items():
@@ -78,4 +79,6 @@ def read_config(path: Path) -> tuple[VocoderSettings, int, int]:
     unused = Optimization(steps=1, learning_rate=2e-4)
     geometry = {ours: config[theirs] for theirs, ours in GEOMETRY.items()}
     settings = VocoderSettings(**geometry, optimization=unused, duration_optimization=unused)
+    if (hop := math.prod(settings.upsample_rates)) != (wanted := EXPECTED["code_hop_size"]):
+        raise ValueError(f"upsample_rates multiply to {hop}, they must make {wanted}")
     return settings, int(config["num_embeddings"]), int(config["var_pred_hidden_dim"])

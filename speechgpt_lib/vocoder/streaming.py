@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import HOP
 from speechgpt_lib.vocoder.durations import DurationPredictor, scaled_borders
 from speechgpt_lib.vocoder.generator import Conv, Rows, UnitGenerator, Upsample
 
@@ -78,7 +77,7 @@ class GeneratorStream(Rows):
 
 def lookahead(generator: UnitGenerator) -> int:
     """Samples that a stream withholds until more frames or the end come: its layers' reaches."""
-    hop, samples = HOP, generator.conv_pre.padding[0] * HOP
+    hop, samples = generator.hop, generator.conv_pre.padding[0] * generator.hop
     for up, blocks in generator.stages():
         hop //= up.stride[0]
         reach = max(sum(c.padding[0] for c in [*b.convs1, *b.convs2]) for b in blocks)

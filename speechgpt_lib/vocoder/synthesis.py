@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_sizes
-from speechgpt_lib.rates import FRAME_RATE, HOP, SAMPLE_RATE
+from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
 from speechgpt_lib.training.batches import fill_batches
@@ -80,9 +80,9 @@ class Vocoder:
     def synthesize(
         self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
     ) -> np.ndarray:
-        """Speak merged units (n,): float32 samples (320 · Σ durations,) in (−1, 1) at 16 kHz.
+        """Speak merged units (n,): float32 samples (hop · Σ durations,) in (−1, 1) at 16 kHz.
 
-        durations: frames (n,) of 20 ms each, predicted if None; options: see `synthesize_many`.
+        durations: frames (n,) of `hop` samples, predicted if None; options: see `synthesize_many`.
         """
         given = None if durations is None else [durations]
         return self.synthesize_many([units], given, speed, **options)[0]
@@ -115,12 +115,13 @@ class Vocoder:
             raise UserError(f"{found}: give one row each, or none at all")
         scaled = [scale_durations(frames, speed) for frames in lengths]
         rows = list(map(expand, checked, scaled))
-        if (seconds := max(map(len, rows), default=0) / FRAME_RATE) > LONGEST_S:
+        hop = self.generator.hop
+        if (seconds := max(map(len, rows), default=0) * hop / SAMPLE_RATE) > LONGEST_S:
             raise UserError(f"{seconds:.0f} s of units, the limit is {LONGEST_S:.0f} s: split them")
         if batch_s is None:
             batch_s = GPU_BATCH_S if self.device.startswith("cuda") else 0.0
         waves: dict[int, np.ndarray] = {}
-        for batch in plan_batches([len(row) for row in rows], batch_s):
+        for batch in plan_batches([len(row) for row in rows], batch_s, hop):
             made = self._generate([rows[i] for i in batch], voice)
             waves.update(zip(batch, made, strict=True))
         return [waves[i] for i in range(len(rows))]
@@ -144,7 +145,7 @@ class Vocoder:
         voice = self._voice(inventory, speaker)
         scaled_borders(0, speed)  # refuses a speed that can't be
         if piece < 1:
-            raise UserError(f"a piece of {piece} frames was asked for: give at least 1 (20 ms)")
+            raise UserError(f"a piece of {piece} frames was asked for: give at least 1")
         generator = GeneratorStream(self.generator, voice)
         return SpeechStream(generator, self.durations, self._check_units, speed, piece)
 
@@ -159,7 +160,8 @@ class Vocoder:
         frames = mask.sum(1).to(self.device)
         speakers = None if voice is None else torch.full_like(frames, voice)
         waves = self.generator(units, speakers, Rows(frames, units.shape[1])).float().cpu().numpy()
-        return [wave[: len(row) * HOP].copy() for wave, row in zip(waves, rows, strict=True)]
+        ends = [len(row) * self.generator.hop for row in rows]
+        return [wave[:end].copy() for wave, end in zip(waves, ends, strict=True)]
 
     def _check_units(self, units: Units) -> np.ndarray:
         found = _whole_numbers(units, "units")
@@ -194,7 +196,8 @@ class Vocoder:
     def save(self, folder: Path) -> None:
         """Write into `folder`, beside what else lies there, `vocoder.json` last."""
         facts = {"inventory": self.inventory, "unit_count": self.unit_count}
-        facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": HOP, "speakers": list(self.speakers)}
+        facts |= {"sample_rate_hz": SAMPLE_RATE, "hop": self.generator.hop}
+        facts |= {"speakers": list(self.speakers)}
         width, settings = self.durations.proj.in_features, self.settings.model_dump(mode="json")
         facts |= {"drops_negative": self.drops_negative, "duration_width": width}
         facts |= {"settings": settings}
@@ -227,11 +230,11 @@ class Vocoder:
         return cls(generator, durations, found, settings, speakers, drops, **options)
 
 
-def plan_batches(lengths: list[int], batch_s: float) -> list[list[int]]:
+def plan_batches(lengths: list[int], batch_s: float, hop: int = HOP) -> list[list[int]]:
     """Utterances of `lengths` frames, the longest first, `batch_s` seconds at most or one alone."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     costs = [math.inf if length > PIECE else length for length in lengths]  # those are alone
-    return fill_batches(order, costs, batch_s * FRAME_RATE)
+    return fill_batches(order, costs, batch_s * SAMPLE_RATE / hop)
 
 
 def pad_units(rows: Sequence[Units]) -> tuple[torch.Tensor, torch.Tensor]:

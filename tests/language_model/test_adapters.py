@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.adapters import (
@@ -68,6 +69,43 @@ def test_new_tokens_learn_and_old_ones_stay() -> None:
         and changed[VOCABULARY.text_size + 3]
         and changed[VOCABULARY.marker("<eosp>")]
     )
+
+
+def untied():
+    """A model whose output layer has weights of its own, as the published ones."""
+    model = base()
+    model.config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    return LlamaForCausalLM(model.config).eval()
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("gate_proj",), ("q_proj", "lm_head")])
+@pytest.mark.parametrize("stored", ["fp32", "bf16"])
+@pytest.mark.parametrize("make", [base, untied])
+def test_new_tokens_learn_on_both_sides(tmp_path: Path, make, stored: str, targets) -> None:
+    """What comes in and what goes out: the rows of both tables move and come back from disk."""
+    options = {"rank": 2, "alpha": 4, "dropout": 0.0, "base": stored, "targets": targets}
+    model, before = make(), make().state_dict()
+    if make is base and "lm_head" in targets:
+        with pytest.raises(UserError, match="targets has lm_head, but input and output .* share"):
+            add_lora(model, LoraSettings(**options), 0, NEW)
+        return
+    adapted = add_lora(model, LoraSettings(**options), 0, NEW)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16, enabled=stored == "bf16"):
+            loss = adapted(input_ids=IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    expected = logits(adapted.eval()).float()
+    save_adapter(adapted, tmp_path)
+    merged = attach_adapter(make(), tmp_path, trust=True).merge_and_unload().eval()
+    assert torch.allclose(logits(merged), expected, atol=1e-4 if stored == "fp32" else 0.1)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        moved = (merged.state_dict()[name] != before[name]).any(1)
+        assert moved[VOCABULARY.marker("<eosp>")] and moved[VOCABULARY.text_size + 3], name
+        assert not moved[: NEW.start].any() or name.partition(".")[0] in targets, name
 
 
 def test_unmerged_is_the_base_again(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.adapters import add_lora
@@ -56,6 +58,75 @@ def kept_by_autograd(run, parameters) -> int:
 def test_parameters_are_those_of_the_model(tied: bool) -> None:
     shape = Shape(500, 64, 3, 4, 160, tied)
     assert shape.parameters == sum(p.numel() for p in small_model(shape).parameters())
+
+
+SHAPES = {  # published shapes, in small or in full: what config.json says
+    "llama-2-7b": dict(vocab_size=32000, num_key_value_heads=32),
+    "llama-3-8b": dict(vocab_size=128256, num_key_value_heads=8, intermediate_size=14336),
+    "llama-3.2-1b": dict(
+        vocab_size=128256,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        hidden_size=2048,
+        num_hidden_layers=16,
+        head_dim=64,
+        tie_word_embeddings=True,
+    ),
+    "one-key-head": dict(vocab_size=32000, num_key_value_heads=1),
+    "wide-heads": dict(vocab_size=32000, head_dim=256, num_attention_heads=8),
+}
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    large = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
+    large |= dict(intermediate_size=11008) | SHAPES[name]
+    LlamaConfig(**large).save_pretrained(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("stage2", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shape_is_that_of_the_folder(tmp_path: Path, name: str, stage2: bool) -> None:
+    folder = folder_of(name, tmp_path)
+    changes = {"imports.stage2" if stage2 else "imports.text_model": str(folder)}
+    shape = Shape.of(load_recipe("release", changes))
+    config = LlamaConfig.from_pretrained(folder)
+    # Without tokenizer.model: units and all ten markers.
+    config.vocab_size += 0 if stage2 else 1000 + 10
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    lora = LoraSettings(targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj"))
+    trainable = sum(
+        lora.rank * (m.in_features + m.out_features)
+        for n, m in model.named_modules()
+        if n.rpartition(".")[2] in lora.targets
+    )
+    assert shape.lora_parameters(lora.rank, lora.targets) == trainable
+
+
+def test_a_large_vocabulary_is_planned_for(tmp_path: Path) -> None:
+    """Its output rows alone take what a smaller one leaves free."""
+    plans = {}
+    for name in ("llama-2-7b", "llama-3-8b"):
+        changes = {"imports.text_model": str(folder_of(name, tmp_path))}
+        plans[name] = plan(load_recipe("release", changes), 8, 80)
+    small, large = (found["stages"][0] for found in plans.values())
+    assert large.memory.weights > small.memory.weights
+    assert large.tokens_at_once < small.tokens_at_once or large.memory.total > small.memory.total
+    assert all(stage.memory.total < 80e9 for stage in plans["llama-3-8b"]["stages"])
+    assert "129266 tokens" in render(plans["llama-3-8b"])
+    assert str(tmp_path / "llama-3-8b") in render(plans["llama-3-8b"])
+    # Planned before it is fetched: the recipe says how many tokens there are.
+    before = plan(load_recipe("release", {"language_model.vocabulary": 128256}), 8, 80)
+    assert before["vocabulary"] == 128256 + 1000 + 6
+    assert before["stages"][0].memory.total > small.memory.total
+
+
+def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="type gpt2, expected llama"):
+        plan(load_recipe("release", {"imports.text_model": str(tmp_path)}), 8, 80)
 
 
 def test_published_sizes() -> None:

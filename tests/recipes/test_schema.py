@@ -3,6 +3,7 @@ allowed."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,26 @@ def test_many_mistakes_are_counted_and_the_first_ones_shown(tmp_path: Path) -> N
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"'k0'.*'k2'.*and 2 more"):
         load_recipe(tmp_path / "wrong.yaml")
+
+
+OPTIONAL = ("matrix_learning_rate", "most_hours")
+
+
+def numbers_in(values: object, path: str = "") -> list[str]:
+    """The dotted keys of all numbers in the values of a recipe."""
+    if isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        return [key for k, v in items for key in numbers_in(v, f"{path}.{k}")]
+    return [path[1:]] if isinstance(values, int | float) and not isinstance(values, bool) else []
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf", "nan", "1e999"])
+def test_no_number_of_a_recipe_may_be_infinite(value: object) -> None:
+    recipe = load_recipe("release")
+    keys = numbers_in(recipe.model_dump(mode="json"))
+    assert len(keys) > 100
+    keys += [f"{s}.optimization.{k}" for s in ("stage1", "stage3") for k in OPTIONAL]
+    keys += ["stage2.replay.text"] + (["corpora.0.options.x"] if isinstance(value, float) else [])
+    for key in keys:
+        with pytest.raises(UserError, match=f"{key.rsplit('.', 1)[0]}"):
+            load_recipe("release", {key: value})

@@ -14,10 +14,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from speechgpt_lib.cli.main import app
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
-from speechgpt_lib.runs.artefacts import read_json
+from speechgpt_lib.runs.artefacts import read_json, verify_outputs
 from speechgpt_lib.runs.machine import cpu_facts
 from speechgpt_lib.runs.names import FOLDERS
 from speechgpt_lib.runs.run import Run
@@ -431,3 +433,52 @@ def test_a_program_of_a_recipe_is_asked_about(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--allow-program"):
         Run.open(moved).check_program()
     Run.create(tmp_path / "ours", smoke_recipe()).check_program()
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "a byte":
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    elif how == "a link":
+        elsewhere = path.parent.parent / "elsewhere"
+        elsewhere.write_bytes(data)
+        path.unlink()
+        path.symlink_to(elsewhere)
+    elif how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1])
+
+
+@pytest.mark.parametrize("how", ["a byte", "a link", "gone", "cut"])
+def test_a_finished_file_that_was_changed_is_found(run: Run, how: str) -> None:
+    step = run.step(NAME, write("abc"), settings={})
+    verify_outputs(step.path)
+    damage(step.path / "out.txt", how)
+    with pytest.raises(UserError, match="out.txt is damaged .*make it again"):
+        verify_outputs(step.path)
+    # At every start only what costs nothing is looked at: that it is a file of the same size.
+    assert (run.find(NAME) is None) == (how != "a byte")
+    assert run.step(NAME, write("abc"), settings={}).reused == (how == "a byte")
+
+
+@pytest.mark.parametrize("outputs", ["x", [], {"out.txt": 3}, {"out.txt": {}}, None])
+def test_facts_that_are_none_verify_nothing(run: Run, outputs: object) -> None:
+    step = run.step(NAME, write("abc"), settings={})
+    (step.path / "facts.json").write_text(json.dumps(step.facts | {"outputs": outputs}))
+    with pytest.raises(UserError, match="damaged"):
+        verify_outputs(step.path)
+
+
+@pytest.mark.parametrize("how", ["none", "a byte", "a link"])
+def test_verify_is_an_option_of_run(run: Run, how: str) -> None:
+    for name in (NAME, "01_unit_extraction/other"):
+        step = run.step(name, write("abc"), settings={})
+    damage(step.path / "out.txt", how) if how != "none" else None
+    folder = ["--run-dir", str(run.path), "--verify", "--dry-run"]
+    done = CliRunner().invoke(app, ["run", "--recipe", "smoke", *folder])
+    said = f"{done.output} {done.exception}"
+    if how == "none":
+        assert done.exit_code == 0 and "verified 2 finished steps" in said
+    else:
+        assert done.exit_code != 0 and "other/out.txt is damaged" in said
