@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from speechgpt_lib.errors import UserError
 
@@ -69,11 +69,11 @@ def replace(source: Path, target: Path) -> None:
 def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
     """Hold the lock `path` during the block; the file is removed afterwards.
 
-    Where another process holds it: wait for it, or raise UserError with the text `otherwise`.
+    Where another process holds it: wait for it, or raise UserError with the text `otherwise`; the
+    same where nothing can be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with open(path, "w") as file:
+        with _open_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -88,6 +88,28 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _open_lock(path: Path) -> IO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w")
+    except OSError as error:
+        what = f"cannot use {path.parent} to write in ({error.strerror})"
+        cure = "what is finished there can be read; to make more choose another --run-dir"
+        raise UserError(f"{what}: {cure} (`run_dir` in a notebook)") from error
+
+
+def held_locks(folder: Path) -> list[Path]:
+    """The locks of a run directory that somebody holds: `<folder>/NN_step/name.lock`."""
+    held = []
+    for path in sorted(folder.glob("*/*.lock")):
+        with contextlib.suppress(OSError), open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(path)
+    return held
 
 
 def write_text(path: Path | str, text: str) -> None:

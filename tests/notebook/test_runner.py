@@ -93,8 +93,12 @@ def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(
     assert course() == ["00_units", "01_end"]
     write_notebook("01_end.ipynb", ("look", "print('changed')"))
     assert course() == ["01_end"]
-    assert course(only=["0"], overrides={"seed": 5}) == ["00_units"]
-    assert course(overrides={"seed": 5}) == ["01_end"]
+    copy, seed = (copies / "00_units.ipynb").read_bytes(), {"seed": 5}
+    with pytest.raises(UserError, match="belongs to name: lab, seed: 0; .*--force"):
+        course(overrides=seed)
+    assert (copies / "00_units.ipynb").read_bytes() == copy
+    assert course(only=["0"], overrides=seed, force=True) == ["00_units"]
+    assert course(overrides=seed) == ["01_end"]
     assert (tmp_path / "run/00_units/thing/value.txt").read_text() == "5"
 
 
@@ -166,8 +170,10 @@ def test_two_runs_do_not_share_a_run_directory(write_notebook, tmp_path):
     (tmp_path / "run/notebooks").mkdir(parents=True)
     with open(tmp_path / "run/notebooks/.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="being executed by another process"):
-            run_notebooks("lab", tmp_path / "run", notebooks_dir=folder)
+        for options in ({}, {"overrides": {"seed": 7}}, {"force": True}):
+            with pytest.raises(UserError, match="being executed by another process"):
+                run_notebooks("lab", tmp_path / "run", notebooks_dir=folder, **options)
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["notebooks", ".lock"]
 
 
 def test_selection_by_number_and_name(write_notebook):
