@@ -20,10 +20,19 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.artefacts import fingerprint, hash_file, hash_json, locked, write_json
+from speechgpt_lib.runs.artefacts import (
+    files_in,
+    fingerprint,
+    hash_file,
+    hash_json,
+    locked,
+    write_json,
+)
 from speechgpt_lib.runs.machine import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
+
+CODE = (".py", ".yaml", ".txt", ".mplstyle")  # the files of the package that may change a result
 
 
 @dataclass(frozen=True)
@@ -188,10 +197,10 @@ def source_of(notebook: Path) -> list[list]:
 
 
 def library_hash(folder: Path | None = None) -> str:
-    """A hash of the package's version and files, without the recipes: a run has its own."""
+    """A hash of the package's version and code, without the recipes: a run has its own."""
     folder = folder or Path(speechgpt_lib.__file__).parent
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    other = re.compile(r"(.*/)?__pycache__/.*|recipes/[^/]*\.yaml")
+    files = {p.relative_to(folder).as_posix(): p for p in files_in(folder) if p.suffix in CODE}
+    other = re.compile(r"recipes/[^/]*\.yaml")
     sources = {name: hash_file(p) for name, p in files.items() if not other.fullmatch(name)}
     return hash_json([speechgpt_lib.__version__, sources])
 

@@ -157,6 +157,14 @@ def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
     }
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, but for what systems, editors and Python leave there."""
+    names = r"[.#].*|.*(~|\.sw.|\.bak|\.orig|\.rej|\.tmp)|__pycache__|Thumbs.db|desktop.ini|Icon."
+    litter = re.compile(names, re.DOTALL).fullmatch
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(p for p in found if not any(map(litter, p.relative_to(folder).parts)))
+
+
 def fingerprint(root: Path | str, source: Any) -> dict:
     """What tells an imported result: settings; of files the size and a hash of both their ends.
 
@@ -167,7 +175,7 @@ def fingerprint(root: Path | str, source: Any) -> dict:
     files = []
     for value in (value for value in values if isinstance(value, str)):
         path = Path(root).expanduser() / Path(value).expanduser()
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = files_in(path) if path.is_dir() else [path]
         files += [_ends(file) for file in inside if file.is_file()]
     return {"imported": settings, "files": files}
 
