@@ -51,7 +51,7 @@ KEPT = {
 
 def imported(root: Path, variables: dict, before: str = "", after: str = ""):
     """A new Python that imports the package in an environment of these variables alone."""
-    code = f"import os, sys; {before}; import speechgpt_lib; {after}"
+    code = "\n".join(("import os, sys", before, "import speechgpt_lib", after))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root)} | variables
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
