@@ -6,6 +6,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# pip's own switches and another Python's paths would lead installations elsewhere.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_CONSTRAINT PIP_REQUIREMENT
+unexport PIP_EDITABLE PYTHONHOME PYTHONPATH PYTHONUSERBASE
+
 .DEFAULT_GOAL := help
 .PHONY: help install tutorial lab fairseq quantized test test-fast lint clean
 
@@ -17,8 +22,11 @@ install: $(VENV)/.package  ## set up the virtual environment (about 2 minutes, 2
 tutorial: install  ## train your own SpeechGPT on the lab recipe and hear it answer
 	$(BIN)/speechgpt run --recipe lab
 
+# Jupyter starts for root (in containers) only when told so.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 lab: install  ## open the notebooks in JupyterLab
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab notebooks $(AS_ROOT)
 
 fairseq: $(VENV)/.fairseq  ## install the real fairseq, to compare with (needs g++ and Python's headers)
 

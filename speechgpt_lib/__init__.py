@@ -3,7 +3,10 @@ room."""
 
 import logging
 
+from speechgpt_lib.surroundings import settle
+
 __version__ = "0.2.0"
+settle()
 
 # peft imports bitsandbytes wherever it is installed, which then warns, on some CPUs, that a kernel
 # of a hub can't be had: not on our lines.

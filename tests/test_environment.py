@@ -309,6 +309,31 @@ def test_make_lists_its_targets(root):
 
 
 @needs_make
+@pytest.mark.parametrize("name", ["PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PYTHONPATH", "PIP_ROOT"])
+def test_switches_of_pip_do_not_lead_an_installation_elsewhere(root, tmp_path, monkeypatch, name):
+    (tmp_path / "bin").mkdir()
+    for program in ("python", "python3"):
+        file = tmp_path / "bin" / program
+        file.write_text(f'#!/bin/sh\necho "{name}=${name}" >> {tmp_path}/seen\necho 3.11\n')
+        file.chmod(0o755)
+    monkeypatch.setenv(name, "1")
+    done = make(root, f"VENV={tmp_path}", f"PYTHON={tmp_path}/bin/python3", "install")
+    assert done.returncode == 0, done.stderr
+    seen = set((tmp_path / "seen").read_text().split())
+    assert seen == {f"{name}=0" if name == "PIP_USER" else f"{name}="}
+
+
+@needs_make
+@pytest.mark.parametrize(("uid", "said"), [("0", True), ("1000", False)])
+def test_jupyter_starts_for_root_too(root, tmp_path, monkeypatch, uid, said):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {uid}\n")
+    (tmp_path / "id").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    plan = make(root, "--dry-run", f"VENV={tmp_path}/venv", "lab")
+    assert ("--allow-root" in plan.stdout) is said
+
+
+@needs_make
 @pytest.mark.parametrize(
     ("target", "commands"),
     [

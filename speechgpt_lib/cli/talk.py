@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from speechgpt_lib.cli.options import LAB, AsJson, RunPath, argument, emit, open_run, option, say
@@ -49,8 +50,7 @@ def ask(
 
     if reply not in ("speech", "text"):
         raise UserError(f"unknown --reply {reply!r}: choose speech or text")
-    path = Path(question).expanduser()
-    is_audio = path.suffix.lower() in SOUND or (len(question) < 255 and path.is_file())
+    is_audio = names_a_file(question)
     asked = read_audio(question) if is_audio else question
     speechgpt = _load(run)
     answer = speechgpt.ask(asked, reply, Sampling(temperature) if temperature > 0 else None)
@@ -67,6 +67,15 @@ def ask(
         write_audio(out, wave)
         text += f"\nspoken    {out}"
     _answer(result, text, as_json, "spoken_answer" if reply == "speech" else "written_answer")
+
+
+def names_a_file(question: str) -> bool:
+    """Whether a question means a sound file, be its path mistyped: then words are no question."""
+    path = Path(question.strip()).expanduser()
+    if path.suffix.lower() in SOUND or (len(question) < 255 and path.is_file()):
+        return True
+    looks_so = r"(~|\.{0,2})[/\\].*|\S+[/\\]\S+|.*\.[a-z]\w{1,4}"  # a path, or a suffix at the end
+    return re.fullmatch(looks_so, question.strip(), re.IGNORECASE | re.DOTALL) is not None
 
 
 def _load(path: Path):

@@ -4,6 +4,7 @@ directory."""
 from __future__ import annotations
 
 import base64
+import os
 from html import escape
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def write_report(run: Run) -> dict:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "date": evaluation.facts["finished"],
     }
-    write_json(run.path / "report.json", report)
-    write_text(run.path / "report.html", _page(run, report, evaluation))
+    if os.access(run.path, os.W_OK):  # a run of others, to read only, has its report
+        write_json(run.path / "report.json", report)
+        write_text(run.path / "report.html", _page(run, report, evaluation))
     return report
 
 

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import signal
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.sign import NotebookNotary
 
 import speechgpt_lib
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOG = "kernel.log"
@@ -164,14 +163,16 @@ def _last_words(scratch: str) -> str:
 
 def sign(notebook: Path) -> None:
     """Mark a notebook as trusted here: an untrusted one shows no widgets and plays no sound."""
-    notary = NotebookNotary()
+    notary = None
     try:
+        notary = NotebookNotary()
         notary.sign(nbformat.read(notebook, as_version=4))
-    except (OSError, sqlite3.Error) as error:  # a read-only home must not cost the run
+    except Exception as error:  # whatever is wrong with a home, it must not cost the run
         cure = f"to see all of it: `jupyter trust {notebook}`"
-        print(f"{notebook.name} is not marked as trusted ({error}); {cure}")
+        print(f"{notebook.name} is not marked as trusted ({one_line(error)}); {cure}")
     finally:
-        notary.store.close()
+        with contextlib.suppress(Exception):
+            notary.store.close()
 
 
 class _Lines(io.TextIOBase):
@@ -196,6 +197,9 @@ def _kernel_manager_class(
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         "IPYTHONDIR": str(scratch / "ipython"),
         "PYTHONPATH": os.pathsep.join([library, os.environ.get("PYTHONPATH", "")]),
+        # What the user draws with elsewhere: a file, a window.
+        "MATPLOTLIBRC": str(Path(__file__).with_name("figure.mplstyle")),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every cell's output
     }
     environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}

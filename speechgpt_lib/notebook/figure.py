@@ -29,7 +29,11 @@ LONGEST_CLIP_S = 8.0  # seconds embedded of one clip; 16 kHz costs 43 KB a secon
 
 
 def use_house_style() -> None:
-    """Set matplotlib's defaults: readable sizes, few lines, colours that all can tell apart."""
+    """Set matplotlib's defaults: readable sizes, few lines, colours that all can tell apart.
+
+    A matplotlibrc that lies about has no say (`text.usetex` would need LaTeX).
+    """
+    matplotlib.rcdefaults()
     colors = {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}
     matplotlib.style.use([Path(__file__).with_suffix(".mplstyle"), colors])
 

@@ -18,12 +18,21 @@ from rich.console import Console
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.progress import Reporter
-from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
+from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.runs.artefacts import fingerprint, hash_file, hash_json, locked, write_json
+from speechgpt_lib.runs.artefacts import (
+    files_in,
+    fingerprint,
+    hash_file,
+    hash_json,
+    locked,
+    write_json,
+)
 from speechgpt_lib.runs.machine import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
+
+CODE = (".py", ".yaml", ".txt", ".mplstyle")  # the files of the package that may change a result
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,8 @@ def run_notebooks(
     selected = select(notebooks, only)
     settings = load_recipe(recipe, overrides)
     reporter = Reporter(console)
-    run = Run.create(Path(run_dir).expanduser().absolute(), settings, reporter.say)
-    saved = run.path / "recipe.yaml"
+    run = Run(Path(run_dir).expanduser().absolute(), settings, reporter.say)
+    saved, lock = run.path / "recipe.yaml", run.path / "notebooks" / ".lock"
     as_it_is = str(recipe) in BUILT_IN and not set(overrides or {}) - {"seed"}
     parameters = {
         # A path must mean the same in the notebook's folder as it did in the caller's.
@@ -98,25 +107,39 @@ def run_notebooks(
         "device": settings.device,
         "force": force,
     }
-    keys = notebook_keys(notebooks, settings, saved.read_text(encoding="utf-8"))
+    keys = notebook_keys(notebooks, settings, dump_recipe(settings))
     course = Course(run, notebooks, parameters, keys, reporter)
-    busy = f"the notebooks in {run.path} are being executed by another process"
-    with locked(run.path / "notebooks" / ".lock", f"{busy}; wait or use another --run-dir"):
-        if jobs == 1:
-            states = {n: _reuse(course, n) or _execute(course, n) for n in selected}
-        else:  # steps in processes of their own, each as soon as it can
-            states = {n: _reuse(course, n) for n in selected}
-        if missing := [n for n in selected if states[n] is None]:
-            from speechgpt_lib.notebook.parallel import Parallel
-
-            done = Parallel(course, missing, jobs).run(_execute).done
-            states |= {n: done[n.stem] for n in missing}
+    # Look first: all may be there, in a folder that others share and nobody can write.
+    states = {n: run.has_this_recipe() and _reuse(course, n, quiet=True) for n in selected}
+    if all(states.values()):
+        for notebook, state in states.items():
+            reporter.reused(notebook.stem, state)
+    else:
+        run.refuse_another(force)
+        busy = f"the notebooks in {run.path} are being executed by another process"
+        with locked(lock, f"{busy}; wait or use another --run-dir"):
+            Run.create(run.path, settings, reporter.say, force, held=lock)
+            states = _execute_missing(course, selected, jobs)
     results = []
     for notebook, state in states.items():
         facts = ("reused" in state, state["wall_seconds"], state["peak_memory_mb"])
         results.append(NotebookResult(notebook.stem, course.copy(notebook), *facts))
     reporter.summary(results)
     return results
+
+
+def _execute_missing(course: Course, selected: list[Path], jobs: int) -> dict[Path, dict]:
+    """The states of the selected notebooks, executed where they are not there yet."""
+    if jobs == 1:
+        return {n: _reuse(course, n) or _execute(course, n) for n in selected}
+    states = {n: _reuse(course, n) for n in selected}
+    if missing := [n for n in selected if states[n] is None]:
+        from speechgpt_lib.notebook.parallel import Parallel
+
+        # Steps in processes of their own, each as soon as it can.
+        done = Parallel(course, missing, jobs).run(_execute).done
+        states |= {n: done[n.stem] for n in missing}
+    return states
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
@@ -174,15 +197,15 @@ def source_of(notebook: Path) -> list[list]:
 
 
 def library_hash(folder: Path | None = None) -> str:
-    """A hash of the package's version and files, without the recipes: a run has its own."""
+    """A hash of the package's version and code, without the recipes: a run has its own."""
     folder = folder or Path(speechgpt_lib.__file__).parent
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    other = re.compile(r"(.*/)?__pycache__/.*|recipes/[^/]*\.yaml")
+    files = {p.relative_to(folder).as_posix(): p for p in files_in(folder) if p.suffix in CODE}
+    other = re.compile(r"recipes/[^/]*\.yaml")
     sources = {name: hash_file(p) for name, p in files.items() if not other.fullmatch(name)}
     return hash_json([speechgpt_lib.__version__, sources])
 
 
-def _reuse(course: Course, notebook: Path) -> dict | None:
+def _reuse(course: Course, notebook: Path, quiet: bool = False) -> dict | None:
     """The state of an executed notebook that still holds, else None.
 
     It holds when the key is the same and the copy and all steps are there (hashing their files
@@ -200,7 +223,8 @@ def _reuse(course: Course, notebook: Path) -> dict | None:
         before = course.notebooks[: course.notebooks.index(notebook)]
         if any((course.state(n).get("finished") or "") > state["started"] for n in before):
             return None
-    course.reporter.reused(notebook.stem, state)
+    if not quiet:
+        course.reporter.reused(notebook.stem, state)
     return state | {"reused": True}
 
 

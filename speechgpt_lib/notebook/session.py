@@ -1,9 +1,11 @@
 """The session cell of a notebook: its parameters → an open run, and speech to look at."""
 
 import contextlib
+import functools
 import os
 import platform
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +126,32 @@ class Session:
                 found.append(_clip(u))
         return found
 
+    def folder(self, name: str) -> Path:
+        """A folder for what cells write: <run>/<name>, or a temporary one where the run is another
+        person's, to read only."""
+        writable = os.access(self.run.path, os.W_OK)
+        return (self.run.path if writable else Path(_scratch().name)) / name
+
     def media(self, notebook: str) -> Path:
         """The folder for a notebook's figures and clips: <run>/notebooks/media/<notebook>."""
-        return self.run.path / "notebooks" / "media" / notebook
+        return self.folder("notebooks") / "media" / notebook
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="speechgpt-notebook-")
+
+
+def default_run_dir(recipe: str) -> Path:
+    """`runs/<recipe>` beside the folder of notebooks, wherever a notebook was started from.
+
+    This folder is the current one or lies in it; else it is that of the clone.
+    """
+    here, clone = Path.cwd(), Path(speechgpt_lib.__file__).parents[1]
+    for place in (here, here.parent, clone):
+        if any((place / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+            return place / "runs" / recipe
+    return here / "runs" / recipe
 
 
 def _after_cell(result: object) -> None:
@@ -134,19 +159,26 @@ def _after_cell(result: object) -> None:
 
 
 def start(
-    recipe: str, run_dir: str, seed: int | None = None, device: str | None = None, force=False
+    recipe: str,
+    run_dir: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    force: bool = False,
 ) -> Session:
     """Open the run directory for a recipe; print versions, device, threads, seed and the folder.
 
-    `seed` and `device` replace the recipe's; all random numbers start at the seed.
+    `run_dir` is by default `default_run_dir`, which follows the recipe.  `seed` and `device`
+    replace the recipe's; all random numbers start at the seed.
 
-    Raises UserError for an unknown recipe or device, or a folder that can't be written.
+    Raises UserError for an unknown recipe or device, or a folder that can't be written or belongs
+    to another recipe or seed (with `force` it is given to this one).
     """
     given = {"seed": seed, "device": device}
     settings = load_recipe(
         recipe, {key: value for key, value in given.items() if value is not None}
     )
-    run = Run.create(Path(run_dir).expanduser().absolute(), settings)
+    folder = Path(run_dir).expanduser() if run_dir else default_run_dir(settings.name)
+    run = Run.create(folder.absolute(), settings, force=force)
     session = Session(run, resolve_device(settings.device), force)
     random.seed(settings.seed)
     np.random.seed(settings.seed)
@@ -159,6 +191,8 @@ def start(
     print(f"recipe   {settings.name}, seed {settings.seed}: {settings.summary}")
     print(f"device   {session.device}, {torch.get_num_threads()} threads")
     print(f"results  {os.path.relpath(run.path)}{' (made anew: force is on)' if force else ''}")
+    if not os.access(run.path, os.W_OK):
+        print(f"         to read only: what cells write themselves goes to {_scratch().name}")
     return session
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import STEPS, TRAINED, find_step, make, order, plan
 from speechgpt_lib.pipeline.step import OnLog
+from speechgpt_lib.pipeline.worker import MEET_S
 from speechgpt_lib.runs.names import folder_of
-from speechgpt_lib.runs.processes import supervise
+from speechgpt_lib.runs.processes import LOOPBACK, loopback_only, supervise
 from speechgpt_lib.runs.run import Run, Step
 from speechgpt_lib.training.log import read_metrics
 
@@ -84,9 +85,10 @@ def train_step(
         shutil.rmtree(run.path / f"{target}.partial", ignore_errors=True)
     command = torchrun_command(name, run, processes, force)
     run.say("$ " + " ".join(["python", *command[1:]]))
+    run.say(f"{processes} processes, which must meet at {LOOPBACK} within {MEET_S[0]} s")
     follower = Follower(on_log or (lambda row: None), run.path / f"{target}.partial")
     earlier = run.find(name)
-    status = supervise(command, run.say, run.path / LOG, follower.look)
+    status = supervise(command, run.say, run.path / LOG, follower.look, loopback_only())
     if status != 0:
         reason = f"{_reason(run.path / LOG)} (more in {run.path / LOG})"
         raise UserError(f"{name} in {processes} processes ended with exit code {status}: {reason}")
@@ -135,7 +137,11 @@ def torchrun_command(name: str, run: Run, processes: int, force: bool = False) -
     """The command that starts `processes` workers as one group; each is told how many there must
     be."""
     count, options = str(processes), ["force"] if force else []
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+    # As --standalone does, but by address: names may lead to other machines, or to none.
+    meeting = ["--local-addr", LOOPBACK, "--rdzv-endpoint", f"{LOOPBACK}:0", "--rdzv-id", "here"]
+    meeting += ["--rdzv-backend", "c10d", "--rdzv-conf", f"is_host=1,timeout={MEET_S[0]}"]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", count]
+    launcher += meeting
     worker = ["-m", "speechgpt_lib.pipeline.worker", name, str(run.path), count]
     return [sys.executable, *launcher, *worker, *options]
 
@@ -146,4 +152,5 @@ def _reason(log: Path) -> str:
     lines = text.splitlines()
     own = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     other = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
-    return next(iter(own + other), "no reason given").removeprefix("error: ")
+    last = [line for line in lines if re.search(r"\w", line)][-1:]
+    return next(iter(own + other + last), "no reason given").removeprefix("error: ")[:500]

@@ -15,7 +15,9 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import sys
+import time
 
 import torch
 
@@ -23,6 +25,8 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import find_step, make
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
+
+MEET_S = (60, 300)  # for all processes to be there, on one machine and on several
 
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
@@ -36,12 +40,29 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        reach_first(rank, MEET_S[here < int(os.environ.get("WORLD_SIZE", here))])
     say = functools.partial(print, flush=True) if rank == 0 else lambda line: None
     run, force = Run.open(run_dir, say=say), "force" in options
     if find_step(name).cost.splittable:  # its parts need not know of each other
         make(run, name, force, shards=slice(rank, None, int(processes)))
     else:
         make(run.as_worker(rank, int(processes)), name, force)
+
+
+def reach_first(rank: int, seconds: float) -> None:
+    """Wait until the first process can be reached; UserError after so many seconds."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    deadline = time.monotonic() + seconds
+    while address and port.isdigit():
+        try:
+            return socket.create_connection((address, int(port)), timeout=5.0).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                what = f"process {rank} could not reach the first one at {address}:{port}"
+                cure = "does MASTER_ADDR lead to its machine, and does a firewall let it through?"
+                raise UserError(f"{what} in {seconds:.0f} s ({error}): {cure}") from error
+            time.sleep(0.5)
 
 
 def _interrupt(number: int, frame: object) -> None:

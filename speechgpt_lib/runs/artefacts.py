@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from speechgpt_lib.errors import UserError, reading
 
@@ -80,11 +80,11 @@ def not_through_links(path: str, flags: int) -> int:
 def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None]:
     """Hold the lock `path` during the block; the file is removed afterwards.
 
-    Where another process holds it: wait for it, or raise UserError with the text `otherwise`.
+    Where another process holds it: wait for it, or raise UserError with the text `otherwise`; the
+    same where nothing can be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with open(path, "w", opener=not_through_links) as file:
+        with _open_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -99,6 +99,28 @@ def locked(path: Path, otherwise: str = "", wait: bool = False) -> Iterator[None
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _open_lock(path: Path) -> IO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w", opener=not_through_links)
+    except OSError as error:
+        what = f"cannot use {path.parent} to write in ({error.strerror})"
+        cure = "what is finished there can be read; to make more choose another --run-dir"
+        raise UserError(f"{what}: {cure} (`run_dir` in a notebook)") from error
+
+
+def held_locks(folder: Path) -> list[Path]:
+    """The locks of a run directory that somebody holds: `<folder>/NN_step/name.lock`."""
+    held = []
+    for path in sorted(folder.glob("*/*.lock")):
+        with contextlib.suppress(OSError), open(path, opener=not_through_links) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(path)
+    return held
 
 
 @contextlib.contextmanager
@@ -209,6 +231,14 @@ def verify_outputs(folder: Path) -> None:
         raise UserError(f"{path} is damaged ({error}): delete {folder}, make it again") from None
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, but for what systems, editors and Python leave there."""
+    names = r"[.#].*|.*(~|\.sw.|\.bak|\.orig|\.rej|\.tmp)|__pycache__|Thumbs.db|desktop.ini|Icon."
+    litter = re.compile(names, re.DOTALL).fullmatch
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(p for p in found if not any(map(litter, p.relative_to(folder).parts)))
+
+
 def fingerprint(root: Path | str, source: Any) -> dict:
     """What tells an imported result: settings; of files the size and a hash.
 
@@ -219,7 +249,7 @@ def fingerprint(root: Path | str, source: Any) -> dict:
     files = []
     for value in (value for value in values if isinstance(value, str)):
         path = Path(root).expanduser() / Path(value).expanduser()
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = files_in(path) if path.is_dir() else [path]
         for file, stat in ((file, file.stat()) for file in inside if file.is_file()):
             known = _hash_once(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
             files.append([file.name, stat.st_size, known[:16]])

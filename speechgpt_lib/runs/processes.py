@@ -11,16 +11,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import format_exc
 from typing import Any
 
+import psutil
+
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import not_through_links
 
+LOOPBACK = "127.0.0.1"  # where processes of one machine meet, whatever its name resolves to
 PATIENCE_S = 60.0  # to finish a step and save; torchrun itself kills its workers after 30 s
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -89,14 +92,27 @@ def _work(function: Callable, there: Connection) -> None:
             there.send(answer)
 
 
-def supervise(command: list[str], say: Callable, log: Path, meanwhile=lambda: None) -> int:
+def loopback_only() -> dict[str, str]:
+    """Variables that keep gloo and NCCL on this machine: they, too, would ask for its name."""
+    addresses = psutil.net_if_addrs().items()
+    names = [name for name, known in addresses if any(a.address == LOOPBACK for a in known)]
+    return {f"{library}_SOCKET_IFNAME": name for library in ("GLOO", "NCCL") for name in names[:1]}
+
+
+def supervise(
+    command: list[str],
+    say: Callable,
+    log: Path,
+    meanwhile=lambda: None,
+    variables: Mapping[str, str] | None = None,
+) -> int:
     """Run a command in a session of its own that ends when we do; returns its exit code.
 
     What it prints is said, what it writes to stderr goes to `log`.  `meanwhile` is called again and
     again while it runs, twice a second or so.
     """
     # Else torchrun would set the number of threads and announce it; a worker chooses it itself.
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | (variables or {})
     with open(log, "w", opener=not_through_links) as errors, interrupts_later() as allow_them:
         streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
         session = {"start_new_session": True, "preexec_fn": end_with_parent}

@@ -106,19 +106,60 @@ class Run:
     rank: int = 0
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe, say: Callable[[str], None] = print) -> Run:
-        """Open `path` for `recipe`, which it keeps; results of another one are remade as needed."""
+    def create(
+        cls,
+        path: Path | str,
+        recipe: Recipe,
+        say: Callable[[str], None] = print,
+        force: bool = False,
+        held: Path | None = None,
+    ) -> Run:
+        """Open `path` for `recipe`, which it keeps; what other settings made is remade as needed.
+
+        A directory belongs to the name of its recipe and to its seed: UserError for another one,
+        unless `force`, and for any change while somebody works there.  `held`: the caller's own
+        lock.  A directory that has this very recipe is only read.
+        """
         path = Path(path).expanduser()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = f"cannot use {path} as a run directory ({error.strerror})"
-            raise UserError(f"{what}; choose another --run-dir") from error
-        refuse_older_layout(path)
-        text, saved = dump_recipe(recipe), path / "recipe.yaml"
-        if not saved.exists() or saved.read_text(encoding="utf-8") != text:
-            artefacts.write_text(saved, text)
-        return cls(path, recipe, say)
+            cure = "choose another --run-dir (`run_dir` in a notebook)"
+            raise UserError(f"{what}; {cure}") from error
+        run = cls(path, recipe, say)
+        run.refuse_another(force)
+        if not run.has_this_recipe():
+            with artefacts.locked(path / ".lock", wait=True):
+                run.refuse_another(force)
+                if busy := [lock for lock in artefacts.held_locks(path) if lock != held]:
+                    name = busy[0].relative_to(path).as_posix().removesuffix(".lock").strip("/")
+                    what = f"{path} is in use by another process, which makes {name}"
+                    raise UserError(f"{what}; wait for it or use another --run-dir")
+                artefacts.write_text(path / "recipe.yaml", dump_recipe(recipe))
+        return run
+
+    def saved_recipe(self) -> str:
+        """The text of the recipe that the directory keeps, or ""."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.path / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+        return ""
+
+    def has_this_recipe(self) -> bool:
+        """Whether the directory keeps this run's recipe, to the letter."""
+        return self.saved_recipe() == dump_recipe(self.recipe)
+
+    def refuse_another(self, force: bool = False) -> None:
+        """Raises UserError where the directory belongs to another recipe or seed, unless `force`;
+        or to an earlier version."""
+        refuse_older_layout(self.path)
+        saved, own = self.saved_recipe(), dump_recipe(self.recipe)
+        theirs, ours = (re.findall(r"(?m)^(?:name|seed): .*", text) for text in (saved, own))
+        if saved and theirs != ours and not force:
+            what = f"{self.path} belongs to {', '.join(theirs) or 'a recipe that is damaged'}"
+            cure = "use another run directory (--run-dir, or `run_dir` in a notebook), or force"
+            cure += " (--force, `force = True`), which remakes what is there"
+            raise UserError(f"{what}; this is {', '.join(ours)}: {cure}")
 
     @classmethod
     def open(cls, path: Path | str, say: Callable[[str], None] = print) -> Run:
@@ -210,19 +251,27 @@ class Run:
         task = Task(self.path / folder, facts, make, force)
         if self.rank > 0:
             return self._follow(task)
+        if not force:  # look first: a finished run may lie where nobody can write
+            found = replace(self, say=_nothing).find(name)
+            if found and found.key == key:
+                return self._reuse(found, part)
         busy = f"{folder} is being made in {self.path} by another process"
         busy += "; wait for it or use another --run-dir"
         with artefacts.locked(self.path / f"{folder}.lock", busy, wait=part):
+            self.refuse_another()  # it may have been given to another since it was opened
             found = self.find(name)
             if found and found.key == key and not force:
-                made = f"made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s"
-                if not part:
-                    self.say(f"reused   {folder} ({made})")
-                return found
+                return self._reuse(found, part)
             if not part:
                 return self._make(task, stale=bool(found))
             task.begin()
         return Step(folder, task.work, {"key": key, "metrics": make(task.work) or {}})
+
+    def _reuse(self, found: Step, part: bool) -> Step:
+        if not part:
+            made = f"made {found.facts['finished']}, {found.facts['wall_seconds']:.0f} s"
+            self.say(f"reused   {found.name} ({made})")
+        return found
 
     def _make(self, task: Task, stale: bool) -> Step:
         work, folder = task.work, task.facts["step"]
@@ -305,6 +354,9 @@ def refuse_older_layout(path: Path) -> None:
             f"{path} was made by an earlier version of speechgpt (its recipe has `corpus`); its "
             "results are kept and can be listened to; use another --run-dir to go on"
         )
+
+
+def _nothing(line: str) -> None: ...
 
 
 def _version(package: str) -> str | None:

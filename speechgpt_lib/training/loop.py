@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from speechgpt_lib.errors import UserError, out_of_memory, reading
 from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.surroundings import clear_variables
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.devices import compile_layers, resolve_compile, resolve_precision
 from speechgpt_lib.training.log import MetricsLog
@@ -93,6 +94,7 @@ class Training:
         self.world, self.own_tokens, self.summary = options.world_size, 0, {}
         self.sharded = settings.sharding == "full" and self.world > 1
         AcceleratorState._reset_state()  # an earlier training may have had another precision
+        clear_variables()  # accelerate would take them before what is said here
         partly = task.phases is not None  # a phase leaves some parameters without gradient
         handlers = [DistributedDataParallelKwargs(find_unused_parameters=partly)]
         cpu = options.device == "cpu"

@@ -14,6 +14,7 @@ import pytest
 from nbformat.sign import NotebookNotary
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook import execution
 from speechgpt_lib.notebook.execution import (
     Stop,
     Stopped,
@@ -243,3 +244,17 @@ def test_a_full_disk_is_one_line(write_notebook, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert set(psutil.Process().children(recursive=True)) <= before
     assert not (tmp_path / "01_x.ipynb").exists()
+
+
+@pytest.mark.parametrize("error", [PermissionError, RuntimeError, KeyError, NotADirectoryError])
+def test_a_home_without_signatures_costs_a_word_and_no_run(
+    write_notebook, monkeypatch, capsys, error
+):
+    def broken(*arguments, **options):
+        raise error("home")
+
+    notebook = write_notebook("00_x.ipynb")
+    monkeypatch.setattr(execution, "NotebookNotary", broken)
+    execution.sign(notebook)
+    said = capsys.readouterr().out
+    assert "not marked as trusted" in said and "jupyter trust" in said and said.count("\n") == 1

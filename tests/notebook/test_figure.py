@@ -3,6 +3,7 @@ import io
 import re
 import wave
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -44,6 +45,14 @@ def test_figure_has_alt_text_and_caption_and_is_closed(shown, tmp_path):
     assert embedded(markup).startswith(b"\x89PNG")
     assert (tmp_path / "media/loss.png").read_bytes() == embedded(markup)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("setting", [{"text.usetex": True}, {"savefig.dpi": 10}, {"font.size": 40}])
+def test_what_a_matplotlibrc_says_is_left_behind(setting):
+    with matplotlib.rc_context(setting):
+        figure.use_house_style()
+        assert all(matplotlib.rcParams[name] != value for name, value in setting.items())
+        assert matplotlib.rcParams["figure.constrained_layout.use"]
 
 
 def test_figure_needs_an_alt_text():

@@ -27,6 +27,7 @@ from speechgpt_lib.notebook.runner import (
     select,
 )
 from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.artefacts import files_in, fingerprint
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 from tests.builders import tiny_inventory
@@ -93,8 +94,12 @@ def test_unchanged_notebooks_are_reused_and_changed_ones_executed_from_there_on(
     assert course() == ["00_units", "01_end"]
     write_notebook("01_end.ipynb", ("look", "print('changed')"))
     assert course() == ["01_end"]
-    assert course(only=["0"], overrides={"seed": 5}) == ["00_units"]
-    assert course(overrides={"seed": 5}) == ["01_end"]
+    copy, seed = (copies / "00_units.ipynb").read_bytes(), {"seed": 5}
+    with pytest.raises(UserError, match="belongs to name: lab, seed: 0; .*--force"):
+        course(overrides=seed)
+    assert (copies / "00_units.ipynb").read_bytes() == copy
+    assert course(only=["0"], overrides=seed, force=True) == ["00_units"]
+    assert course(overrides=seed) == ["01_end"]
     assert (tmp_path / "run/00_units/thing/value.txt").read_text() == "5"
 
 
@@ -166,8 +171,10 @@ def test_two_runs_do_not_share_a_run_directory(write_notebook, tmp_path):
     (tmp_path / "run/notebooks").mkdir(parents=True)
     with open(tmp_path / "run/notebooks/.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="being executed by another process"):
-            run_notebooks("lab", tmp_path / "run", notebooks_dir=folder)
+        for options in ({}, {"overrides": {"seed": 7}}, {"force": True}):
+            with pytest.raises(UserError, match="being executed by another process"):
+                run_notebooks("lab", tmp_path / "run", notebooks_dir=folder, **options)
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["notebooks", ".lock"]
 
 
 def test_selection_by_number_and_name(write_notebook):
@@ -242,6 +249,42 @@ def test_library_hash_sees_every_source_but_no_recipe_and_no_cache(tmp_path):
         assert library_hash(tmp_path) != before
         (tmp_path / name).write_text("1")
     assert library_hash(tmp_path) == before
+
+
+LITTER = (
+    ".DS_Store",
+    "instructions/._card.yaml",
+    ".a.py.swp",
+    "a.py~",
+    "a.py.swo",
+    "#a.py#",
+    ".#a.py",
+    "a.py.orig",
+    "a.py.bak",
+    ".ipynb_checkpoints/a-checkpoint.py",
+    "__pycache__/a.py",
+    "Thumbs.db",
+    "desktop.ini",
+    "Icon\r",
+    "4913",
+)
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_what_systems_and_editors_leave_in_the_package_is_no_code(tmp_path, name):
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "model.bin").write_text("1")
+    before, files = library_hash(tmp_path), fingerprint(tmp_path, ".")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("2")
+    assert library_hash(tmp_path) == before
+    if name != "4913":  # of an import, any name may be meant
+        assert fingerprint(tmp_path, ".") == files
+
+
+def test_every_file_of_the_package_counts_as_code(root):
+    package = root / "speechgpt_lib"
+    assert {path.suffix for path in files_in(package)} == {*runner.CODE}
 
 
 def test_reusing_needs_neither_torch_nor_papermill(root):

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import re
 
@@ -9,6 +10,7 @@ import torch
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.notebook import session
 from speechgpt_lib.notebook.session import (
     ANSWER,
     QUESTION,
@@ -43,7 +45,7 @@ def test_start_opens_the_run_and_says_what_matters(tmp_path, monkeypatch, capsys
 
 def test_random_numbers_start_at_the_seed(tmp_path):
     def draw(seed):
-        start("lab", str(tmp_path), seed=seed)
+        start("lab", str(tmp_path / str(seed)), seed=seed)
         return random.random(), np.random.random(), torch.rand(1).item()
 
     assert draw(1) == draw(1)
@@ -61,6 +63,42 @@ def test_random_numbers_start_at_the_seed(tmp_path):
 def test_bad_parameters(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         start(**({"recipe": "lab", "run_dir": str(tmp_path)} | options))
+
+
+@pytest.mark.parametrize("slip", [{"recipe": "smoke"}, {"seed": 7}, {"recipe": "smoke", "seed": 7}])
+def test_a_slip_in_the_first_cell_leaves_a_run_alone(tmp_path, slip):
+    made = start("lab", str(tmp_path)).run.step("corpus", make, settings={})
+    with pytest.raises(UserError, match=r"belongs to name: lab, seed: .*`run_dir`.*`force = True`"):
+        start(**({"recipe": "lab", "run_dir": str(tmp_path)} | slip))
+    assert Run.open(tmp_path).recipe == load_recipe("lab")
+    assert Run.open(tmp_path).require("corpus").key == made.key
+    forced = start(**({"recipe": "lab", "run_dir": str(tmp_path), "force": True} | slip))
+    assert Run.open(tmp_path).recipe == forced.run.recipe != load_recipe("lab")
+
+
+@pytest.mark.parametrize("started_in", ["", "notebooks", "runs", "elsewhere"])
+def test_by_default_results_lie_beside_the_notebooks(tmp_path, monkeypatch, started_in):
+    clone = tmp_path / "clone"
+    for folder in ("notebooks", "runs", "elsewhere"):
+        (clone / folder).mkdir(parents=True)
+    (clone / "notebooks" / "00_start_here.ipynb").touch()
+    (clone / "00_start_here.ipynb").touch()  # papermill's output, where it was started
+    monkeypatch.setattr(session.speechgpt_lib, "__file__", str(clone / "speechgpt_lib" / "x.py"))
+    monkeypatch.chdir(clone / started_in)
+    assert start("smoke").run.path == clone / "runs" / "smoke"
+    assert start("lab").run.path == clone / "runs" / "lab"
+
+
+def test_in_a_run_to_read_only_cells_write_elsewhere(tmp_path, monkeypatch, capsys):
+    session = start("smoke", str(tmp_path))
+    made = session.run.step("hubert", make, settings={})
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in [path, *path.parents])
+    session = start("smoke", str(tmp_path))
+    assert "to read only: what cells write" in capsys.readouterr().out
+    assert session.run.step("hubert", None, settings={}).key == made.key
+    media = session.media("01_unit_extraction")
+    media.mkdir(parents=True)
+    assert tmp_path not in media.parents and media == session.media("01_unit_extraction")
 
 
 def test_device_that_is_not_there(monkeypatch):

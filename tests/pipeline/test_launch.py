@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline import launch
+from speechgpt_lib.pipeline import launch, worker
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.names import folder_of
-from speechgpt_lib.runs.processes import supervise
+from speechgpt_lib.runs.processes import loopback_only, supervise
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training.log import read_metrics
 from speechgpt_lib.training.loop import Task, train
@@ -65,6 +66,42 @@ def test_the_reason_is_a_workers_own_words_before_the_launchers(tmp_path: Path) 
     assert launch._reason(log) == "KeyError: 'x'"
     log.write_text("")
     assert launch._reason(log) == "no reason given"
+
+
+def test_processes_of_one_machine_meet_without_its_name(tmp_path: Path) -> None:
+    command = launch.torchrun_command("stage1", new_run(tmp_path / "run", 1), 2)
+    given = dict(zip(command, command[1:], strict=False))
+    assert given["--local-addr"] == "127.0.0.1" and given["--rdzv-endpoint"] == "127.0.0.1:0"
+    assert given["--nnodes"] == "1" and "timeout=60" in given["--rdzv-conf"]
+    assert "--standalone" not in command  # it asks for `localhost`, and workers for the host's name
+    variables = loopback_only()
+    assert set(variables) == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    (name,) = set(variables.values())
+    assert "127.0.0.1" in [one.address for one in psutil.net_if_addrs()[name]]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "no-such-host.invalid", "256.1.1.1"])
+def test_a_first_process_that_is_not_there_is_an_error_in_time(monkeypatch, address: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # nobody listens there
+        monkeypatch.setenv("MASTER_ADDR", address)
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=rf"process 1 .* at {address}:{port} in 0 s .*firewall"):
+            worker.reach_first(1, 0.0)
+
+
+def test_the_first_process_is_reached_where_it_listens(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(listening.getsockname()[1]))
+        worker.reach_first(1, 0.0)
+
+
+@pytest.mark.parametrize("said", ["Killed\n====\n", "\n…\nKilled\n"])
+def test_without_an_error_the_last_words_are_the_reason(tmp_path: Path, said: str) -> None:
+    (tmp_path / "log").write_text(said)
+    assert launch._reason(tmp_path / "log") == "Killed"
 
 
 def test_an_interrupt_stops_the_command(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from speechgpt_lib.cli.main import app
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import dump_recipe, load_recipe
+from speechgpt_lib.runs import artefacts
 from speechgpt_lib.runs.artefacts import read_json, verify_outputs
 from speechgpt_lib.runs.machine import cpu_facts
 from speechgpt_lib.runs.names import FOLDERS
@@ -212,6 +213,75 @@ def test_two_cannot_make_a_step_at_once(run: Run) -> None:
 
     run.step(NAME, make, settings={})
     assert not list(run.path.glob("*/*.lock"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"name": "mine"}, {"name": "mine", "seed": 7}])
+def test_a_directory_belongs_to_its_recipe_and_seed(run: Run, other: dict) -> None:
+    run.step(NAME, write(), settings={})
+    before, another = contents(run.path), smoke_recipe(**other)
+    with pytest.raises(UserError, match=r"belongs to name: .*, seed: .*--run-dir.*--force"):
+        Run.create(run.path, another)
+    assert contents(run.path) == before
+    assert Run.create(run.path, another, force=True).has_this_recipe()
+    with pytest.raises(UserError, match="belongs to"):  # opened before it was given away
+        run.step("05_other/model", never, settings={})
+    assert run.step(NAME, never, settings={}).reused
+
+
+def test_other_settings_of_its_recipe_may_follow(run: Run) -> None:
+    Run.create(run.path, smoke_recipe(processes=2), say=lambda line: None)
+    assert Run.open(run.path).recipe.processes == 2
+
+
+@pytest.mark.parametrize("text", ["", "name: [", "name: smoke\n"])
+def test_a_damaged_recipe_is_no_licence(run: Run, text: str) -> None:
+    saved = run.path / "recipe.yaml"
+    saved.write_text(text)
+    if text:
+        with pytest.raises(UserError, match="belongs to"):
+            Run.create(run.path, run.recipe)
+        assert saved.read_text() == text
+    assert Run.create(run.path, run.recipe, force=True).has_this_recipe()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_busy_directory_keeps_its_recipe(run: Run, force: bool) -> None:
+    others = [smoke_recipe(processes=2)] + [smoke_recipe(seed=7)] * force
+
+    def make(work: Path) -> dict:
+        for other in others:
+            with pytest.raises(UserError, match="in use by another process.*thing"):
+                Run.create(run.path, other, force=force)
+        assert run.has_this_recipe()
+        return {}
+
+    run.step(NAME, make, settings={})
+    Run.create(run.path, others[-1], force=force)
+
+
+def test_a_finished_run_is_used_where_nobody_can_write(run: Run, monkeypatch) -> None:
+    run.step(NAME, write(), settings={})
+    before = contents(run.path)
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(artefacts, "open", forbidden, raising=False)
+    for again in (Run.create(run.path, run.recipe), Run.open(run.path)):
+        assert again.step(NAME, never, settings={}).reused
+        assert again.step(NAME, never, settings={}, part=True).reused
+        with pytest.raises(UserError, match=r"Read-only file system\): what is finished .*run_dir"):
+            again.step(NAME, never, settings={"other": 1})
+        with pytest.raises(UserError, match="Read-only file system"):
+            again.step(NAME, never, settings={}, force=True)
+    with pytest.raises(UserError, match="Read-only file system"):
+        Run.create(run.path, smoke_recipe(processes=2))
+    assert contents(run.path) == before
 
 
 def test_a_lock_left_by_a_killed_process_does_not_bar_the_next(run: Run) -> None:

@@ -49,6 +49,26 @@ def fit(model, settings, work: Path, function=step_function, seed=0, name_rows=N
     return train(task, settings, work, TrainingOptions(seed, **options))
 
 
+@pytest.mark.parametrize(
+    "variable",
+    [
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"},
+        {"ACCELERATE_DYNAMO_BACKEND": "eager"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+        {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        {"ACCELERATE_USE_FSDP": "true"},
+    ],
+)
+def test_the_environment_has_no_say_in_the_weights(tmp_path: Path, monkeypatch, variable) -> None:
+    plain, other = fresh(), fresh()
+    fit(plain, few_steps(5), tmp_path / "plain")
+    for name, value in variable.items():  # set after the import, as a cell of a notebook may
+        monkeypatch.setenv(name, value)
+    fit(other, few_steps(5), tmp_path / "other")
+    assert torch.equal(plain.weight, other.weight) and torch.equal(plain.bias, other.bias)
+    assert not torch.equal(plain.weight, fresh().weight)
+
+
 def test_learning_rate_warms_up_holds_and_decays() -> None:
     settings = few_steps(100, learning_rate=1.0, warmup=10, hold=0.4, floor=0.1)
     rates = [learning_rate_at(step, settings) for step in range(100)]
