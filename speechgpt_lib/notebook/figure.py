@@ -1,7 +1,8 @@
 """Figures, sounds and tables in a notebook, as HTML with alt text and a caption.
 
 JupyterLab drops the alt text of PNG outputs, an untrusted notebook plays no sound, and
-`IPython.display.Audio` makes every clip equally loud: hence the three functions `show_…`.
+`IPython.display.Audio` makes every clip equally loud: hence the three functions `show_…`.  What
+makes a PDF through LaTeX reads no HTML: it takes a figure's PNG, which is there, too.
 """
 
 import base64
@@ -18,6 +19,7 @@ import soundfile
 from IPython import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import atomic_path
@@ -55,21 +57,22 @@ def show_figure(
     """Show a matplotlib figure as HTML and close it; with `name` and `save_dir` also save it.
 
     `alt` says what there is to see to somebody who can't see it; `caption` stands below.  The
-    resolution is 100 dots an inch, less when the PNG would exceed 150 kB.  `place`: where to show
-    it, as options of IPython's `display`.
+    resolution is 100 dots an inch of 256 colours, less when the PNG would exceed 75 kB.  `place`:
+    where to show it, as options of IPython's `display`.
     """
     if not alt.strip():
         raise UserError("show_figure needs an alt text: a sentence that says what there is to see")
     for dpi in (100, 75, 50):
-        buffer = io.BytesIO()
+        buffer, png = io.BytesIO(), io.BytesIO()
         fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
-        if buffer.tell() <= 150_000:  # bytes; ten figures fit a notebook of 1.5 MB
+        Image.open(buffer).convert("RGB").quantize(256, dither=0).save(png, "PNG", optimize=True)
+        if png.tell() <= 75_000:  # bytes; seven figures, each there twice, fit a notebook of 1.5 MB
             break
     plt.close(fig)
     path = save_dir / f"{name}.png" if name and save_dir else None
-    source = _embed("image/png", buffer.getvalue(), path)
+    source = _embed("image/png", png.getvalue(), path)
     image = f'<img alt="{html.escape(alt)}" style="max-width: 100%" src="{source}"/>'
-    _show(image, caption, f"[figure] {alt}\n{caption}", **place)
+    _show(image, caption, f"[figure] {alt}\n{caption}", png.getvalue(), **place)
 
 
 def show_audio(wave: Any, sample_rate: int, caption: str, path: Path | None = None) -> None:
@@ -131,10 +134,12 @@ def _embed(kind: str, content: bytes, path: Path | None = None) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _show(content: str, caption: str, plain: str, **place: Any) -> None:
+def _show(content: str, caption: str, plain: str, png: bytes = b"", **place: Any) -> None:
     caption = f"<figcaption>{html.escape(caption)}</figcaption>"
     markup = f'<figure style="margin: 0.5em 0">{content}{caption}</figure>'
-    display.display({"text/html": markup, "text/plain": plain}, raw=True, **place)
+    bundle = {"text/html": markup, "text/plain": plain}
+    bundle |= {"image/png": base64.b64encode(png).decode()} if png else {}
+    display.display(bundle, raw=True, **place)
 
 
 def _cell(value: Any) -> str:

@@ -5,9 +5,12 @@ import wave
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbconvert import get_exporter
+from PIL import Image
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook import figure
@@ -45,6 +48,37 @@ def test_figure_has_alt_text_and_caption_and_is_closed(shown, tmp_path):
     assert embedded(markup).startswith(b"\x89PNG")
     assert (tmp_path / "media/loss.png").read_bytes() == embedded(markup)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("kind", ["latex", "html", "markdown", "rst"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_figures_go_into_what_a_notebook_is_exported_to(shown, kind, count):
+    for k in range(count):
+        fig, axes = plt.subplots()
+        axes.plot([k, 1, 2])
+        show_figure(fig, f"A line from {k}", "Figure 1.")
+    outputs = [nbformat.v4.new_output("display_data", bundle) for bundle in shown]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
+    text, resources = get_exporter(kind)().from_notebook_node(notebook)
+    if kind == "latex":
+        pictures = re.findall(r"adjustimage.*{(output.*)}", text)
+        assert len(pictures) == count
+        assert all(resources["outputs"][name].startswith(b"\x89PNG") for name in pictures)
+    else:
+        assert text.count('<img alt="A line from') == count
+
+
+def test_colours_survive(shown):
+    fig, axes = plt.subplots(figsize=(4, 3))
+    axes.imshow(np.linspace(0, 1, 10_000).reshape(100, 100), cmap="cividis")
+    full = io.BytesIO()
+    fig.savefig(full, dpi=100, bbox_inches="tight")
+    show_figure(fig, "All colours", "Figure 2.")
+    drawn, found = (
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
+        for png in (full.getvalue(), embedded(shown[0]["text/html"]))
+    )
+    assert np.abs(drawn - found).mean() < 1.5 and np.abs(drawn - found).max() < 40
 
 
 @pytest.mark.parametrize("setting", [{"text.usetex": True}, {"savefig.dpi": 10}, {"font.size": 40}])
