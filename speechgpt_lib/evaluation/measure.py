@@ -167,8 +167,9 @@ def answer_questions(
     for q, reply, judged in zip(questions, written, judge.transcribe_many(said), strict=True):
         one = {"question": q.text, "heard": reply.question_text, "expected": q.answer}
         one |= {"answered": reply.answer_text, "judged": judged, "kind": q.kind, "voice": q.voice}
-        said = [comparable(speechgpt.corpora, a) for a in (q.answer, reply.answer_text, judged)]
-        one |= {"right_text": said[1] == said[0], "right_speech": said[2] == said[0]}
+        texts = (q.answer, reply.answer_text, judged)
+        right, *answers = (comparable(speechgpt.corpora, text) for text in texts)
+        one |= dict(zip(("right_text", "right_speech"), (a == right for a in answers), strict=True))
         examples.append(one)
     figures = {
         "qa_text_accuracy": share((e["right_text"] for e in examples), draws),

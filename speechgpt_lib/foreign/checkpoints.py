@@ -104,8 +104,9 @@ def load_torch(path: Path | str) -> Any:
     with reading(path, what="is no whole PyTorch checkpoint"):
         names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
         try:
-            with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+            stubs = torch.serialization.safe_globals([(stub_class(name), name) for name in names])
+            with stubs, open(path, "rb") as file:  # of a path, PyTorch would believe the suffix
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL (\S+)", str(error))
             why = f"it asks to run {asked[1]}" if asked else one_line(error)

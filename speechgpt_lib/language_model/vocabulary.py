@@ -347,4 +347,4 @@ def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()  # a file may state a longest text, which belongs to its last use
     tokenizer.no_padding()
-    return Vocabulary(tokenizer, 0, "", 0, begin, end, size, joins=True)
+    return Vocabulary(tokenizer, 0, "", 0, begin, end, pieces=size, joins=True)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,7 +226,7 @@ def verify_outputs(folder: Path) -> None:
     facts, path = read_json(folder / "facts.json"), folder
     try:
         for path, known in ((folder / name, known) for name, known in facts["outputs"].items()):
-            if path.is_symlink() or hash_file(path) != known["sha256"]:
+            if not stat.S_ISREG(path.lstat().st_mode) or hash_file(path) != known["sha256"]:
                 raise OSError("is a link, or was written to, after its step was finished")
     except (KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): delete {folder}, make it again") from None

@@ -31,7 +31,7 @@ from speechgpt_lib.errors import UserError
 def test_a_mistyped_path_is_no_question_in_words(mistyped: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert names_a_file(mistyped)
-    with pytest.raises(UserError, match="no audio file at"):
+    with pytest.raises(UserError, match="no audio file is there"):
         ask(mistyped, run=tmp_path)
 
 

@@ -191,7 +191,7 @@ def broken(folder: Path, damage: str) -> None:
     ("damage", "message"),
     [
         ("another architecture", "type gpt2, expected llama"),
-        ("damaged configuration", "config.json is damaged"),
+        ("damaged configuration", "config.json is not valid JSON"),
         ("no tokenizer", "no tokenizer in .*tokenizer.model.*tokenizer.json"),
         ("tokenizer of another model", "1500 embeddings; its pieces are 1400"),
         ("a shard is cut short", "weights in .* were not read"),

@@ -199,7 +199,7 @@ def test_a_plan_says_what_would_become_of_every_step_and_why(steps, tmp_path: Pa
         "units": ("remade", "corpus, inventory changed"),
         "vocoder": ("made", "it is not there yet"),
     }
-    other = run_in(tmp_path / "run", seed=9)
+    other = Run(tmp_path / "run", load_recipe("smoke", {"seed": 9}), say=lambda line: None)
     assert states(other)["corpus"] == ("remade", "its version or seed changed")
     steps["corpus"] = toy("corpus", version=2)
     run = run_in(tmp_path / "run")

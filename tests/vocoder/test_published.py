@@ -158,7 +158,7 @@ def test_it_survives_being_saved(tmp_path, speakers):
         ({"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1]] * 2}, "resblocks"),
         ({"resblock_kernel_sizes": "wide"}, "does not describe"),
         ({"dur_predictor_params": {"var_pred_kernel_size": 5}}, "var_pred_kernel_size is 5"),
-        ({"dur_predictor_params": None}, "lacks var_pred_hidden_dim"),
+        ({"dur_predictor_params": None}, "lacks 'var_pred_hidden_dim'"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path, changes, words):
