@@ -251,9 +251,9 @@ def fingerprint(root: Path | str, source: Any) -> dict:
     for value in (value for value in values if isinstance(value, str)):
         path = Path(root).expanduser() / Path(value).expanduser()
         inside = files_in(path) if path.is_dir() else [path]
-        for file, stat in ((file, file.stat()) for file in inside if file.is_file()):
-            known = _hash_once(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-            files.append([file.name, stat.st_size, known[:16]])
+        for file, of in ((file, file.stat()) for file in inside if file.is_file()):
+            known = _hash_once(file, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
+            files.append([file.name, of.st_size, known[:16]])
     return {"imported": settings, "files": files}
 
 

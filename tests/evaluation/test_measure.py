@@ -229,9 +229,7 @@ def test_a_set_without_words_is_told(run: Run, folder: Path, monkeypatch) -> Non
     with pytest.raises(UserError, match="no word in any transcript"):
         evaluate_set(run, folder)
     (folder / "items.jsonl").write_text('{"path": "a.wav", "text": null}')
-    with pytest.raises(
-        UserError, match="line 1 can't be read .* expected an object with path and text"
-    ):
+    with pytest.raises(UserError, match="line 1 can't be read .* expected an object with path"):
         evaluate_set(run, folder)
     (folder / "items.jsonl").write_text('{"path": "a.wav", "text": "x"}', "utf-16")
     with pytest.raises(UserError, match="items.jsonl is not UTF-8"):
