@@ -2,6 +2,7 @@
 room."""
 
 import logging
+import warnings
 
 from speechgpt_lib.surroundings import settle
 
@@ -11,3 +12,5 @@ settle()
 # peft imports bitsandbytes wherever it is installed, which then warns, on some CPUs, that a kernel
 # of a hub can't be had: not on our lines.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# And asks transformers for what that has renamed.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
