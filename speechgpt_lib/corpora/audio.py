@@ -126,19 +126,9 @@ def inspect(path: Path) -> Header:
 # Long files hold hundreds of segments, which follow each other; size and time notice a change.
 @lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
-    frames, faults, bare = 0, [], None
-    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(os.fsencode(path)) as file:
-        # It guesses how long an MP3 is, and a seek spoils what follows; in GSM it can't seek; of
-        # Ogg streams one after the other it reads the first.
-        usable = file.seekable() and file.frames < _UNKNOWN and file.format not in ("MP3", "NIST")
-        if usable and not (file.format == "OGG" and _is_chain(path)):
-            if file.format in ("OGG", "FLAC"):
-                damage = _flac_damage(file) if file.format == "FLAC" else _ogg_damage(path, size)
-            else:
-                damage = _claimed_damage(file.extra_info, size)
-            bare = Header(file.samplerate, file.frames, damage)
-            if bare.frames:
-                return bare
+    bare, frames, faults = _by_libsndfile(path, size), 0, []
+    if bare and bare.frames:
+        return bare
     try:
         for rate, block in ffmpeg.blocks(path, faults):
             if (frames := frames + len(block)) > MAXIMUM_S * rate:
@@ -150,6 +140,27 @@ def _inspect(path: Path, size: int, modified_ns: int) -> Header:
     with open(path, "rb") as raw:
         ogg = _ogg_damage(path, size) if raw.read(4) == b"OggS" else None
     return Header(rate, frames, next(iter(faults), ogg), True)
+
+
+def _by_libsndfile(path: Path, size: int) -> Header | None:
+    """What libsndfile says of a file; None where it reads none or only part, or guesses a length.
+
+    It guesses that of an MP3, and a seek spoils what follows; in GSM it can't seek; of Ogg streams
+    one after the other it reads the first.
+    """
+    with open(path, "rb") as raw:
+        if re.match(rb"ID3|\xff[\xe2-\xff]", raw.read(3)):  # MP3
+            return None
+    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(os.fsencode(path)) as file:
+        if not file.seekable() or file.frames >= _UNKNOWN or file.format in ("MP3", "NIST"):
+            return None
+        if file.format == "OGG":
+            damage = _ogg_damage(path, size)
+            return None if _is_chain(path) else Header(file.samplerate, file.frames, damage)
+        flac = file.format == "FLAC"
+        damage = _flac_damage(file) if flac else _claimed_damage(path, size, file.extra_info)
+        return Header(file.samplerate, file.frames, damage)
+    return None
 
 
 def stretch(path: Path, start_s: float, end_s: float | None, longest_s: float):
@@ -274,8 +285,13 @@ def _ogg_damage(path: Path, size: int) -> str | None:
     return None if tail[page + 5] & 4 else "it ends without the page that closes the stream"
 
 
-def _claimed_damage(log: str, size: int) -> str | None:
+def _claimed_damage(path: Path, size: int, log: str) -> str | None:
     """Whether libsndfile's log says that the sound has more bytes than are there, or fewer."""
+    with open(path, "rb") as raw:
+        kind, length = raw.read(4), int.from_bytes(raw.read(4), "little")
+        raw.seek(8 + length)
+        if kind == raw.read(4) == b"RIFF":
+            return "another wav file follows in it: join sounds, not files"
     name = r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
     for claimed, found in re.findall(name, log, re.MULTILINE):
         if int(found) < int(claimed) < ffmpeg.PLACEHOLDER:

@@ -197,6 +197,7 @@ def _kernel_manager_class(
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
         "IPYTHONDIR": str(scratch / "ipython"),
         "PYTHONPATH": os.pathsep.join([library, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONSTARTUP": "",  # code of the user's own, for a shell
         # What the user draws with elsewhere: a file, a window.
         "MATPLOTLIBRC": str(Path(__file__).with_name("figure.mplstyle")),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",

@@ -121,6 +121,43 @@ def test_a_kernel_has_the_threads_it_is_given(write_notebook, tmp_path, monkeypa
     assert outputs(target).strip() == str(threads or 3)
 
 
+# What a user may have set for a shell of their own: a variable, the text of its file, or none.
+AROUND = {
+    "a style that needs LaTeX": ("MATPLOTLIBRC", "text.usetex: True\nfigure.figsize: 1, 1\n"),
+    "code at the start": ("PYTHONSTARTUP", "import builtins; builtins.print = None\n"),
+    "a window to draw in": ("MPLBACKEND", None),
+    "a shell's own start": ("IPYTHONDIR", None),
+    "training elsewhere": ("ACCELERATE_USE_DEEPSPEED", None),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_surrounds_a_kernel_has_no_say_in_its_cells(
+    write_notebook, tmp_path, monkeypatch, kind
+):
+    variable, text = AROUND[kind]
+    if variable == "IPYTHONDIR":
+        startup = tmp_path / "profile_default" / "startup" / "00.py"
+        startup.parent.mkdir(parents=True)
+        startup.write_text("import builtins; builtins.print = None")
+    (tmp_path / "file").write_text(text or "")
+    value = str(tmp_path / "file") if text else {"MPLBACKEND": "TkAgg", "IPYTHONDIR": str(tmp_path)}
+    monkeypatch.setenv(variable, value if text else value.get(variable, "true"))
+    draw = """
+import os
+import matplotlib.pyplot as plt
+from speechgpt_lib.notebook.figure import show_figure, use_house_style
+use_house_style()
+fig, ax = plt.subplots()
+ax.set_title("$x_0$")
+print(fig.get_size_inches(), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+show_figure(fig, "a title", "Figure 1.")
+"""
+    target = tmp_path / "00_x.ipynb"
+    execute(write_notebook("00_x.ipynb", ("draw", draw)), target, {}, Stop())
+    assert outputs(target).splitlines()[-1] == "[7.  3.2] None"
+
+
 def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
     notebook = write_notebook(
         "03_x.ipynb",
