@@ -126,7 +126,7 @@ def inspect(path: Path) -> Header:
 # Long files hold hundreds of segments, which follow each other; size and time notice a change.
 @lru_cache(maxsize=64)
 def _inspect(path: Path, size: int, modified_ns: int) -> Header:
-    bare, frames, faults = _by_libsndfile(path, size), 0, []
+    bare, frames, faults = _by_libsndfile(path, size), 0, _joined(path)
     if bare and bare.frames:
         return bare
     try:
@@ -158,8 +158,8 @@ def _by_libsndfile(path: Path, size: int) -> Header | None:
             damage = _ogg_damage(path, size)
             return None if _is_chain(path) else Header(file.samplerate, file.frames, damage)
         flac = file.format == "FLAC"
-        damage = _flac_damage(file) if flac else _claimed_damage(path, size, file.extra_info)
-        return Header(file.samplerate, file.frames, damage)
+        damage = _flac_damage(file) if flac else _claimed_damage(file.extra_info, size)
+        return Header(file.samplerate, file.frames, damage or next(iter(_joined(path)), None))
     return None
 
 
@@ -268,6 +268,15 @@ def _flac_damage(file: soundfile.SoundFile) -> str | None:
         return f"the last of its {file.frames / file.samplerate:.2f} s can't be reached"
 
 
+def _joined(path: Path) -> list[str]:
+    """What is wrong with a wav or aiff file that another follows, as `cat` joins them."""
+    with open(path, "rb") as raw:
+        kind, size = raw.read(4), raw.read(4)
+        raw.seek(8 + int.from_bytes(size, "little" if kind == b"RIFF" else "big"))
+        joined = kind in (b"RIFF", b"FORM") and kind == raw.read(4)
+    return ["another file follows in it: join sounds, not files"] * joined
+
+
 def _is_chain(path: Path) -> bool:
     with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"OggS\0\2", 4) > 0  # another first page
@@ -285,13 +294,8 @@ def _ogg_damage(path: Path, size: int) -> str | None:
     return None if tail[page + 5] & 4 else "it ends without the page that closes the stream"
 
 
-def _claimed_damage(path: Path, size: int, log: str) -> str | None:
+def _claimed_damage(log: str, size: int) -> str | None:
     """Whether libsndfile's log says that the sound has more bytes than are there, or fewer."""
-    with open(path, "rb") as raw:
-        kind, length = raw.read(4), int.from_bytes(raw.read(4), "little")
-        raw.seek(8 + length)
-        if kind == raw.read(4) == b"RIFF":
-            return "another wav file follows in it: join sounds, not files"
     name = r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
     for claimed, found in re.findall(name, log, re.MULTILINE):
         if int(found) < int(claimed) < ffmpeg.PLACEHOLDER:

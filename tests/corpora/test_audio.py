@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from speechgpt_lib.corpora.audio import (
+    BadAudio,
     nothing_heard,
     read_audio,
     samples_of,
@@ -197,3 +198,13 @@ def test_a_sparse_file_of_four_gigabytes_is_refused(tmp_path: Path) -> None:
             file.truncate(size)
         with pytest.raises(UserError, match="x.wav"):
             read_audio(path)
+
+
+@pytest.mark.parametrize("kind", ["wav", "float.wav", "aiff"])
+def test_files_that_cat_has_joined_are_not_read_as_their_first(kind: str, tmp_path: Path) -> None:
+    path, subtype = tmp_path / f"x.{kind}", "FLOAT" if "float" in kind else "PCM_16"
+    soundfile.write(path, tone(1, 16_000), 16_000, subtype=subtype)
+    assert len(read_audio(path)) == 16_000
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(BadAudio, match="another file follows in it"):
+        read_audio(path)
