@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from speechgpt_lib.errors import reading
 from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
@@ -28,6 +29,15 @@ GOALS = {  # key → (what it is, must, aim)
 def write_report(run: Run) -> dict:
     """Put together `report.json` and `report.html` from the facts of all steps; cheap, so every run
     ends with it."""
+    with reading(run.path, "make its steps again (--force)", "has facts that give no report"):
+        report, page = _put_together(run)
+    if os.access(run.path, os.W_OK):  # a run of others, to read only, has its report
+        write_json(run.path / "report.json", report)
+        write_text(run.path / "report.html", page)
+    return report
+
+
+def _put_together(run: Run) -> tuple[dict, str]:
     evaluation, steps = run.require("evaluation"), run.steps()
     found = {p.stem: read_json(p) for p in (run.path / "notebooks").glob("[0-9][0-9]_*.json")}
     # Of the notebook that is being executed, the time isn't known yet.
@@ -52,10 +62,7 @@ def write_report(run: Run) -> dict:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "date": evaluation.facts["finished"],
     }
-    if os.access(run.path, os.W_OK):  # a run of others, to read only, has its report
-        write_json(run.path / "report.json", report)
-        write_text(run.path / "report.html", _page(run, report, evaluation))
-    return report
+    return report, _page(run, report, evaluation)
 
 
 def figures_of(report: dict) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """The tensors of a foreign checkpoint: found, and compared with those that a model expects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,6 +36,17 @@ def check_sizes(settings: object, where: Path | str, name: str = "a size") -> No
                 check_sizes(value, where, str(key))
     elif isinstance(settings, int) and abs(settings) > (LAYERS if "layers" in name else SIZE):
         raise UserError(f"{where} says {name} is {settings:.4g}: no model has that, get it again")
+
+
+def check_described(make: Callable[[], torch.nn.Module], *files: Path) -> None:
+    """Refuse settings of a module with more weights than the files that are there can hold, before
+    any memory is taken: a weight takes a byte at least."""
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    with torch.device("meta"):
+        described = sum(weight.numel() for weight in make().parameters()) if sizes else 0
+    if described > sum(sizes) + (1 << 20):
+        what = f"settings describe {described} weights, in {sum(sizes)} bytes can't be so many"
+        raise UserError(f"{files[0].parent}: {what}: files of two models?")
 
 
 def check_tensors(found: dict, expected: dict, where: Path) -> None:

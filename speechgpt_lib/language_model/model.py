@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError, reading, reads
-from speechgpt_lib.foreign.tensors import check_finite
+from speechgpt_lib.foreign.tensors import check_described, check_finite
 from speechgpt_lib.language_model.planning import NAMES, Shape, read_config
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.recipes.schema import LanguageModelSettings
@@ -163,6 +163,7 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
     """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
     vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
+    check_described(lambda: LlamaForCausalLM(config), folder / "model.safetensors")
     model = LlamaForCausalLM(config)
     load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
@@ -199,6 +200,8 @@ def load_pretrained(
             f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    check_described(lambda: LlamaForCausalLM(config), *weights)
     options = {"config": config, "local_files_only": True, "output_loading_info": True}
     with reading(f"the weights in {folder}", what="were not read"):
         model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)

@@ -19,7 +19,12 @@ from transformers import FSMTConfig, FSMTForConditionalGeneration
 
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
-from speechgpt_lib.foreign.tensors import check_sizes, check_tensors, checkpoint_tensors
+from speechgpt_lib.foreign.tensors import (
+    check_described,
+    check_sizes,
+    check_tensors,
+    checkpoint_tensors,
+)
 from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.text_to_unit.model import UnitIds
 
@@ -99,6 +104,7 @@ def model_from_fairseq(
     settings = _settings(loaded, checkpoint)
     check_sizes(settings, checkpoint)
     settings["vocabulary"] = vocabulary.processor.get_piece_size()
+    check_described(lambda: build_fsmt(settings), checkpoint)
     tensors, model = checkpoint_tensors(loaded, "model", checkpoint), build_fsmt(settings)
     own = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     found, wanted = (

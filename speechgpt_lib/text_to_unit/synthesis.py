@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.foreign.tensors import check_described, check_sizes
 from speechgpt_lib.recipes.schema import TextToUnitSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 from speechgpt_lib.text_to_unit import published
@@ -130,14 +131,15 @@ class TextToUnit:
             rate, settings, options = facts["rate"], facts["settings"], PUBLISHED
             if facts["kind"] == "published":
                 vocabulary = published.load_vocabulary(folder / "spm.model")
-                model = published.build_fsmt(settings)
+                make = partial(published.build_fsmt, settings)
             else:
                 settings = TextToUnitSettings.model_validate(settings)
                 options = {"beams": settings.beams, "spoken_form": facts["spoken_form"]}
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
                 vocabulary = PairVocabulary(tokenizer, facts["unit_count"])
-                model = build_model(settings, vocabulary, rate, seed=0)
-            load_module(model, folder / "model.safetensors")
+                make = partial(build_model, settings, vocabulary, rate, seed=0)
+            check_described(make, folder / "model.safetensors")
+            load_module(model := make(), folder / "model.safetensors")
         return cls(model.eval(), vocabulary, facts["inventory"], settings, rate, **options)
 
 

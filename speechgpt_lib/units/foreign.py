@@ -24,7 +24,7 @@ from speechgpt_lib.foreign.checkpoints import (
     plain,
 )
 from speechgpt_lib.foreign.joblib_files import load_joblib
-from speechgpt_lib.foreign.tensors import check_finite, check_sizes, check_tensors
+from speechgpt_lib.foreign.tensors import check_described, check_finite, check_sizes, check_tensors
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import read_json
 from speechgpt_lib.units.inventory import UnitInventory
@@ -110,6 +110,7 @@ def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} states no settings, `cfg` or `args`: not of fairseq's trainer")
     config = _config(settings, path)
+    check_described(lambda: HubertModel(config), Path(path))
     model, renamed = HubertModel(config).eval(), _rename(state["model"], path)
     projection, width = "feature_projection.projection", config.hidden_size
     if f"{projection}.weight" not in renamed and config.conv_dim[-1] == width:
@@ -202,6 +203,8 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
             raise UserError(f"{source} is a model of kind {config.model_type!r}, expected hubert")
         config._attn_implementation = "sdpa"
         check_sizes(config.to_dict(), source)
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        check_described(lambda: HubertModel(config), *weights)
         options = {"config": config, "local_files_only": local, "output_loading_info": True}
         model, info = HubertModel.from_pretrained(name, **options)
     if lost := sorted(info["missing_keys"]):

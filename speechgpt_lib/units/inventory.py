@@ -15,7 +15,7 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.foreign.tensors import check_described, check_sizes
 from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import hash_json, read_json, write_json
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -80,8 +80,10 @@ class UnitInventory:
         with reading(folder, "run notebook 01 again, or get it again", "is no whole inventory"):
             config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
             check_sizes(config.to_dict(), folder)
+            weights = folder / "encoder" / "model.safetensors"
+            check_described(lambda: HubertModel(config), weights)
             encoder = HubertModel(config).eval()
-            load_module(encoder, folder / "encoder" / "model.safetensors")
+            load_module(encoder, weights)
             kmeans = KMeansUnits.load(folder / "centroids.safetensors")
             found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
         if (said := facts.get("frame_rate_hz", found.frame_rate)) != found.frame_rate:

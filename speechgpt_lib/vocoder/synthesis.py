@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.foreign.tensors import check_described, check_sizes
 from speechgpt_lib.rates import HOP, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import VocoderSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json, write_json
@@ -221,12 +222,16 @@ class Vocoder:
             settings = VocoderSettings.model_validate(facts["settings"])
             found, drops = str(facts["inventory"]), bool(facts["drops_negative"])
             speakers, count = tuple(facts["speakers"]), facts["unit_count"]
-            generator = UnitGenerator(count, settings, len(speakers)).fold_weight_norm()
-            durations = DurationPredictor(count, settings.embedding, facts["duration_width"])
+            files = [path.with_name(f"{name}.safetensors") for name in ("generator", "durations")]
+            speak = partial(UnitGenerator, count, settings, len(speakers))
+            last = partial(DurationPredictor, count, settings.embedding, facts["duration_width"])
+            check_described(speak, *files)
+            check_described(last, *files)
+            generator, durations = speak().fold_weight_norm(), last()
         if inventory is not None:
             check_inventory(inventory, found, f"the vocoder in {folder}")
-        load_module(generator, path.with_name("generator.safetensors"))
-        load_module(durations, path.with_name("durations.safetensors"))
+        load_module(generator, files[0])
+        load_module(durations, files[1])
         return cls(generator, durations, found, settings, speakers, drops, **options)
 
 

@@ -1,14 +1,17 @@
 """Foreign PyTorch checkpoints: tensors and settings come out, code stays where it is."""
 
 import argparse
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import Stub, load_torch_checkpoint, plain
-from speechgpt_lib.foreign.tensors import checkpoint_tensors
+from speechgpt_lib.foreign.tensors import check_described, checkpoint_tensors
 from tests.foreign.hostile import Hostile, HostileEval, module_with
 
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
@@ -117,3 +120,19 @@ def test_settings_without_end_are_refused():
         plain(nested)
     with pytest.raises((UserError, RecursionError)):
         plain(own)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", 1 << 20), ("intermediate_size", 10**7)])
+@pytest.mark.parametrize("layers", [2, 900])
+def test_what_settings_describe_must_fit_the_weights_that_are_there(
+    key: str, value: int, layers: int, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": layers}
+    config = LlamaConfig(vocab_size=100, **sizes | {key: value})
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="weights, in 1000 bytes can't be so many"):
+        check_described(lambda: LlamaForCausalLM(config), tmp_path / "model.safetensors")
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    check_described(lambda: LlamaForCausalLM(config), tmp_path / "nothing.safetensors")
