@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -425,3 +426,11 @@ def test_the_installed_command_is_this_packages(root) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     value, group = project["scripts"]["speechgpt"], "console_scripts"
     assert importlib.metadata.EntryPoint("speechgpt", value, group).load() is main
+
+
+@pytest.mark.parametrize("module", ["dialogue.speechgpt", "pipeline.graph", "notebook.session"])
+def test_what_few_need_is_loaded_late(module: str, root: Path) -> None:
+    # Two seconds and 20 MB in every process that never reads digits, or m4a.
+    code = f"import sys, speechgpt_lib.{module}; print({{'av', 'inflect'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == "set()", done.stderr

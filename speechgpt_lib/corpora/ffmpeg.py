@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import av
 import numpy as np
 
 from speechgpt_lib.errors import UserError
 
 FORMATS = "wav, flac, ogg, opus, mp3, m4a, webm or another format that FFmpeg reads"
+MICROSECONDS = 1_000_000  # in which FFmpeg counts the duration of a file
 PLACEHOLDER = 0x7FF00000  # bytes; what writes into a pipe claims so many or more: that is no claim
 # No playlists, which would open other files.
 _CONTAINERS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,matroska,mov,mp3,nistsphere,ogg"
@@ -46,6 +46,8 @@ def blocks(path: Path, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
     In the end `faults` says how one sees that it isn't all.  Raises BadAudio: not_audio,
     unsupported, or truncated so that nothing can be decoded.
     """
+    import av  # 20 MB in every process, and few need it
+
     with open(path, "rb") as file:  # without its name, by which FFmpeg would guess formats
         nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
         try:
@@ -106,7 +108,7 @@ def _claim(file, container, stream, first) -> float:
     if stream.duration:
         claimed = float(stream.duration * stream.time_base)
     else:
-        claimed = (container.duration or 0) / av.time_base * (len(container.streams) == 1)
+        claimed = (container.duration or 0) / MICROSECONDS * (len(container.streams) == 1)
     return claimed if claimed * (stream.bit_rate or 0) / 8 < PLACEHOLDER else 0.0
 
 
