@@ -46,7 +46,9 @@ def run_recipe(
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
-    Run(folder, settings).check_program(allow_program)
+    run = Run(folder, settings)
+    run.refuse_another(force)  # before what is allowed is written there
+    run.check_program(allow_program)
     jobs = chosen_jobs(jobs)
     names = [name.strip() for name in only.split(",")] if only else None
     given = {"overrides": options.overrides(changes, seed), "jobs": jobs}

@@ -42,7 +42,7 @@ def check_described(make: Callable[[], torch.nn.Module], *files: Path) -> None:
     """Refuse settings of a module with more weights than the files that are there can hold, before
     any memory is taken: a weight takes a byte at least."""
     sizes = [file.stat().st_size for file in files if file.is_file()]
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=()), torch.device("meta"):  # no draw is taken from others
         described = sum(weight.numel() for weight in make().parameters()) if sizes else 0
     if described > sum(sizes) + (1 << 20):
         what = f"settings describe {described} weights, in {sum(sizes)} bytes can't be so many"

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import HubertConfig, HubertModel, LlamaConfig, LlamaForCausalLM
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.foreign.checkpoints import Stub, load_torch_checkpoint, plain
 from speechgpt_lib.foreign.tensors import check_described, checkpoint_tensors
 from tests.foreign.hostile import Hostile, HostileEval, module_with
 
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4}
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
 
 
@@ -120,6 +122,17 @@ def test_settings_without_end_are_refused():
         plain(nested)
     with pytest.raises((UserError, RecursionError)):
         plain(own)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: LlamaForCausalLM(LlamaConfig(**SMALL)), lambda: HubertModel(HubertConfig(**SMALL))],
+)
+def test_to_count_what_is_described_draws_no_random_number(make, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(10_000_000))
+    before = torch.get_rng_state()
+    check_described(make, tmp_path / "model.safetensors")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(("key", "value"), [("hidden_size", 1 << 20), ("intermediate_size", 10**7)])

@@ -543,6 +543,20 @@ def test_facts_that_are_none_verify_nothing(run: Run, outputs: object) -> None:
         verify_outputs(step.path)
 
 
+@pytest.mark.parametrize("belongs", ["another recipe", "another seed", "damaged"])
+def test_a_program_is_not_allowed_in_the_directory_of_another(run: Run, belongs: str) -> None:
+    saved = run.path / "recipe.yaml"
+    if belongs == "damaged":
+        saved.write_text("x")
+    recipe = "lab" if belongs == "another recipe" else "smoke"
+    given = ["--set", "instructions.synthesiser=say {wav}", "--allow-program"]
+    given += ["--seed", "7"] if belongs == "another seed" else []
+    before = contents(run.path)
+    asked = ["run", "--recipe", recipe, "--run-dir", str(run.path), *given]
+    done = CliRunner().invoke(app, asked)
+    assert "belongs to" in str(done.exception) and contents(run.path) == before
+
+
 @pytest.mark.parametrize("how", ["none", "a byte", "a link"])
 def test_verify_is_an_option_of_run(run: Run, how: str) -> None:
     for name in (NAME, "01_unit_extraction/other"):
