@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 FIGURES = (
     "asr_wer asr_wer_heldout_voice tts_wer tts_wer_bigram tts_wer_ceiling resynthesis_wer "
-    "qa_text_accuracy qa_speech_accuracy wellformed_share pnmi wall_seconds peak_memory_mb"
+    "qa_text_accuracy qa_speech_accuracy wellformed_share wellformed_share_temperature_0.7 "
+    "pnmi wall_seconds peak_memory_mb"
 ).split()
 
 

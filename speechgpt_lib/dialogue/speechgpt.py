@@ -19,7 +19,7 @@ from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
 from speechgpt_lib.language_model.adapters import attach_adapter
-from speechgpt_lib.language_model.generation import Sampling, Spoken, Written
+from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import GenerationSettings
@@ -123,16 +123,21 @@ class SpeechGPT:
         why = [None if isinstance(q, str) else nothing_heard(q) for q in questions]
         heard = [q for q, no in zip(questions, why, strict=True) if not no]
         asked = [self._words(q) if isinstance(q, str) else self.units(q) for q in heard]
-        limits, model, vocabulary = self.limits, self.conversational, self.vocabulary
-        limit = limits.spoken_answer if reply == "speech" else limits.written_answer
-        chains = generation.answer(model, vocabulary, asked, limit, reply, self.templates, sampling)
-        replies = []
+        chains, replies = self.chains(asked, reply, sampling), []
         for one, chain in zip(asked, chains, strict=True):
             text = one if isinstance(one, str) else chain.tq
             wave = None if chain.ua is None else self._wave(chain.ua)
             replies.append(Reply(text, chain.ta, chain.ua, wave, chain.wellformed, chain.cut))
         found = iter(replies)
         return [Reply("", "", None, None, False, False, no) if no else next(found) for no in why]
+
+    def chains(
+        self, asked: Sequence[str | np.ndarray], reply: str, sampling: Sampling | None = None
+    ) -> list[Chain]:
+        """What the model writes after questions in words or units (n,), without any sound."""
+        limit = self.limits.spoken_answer if reply == "speech" else self.limits.written_answer
+        given = (asked, limit, reply, self.templates, sampling)
+        return generation.answer(self.conversational, self.vocabulary, *given)
 
     def _wave(self, units: np.ndarray) -> np.ndarray:
         """Silence where the model spoke no unit, so that a poor answer can still be judged."""

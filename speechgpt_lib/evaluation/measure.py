@@ -17,14 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rapidfuzz.distance import Levenshtein
 
-from speechgpt_lib.corpora.audio import read_audio, write_audio
+from speechgpt_lib.corpora.audio import nothing_heard, read_audio, write_audio
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.corpora.tables import hear, inside
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.evaluation.judges import judges_if_installed
+from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.runs.run import Run
@@ -32,6 +34,7 @@ from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.text_to_unit.spoken_form import in_words
 from speechgpt_lib.units.extract import read_units
 
+TEMPERATURE, SAMPLED = 0.7, 56  # the release's temperature, and the questions asked at it
 COMPARED = "both sides with numbers and signs in words, in small letters, without punctuation"
 
 
@@ -180,8 +183,21 @@ def answer_questions(
     for kind in dict.fromkeys(q.kind for q in questions):
         of = [e for e in examples if e["kind"] == kind]
         by_kind[kind] = {k: share((e[f"right_{k}"] for e in of), draws) for k in ("text", "speech")}
+    figures["wellformed_share_temperature_0.7"] = sampled_form(speechgpt, waves, draws)
     cut = sum(r.cut for r in (*written, *spoken))
     return figures, {"qa_by_kind": by_kind, "examples": examples, "cut": cut}, said
+
+
+def sampled_form(speechgpt: SpeechGPT, waves: Sequence[np.ndarray], draws: int) -> dict:
+    """The share of well-formed chains, written and spoken, where tokens are drawn as the release
+    draws them; the same draws each time."""
+    waves = waves[:SAMPLED]
+    asked = [speechgpt.units(wave) for wave in waves if not nothing_heard(wave)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        replies = [speechgpt.chains(asked, r, Sampling(TEMPERATURE)) for r in ("text", "speech")]
+    formed = [chain.wellformed for chains in replies for chain in chains]
+    return share(formed + [False] * 2 * (len(waves) - len(asked)), draws)
 
 
 def balanced_questions(items: Sequence[Item], per_kind: int) -> list[Item]:

@@ -23,6 +23,7 @@ GOALS = {  # key → (what it is, must, aim)
     "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95),
     "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90),
     "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0),
+    "wellformed_share_temperature_0.7": ("the same where tokens are drawn", 0.90, 0.98),
 }
 
 

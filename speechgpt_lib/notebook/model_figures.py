@@ -124,6 +124,29 @@ def draw_answer(ids: Sequence[int], chances: np.ndarray, vocabulary: UnitVocabul
     return fig
 
 
+def draw_markers(
+    names: Sequence[str], rows: Mapping[str, torch.Tensor], chances: Mapping[str, Sequence[float]]
+) -> Figure:
+    """How alike the embeddings (markers, width) of some markers are before and after, and the
+    probability that each got in a chain."""
+    fig, axes = new_axes(1, len(rows) + 1, (10, 3.6))
+    for ax, (title, table) in zip(axes, rows.items(), strict=False):
+        unit = torch.nn.functional.normalize(table.float(), dim=1)
+        cosines = unit @ unit.T
+        heat_map(ax, cosines, origin="upper", aspect="equal", vmin=0, vmax=1)
+        for (row, column), cosine in np.ndenumerate(cosines.numpy()):
+            ax.text(column, row, f"{cosine:.2f}", ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(names)), names, rotation=90)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(title=f"Cosines, {title}")
+    for k, (label, heights) in enumerate(chances.items()):
+        axes[-1].bar(np.arange(len(names)) + 0.4 * k - 0.2, heights, 0.38, label=label)
+    axes[-1].set_xticks(range(len(names)), names, rotation=90)
+    axes[-1].set(ylim=(0, 1.35), title="Probability in the chain")
+    axes[-1].legend(loc="upper center", ncols=2, fontsize=9)
+    return fig
+
+
 def draw_kinds(kinds: Mapping[str, Mapping[str, dict]], baseline: float) -> Figure:
     """Share right by kind of question, in text and in speech, with intervals and a baseline."""
     fig, ax = new_axes(size=(8, 3.4))

@@ -20,7 +20,7 @@ STEPS = (
         ("corpus", "units", "inventory", "vocoder", "stage2", "stage3"),
         lambda recipe: recipe.model_dump(mode="json", include={"evaluation", "generation"}),
         make_evaluation,
-        version=3,
+        version=4,
         cost=Cost(gpu=True, threads="all", minutes=2.5),
     ),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
@@ -18,7 +19,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation import measure
 from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
 from speechgpt_lib.evaluation.report import write_report
-from speechgpt_lib.language_model.generation import Spoken, Written
+from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
 from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
@@ -58,6 +59,11 @@ class Parrot:
     def ask_many(self, waves, reply: str) -> list[Reply]:
         spoken = (np.array([1]), np.zeros(640, np.float32)) if reply == "speech" else (None, None)
         return [Reply("why", "so", *spoken, True, reply == "speech") for _ in waves]
+
+    def chains(self, asked, reply: str, sampling: Sampling) -> list[Chain]:
+        assert sampling.temperature == 0.7
+        drawn = [bool(torch.rand(()) < 0.5) or reply == "text" for _ in asked]
+        return [Chain("why", "so", None, formed, False) for formed in drawn]
 
 
 class Corpora:
@@ -159,6 +165,18 @@ def test_a_set_is_scored_and_what_was_cut_is_counted(run: Run, folder: Path, mon
     assert report["qa_text_accuracy"]["value"] == report["qa_speech_accuracy"]["value"] == 0.5
     assert report["qa_by_kind"].keys() == {"reason"} and len(report["transcripts"]) == 3
     assert json.dumps(report)
+
+
+def test_form_is_measured_on_the_same_draws_each_time() -> None:
+    waves = [noise(0.5)] * 20 + [np.zeros(8000, np.float32)] * 4
+    torch.manual_seed(5)
+    first = measure.sampled_form(Parrot(None), waves, draws=50)
+    state = torch.get_rng_state()
+    assert first == measure.sampled_form(Parrot(None), waves, draws=50)
+    assert torch.equal(state, torch.get_rng_state()), "nobody else's draws change"
+    assert first["n"] == 2 * len(waves) and 20 / 48 < first["value"] < 40 / 48
+    silent = measure.sampled_form(Parrot(None), waves[20:], draws=50)
+    assert silent["value"] == 0
 
 
 @pytest.mark.parametrize("judges", [{}, "the judge is not installed"])

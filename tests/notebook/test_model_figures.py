@@ -55,3 +55,12 @@ def test_a_matrix_of_rank_two_has_two_singular_values() -> None:
     (ax,) = draw.draw_singular_values({"change": matrix}, rank=2).axes
     values = ax.lines[0].get_ydata()
     assert len(values) == 6 and (np.asarray(values[2:]) < 1e-4).all()
+
+
+def test_markers_have_their_cosines_and_two_bars_each() -> None:
+    rows = {"frozen": torch.ones(2, 3), "trained": torch.eye(2, 3)}
+    chances = {"a": [0.1, 0.2], "b": [1, 1]}
+    before, after, bars = draw.draw_markers(["[tq]", "[ta]"], rows, chances).axes
+    assert torch.equal(torch.as_tensor(after.images[0].get_array()), torch.eye(2))
+    assert [text.get_text() for text in before.texts] == ["1.00"] * 4
+    assert [bar.get_height() for bar in bars.patches] == [0.1, 0.2, 1, 1]
