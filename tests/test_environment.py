@@ -75,6 +75,7 @@ def installed_by_default(project) -> list[Requirement]:
     texts = [
         *project["project"]["dependencies"],
         *extras["judge"],
+        *extras["judge-open"],
         *extras["dev"],
         *project["build-system"]["requires"],
     ]
@@ -414,9 +415,9 @@ def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_pa
     )
     expected = [
         str(root),
-        "make fairseq quantized requires []",
+        "make fairseq quantized natural requires []",
         str(root),
-        "make test requires [fairseq,descriptions,bitsandbytes]",
+        "make test requires [fairseq,descriptions,bitsandbytes,judge-open,natural]",
     ]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7

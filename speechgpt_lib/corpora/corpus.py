@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechgpt_lib.corpora.tables import Utterance
-from speechgpt_lib.metrics.judge import SpeechJudge as Judge
+from speechgpt_lib.metrics.judge import Judge
 
 # The splits that training may hear: speech with text, speech alone, and the voice that answers;
 # and those for evaluation only, the second in a voice that training misses.

@@ -16,7 +16,7 @@ import numpy as np
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
-from speechgpt_lib.corpora.speech import VOICES, synthesize
+from speechgpt_lib.corpora.speech import check_voice, synthesize
 from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
@@ -148,8 +148,7 @@ def sample_set(
     if lab is None:
         raise UserError(f"recipe {recipe.name} has no lab corpus: only its sentences are made here")
     voice = voice or lab.target_voice
-    if voice not in VOICES:
-        raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
+    check_voice(voice)
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     if count < 1:

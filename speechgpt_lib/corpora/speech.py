@@ -1,4 +1,5 @@
-"""Text to speech without downloads: eSpeak NG of the wheel of praat-parselmouth, with its phones.
+"""Text to speech without downloads: eSpeak NG of the wheel of praat-parselmouth, with its phones;
+or a natural voice, without them (`natural.py`).
 
 eSpeak carries a little state from one sentence to the next: the same sentences in the same order,
 from the start of a process, give the same samples; `lab.speak_all` does that.
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechgpt_lib.corpora.natural import NATURAL_VOICES, synthesize_naturally
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
 
@@ -32,12 +34,15 @@ class Phone(NamedTuple):
 def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
-    voice: one of `VOICES`.  rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
+    voice: one of `VOICES` or `NATURAL_VOICES`, which tell no phones and keep their own pitch.
+    rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
     """
-    if voice not in VOICES:
-        raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
+    check_voice(voice)
     if not text.strip():
         raise UserError("there is no text to speak: give at least one word")
+    if voice in NATURAL_VOICES:
+        wave = synthesize_naturally(text, rate)
+        return wave * np.float32(PEAK / max(float(np.abs(wave).max()), 1e-9)), []
     from parselmouth.praat import call
 
     grid, sound = call(_synthesizer(voice, rate, pitch), "To Sound", text, "yes")
@@ -52,6 +57,13 @@ def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndar
         if name == tier
     ]
     return wave, phones
+
+
+def check_voice(voice: str) -> None:
+    """Raises UserError for a voice that is not there, with those that are."""
+    known = (*VOICES, *NATURAL_VOICES)
+    if voice not in known:
+        raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(known)}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,21 +1,60 @@
-"""The independent judges of a recipe's corpora, or why there are none."""
+"""The independent judges of a recipe, or why there are none; how what they hear is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import torch
 
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.metrics import open_judge
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.text_to_unit.spoken_form import in_words, one_spelling
+
+OPEN = "_open"  # the suffix of figures by the judge that knows no grammar
+Judges = Mapping[str, Judge]  # by the suffix of their figures
 
 
-def judges_if_installed(corpora: Corpora, say: Callable[[str], None]) -> dict[str, Judge]:
-    """Judges by the suffix of their figures ("" and "_bigram" in the lab); {} with a reason where
-    there are none."""
-    reason = "nothing here judges speech of an open vocabulary"
+def judges_if_installed(
+    recipe: Recipe, corpora: Corpora, say: Callable[[str], None]
+) -> dict[str, Judge]:
+    """Judges by the suffix of their figures: those that know the corpora's language ("" and
+    "_bigram" in the lab), then the open one ("_open").  Says why one is missing."""
+    judges: dict[str, Judge] = {}
     try:
-        if judges := corpora.judges():
-            return judges
+        judges |= corpora.judges()
     except UserError as error:
-        reason = str(error)
-    say(f"no word error rates of speech: {reason}")
-    return {}
+        say(f"no judge of the corpora: {error}")
+    source = recipe.evaluation.open_judge
+    if source != open_judge.NONE:
+        try:
+            workers = torch.get_num_threads()
+            judges[OPEN] = open_judge.open_judge(source, recipe.data, workers)
+        except UserError as error:
+            if source != open_judge.AUTO:
+                raise
+            say(str(error))
+    if not judges:
+        say("no word error rates of speech: nothing here judges it")
+    return judges
+
+
+def open_judge_settings(recipe: Recipe) -> dict:
+    """What of the open judge makes a step's key: another judge hears other words."""
+    source = recipe.evaluation.open_judge
+    if source == open_judge.NONE:
+        return {"open_judge": None}
+    return {"open_judge": open_judge.identity(source, recipe.data)}
+
+
+def figure_name(kind: str, suffix: str, ceiling: bool = False) -> str:
+    """Of a word error rate: tts_wer, tts_wer_ceiling; tts_wer_bigram, tts_wer_ceiling_bigram;
+    tts_wer_open, tts_wer_open_ceiling."""
+    parts = ("_ceiling" * ceiling, suffix)
+    return f"{kind}_wer{''.join(parts[::-1] if suffix == OPEN else parts)}"
+
+
+def comparable(corpora: Corpora, text: str) -> str:
+    """A transcript, answer or reference as it is compared."""
+    return corpora.normalise(one_spelling(in_words(text)))

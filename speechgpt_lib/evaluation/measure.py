@@ -5,14 +5,14 @@ Sets are lists of `Item`: held-out utterances of the run's own corpus, or a fold
 `speechgpt corpora sample`.
 
 Transcripts and answers are compared after the same normalisation of both sides: numbers, money,
-units and signs in words (`spoken_form.in_words`), then the spelling of the run's first corpus
-(small letters, no punctuation).
+units and signs in words (`spoken_form.in_words`), British spelling as American (`one_spelling`),
+then the spelling of the run's first corpus (small letters, no punctuation).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,17 +25,20 @@ from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.corpora.tables import hear, inside
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.evaluation.judges import judges_if_installed
+from speechgpt_lib.evaluation.judges import OPEN, comparable, figure_name, judges_if_installed
 from speechgpt_lib.language_model.generation import Sampling
+from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.runs.artefacts import read_text
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
-from speechgpt_lib.text_to_unit.spoken_form import in_words
 from speechgpt_lib.units.extract import read_units
 
 TEMPERATURE, SAMPLED = 0.7, 56  # the release's temperature, and the questions asked at it
-COMPARED = "both sides with numbers and signs in words, in small letters, without punctuation"
+COMPARED = (
+    "both sides with numbers and signs in words, in American spelling and small letters, without "
+    "punctuation"
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,6 @@ def word_error_rate(items: Sequence[Item], heard: Sequence[str], draws: int, cor
     return asdict(bootstrap_ratio(errors, words, draws=draws))
 
 
-def comparable(corpora: Corpora, text: str) -> str:
-    """A transcript, answer or reference as it is compared."""
-    return corpora.normalise(in_words(text))
-
-
 def share(flags: Iterable[bool], draws: int) -> dict:
     """The share of true ones."""
     return asdict(bootstrap_mean(list(flags), draws=draws))
@@ -74,14 +72,14 @@ def share(flags: Iterable[bool], draws: int) -> dict:
 def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict:
     """Score a run on its own held-out speech; waves of the examples are written into `folder`.
 
-    Returns {"figures", "cut", "qa_by_kind", "qa_baseline", "examples"}; `cut` counts answers that
-    met their longest length.  What the corpora don't allow is left out: figures by a judge, or by
-    questions.
+    Returns {"figures", "cut", "qa_by_kind", "qa_baseline", "examples", "open_judge"}; `cut` counts
+    answers that met their longest length, `open_judge` says which one listened, or why none did.
+    What the corpora don't allow is left out: figures by a judge, or by questions.
     """
     settings, draws = run.recipe.evaluation, run.recipe.evaluation.bootstrap_draws
     speechgpt = SpeechGPT.load(run)
     corpora = speechgpt.corpora
-    judges = judges_if_installed(corpora, say)
+    judges = judges_if_installed(run.recipe, corpora, say)
     known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
     figures, cut = {}, {}
 
@@ -96,23 +94,20 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
         say("speaking: held-out sentences, heard by judges beside recordings of the same sentences")
         voices = set(run.require("corpus").metrics["speaking"])
         own = [item for item in known if item.voice in voices] or known
-        tts, again = own[: settings.tts_sentences], own[: settings.resynthesis_utterances]
+        texts = [item.text for item in own[: settings.tts_sentences]]
+        again = own[: settings.resynthesis_utterances]
         spoken = {
-            "tts_wer": [said.wave for said in speechgpt.say_many([i.text for i in tts])],
-            "tts_wer_ceiling": [i.wave for i in tts],
-            "resynthesis_wer": [speechgpt.speak(speechgpt.units(i.wave)) for i in again],
-            "resynthesis_wer_ceiling": [i.wave for i in again],
+            "tts": [said.wave for said in speechgpt.say_many(texts)],
+            "resynthesis": [speechgpt.speak(speechgpt.units(i.wave)) for i in again],
         }
-        for name, waves in spoken.items():
-            for suffix, judge in judges.items():
-                heard = judge.transcribe_many(waves)
-                figures[name + suffix] = word_error_rate(own[: len(waves)], heard, draws, corpora)
+        figures |= judge_spoken(own, spoken, judges, draws, corpora)
 
     result: dict = {"qa_by_kind": {}, "qa_baseline": None, "examples": []}
     questions = balanced_questions(known, settings.questions_per_kind)
     if questions and judges:
         say("answering: spoken questions, every kind equally often")
-        shares, answered, waves = answer_questions(speechgpt, questions, judges[""], draws)
+        first = next(iter(judges.values()))
+        shares, answered, waves = answer_questions(speechgpt, questions, first, draws)
         figures |= shares
         cut["qa"] = answered.pop("cut")
         result |= answered | {"qa_baseline": share(nearest_is_right(run, questions), draws)}
@@ -123,7 +118,45 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     if quality := run.require("inventory").metrics.get("hubert"):
         count, pnmi = len({item.voice for item in known + unknown_voice}), quality["pnmi"]
         figures["pnmi"] = {"value": pnmi, "n": count, "low": pnmi, "high": pnmi}
-    return {"figures": figures, "cut": cut} | result
+    settings = run.recipe.evaluation.open_judge, run.recipe.data
+    return {"figures": figures, "cut": cut, "open_judge": open_judge.describe(*settings)} | result
+
+
+def judge_spoken(
+    items: Sequence[Item],
+    spoken: Mapping[str, Sequence[np.ndarray]],
+    judges: Mapping[str, Judge],
+    draws: int,
+    corpora: Corpora,
+) -> dict[str, dict]:
+    """Word error rates of waves that say the first sentences of `items`, one rate for each way of
+    speaking and each judge, beside that of the recordings of the same sentences: the ceiling.
+
+    `judge_agreement` is the observed agreement of the open judge and the first one: the share of
+    sentences in which both hear the same words, of those that the model said; its ceiling, of the
+    recordings.
+    """
+    figures: dict[str, dict] = {}
+    longest = max(map(len, spoken.values()))
+    ways = {"": [item.wave for item in items[:longest]], **spoken}
+    heard = {
+        (way, suffix): judge.transcribe_many(waves)
+        for way, waves in ways.items()
+        for suffix, judge in judges.items()
+    }
+    for suffix in judges:
+        for name, waves in spoken.items():
+            for way in (name, ""):
+                words, of = heard[way, suffix][: len(waves)], items[: len(waves)]
+                key = figure_name(name, suffix, ceiling=not way)
+                figures[key] = word_error_rate(of, words, draws, corpora)
+    first = next(iter(judges))
+    if OPEN in judges and first != OPEN:
+        for name, way in (("judge_agreement", "tts"), ("judge_agreement_ceiling", "")):
+            pairs = zip(heard[way, first], heard[way, OPEN], strict=True)
+            same = [comparable(corpora, a) == comparable(corpora, b) for a, b in pairs]
+            figures[name] = share(same, draws)
+    return figures
 
 
 def evaluate_set(run: Run, folder: Path) -> dict:
@@ -143,8 +176,9 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen, "cut": cut}
     result["nothing_heard"] = sum(bool(w.nothing_heard) for w in written)
     questions = [i for i in items if i.answer]
-    if questions and (judges := judges_if_installed(speechgpt.corpora, run.say)):
-        shares, answered, _ = answer_questions(speechgpt, questions, judges[""], draws)
+    if questions and (judges := judges_if_installed(run.recipe, speechgpt.corpora, run.say)):
+        first = next(iter(judges.values()))
+        shares, answered, _ = answer_questions(speechgpt, questions, first, draws)
         figures |= shares
         cut["qa"] = answered.pop("cut")
         result |= answered

@@ -18,8 +18,13 @@ COSTS = ("wall_seconds", "cpu_seconds")  # of the steps; cpu: user and system, o
 GOALS = {  # key → (what it is, must, aim)
     "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03),
     "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10),
+    "tts_wer_open": ("word error rate of spoken sentences, open judge", None, None),
+    "tts_wer_open_ceiling": ("the same of recordings of these sentences", None, None),
     "tts_wer": ("word error rate of spoken sentences, template judge", 0.20, None),
+    "resynthesis_wer_open": ("speech → units → speech, open judge", None, None),
+    "resynthesis_wer_open_ceiling": ("the same of recordings of these sentences", None, None),
     "resynthesis_wer": ("speech → units → speech, template judge", None, None),
+    "judge_agreement": ("sentences in which both judges hear the same words", None, None),
     "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95),
     "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90),
     "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0),
@@ -49,7 +54,8 @@ def _put_together(run: Run) -> tuple[dict, str]:
         value = round(sum(step.facts.get(name, 0.0) for step in steps), 1)
         report[name] = _exact(value, len(steps))
     report["peak_memory_mb"] = _exact(max(peaks), len(peaks))
-    for name in ("cut", "qa_by_kind", "qa_baseline"):  # cut: answers that met their longest length
+    # cut: answers that met their longest length; open_judge: which one listened, or why none did
+    for name in ("cut", "qa_by_kind", "qa_baseline", "open_judge"):
         report[name] = evaluation.metrics[name]
     kept = (*COSTS, "peak_memory_mb", "finished")
     report["steps"] = {
@@ -88,6 +94,7 @@ def _page(run: Run, report: dict, evaluation: Step) -> str:
         share = f"{baseline['value']:.2f}"
         about = f"A nearest-training-question baseline answers {share} of the questions."
     cut = [f"{count} of {name}" for name, count in report["cut"].items() if count]
+    about += f" Open judge: {report['open_judge'].rstrip('.')}."
     about += f" Answers cut at their longest length: {', '.join(cut) or 'none'}."
 
     figures, rows, heard = figures_of(report), [], []

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,13 @@ PEAK, NOISE = 0.5, 1e-4  # what every utterance is brought to
 # A grammar's last pass over the word lattice forgets where sentences may end ("the dog is red
 # and"): left out, the search itself minds it.  Wider beams than usual make up for that pass.
 WHOLE_SENTENCES = {"bestpath": False, "beam": 1e-60, "pbeam": 1e-60, "wbeam": 1e-40}
+
+
+class Judge(Protocol):
+    """Whatever turns waves, (samples,) at 16 kHz, into the words that it hears."""
+
+    def transcribe_many(self, waves: Iterable[np.ndarray]) -> list[str]:
+        """What is heard in each, in order; "" for silence."""
 
 
 def grammar_from_templates(
@@ -165,8 +172,11 @@ class SpeechJudge:
         return [self.transcribe(wave) for wave in waves]
 
 
-def _prepare(wave: np.ndarray) -> np.ndarray | None:
-    """16-bit samples of fixed peak, with silence around and a little noise; None if inaudible."""
+def audible(wave: np.ndarray) -> np.ndarray | None:
+    """The wave as float32; None for silence and for anything shorter than 0.1 s.
+
+    Raises ValueError unless it is one channel of finite numbers.
+    """
     wave = np.asarray(wave, dtype=np.float32)
     if wave.ndim != 1:
         raise ValueError(f"the judge expects one channel (samples,), found shape {wave.shape}")
@@ -174,10 +184,15 @@ def _prepare(wave: np.ndarray) -> np.ndarray | None:
         return None
     if not np.isfinite(wave).all():
         raise ValueError("the judge found NaN or infinity in a waveform: has the vocoder diverged?")
-    peak = float(np.abs(wave).max())
-    if peak < SILENCE_PEAK:
+    return wave if float(np.abs(wave).max()) >= SILENCE_PEAK else None
+
+
+def _prepare(wave: np.ndarray) -> np.ndarray | None:
+    """16-bit samples of fixed peak, with silence around and a little noise; None if inaudible."""
+    wave = audible(wave)
+    if wave is None:
         return None
-    padded = np.pad(wave * (PEAK / peak), SHORTEST)
+    padded = np.pad(wave * (PEAK / float(np.abs(wave).max())), SHORTEST)
     # Digital silence has no logarithm; the same noise for every utterance keeps it repeatable.
     padded += NOISE * np.random.default_rng(0).standard_normal(len(padded), dtype=np.float32)
     return np.clip(np.round(padded * 32767), -32768, 32767).astype(np.int16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from speechgpt_lib.evaluation.judges import open_judge_settings
 from speechgpt_lib.evaluation.measure import evaluate_run
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.runs.artefacts import write_json
@@ -18,9 +19,12 @@ STEPS = (
     Definition(
         "evaluation",
         ("corpus", "units", "inventory", "vocoder", "stage2", "stage3"),
-        lambda recipe: recipe.model_dump(mode="json", include={"evaluation", "generation"}),
+        lambda recipe: (
+            recipe.model_dump(mode="json", include={"evaluation", "generation"})
+            | open_judge_settings(recipe)
+        ),
         make_evaluation,
-        version=4,
-        cost=Cost(gpu=True, threads="all", minutes=2.5),
+        version=5,
+        cost=Cost(gpu=True, threads="all", minutes=3.0),
     ),
 )

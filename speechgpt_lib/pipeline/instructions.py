@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import judges_if_installed
+from speechgpt_lib.evaluation.judges import open_judge_settings
 from speechgpt_lib.instructions.card import source_facts
 from speechgpt_lib.instructions.chain import Dialogue, Voicing, build_chain
 from speechgpt_lib.instructions.cross_modal import Pairing, build_cross_modal
@@ -27,7 +27,7 @@ from speechgpt_lib.pipeline.imports import (
     import_text_to_unit,
 )
 from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
-from speechgpt_lib.pipeline.vocoder import speaking_voices
+from speechgpt_lib.pipeline.vocoder import judging, speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.text_to_unit.model import POSITIONS
@@ -114,10 +114,10 @@ def _fits(text: str, units: np.ndarray) -> bool:
 
 def make_voicing_evaluation(job: Job) -> dict:
     """Both ways from text to units on held-out sentences: how far they are from the recorded
-    units, and what the judge hears after the vocoder."""
+    units, and what the judges hear after the vocoder."""
     vocoder = Vocoder.load(job.path("vocoder"))
     engines = {way: voicing(job, way) for way in ("text_to_unit", "tts")}
-    judges = judges_if_installed(job.corpora(), job.run.say)
+    judges, spelt = judging(job)
     test = held_out_sentences(job)
     test = [row for row in test if not any(e.refuses(row.text) for e in engines.values())]
     texts, recorded = [row.text for row in test], [row.units for row in test]
@@ -127,9 +127,10 @@ def make_voicing_evaluation(job: Job) -> dict:
         return found
     for way, made in (ways | {"recordings": recorded}).items():
         found[way] = {"unit_error_rate": unit_error_rate(recorded, made)}
-        if judges:
-            heard = judges[""].transcribe_many(vocoder.synthesize_many(made))
-            found[way]["wer"] = wer(texts, heard)
+        waves = vocoder.synthesize_many(made) if judges else []
+        for suffix, judge in judges.items():
+            heard = map(spelt, judge.transcribe_many(waves))
+            found[way][f"wer{suffix}"] = wer([*map(spelt, texts)], [*heard])
     return found
 
 
@@ -254,8 +255,11 @@ STEPS = (
     Definition(
         "voicing",
         ("corpus", "units", "inventory", "text_to_unit", "vocoder"),
-        _set_settings("synthesiser", "synthesiser_voice"),
+        lambda recipe: (
+            _set_settings("synthesiser", "synthesiser_voice")(recipe) | open_judge_settings(recipe)
+        ),
         make_voicing_evaluation,
+        version=2,
     ),
     Definition(
         "chain_set",

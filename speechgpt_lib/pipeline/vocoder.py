@@ -4,9 +4,10 @@ units."""
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,12 @@ import numpy as np
 from speechgpt_lib.corpora.audio import to_16_bits
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.evaluation.judges import judges_if_installed
+from speechgpt_lib.evaluation.judges import (
+    Judges,
+    comparable,
+    judges_if_installed,
+    open_judge_settings,
+)
 from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_originals
 from speechgpt_lib.pipeline.imports import import_vocoder
 from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
@@ -46,17 +52,17 @@ def make_vocoder_evaluation(job: Job) -> dict:
 
     Also without discriminators, where such a vocoder was trained.
     """
-    inventory, judges = job.inventory(), judges_if_installed(job.corpora(), job.run.say)
+    inventory, (judges, spelt) = job.inventory(), judging(job)
     chosen = held_out_speech(job, inventory.id, job.recipe.evaluation.vocoder_utterances)
     originals = with_waves(job.path("corpus"), chosen)
     figures: dict = {"utterances": len(originals)}
     if judges:
-        figures["original"] = judge_originals(originals, judges)
+        figures["original"] = judge_originals(originals, judges, spelt)
     vocoder = Vocoder.load(job.path("vocoder"), inventory.id)
-    figures |= evaluate_vocoder(vocoder, originals, inventory, judges)
+    figures |= evaluate_vocoder(vocoder, originals, inventory, judges, spelt)
     if (job.path("vocoder") / WITHOUT).is_dir():
         alone = Vocoder.load(job.path("vocoder") / WITHOUT, inventory.id)
-        figures[WITHOUT] = evaluate_vocoder(alone, originals, inventory, judges)
+        figures[WITHOUT] = evaluate_vocoder(alone, originals, inventory, judges, spelt)
     return figures
 
 
@@ -78,16 +84,24 @@ def with_clusters(clusters: int) -> Definition:
         summary = _train(job, frames, inventory)
         chosen = held_out_speech(job, None, job.recipe.evaluation.vocoder_utterances)
         originals = [_recoded(o, inventory) for o in with_waves(corpus, chosen)]
-        judges = judges_if_installed(job.corpora(), job.run.say)
+        judges, spelt = judging(job)
         vocoder = Vocoder.load(job.work, inventory.id)
-        figures = evaluate_vocoder(vocoder, originals, inventory, judges)
+        figures = evaluate_vocoder(vocoder, originals, inventory, judges, spelt)
         return summary | {"id": inventory.id} | figures
 
     def settings(recipe: Recipe) -> dict:
-        return {"clusters": clusters, "vocoder": recipe.vocoder.model_dump(mode="json")}
+        made = {"clusters": clusters, "vocoder": recipe.vocoder.model_dump(mode="json")}
+        return made | open_judge_settings(recipe)
 
     name = f"02_unit_vocoder/vocoder_{clusters}"
     return Definition(name, ("corpus", "hubert", "units"), settings, make)
+
+
+def judging(job: Job) -> tuple[Judges, Callable[[str], str]]:
+    """The judges of this run, and how transcripts are spelt to be compared."""
+    corpora = job.corpora()
+    judges = judges_if_installed(job.recipe, corpora, job.run.say)
+    return judges, functools.partial(comparable, corpora)
 
 
 def speaking_voices(job: Job) -> list[str]:
@@ -187,8 +201,11 @@ STEPS = (
     Definition(
         "vocoder_evaluation",
         ("corpus", "units", "inventory", "vocoder"),
-        lambda recipe: {"utterances": recipe.evaluation.vocoder_utterances},
+        lambda recipe: (
+            {"utterances": recipe.evaluation.vocoder_utterances} | open_judge_settings(recipe)
+        ),
         make_vocoder_evaluation,
-        cost=Cost(minutes=1.3),
+        version=2,
+        cost=Cost(minutes=1.8),
     ),
 )

@@ -285,6 +285,9 @@ class EvaluationSettings(Section):
     text_questions: Count = 20  # written ones of every kind
     examples: Count = 14  # answers whose sound is kept beside the report
     bootstrap_draws: Count = 1000
+    # Whisper beside the judges that know a grammar: auto (the model that is installed, if one is),
+    # a name of faster-whisper's in the local cache, a folder, or none
+    open_judge: str = Field("auto", min_length=1)
 
 
 class Recipe(Section):

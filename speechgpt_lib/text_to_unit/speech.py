@@ -17,7 +17,7 @@ import numpy as np
 
 from speechgpt_lib.corpora.audio import read_audio
 from speechgpt_lib.corpora.lab import speak_all
-from speechgpt_lib.corpora.speech import VOICES
+from speechgpt_lib.corpora.speech import NATURAL_VOICES, check_voice
 from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.units.inventory import UnitInventory
@@ -45,7 +45,8 @@ class SpeechVoicing:
 
 
 def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> SpeechVoicing:
-    """`synthesiser`: "espeak" (in `voice`, 175 words a minute) or a command that reads the text.
+    """`synthesiser`: "espeak" (the lab's own, in `voice`, 175 words a minute) or a command that
+    reads the text.
 
     {wav} stands where the sound file goes: piper --model en_US-lessac.onnx --output_file {wav}
     """
@@ -58,9 +59,9 @@ def speech_voicing(synthesiser: str, inventory: UnitInventory, voice: str) -> Sp
         return [_command(synthesiser, text) for text in texts]
 
     if synthesiser == "espeak":
-        if voice not in VOICES:
-            raise UserError(f"unknown voice {voice!r}: choose one of {', '.join(VOICES)}")
-        name, speak = f"eSpeak NG, voice {voice}", espeak
+        check_voice(voice)
+        name = f"Piper, voice {voice}" if voice in NATURAL_VOICES else f"eSpeak NG, voice {voice}"
+        speak = espeak
     elif "{wav}" in synthesiser:
         name, speak = synthesiser.split()[0], program
     else:

@@ -18,6 +18,7 @@ from speechgpt_lib.corpora.corpus import plain
 LONGEST_NUMBER = 15  # digits; longer ones are read digit by digit
 _WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _MONEY, _UNITS, _LETTERS, _MORE = map(_WORDS.get, ("money", "units", "letters", "magnitudes"))
+_SPELLING = [(re.compile(pattern), other) for pattern, other in _WORDS["spelling"]]
 _SIGN, _UNIT = ("|".join(sorted(map(re.escape, of), key=len)[::-1]) for of in (_MONEY, _UNITS))
 _N = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+"
 _MAGNITUDE = rf"(?:[\s-]?((?i:{'|'.join(_MORE)}|\w+illion|thousand|hundred)\b))?"
@@ -40,6 +41,15 @@ def in_words(text: str) -> str:
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.digit(digit[0])), plain(text))
     for pattern, said in _RULES:
         text = re.sub(pattern, said, text)
+    return text
+
+
+def one_spelling(text: str) -> str:
+    """The text in small letters and American spelling, to compare what two wrote down: colour and
+    grey are color and gray."""
+    text = text.lower()
+    for pattern, other in _SPELLING:
+        text = pattern.sub(other, text)
     return text
 
 

@@ -1,5 +1,5 @@
-"""Figures and report of a run: with a judge and without, with questions and without, and what was
-cut is counted."""
+"""Figures and report of a run: with judges of either kind and without, with questions and without,
+and what was cut is counted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import torch
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.corpora.world import vocabulary
 from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.evaluation import judges as evaluation_judges
 from speechgpt_lib.evaluation import measure
+from speechgpt_lib.evaluation.judges import comparable, judges_if_installed
 from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
 from speechgpt_lib.evaluation.report import write_report
 from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
@@ -82,10 +85,16 @@ class Corpora:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run on a corpus of noise, with units; its models are empty folders."""
+    """A run on a corpus of noise, with units and without an open judge; its models are empty
+    folders."""
+    return noisy_run(tmp_path, "none")
+
+
+def noisy_run(tmp_path: Path, open_judge: str) -> Run:
     said: list[str] = []
     tiny_inventory().save(tmp_path / "inventory")
     changes = {"data": str(tmp_path), "corpora": libri(tmp_path), "imports.inventory": "inventory"}
+    changes["evaluation.open_judge"] = open_judge
     run = Run.create(tmp_path / "run", load_recipe("smoke", changes), said.append)
     for name in ("corpus", "inventory", "units"):
         make(run, name)
@@ -112,7 +121,7 @@ def test_a_corpus_without_judge_and_questions_still_has_a_report(run: Run, monke
     assert report["cut"] == step.metrics["cut"] and report["cpu_seconds"]["value"] >= 0
     assert report["machine"]["cpu"]["name"] and report["steps"]["01_unit_extraction/units"]
     page = (run.path / "report.html").read_text()
-    assert "no questions with answers" in page
+    assert "no questions with answers" in page and "Open judge: none: the recipe has" in page
     assert (
         f"Answers cut at their longest length: {step.metrics['cut']['asr_wer']} of asr_wer" in page
     )
@@ -123,6 +132,91 @@ def test_with_a_judge_speech_is_measured_too(run: Run, monkeypatch) -> None:
     figures = make(run, "evaluation").metrics["figures"]
     assert {"asr_wer", "tts_wer", "tts_wer_ceiling", "resynthesis_wer"} <= figures.keys()
     assert figures["tts_wer"]["value"] == figures["tts_wer_ceiling"]["value"]
+
+
+def open_judge(monkeypatch, found: object) -> None:
+    """Makes `found` the open judge of this machine; an error says why there is none."""
+
+    def opened(*_: object) -> object:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(evaluation_judges.open_judge, "open_judge", opened)
+    known = None if isinstance(found, Exception) else {"by": [str(found)]}
+    monkeypatch.setattr(evaluation_judges.open_judge, "identity", lambda *_: known)
+    described = f"none: {found}" if isinstance(found, Exception) else "Whisper"
+    monkeypatch.setattr(evaluation_judges.open_judge, "describe", lambda *_: described)
+
+
+def test_a_judge_without_grammar_hears_every_corpus(tmp_path, monkeypatch) -> None:
+    run = noisy_run(tmp_path, "auto")
+    parrot(run, monkeypatch, open_corpora(run.recipe, run.require("corpus").path))
+    open_judge(monkeypatch, Judge("Good day, number 1."))
+    step = make(run, "evaluation")
+    names = {f"{k}_wer_open{c}" for k in ("tts", "resynthesis") for c in ("", "_ceiling")}
+    assert step.metrics["figures"].keys() == {"asr_wer"} | names
+    assert step.facts["settings"]["open_judge"] == evaluation_judges.open_judge.identity()
+    report = write_report(run)
+    assert report["open_judge"] == "Whisper" and "Whisper" in (run.path / "report.html").read_text()
+    assert report["tts_wer_open"]["low"] <= report["tts_wer_open"]["value"]
+    open_judge(monkeypatch, UserError("no open judge: nothing installed"))
+    remade = make(run, "evaluation")
+    assert not remade.reused and remade.metrics["figures"].keys() == {"asr_wer"}
+    assert write_report(run)["open_judge"] == "none: no open judge: nothing installed"
+
+
+def test_judges_are_compared_with_each_other(run: Run, monkeypatch) -> None:
+    template, stranger = Judge("good day number one"), Judge("Good day, number 1!", "what?")
+    items = [Item(np.zeros(1), "good day number one", "", "", "a")] * 4
+    spoken = {"tts": [np.zeros(1)] * 4, "resynthesis": [np.zeros(1)] * 2}
+    both = {"": template, "_bigram": template, "_open": stranger}
+    figures = measure.judge_spoken(items, spoken, both, 50, open_corpora(run.recipe))
+    assert figures["tts_wer"]["value"] == figures["tts_wer_ceiling_bigram"]["value"] == 0
+    assert figures["tts_wer_open"]["value"] == figures["tts_wer_open_ceiling"]["value"] == 0.5
+    assert [figures[f"resynthesis_wer_open{c}"]["n"] for c in ("", "_ceiling")] == [2, 2]
+    assert figures["judge_agreement"]["value"] == figures["judge_agreement_ceiling"]["value"] == 0.5
+    assert len(figures) == 2 * 2 * 3 + 2
+    del both["_open"]
+    alone = measure.judge_spoken(items, spoken, both, 50, open_corpora(run.recipe))
+    assert not any("agreement" in name for name in alone)
+
+
+def test_an_open_judge_that_was_asked_for_by_name_must_be_there(tmp_path, monkeypatch) -> None:
+    open_judge(monkeypatch, UserError("no open judge 'x'"))
+    said: list[str] = []
+    recipe = load_recipe("smoke", {"evaluation.open_judge": "auto"})
+    assert judges_if_installed(recipe, Corpora({}), said.append) == {}
+    assert said == ["no open judge 'x'", "no word error rates of speech: nothing here judges it"]
+    recipe = load_recipe("smoke", {"evaluation.open_judge": "x"})
+    with pytest.raises(UserError, match="no open judge 'x'"):
+        judges_if_installed(recipe, Corpora({}), said.append)
+    recipe = load_recipe("smoke", {"evaluation.open_judge": "none"})
+    assert judges_if_installed(recipe, Corpora({"": "one"}), said.append) == {"": "one"}
+
+
+@pytest.mark.parametrize("name", ["lab", "libri"])
+@pytest.mark.parametrize(
+    ("heard", "meant"),
+    [
+        ("What's the colour? Grey!", "what's the color gray"),
+        ("Which is bigger, 8 or 4?", "which is bigger eight or four"),
+        ("what is 2 + 3", "what is two plus three"),
+        (
+            "We travelled to the theatre; it was centred.",
+            "we traveled to the theater it was centered",
+        ),
+        ("four our hour flour pour", "four our hour flour pour"),
+    ],
+)
+def test_what_a_stranger_writes_down_is_compared_by_its_words(run, name, heard, meant) -> None:
+    corpora = open_corpora(load_recipe("smoke") if name == "lab" else run.recipe)
+    assert comparable(corpora, heard) == comparable(corpora, meant) == meant
+
+
+def test_spelling_never_makes_one_word_of_two_in_the_lab() -> None:
+    corpora, words = open_corpora(load_recipe("smoke")), vocabulary()
+    assert [comparable(corpora, word) for word in words] == words
 
 
 @pytest.fixture
