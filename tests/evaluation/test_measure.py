@@ -202,10 +202,8 @@ def test_an_open_judge_that_was_asked_for_by_name_must_be_there(tmp_path, monkey
         ("What's the colour? Grey!", "what's the color gray"),
         ("Which is bigger, 8 or 4?", "which is bigger eight or four"),
         ("what is 2 + 3", "what is two plus three"),
-        (
-            "We travelled to the theatre; it was centred.",
-            "we traveled to the theater it was centered",
-        ),
+        ("We travelled to the theatre.", "we traveled to the theater"),
+        ("It was centred, I realised.", "it was centered i realized"),
         ("four our hour flour pour", "four our hour flour pour"),
     ],
 )
