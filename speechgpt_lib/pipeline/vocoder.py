@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -159,7 +158,7 @@ def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) ->
     """Utterance → frames of units, and the speech in the corpus → generator and duration
     predictor."""
     settings, options, checkpoints = job.recipe.vocoder, job.training, job.work / "checkpoints"
-    check_hop(inventory, math.prod(settings.upsample_rates), "a vocoder of vocoder.upsample_rates")
+    check_hop(inventory, settings.hop, "a vocoder of vocoder.upsample_rates")
     speech, first = _speech(job, frames, inventory)
     more = {"sample": frames[first.id], "ahead": AHEAD if isinstance(speech, SpeechOnDisk) else 0}
     where = (speech, inventory.count, settings)

@@ -111,6 +111,14 @@ class UnitSettings(Section):
     extraction: ExtractionSettings = ExtractionSettings()
 
 
+class DurationSettings(Section):
+    """The duration predictor: as published when left at the defaults."""
+
+    convolutions: Count = 2  # each after the second reaches twice as far as the one before
+    dropout: Fraction = 0.5
+    longest: Natural = 0  # predict the probability of 1, 2 … frames and take the median; 0: a log
+
+
 class VocoderSettings(Section):
     """Unit HiFi-GAN: geometry as published when left at the defaults."""
 
@@ -118,16 +126,21 @@ class VocoderSettings(Section):
     channels: Count = 512
     upsample_rates: tuple[Count, ...] = (5, 4, 4, 2, 2)
     upsample_kernels: tuple[Count, ...] = (11, 8, 8, 4, 4)
+    # samples a frame of an inverse STFT that takes the place of the last stages (0: none)
+    inverse_stft_hop: Natural = 0
+    frame_blocks: Natural = 0  # ConvNeXt blocks at 50 Hz before the first stage
     resblock_kernels: tuple[Count, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     discriminator_channels: Count = 32  # width of the first discriminator layer
     discriminator_rate: Positive = 1.0  # their learning rate as a share of the generator's
+    judged: Natural = 0  # waves of each batch that the discriminators hear (0: all)
     segment_frames: Count = 32
     batch_size: Count = 16
     adversarial_from: Part = 0.8  # share of the steps before the discriminators join
     utterances: Count = 2500
     all_voices: bool = False  # train on every voice with a speaker embedding, not the target alone
     compare: bool = False  # train the last steps a second time without discriminators, to compare
+    durations: DurationSettings = DurationSettings()
     optimization: Optimization
     duration_optimization: Optimization
 
@@ -138,7 +151,14 @@ class VocoderSettings(Section):
             raise ValueError("upsample_kernels needs one kernel per upsample rate")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
             raise ValueError("resblock_dilations needs one group per resblock kernel")
+        if self.inverse_stft_hop % 2:
+            raise ValueError(f"inverse_stft_hop is {self.inverse_stft_hop}, it must be even")
         return self
+
+    @property
+    def hop(self) -> int:
+        """Samples that a frame of 20 ms becomes."""
+        return math.prod(self.upsample_rates) * (self.inverse_stft_hop or 1)
 
 
 class TextToUnitSettings(Attending):
@@ -319,7 +339,8 @@ class Recipe(Section):
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
-        hop = math.prod(self.vocoder.upsample_rates)
+        hop = self.vocoder.hop
         if self.imports.inventory is None and hop != HOP:
-            raise ValueError(f"vocoder.upsample_rates multiply to {hop}, they must make {HOP}")
+            found = f"vocoder.upsample_rates (times inverse_stft_hop) multiply to {hop}"
+            raise ValueError(f"{found}, they must make {HOP}")
         return self

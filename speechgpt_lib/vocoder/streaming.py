@@ -2,7 +2,8 @@
 
 Every layer of the generator keeps the few values that its next outputs need: nothing is computed
 twice, memory doesn't grow, all pieces together are the whole.  The duration of a unit depends on
-two units after it, a sample on `lookahead` samples' worth of frames (published: 6418, 0.40 s).
+`reach` units after it (published: two), a sample on `lookahead` samples' worth of frames
+(published: 6418, 0.40 s).
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.vocoder.durations import DurationPredictor, scaled_borders
-from speechgpt_lib.vocoder.generator import Conv, Rows, UnitGenerator, Upsample
+from speechgpt_lib.vocoder.generator import Conv, InverseSTFT, Rows, UnitGenerator, Upsample
 
 
 class GeneratorStream(Rows):
@@ -32,7 +32,9 @@ class GeneratorStream(Rows):
         self.generator, self.device, self.last = generator, generator.dict.weight.device, False
         self.speakers = None if speaker is None else torch.tensor([speaker], device=self.device)
         self.kept: dict[nn.Module, Tensor] = {}  # of each layer, for its next outputs
-        self.skipped = dict.fromkeys(generator.ups, 0)  # first outputs that each has left out
+        self.skipped = dict.fromkeys(
+            [*generator.ups, generator.istft], 0
+        )  # first outputs that each has left out
         self.waiting: dict[nn.Module, list[Tensor]] = {}  # what came before its counterpart
 
     @torch.inference_mode()
@@ -52,18 +54,19 @@ class GeneratorStream(Rows):
             return x.new_zeros(1, layer.out_channels, 1, 0)
         return layer(x, padding=0)
 
-    def up(self, layer: Upsample, x: Tensor) -> Tensor:
-        """A transposed convolution: its last outputs await what the next inputs add to them."""
+    def up(self, layer: Upsample | InverseSTFT, x: Tensor) -> Tensor:
+        """Its last outputs await what the next inputs add to them."""
         rate, trim = layer.stride[0], layer.padding[0]  # `trim` falls away at each end of the whole
         overlap, count = layer.kernel_size[0] - rate, x.shape[3] * rate
         none = x.new_zeros(1, layer.out_channels, 1, overlap)
-        sums = conv_transpose2d(x, layer.weight[:, :, None], stride=(1, rate)) if count else none
+        sums = layer.spread(x) if count else none
         sums[..., :overlap] += self.kept.get(layer, 0.0)
         self.kept[layer] = sums[..., count:].clone()
         done = sums[..., : sums.shape[3] - trim if self.last else count]
         skipped = min(trim - self.skipped[layer], done.shape[3])
         self.skipped[layer] += skipped
-        return done[..., skipped:] + layer.bias[:, None, None]
+        done = done[..., skipped:]
+        return done if layer.bias is None else done + layer.bias[:, None, None]
 
     def meet(self, place: nn.Module, *parts: Tensor) -> list[Tensor]:
         """Results that are to be added, as far as all of them have come; the rest waits."""
@@ -77,12 +80,14 @@ class GeneratorStream(Rows):
 
 def lookahead(generator: UnitGenerator) -> int:
     """Samples that a stream withholds until more frames or the end come: its layers' reaches."""
-    hop, samples = generator.hop, generator.conv_pre.padding[0] * generator.hop
+    before = [generator.conv_pre, *(block.depthwise for block in generator.frames)]
+    hop, samples = generator.hop, generator.hop * sum(conv.padding[0] for conv in before)
     for up, blocks in generator.stages():
         hop //= up.stride[0]
         reach = max(sum(c.padding[0] for c in [*b.convs1, *b.convs2]) for b in blocks)
         samples += (up.padding[0] + reach) * hop
-    return samples + generator.conv_post.padding[0] * hop
+    last = generator.istft or generator.conv_post  # a 1 × 1 convolution before the former
+    return samples + last.padding[0] * (1 if generator.istft else hop)
 
 
 @dataclass

@@ -224,7 +224,8 @@ class Vocoder:
             speakers, count = tuple(facts["speakers"]), facts["unit_count"]
             files = [path.with_name(f"{name}.safetensors") for name in ("generator", "durations")]
             speak = partial(UnitGenerator, count, settings, len(speakers))
-            last = partial(DurationPredictor, count, settings.embedding, facts["duration_width"])
+            sizes = count, settings.embedding, facts["duration_width"], settings.durations
+            last = partial(DurationPredictor, *sizes)
             check_described(speak, *files)
             check_described(last, *files)
             generator, durations = speak().fold_weight_norm(), last()

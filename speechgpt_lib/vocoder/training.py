@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import mse_loss
 
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.errors import UserError
@@ -81,7 +80,7 @@ def train_vocoder(
             shutil.copytree(joined_from / "joined", temporary)
     task = Task(
         {"generator": generator, "discriminators": discriminators},
-        adversarial_loss(discriminators, adversarial_from, options.device),
+        adversarial_loss(discriminators, adversarial_from, settings.judged, options.device),
         Prefetched(pieces, ahead) if ahead else pieces,
         phases={"discriminators": ["discriminators"], "generator": ["generator"]},
         learning_rates={"discriminators": settings.discriminator_rate},
@@ -112,25 +111,31 @@ def pieces_of(speech: Speech, settings: VocoderSettings, seed: int) -> Callable:
     return batch_at
 
 
-def adversarial_loss(judge: losses.Discriminators, start: int, device: str) -> Callable:
-    """The step function of discriminators, then generator; to `start` of the spectrum alone."""
+def adversarial_loss(
+    judge: losses.Discriminators, start: int, judged: int, device: str
+) -> Callable:
+    """The step function of discriminators, then generator; to `start` of the spectrum alone.
+
+    judged: how many waves of a batch the discriminators hear (0: all).
+    """
     kept: dict[int, torch.Tensor] = {}  # waves of this step: the generator runs once
 
     def step_function(phase: str, modules: dict, batch: tuple, step: int) -> tuple | None:
         units, real, speakers = (tensor.to(device) for tensor in batch)
-        count, judging = len(real), step >= start
+        count, judging, some = len(real), step >= start, judged or len(real)
         if phase == "discriminators":
             if not judging:
                 return None
             kept[step] = made = modules["generator"](units, speakers)  # (batch, samples)
             # One pass over both halves: DDP wants a single forward before each backward.
-            judged = modules["discriminators"](torch.cat([real, made.detach()]))
-            return losses.discriminator_loss(judged, count) * count, count, {}
+            heard = torch.cat([real[:some], made.detach()[:some]])
+            scored = modules["discriminators"](heard)
+            return losses.discriminator_loss(scored, len(real[:some])) * count, count, {}
         made = kept.pop(step) if judging else modules["generator"](units, speakers)
         loss = losses.reconstruction_loss(made, real)
         metrics = {"reconstruction": loss.detach()}
         if judging:
-            adversarial, matching = _judged_loss(judge, made, real)
+            adversarial, matching = _judged_loss(judge, made[:some], real[:some])
             loss = loss + ADVERSARIAL_WEIGHT * adversarial + FEATURE_WEIGHT * matching
             metrics |= {"adversarial": adversarial.detach(), "feature_matching": matching.detach()}
         return loss * count, count, metrics
@@ -166,7 +171,7 @@ def train_durations(
 ) -> tuple[DurationPredictor, dict]:
     """Train a duration predictor on merged units (n,) below `count` and durations (n,) in frames.
 
-    The loss is the mean squared error of log(d + 1).  Returns (predictor, summary of the loop).
+    The loss is the mean of `DurationPredictor.loss`.  Returns (predictor, summary of the loop).
     Raises UserError for no pairs and for bad ones.
     """
     for index, (units, durations) in enumerate(merged):
@@ -177,7 +182,7 @@ def train_durations(
     if not merged:
         raise UserError("there are no unit sequences: run 01_unit_extraction.ipynb first")
     torch.manual_seed(options.seed)
-    predictor = DurationPredictor(count, settings.embedding)
+    predictor = DurationPredictor(count, settings.embedding, settings=settings.durations)
 
     def batch_at(step: int, rank: int, world_size: int):
         rng = np.random.default_rng((options.seed, step))
@@ -188,9 +193,8 @@ def train_durations(
     def step_function(phase: str, modules: dict, batch: tuple, step: int):
         units, mask, durations = (tensor.to(options.device) for tensor in batch)  # (batch, units)
         predicted, wanted = modules["durations"](units, mask)[mask], durations[mask]
-        loss = mse_loss(predicted, torch.log1p(wanted.float()), reduction="sum")
-        frames_off = (torch.exp(predicted.detach()) - 1 - wanted).abs().mean()
-        return loss, mask.sum(), {"frames_off": frames_off}
+        frames_off = (predictor.expected(predicted.detach()) - wanted).abs().float().mean()
+        return predictor.loss(predicted, wanted), mask.sum(), {"frames_off": frames_off}
 
     task = Task({"durations": predictor}, step_function, batch_at)
     summary = train(task, settings.duration_optimization, work, options)

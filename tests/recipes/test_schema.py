@@ -11,6 +11,7 @@ import yaml
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
+from speechgpt_lib.recipes.schema import DurationSettings
 from speechgpt_lib.recipes.sources import Imports
 
 
@@ -27,6 +28,8 @@ def test_published_figures_stand_in_release_and_paper() -> None:
     for recipe in (release, paper):
         assert (recipe.units.layer, recipe.units.clusters) == (11, 1000)
         assert recipe.vocoder.upsample_rates == (5, 4, 4, 2, 2) and recipe.vocoder.channels == 512
+        assert not recipe.vocoder.inverse_stft_hop and not recipe.vocoder.frame_blocks
+        assert recipe.vocoder.durations == DurationSettings()
         assert (recipe.stage3.lora.rank, recipe.stage3.lora.alpha, recipe.stage3.lora.targets) == (
             8,
             16,
@@ -59,7 +62,9 @@ def test_lab_needs_nothing_and_runs_on_a_cpu() -> None:
         (("units", "hubert", "layerz"), 1, "layerz.*allowed here:.*layers"),
         (("units", "clusters"), "many", "units.clusters"),
         (("units", "layer"), 9, "has 4 layers"),
-        (("vocoder", "upsample_rates"), [5, 4, 4, 2, 3], "320"),
+        (("vocoder", "upsample_rates"), [3], "multiply to 480, they must make 320"),
+        (("vocoder", "inverse_stft_hop"), 0, "multiply to 2, they must make 320"),
+        (("vocoder", "inverse_stft_hop"), 5, "inverse_stft_hop is 5, it must be even"),
         (("corpora", 0, "held_out_voice"), "Female2", "one role"),
         (("instructions", "chain_shares"), {"speech_speech": 0.5}, "add up to 1"),
         (("stage2", "replay"), {"music": 0.1}, "replay"),

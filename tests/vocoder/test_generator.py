@@ -5,15 +5,23 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
-from speechgpt_lib.vocoder.generator import Rows, UnitGenerator
+from speechgpt_lib.vocoder.generator import InverseSTFT, Rows, UnitGenerator
 
 OPTIMIZATION = Optimization(steps=1, learning_rate=1e-3)
 PUBLISHED = VocoderSettings(optimization=OPTIMIZATION, duration_optimization=OPTIMIZATION)
 SMALL = PUBLISHED.model_copy(update={"channels": 32, "embedding": 16})
+STFT = {"upsample_rates": (4,), "upsample_kernels": (8,), "inverse_stft_hop": 80, "frame_blocks": 1}
 
 
-def test_every_frame_becomes_exactly_320_samples():
-    generator = UnitGenerator(6, SMALL)
+@pytest.fixture(params=[{}, STFT], ids=["last convolution", "inverse STFT"])
+def tiny(request, tiny) -> VocoderSettings:
+    """The tiny geometry, twice: as published, and with a spectrum for its output."""
+    return tiny.model_copy(update=request.param)
+
+
+@pytest.mark.parametrize("changes", [{}, STFT], ids=["last convolution", "inverse STFT"])
+def test_every_frame_becomes_exactly_320_samples(changes):
+    generator = UnitGenerator(6, SMALL.model_copy(update=changes))
     for batch, frames in ((1, 1), (2, 7), (3, 33)):
         waves = generator(torch.randint(0, 6, (batch, frames)))
         assert waves.shape == (batch, frames * 320)
@@ -32,6 +40,18 @@ def test_the_default_geometry_is_the_published_one():
     assert generator.resblocks[14].convs1[2].dilation == (5,)
     assert shapes["conv_post.weight"] == (1, 16, 7)
     assert len(generator.resblocks) == 15
+
+
+def test_the_inverse_stft_gives_back_a_spectrum_s_wave():
+    """But for the ends, whose neighbours are missing."""
+    layer, wave = InverseSTFT(80), torch.randn(1, 8000)
+    window = torch.ones(layer.fft)
+    framed = torch.nn.functional.pad(wave, (layer.padding[0], layer.padding[0]))
+    spectrum = torch.stft(framed, layer.fft, 80, window=window, center=False, return_complex=True)
+    made = layer(torch.cat([spectrum.real, spectrum.imag], dim=1)[:, :, None]).flatten(1)
+    assert made.shape == wave.shape
+    inner = slice(layer.fft, -layer.fft)
+    assert (made[:, inner] - wave[:, inner]).abs().max() < 1e-5
 
 
 def test_folding_the_weight_norm_changes_names_but_no_sound(tiny):

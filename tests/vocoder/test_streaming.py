@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import HOP
-from speechgpt_lib.recipes.schema import Optimization, VocoderSettings
+from speechgpt_lib.recipes.schema import DurationSettings, Optimization, VocoderSettings
 from speechgpt_lib.vocoder.durations import DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.streaming import GeneratorStream, lookahead
@@ -33,6 +33,25 @@ GEOMETRIES = {
         optimization=_O,
         duration_optimization=_O,
     ),
+    "inverse STFT": VocoderSettings(
+        channels=16,
+        embedding=8,
+        upsample_rates=(),
+        upsample_kernels=(),
+        inverse_stft_hop=320,
+        frame_blocks=2,
+        durations=DurationSettings(convolutions=4, longest=6),
+        optimization=_O,
+        duration_optimization=_O,
+    ),
+    "inverse STFT after two stages": NARROW.model_copy(
+        update={
+            "upsample_rates": (5, 4),
+            "upsample_kernels": (11, 8),
+            "inverse_stft_hop": 16,
+            "frame_blocks": 1,
+        }
+    ),
 }
 
 
@@ -52,7 +71,7 @@ def loud(generator: UnitGenerator) -> UnitGenerator:
 def speaking(request) -> Vocoder:
     torch.manual_seed(0)
     settings = GEOMETRIES[request.param]
-    durations = DurationPredictor(UNITS, settings.embedding)
+    durations = DurationPredictor(UNITS, settings.embedding, settings=settings.durations)
     with torch.no_grad():
         durations.proj.bias += 1.0
         durations.proj.weight.mul_(2)
@@ -125,7 +144,8 @@ def test_the_first_sound_comes_before_the_last_unit(speaking):
     for unit in units:
         heard = np.concatenate([heard, stream.push(unit)])
     assert 0 < len(heard) < len(whole)
-    untimed = HOP * int(speaking.predict_durations(units)[-2:].sum())
+    last = -speaking.durations.reach
+    untimed = HOP * int(speaking.predict_durations(units)[last:].sum())
     assert len(whole) - len(heard) <= lookahead(speaking.generator) + untimed
     assert np.abs(np.concatenate([heard, stream.finish()]) - whole).max() <= 1e-4
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.recipes.schema import DurationSettings, Optimization
 from speechgpt_lib.training.log import read_metrics
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.sequence import merge
@@ -161,8 +161,11 @@ def test_the_generator_phase_leaves_the_discriminators_no_gradient():
     assert all(p.grad is None and p.requires_grad for p in judge.parameters())
 
 
-def test_durations_are_learned_and_resume_exactly(tiny, tmp_path):
+@pytest.mark.parametrize("longest", [0, 8], ids=["log", "median"])
+def test_durations_are_learned_and_resume_exactly(tiny, tmp_path, longest):
     """Unit u lasts u + 1 frames."""
+    known = DurationSettings(convolutions=3 if longest else 2, longest=longest)
+    tiny = tiny.model_copy(update={"durations": known})
     rng = np.random.default_rng(0)
     sequences = [(units, units + 1) for units in (rng.permutation(UNITS) for _ in range(20))]
     long = longer(tiny.duration_optimization, 150, 2e-2)
