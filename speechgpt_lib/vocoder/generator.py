@@ -202,7 +202,7 @@ class UnitGenerator(nn.Module):
         return [(up, blocks[i * n : (i + 1) * n]) for i, up in enumerate(self.ups)]
 
     def forward(self, units: Tensor, speakers: Tensor | None = None, way: Rows = WHOLE) -> Tensor:
-        """units (batch, frames) int64, one id a frame → waves (batch, frames · hop) in (−1, 1).
+        """units (batch, frames) int64, one id a frame → waves (batch, frames · hop) in [−1, 1].
 
         speakers: ids (batch,), where the generator knows several.  way: how layers are applied; by
         `Rows` a shorter row sounds as if alone, and its padding means nothing.

@@ -81,7 +81,7 @@ class Vocoder:
     def synthesize(
         self, units: Units, durations: Units | None = None, speed: float = 1.0, **options
     ) -> np.ndarray:
-        """Speak merged units (n,): float32 samples (hop · Σ durations,) in (−1, 1) at 16 kHz.
+        """Speak merged units (n,): float32 samples (hop · Σ durations,) in [−1, 1] at 16 kHz.
 
         durations: frames (n,) of `hop` samples, predicted if None; options: see `synthesize_many`.
         """

@@ -1,8 +1,10 @@
 """Units and waves → a trained generator; merged units and durations → a duration predictor.
 
 **Differs from the paper** in `lab`: the generator learns from the spectrum alone, at three
-resolutions; discriminators, which add texture, join for the last fifth of the steps, at a quarter
-of its rate.  HiFi-GAN starts with both (`adversarial_from: 0`, `discriminator_rate: 1`).
+resolutions; discriminators, which add texture, join for the last twentieth of the steps, hear a
+quarter of each batch (for the same sound they cost seven times as much as the generator) and learn
+at a quarter of its rate.  HiFi-GAN starts with both (`adversarial_from: 0`, `judged: 0`,
+`discriminator_rate: 1`).
 """
 
 from __future__ import annotations
