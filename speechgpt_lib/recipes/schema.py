@@ -133,7 +133,7 @@ class VocoderSettings(Section):
     resblock_dilations: tuple[tuple[Count, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     discriminator_channels: Count = 32  # width of the first discriminator layer
     discriminator_rate: Positive = 1.0  # their learning rate as a share of the generator's
-    judged: Natural = 0  # waves of each batch that the discriminators hear (0: all)
+    judged: Natural = 0  # waves of a batch, in each process, that discriminators hear (0: all)
     segment_frames: Count = 32
     batch_size: Count = 16
     adversarial_from: Part = 0.8  # share of the steps before the discriminators join
