@@ -161,6 +161,26 @@ def test_the_generator_phase_leaves_the_discriminators_no_gradient():
     assert all(p.grad is None and p.requires_grad for p in judge.parameters())
 
 
+@pytest.mark.parametrize(("judged", "heard"), [(0, [4, 2, 2]), (1, [2, 1, 1])])
+def test_the_discriminators_hear_as_many_waves_as_asked(judged, heard):
+    """Real and made ones together in their own phase, one after the other in the generator's."""
+    sizes = []
+
+    class Listener(training.losses.Discriminators):
+        def forward(self, waves):
+            sizes.append(len(waves))
+            return super().forward(waves)
+
+    judge, made = Listener(1), torch.nn.Parameter(0.1 * torch.randn(2, 2560))
+    modules = {"generator": lambda units, speakers: made, "discriminators": judge}
+    batch = (torch.zeros(2, 8), torch.randn(2, 2560), torch.zeros(2))
+    step_function = training.adversarial_loss(judge, 0, judged, "cpu")
+    for phase in ("discriminators", "generator"):
+        loss, count, _ = step_function(phase, modules, batch, 0)
+        assert count == 2 and loss.requires_grad
+    assert sizes == heard
+
+
 @pytest.mark.parametrize("longest", [0, 8], ids=["log", "median"])
 def test_durations_are_learned_and_resume_exactly(tiny, tmp_path, longest):
     """Unit u lasts u + 1 frames."""
