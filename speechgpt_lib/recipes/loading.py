@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
 from speechgpt_lib.runs.artefacts import read_text
@@ -92,7 +93,8 @@ def _parse(text: str) -> Any:
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Raises UserError naming all files and folders of the recipe that are not there."""
+    """Raises UserError naming all files and folders of the recipe that are not there; also a judge
+    that it names."""
     paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
     for source in recipe.imports.model_dump(exclude={"inventory": {"encoder"}}).values():
         # All but an encoder, which may be a name on the hub.
@@ -105,6 +107,8 @@ def check_sources(recipe: Recipe) -> None:
             f"recipe {recipe.name} reads what is not there: {', '.join(missing)}.{needs} Give the "
             "folder that holds it by --set data=DIR, or --set imports.NAME=null to make a step here"
         )
+    if (judge := recipe.evaluation.open_judge) not in (open_judge.AUTO, open_judge.NONE):
+        open_judge.find_model(judge, recipe.data)
 
 
 def put(values: dict, key: str, value: object) -> None:
