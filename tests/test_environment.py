@@ -192,6 +192,7 @@ def test_every_import_is_declared(project, root):
     providers = {
         **importlib.metadata.packages_distributions(),
         "parselmouth": ["praat-parselmouth"],
+        "piper": ["piper-tts"],
     }
     own = {
         "speechgpt_lib",

@@ -42,10 +42,7 @@ def judges_if_installed(
 
 def open_judge_settings(recipe: Recipe) -> dict:
     """What of the open judge makes a step's key: another judge hears other words."""
-    source = recipe.evaluation.open_judge
-    if source == open_judge.NONE:
-        return {"open_judge": None}
-    return {"open_judge": open_judge.identity(source, recipe.data)}
+    return {"open_judge": open_judge.identity(recipe.evaluation.open_judge, recipe.data)}
 
 
 def figure_name(kind: str, suffix: str, ceiling: bool = False) -> str:

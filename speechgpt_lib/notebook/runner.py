@@ -17,6 +17,7 @@ from rich.console import Console
 
 import speechgpt_lib
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
@@ -174,7 +175,8 @@ def notebook_keys(notebooks: list[Path], recipe: Recipe, recipe_text: str) -> di
     One that is none of the course's own may read all that those before it left: they count too.
     """
     imports = [fingerprint(recipe.data, given) for _, given in recipe.imports if given is not None]
-    known = {"recipe": recipe_text, "library": library_hash(), "imports": imports}
+    judge = open_judge.identity(recipe.evaluation.open_judge, recipe.data)
+    known = {"recipe": recipe_text, "library": library_hash(), "imports": imports, "judge": judge}
     keys, before = {}, ""
     for notebook in notebooks:
         own = hash_json({"source": source_of(notebook), **known})

@@ -1,4 +1,7 @@
-"""YAML files and overrides → validated recipes, or one line that says which key is wrong."""
+"""YAML files and overrides → validated recipes, or one line that says which key is wrong.
+
+A file may build on another recipe: `extends` names it, `set` changes its keys as --set does.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ import yaml
 from pydantic import ValidationError
 
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
 from speechgpt_lib.runs.artefacts import read_text
 
 LARGEST, MOST_ALIASES = 1 << 20, 16  # bytes of a recipe; values that stand elsewhere in it
-BUILT_IN = ("smoke", "lab", "release", "paper")
+BUILT_IN = ("smoke", "lab", "release", "paper", "lab-natural")
+OWN = ("name", "summary", "needs", "extends", "set")  # the keys of a file that builds on another
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -24,21 +29,8 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
     overrides: dotted key → value, such as {"stage2.optimization.steps": 100, "corpora.0.root": "s"}
     Raises UserError: unknown name, no YAML, or a key that the schema refuses (and what it allows).
     """
-    path = Path(name_or_path)
-    if str(name_or_path) in BUILT_IN:
-        path = Path(__file__).parent / f"{name_or_path}.yaml"
-    choice = f"choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"unknown recipe {str(name_or_path)!r}: {choice}")
-    if not path.is_file():
-        raise UserError(f"no recipe file at {path}: {choice}")
-    with reading(path, "compare it with recipes/lab.yaml", "is not valid YAML"):
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is longer than {LARGEST >> 20} MB: is it a recipe?")
-        values = _parse(read_text(path))
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")
+    path = _file(name_or_path)
+    values = _read(path)
     with reading(path, "compare it with recipes/lab.yaml", "is no recipe"):
         for key, value in (overrides or {}).items():
             put(values, key, value)
@@ -46,6 +38,49 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
             return Recipe.model_validate(values)
         except ValidationError as error:
             raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _file(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    """Where a recipe lies; a relative path starts beside the file that builds on it."""
+    if str(name_or_path) in BUILT_IN:
+        return Path(__file__).parent / f"{name_or_path}.yaml"
+    return Path(name_or_path) if beside is None else beside.parent / Path(name_or_path)
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The values of a recipe file, put together with those that it builds on."""
+    choice = f"choose {', '.join(BUILT_IN)} or give the path of a .yaml file"
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"unknown recipe {str(path)!r}{_for(above)}: {choice}")
+    if not path.is_file():
+        raise UserError(f"no recipe file at {path}{_for(above)}: {choice}")
+    if path.resolve() in [other.resolve() for other in above]:
+        raise UserError(f"{path} extends itself, by {above[-1]}: one of them must be whole")
+    with reading(path, "compare it with recipes/lab.yaml", "is not valid YAML"):
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is longer than {LARGEST >> 20} MB: is it a recipe?")
+        values = _parse(read_text(path))
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise UserError(f"{path} holds {kind}, expected keys and values as in recipes/lab.yaml")
+    if "extends" not in values:
+        return values
+    if unknown := [str(key) for key in values if key not in OWN]:
+        cure = f"change keys of {values['extends']} under `set:`"
+        raise UserError(f"{path} extends another recipe, so it can't have {unknown[0]!r}: {cure}")
+    changes = values.pop("set", None) or {}
+    if not isinstance(values["extends"], str) or not isinstance(changes, dict):
+        expected = "expected `extends: lab` and keys with values under `set:`"
+        raise UserError(f"{path}: `extends` or `set` is of another type; {expected}")
+    base = _read(_file(values.pop("extends"), path), (*above, path))
+    with reading(path, "see docs/recipes.md", "can't be put together with what it extends"):
+        for key, value in changes.items():
+            put(base, str(key), value)
+    return base | values
+
+
+def _for(above: tuple[Path, ...]) -> str:
+    return f", which {above[-1]} extends" if above else ""
 
 
 def _parse(text: str) -> Any:
@@ -58,7 +93,8 @@ def _parse(text: str) -> Any:
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Raises UserError naming all files and folders of the recipe that are not there."""
+    """Raises UserError naming all files and folders of the recipe that are not there; also a judge
+    that it names."""
     paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
     for source in recipe.imports.model_dump(exclude={"inventory": {"encoder"}}).values():
         # All but an encoder, which may be a name on the hub.
@@ -71,6 +107,8 @@ def check_sources(recipe: Recipe) -> None:
             f"recipe {recipe.name} reads what is not there: {', '.join(missing)}.{needs} Give the "
             "folder that holds it by --set data=DIR, or --set imports.NAME=null to make a step here"
         )
+    if (judge := recipe.evaluation.open_judge) not in (open_judge.AUTO, open_judge.NONE):
+        open_judge.find_model(judge, recipe.data)
 
 
 def put(values: dict, key: str, value: object) -> None:

@@ -24,7 +24,7 @@ from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_
 from speechgpt_lib.evaluation.report import write_report
 from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
 from speechgpt_lib.pipeline.graph import make
-from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.loading import check_sources, load_recipe
 from speechgpt_lib.runs.run import Run
 from tests.builders import noise, tiny_inventory
 from tests.pipeline.test_imports import libri
@@ -191,7 +191,11 @@ def test_an_open_judge_that_was_asked_for_by_name_must_be_there(tmp_path, monkey
     recipe = load_recipe("smoke", {"evaluation.open_judge": "x"})
     with pytest.raises(UserError, match="no open judge 'x'"):
         judges_if_installed(recipe, Corpora({}), said.append)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no open judge"):
+        check_sources(recipe)  # before any work
     recipe = load_recipe("smoke", {"evaluation.open_judge": "none"})
+    check_sources(recipe)
     assert judges_if_installed(recipe, Corpora({"": "one"}), said.append) == {"": "one"}
 
 

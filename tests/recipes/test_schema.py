@@ -1,4 +1,4 @@
-"""Recipes: the four that ship are valid, and a wrong one is refused with the key and what is
+"""Recipes: those that ship are valid, and a wrong one is refused with the key and what is
 allowed."""
 
 from __future__ import annotations
@@ -180,3 +180,48 @@ def test_no_number_of_a_recipe_may_be_infinite(value: object) -> None:
     for key in keys:
         with pytest.raises(UserError, match=".".join(key.split(".")[:2])):
             load_recipe("release", {key: value})
+
+
+def test_a_recipe_may_build_on_another() -> None:
+    lab, natural = load_recipe("lab"), load_recipe("lab-natural")
+    assert natural.corpora[0].target_voice == "joe" and natural.needs
+    same = {"corpora": lab.corpora, "name": lab.name, "summary": lab.summary, "needs": ()}
+    assert natural.model_copy(update=same) == lab
+    assert natural.corpora[0].model_copy(update={"target_voice": "Female2"}) == lab.corpora[0]
+
+
+def test_a_file_that_extends_a_file_starts_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\nextends: b.yaml\nset: {seed: 3}\n")
+    (tmp_path / "b.yaml").write_text(
+        "name: b\nextends: smoke\nset: {units.clusters: 30, seed: 2}\n"
+    )
+    recipe = load_recipe(tmp_path / "a.yaml", {"units.layer": 2})
+    assert (recipe.name, recipe.seed, recipe.units.clusters) == ("a", 3, 30)
+    assert recipe.units.layer == 2 and recipe.vocoder == load_recipe("smoke").vocoder
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends: nobody", "unknown recipe .*nobody', which .*a.yaml extends: choose smoke, lab"),
+        ("extends: gone.yaml", "no recipe file at .*gone.yaml, which .*a.yaml extends"),
+        ("extends: a.yaml", "a.yaml extends itself"),
+        ("extends: [lab]", "a.yaml: `extends` or `set` is of another type"),
+        ("extends: lab\nset: [seed]", "a.yaml: `extends` or `set` is of another type"),
+        (
+            "extends: lab\nseed: 3",
+            "a.yaml extends another recipe.* 'seed': change keys of lab under",
+        ),
+        (
+            "extends: lab\nset: {corpora.7.root: x}",
+            "a.yaml.*'7' is no place in a list of 1|'7' is no",
+        ),
+        ("extends: lab\nset: {sed: 3}", "a.yaml: unknown key 'sed'"),
+        ("extends: lab\nset: {seed: many}", "a.yaml: seed: .*integer"),
+    ],
+)
+def test_what_can_not_be_built_on_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"name: a\n{text}\n")
+    with pytest.raises(UserError, match=words) as error:
+        load_recipe(tmp_path / "a.yaml")
+    assert "\n" not in str(error.value)
