@@ -76,6 +76,9 @@ class HubertSettings(Attending):
     unmasked_weight: Part = 0.5  # weight of the loss on frames that are not masked
     target_clusters: Count = 100
     iterations: Literal[1, 2] = 1  # 2: another encoder learns clusters of the first's `layer`
+    # whose sound gives the targets: the utterance's own, or the same sentence in the target voice
+    targets_of: Literal["own_voice", "target_voice"] = "own_voice"
+    perturbed: Part = 0.0  # share of crops from another throat and room; targets stay as they were
     crop_seconds: Positive = 1.5
     batch_size: Count = 16
     utterances: Count = 4000  # how many utterances the crops are taken from
@@ -316,6 +319,10 @@ class Recipe(Section):
         layer, depth = self.units.layer, self.units.hubert.layers
         if self.imports.inventory is None and layer > depth:
             raise ValueError(f"units.layer is {layer} but the encoder has {depth} layers")
+        again = self.units.hubert.targets_of == "target_voice"
+        if again and not any(corpus.reader == "lab" for corpus in self.corpora):
+            why = "only sentences of the lab corpus can be spoken again"
+            raise ValueError(f"units.hubert.targets_of is target_voice: {why}")
         hop = math.prod(self.vocoder.upsample_rates)
         if self.imports.inventory is None and hop != HOP:
             raise ValueError(f"vocoder.upsample_rates multiply to {hop}, they must make {HOP}")
