@@ -7,6 +7,7 @@ most statements and questions and every answer; another voice has held-out sente
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,16 @@ import numpy as np
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
-from speechgpt_lib.corpora.speech import check_voice, synthesize
+from speechgpt_lib.corpora.perturb import perturb
+from speechgpt_lib.corpora.speech import (
+    ACCENTS,
+    EXTRAS,
+    VOICES,
+    Manner,
+    Phone,
+    check_voice,
+    synthesize,
+)
 from speechgpt_lib.corpora.tables import Utterance, write_shard
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
@@ -29,6 +39,7 @@ from speechgpt_lib.runs.processes import run_in_processes
 
 KINDS = (*world.KINDS, "statement")
 RATES = (165, 175, 185)  # words a minute; the target voice has the middle one
+MANY_RATES = (130, 215)  # where each utterance has a speaker of its own
 # Waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each anew.
 LENGTH_STEP = 3200
 
@@ -56,6 +67,19 @@ class LabReader(Corpus):
         at_once = processes or usable_cores()
         list(run_in_processes(_speak_shard, missing, at_once, fresh=True))
         return shards
+
+    def in_target_voice(self, speech: list[Utterance], seed: int) -> list[Utterance]:
+        """What others say, in their accents, from the target voice, with sound and phones."""
+        plain = Manner(silence=(0.3, 0.3))
+        plan = []
+        for u in speech:
+            varied = self.settings.speakers == "many" and not self.answers(u)
+            manner = by_some_speaker(u, self.settings, seed).manner if varied else plain
+            manner = plain._replace(accent=manner.accent)
+            plan.append(replace(u, voice=self.settings.target_voice, manner=manner, wave=None))
+        blocks = [plan[k : k + 400] for k in range(0, len(plan), 400)]
+        spoken = run_in_processes(_speak_list, blocks, usable_cores(), fresh=True)
+        return [u for block in spoken for u in block]
 
     def answers(self, utterance: Utterance) -> bool:
         """True for the target voice."""
@@ -104,8 +128,23 @@ def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
             sentences += [Question(text, "", "answer") for text in all_answers()]
         for q in sentences:
             rate = RATES[1] if voice == s.target_voice else rng.choice(RATES)
-            plan.append(Utterance(f"{len(plan):06d}", *q, voice, split, rate=rate))
+            u = Utterance(f"{len(plan):06d}", *q, voice, split, rate=rate)
+            varied = s.speakers == "many" and voice != s.target_voice and not held_out
+            plan.append(by_some_speaker(u, s, seed) if varied else u)
     return plan
+
+
+def by_some_speaker(u: Utterance, settings: LabCorpus, seed: int) -> Utterance:
+    """The utterance as its own speaker will say it: a draw from its id and the seed alone."""
+    rng = random.Random(f"speaker {seed} {u.id}")
+    apart = settings.target_voice, settings.held_out_voice
+    voice = rng.choice([voice for voice in (*VOICES, *EXTRAS) if voice not in apart])
+    accent = ACCENTS[0] if rng.random() < 0.45 else rng.choice(ACCENTS[1:])
+    rate, pitch = rng.randint(*MANY_RATES), round(math.exp(rng.uniform(-0.35, 0.35)), 3)
+    pause = max(0.01, rng.uniform(-0.06, 0.06))
+    silence = rng.uniform(0, 0.35), rng.uniform(0, 0.35)
+    manner = Manner(accent, rng.uniform(0.4, 1.6), pause, silence, rng.getrandbits(32))
+    return replace(u, voice=voice, rate=rate, pitch=pitch, manner=manner)
 
 
 def all_answers() -> list[str]:
@@ -116,8 +155,13 @@ def all_answers() -> list[str]:
 
 def speak(u: Utterance) -> Utterance:
     """Synthesize one utterance of the plan."""
-    wave, phones = synthesize(u.text, u.voice, u.rate, u.pitch)
-    wave = np.pad(wave, (0, -len(wave) % LENGTH_STEP))
+    wave, phones = synthesize(u.text, u.voice, u.rate, u.pitch, u.manner)
+    before, after = (int(s * SAMPLE_RATE) for s in u.manner.silence)
+    later = before / SAMPLE_RATE
+    phones = [Phone(p.start + later, p.end + later, p.label) for p in phones]
+    wave = np.pad(wave, (before, after + -(len(wave) + before + after) % LENGTH_STEP))
+    if u.manner.seed is not None:
+        wave = perturb(wave, np.random.default_rng(u.manner.seed))
     return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
 
 

@@ -20,6 +20,19 @@ VOICES = (
     "Female1 Female2 Female3 Female4 Female5 Male1 Male2 Male3 Male4 Male5 Male6 Male7 "
     "Linda Steph Annie Auntie Storm Travis Andy Quincy"
 ).split()
+EXTRAS = (  # odder ones, for those who should know many
+    "Boris Croak Denis Gene Gene2 Iven3 John Kaukovalta Lee Mario Max Michael Mr_Serious Norbert "
+    "Rob Robert Steph2 Steph3 Whisper Zac"
+).split()
+ACCENTS = (
+    "English (America)",
+    "English (Great Britain)",
+    "English (Received Pronunciation)",
+    "English (Scotland)",
+    "English (Lancaster)",
+    "English (West Midlands)",
+    "English (Caribbean)",
+)
 PEAK = 0.7
 
 
@@ -31,13 +44,30 @@ class Phone(NamedTuple):
     label: str
 
 
-def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndarray, list[Phone]]:
+class Manner(NamedTuple):
+    """How a voice speaks."""
+
+    accent: str = ACCENTS[0]  # one of `ACCENTS`
+    melody: float = 1.0  # factor on the voice's own range of pitch; 0: monotonous
+    pause: float = 0.01  # seconds between words
+    silence: tuple[float, float] = (0.0, 0.0)  # seconds before and after
+    seed: int | None = None  # of a change of throat, room and microphone (perturb.py); None: none
+
+
+PLAIN = Manner()
+
+
+def synthesize(
+    text: str, voice="Female1", rate=175, pitch=1.0, manner: Manner = PLAIN
+) -> tuple[np.ndarray, list[Phone]]:
     """Speak `text`; returns float32 samples (n,) at 16 kHz with peak 0.7, and its phones.
 
-    voice: one of `VOICES` or `NATURAL_VOICES`, which tell no phones and keep their own pitch.
-    rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
+    voice: one of `VOICES`, `EXTRAS` or `NATURAL_VOICES`, which tell no phones and keep their own
+    pitch.  rate: words per minute.  pitch: factor on the voice's own, 0.5 to 2.
+    manner: its accent, melody and pause between words; the rest is up to the caller.
     """
-    check_voice(voice)
+    if voice not in EXTRAS:
+        check_voice(voice)
     if not text.strip():
         raise UserError("there is no text to speak: give at least one word")
     if voice in NATURAL_VOICES:
@@ -45,7 +75,7 @@ def synthesize(text: str, voice="Female1", rate=175, pitch=1.0) -> tuple[np.ndar
         return wave * np.float32(PEAK / max(float(np.abs(wave).max()), 1e-9)), []
     from parselmouth.praat import call
 
-    grid, sound = call(_synthesizer(voice, rate, pitch), "To Sound", text, "yes")
+    grid, sound = call(_synthesizer(voice, rate, pitch, *manner[:3]), "To Sound", text, "yes")
     wave = sound.values[0].astype(np.float32)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
@@ -67,9 +97,10 @@ def check_voice(voice: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _synthesizer(voice: str, rate: int, pitch: float):
+def _synthesizer(voice: str, rate: int, pitch: float, accent: str, melody: float, pause: float):
     from parselmouth.praat import call
 
-    synthesizer = call("Create SpeechSynthesizer", "English (America)", voice)
-    call(synthesizer, "Speech output settings", float(SAMPLE_RATE), 0.01, pitch, 1.0, rate, "IPA")
+    synthesizer = call("Create SpeechSynthesizer", accent, voice)
+    settings = float(SAMPLE_RATE), pause, pitch, melody, rate, "IPA"
+    call(synthesizer, "Speech output settings", *settings)
     return synthesizer

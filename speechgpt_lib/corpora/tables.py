@@ -23,7 +23,7 @@ import soundfile
 
 from speechgpt_lib.corpora import audio as sound
 from speechgpt_lib.corpora.audio import MAXIMUM_S, BadAudio, inspect, to_16_khz
-from speechgpt_lib.corpora.speech import Phone
+from speechgpt_lib.corpora.speech import PLAIN, Manner, Phone
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
@@ -64,6 +64,7 @@ class Utterance:
     seconds: float = 0.0
     rate: int = 0  # words a minute
     pitch: float = 1.0  # times the voice's own
+    manner: Manner = PLAIN  # the rest of how it is spoken, which the table doesn't keep
     path: str = ""  # relative to `root`, with `/` between folders
     start: float = 0.0  # seconds
     end: float | None = None  # seconds; None for a whole file of which nothing is known yet
@@ -217,9 +218,9 @@ def read_utterances(
             yield Utterance(**row | {"phones": [Phone(**p) for p in row.get("phones", ())]})
 
 
-def hear(folder: Path, where: dict[str, object]) -> Iterator[Utterance]:
+def hear(folder: Path, where: dict[str, object], phones=False) -> Iterator[Utterance]:
     """Those that `where` names, with their sound, but for unreadable ones (which units count)."""
-    for utterance in read_utterances(folder, audio=True, where=where):
+    for utterance in read_utterances(folder, audio=True, phones=phones, where=where):
         with contextlib.suppress(BadAudio):
             yield replace(utterance, wave=utterance.read(), audio=b"")
 

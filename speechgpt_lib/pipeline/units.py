@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from speechgpt_lib.corpora.audio import to_16_bits
-from speechgpt_lib.corpora.build import build_table
+from speechgpt_lib.corpora.build import build_table, open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
+from speechgpt_lib.corpora.lab import LabReader
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
@@ -25,6 +27,7 @@ from speechgpt_lib.units.foreign import encoder_from
 from speechgpt_lib.units.hubert import (
     build_encoder,
     cluster_layer,
+    frame_count,
     mfcc_of,
     quality_grid,
     train_encoder,
@@ -32,20 +35,21 @@ from speechgpt_lib.units.hubert import (
 )
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
+from speechgpt_lib.units.teacher import Teacher, same_moments
 
 # As many ids are shuffled in memory; of more, those with the smallest hashes are taken.
 MOST_SHUFFLED = 100_000
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
-def training_speech(corpus: Path, count: int, seed: int) -> Iterator[Utterance]:
+def training_speech(corpus: Path, count: int, seed: int, phones=False) -> Iterator[Utterance]:
     """A seeded sample of training utterances over all voices, those that can be read."""
     identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
     if len(identities) > MOST_SHUFFLED:
         chosen = set(heapq.nsmallest(count, identities, key=lambda i: rank(i, seed)))
     else:
         chosen = set(shuffled(identities, seed)[:count])
-    return hear(corpus, {"id": chosen})
+    return hear(corpus, {"id": chosen}, phones)
 
 
 def make_corpus(job: Job) -> dict:
@@ -56,12 +60,37 @@ def make_corpus(job: Job) -> dict:
 def make_hubert(job: Job) -> dict:
     """Pre-train the encoder on a sample of all voices."""
     settings = job.recipe.units.hubert
-    speech = training_speech(job.path("corpus"), settings.utterances, job.recipe.seed)
-    waves = [to_16_bits(u.wave) for u in speech]  # half the memory
-    encoder, targets, summary = train_encoder(waves, job.recipe.units, job.work, job.training)
+    chosen = job.path("corpus"), settings.utterances, job.recipe.seed
+    speech = [  # 16 bits: half the memory
+        replace(u, wave=to_16_bits(u.wave)) for u in training_speech(*chosen, phones=True)
+    ]
+    teachers = teachers_of(job.recipe, speech) if settings.targets_of == "target_voice" else None
+    parts = [u.wave for u in speech], job.recipe.units, job.work, job.training
+    encoder, targets, summary = train_encoder(*parts, teachers)
     targets.save(job.work / "mfcc_centroids.safetensors")
     save_module(encoder, job.work / "encoder.safetensors")
     return summary
+
+
+def teachers_of(recipe: Recipe, speech: list[Utterance]) -> list[Teacher] | None:
+    """Of what the lab's other voices say, the same in the target voice; of all else, itself.
+
+    None without the lab: what others recorded can't be spoken again here.
+    """
+    lab = next((m for m in open_corpora(recipe).members if isinstance(m, LabReader)), None)
+    if lab is None:
+        return None
+    others = [u for u in speech if u.phones and not lab.answers(u)]
+    again = {u.id: u for u in lab.in_target_voice(others, recipe.seed)}
+    teachers = []
+    for u in speech:
+        frames = frame_count(len(u.wave))
+        wave, moments = u.wave, np.arange(frames)
+        if twin := again.get(u.id):
+            wave = to_16_bits(twin.wave)
+            moments = same_moments(u.phones, twin.phones, frames, frame_count(len(wave)))
+        teachers.append(Teacher(wave, moments))
+    return teachers
 
 
 def make_inventory(job: Job) -> dict:

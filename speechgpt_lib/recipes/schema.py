@@ -76,6 +76,10 @@ class HubertSettings(Attending):
     unmasked_weight: Part = 0.5  # weight of the loss on frames that are not masked
     target_clusters: Count = 100
     iterations: Literal[1, 2] = 1  # 2: another encoder learns clusters of the first's `layer`
+    # whose sound gives the targets: the utterance's own, or (of the lab's) the same sentence in the
+    # target voice
+    targets_of: Literal["own_voice", "target_voice"] = "own_voice"
+    perturbed: Part = 0.0  # share of crops from another throat and room; targets stay as they were
     crop_seconds: Positive = 1.5
     batch_size: Count = 16
     utterances: Count = 4000  # how many utterances the crops are taken from

@@ -25,6 +25,8 @@ class LabCorpus(Section):
     aligned_questions: Natural = 0  # per aligned voice
     unlabelled_sentences: Natural = 0  # per unlabelled voice
     test_sentences: Natural = 0  # held-out sentences a voice, half questions
+    # what others than the target voice say for training: each sentence by a speaker of its own
+    speakers: Literal["voices", "many"] = "voices"
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:

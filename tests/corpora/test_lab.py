@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from speechgpt_lib.corpora import lab, world
+from speechgpt_lib.corpora.corpus import LEARNED
 from speechgpt_lib.corpora.lab import (
     LabReader,
     all_answers,
     plan_corpus,
     run_in_processes,
     speak,
+    speak_all,
 )
+from speechgpt_lib.corpora.speech import PLAIN
 from speechgpt_lib.corpora.tables import Utterance, read_utterances, table_shards
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.sources import LabCorpus
 
-SETTINGS = load_recipe("smoke").corpora[0]
+SETTINGS = load_recipe("smoke").corpora[0].model_copy(update={"speakers": "voices"})
+MANY = SETTINGS.model_copy(update={"speakers": "many"})
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,44 @@ def test_the_target_voice_speaks_every_answer(plan: list[Utterance]) -> None:
         SETTINGS.target_voice
     }
     assert {row.answer for row in plan if row.answer} <= set(all_answers())
+
+
+def test_many_speakers_say_the_same_plan(plan: list[Utterance]) -> None:
+    varied = plan_corpus(MANY, 5)
+    assert varied == plan_corpus(MANY, 5)
+    says = [(u.id, u.text, u.answer, u.kind, u.split) for u in varied]
+    assert says == [(u.id, u.text, u.answer, u.kind, u.split) for u in plan]
+    by_others = [u.voice != MANY.target_voice and u.split in LEARNED for u in plan]
+    for mine, own, other in zip(varied, plan, by_others, strict=True):
+        assert (mine.manner != PLAIN) == other
+        assert mine == own or other
+    others = [u for u, other in zip(varied, by_others, strict=True) if other]
+    assert len({u.manner.seed for u in others}) == len(others)
+    assert len({u.voice for u in others}) > 8 and len({u.manner.accent for u in others}) > 3
+    assert not {MANY.target_voice, MANY.held_out_voice} & {u.voice for u in others}
+
+
+def test_a_speaker_of_its_own_is_heard_and_its_phones_stay_aligned(plan: list[Utterance]) -> None:
+    u = next(u for u in plan_corpus(MANY, 5) if u.manner != PLAIN)
+    clean, made = (speak(replace(u, manner=u.manner._replace(seed=s))) for s in (None, 1))
+    assert len(clean.wave) == len(made.wave) and len(made.wave) % lab.LENGTH_STEP == 0
+    assert clean.phones == made.phones and not np.allclose(clean.wave, made.wave, atol=0.01)
+    before, after = u.manner.silence
+    first, last = clean.phones[0].start, clean.phones[-1].end
+    assert first == pytest.approx(before, abs=0.001) and last + after <= clean.seconds + 0.001
+    loud = np.flatnonzero(np.abs(clean.wave) > 0.02) / 16_000
+    assert first - 0.02 < loud[0] < first + 0.2
+
+
+@pytest.mark.slow
+def test_the_target_voice_repeats_what_many_speakers_said() -> None:
+    varied = [u for u in plan_corpus(MANY, 5) if u.manner != PLAIN][:3]
+    spoken = speak_all(varied)  # as the table has them: without their manner
+    again = LabReader(MANY).in_target_voice([replace(u, manner=PLAIN) for u in spoken], 5)
+    for one, other in zip(spoken, again, strict=True):
+        assert (one.id, one.text) == (other.id, other.text)
+        assert other.voice == MANY.target_voice
+        assert [p.label for p in one.phones] == [p.label for p in other.phones]
 
 
 @pytest.mark.slow
