@@ -21,6 +21,7 @@ from speechgpt_lib.corpora.perturb import perturb
 from speechgpt_lib.corpora.speech import (
     ACCENTS,
     EXTRAS,
+    PEAK,
     VOICES,
     Manner,
     Phone,
@@ -162,6 +163,7 @@ def speak(u: Utterance) -> Utterance:
     wave = np.pad(wave, (before, after + -(len(wave) + before + after) % LENGTH_STEP))
     if u.manner.seed is not None:
         wave = perturb(wave, np.random.default_rng(u.manner.seed))
+        wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
 
 

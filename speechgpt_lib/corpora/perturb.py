@@ -18,29 +18,26 @@ FFT, STEP = 512, 256  # samples of a window, and from one to the next
 BINS = FFT // 2 + 1
 
 
-def perturb(wave: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """float32 samples (n,) at 16 kHz → another version of them, of the same length and level.
-
-    strength: 0 leaves the wave alone, 1 is as far as people and rooms differ.
-    """
-    if not strength or not (level := float(wave.std())):
+def perturb(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32 samples (n,) at 16 kHz → another version of them, of the same length and level."""
+    if not (level := float(wave.std())):
         return wave
     spectrum = _frames(wave)  # (frames, bins), complex
     loudness = np.log(np.abs(spectrum) + 1e-5 * FFT * level)
     throat = _smooth(loudness, int(rng.integers(20, 45)))
     cords = spectrum * np.exp(-throat)
-    throat = _warped(throat, np.exp(rng.uniform(-0.22, 0.22) * strength))
-    contrast = rng.uniform(-0.2, 0.2) * strength
+    throat = _warped(throat, np.exp(rng.uniform(-0.22, 0.22)))
+    contrast = rng.uniform(-0.2, 0.2)
     throat += contrast * (throat - throat.mean(1, keepdims=True))
-    throat += _filter(rng, strength) + _drift(rng, len(throat)) * strength
-    breath = np.clip(_curve(rng, 0.25, 2) + rng.uniform(-0.2, 1.0) * strength, 0, 1)
+    throat += _filter(rng) + _drift(rng, len(throat))
+    breath = np.clip(_curve(rng, 0.25, 2) + rng.uniform(-0.2, 1.0), 0, 1)
     throat = np.exp(throat)
     made = np.sqrt(1 - breath) * cords * throat
     hiss = np.exp(_curve(rng, 1.0, 3)) * float(np.sqrt(np.mean(np.square(throat))))
-    hiss *= 10 ** (-rng.uniform(15, 55) / 20 / strength)
+    hiss *= 10 ** (-rng.uniform(15, 55) / 20)
     made += _noise(rng, made.shape) * (np.sqrt(breath) * throat + hiss)
     out = _wave(made, len(wave))
-    if rng.random() < 0.4 * strength:
+    if rng.random() < 0.4:
         out = _convolved(out, _room(rng))
     return (out * (level / max(float(out.std()), 1e-9))).astype(np.float32)
 
@@ -94,14 +91,14 @@ def _curve(rng: np.random.Generator, spread: float, terms: int) -> np.ndarray:
     return ((rng.standard_normal(terms) * spread) @ waves).astype(np.float32)
 
 
-def _filter(rng: np.random.Generator, strength: float) -> np.ndarray:
+def _filter(rng: np.random.Generator) -> np.ndarray:
     """Log gain (bins,) of a microphone: a smooth equaliser, now and then a narrow band."""
-    gain = _curve(rng, 0.45 * strength, 5)
+    gain = _curve(rng, 0.45, 5)
     hertz = np.linspace(0, SAMPLE_RATE / 2, BINS)
     for _ in range(rng.integers(0, 3)):  # bands that aren't heard (SpecAugment)
         middle, wide = rng.random(), rng.uniform(0, 0.08)
-        gain = gain - 3 * strength * (np.abs(_mel_position() - middle) < wide)
-    if rng.random() < 0.3 * strength:
+        gain = gain - 3 * (np.abs(_mel_position() - middle) < wide)
+    if rng.random() < 0.3:
         low, high = rng.uniform(50, 350), rng.uniform(3200, 7800)
         gain = gain - np.clip((low - hertz) / low * 3, 0, 3) - np.clip((hertz - high) / 300, 0, 4)
     return gain.astype(np.float32)

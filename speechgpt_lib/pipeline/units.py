@@ -42,9 +42,12 @@ MOST_SHUFFLED = 100_000
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
-def training_speech(corpus: Path, count: int, seed: int, phones=False) -> Iterator[Utterance]:
-    """A seeded sample of training utterances over all voices, those that can be read."""
-    identities = [u.id for u in read_utterances(corpus, where={"split": list(LEARNED)})]
+def training_speech(
+    corpus: Path, count: int, seed: int, phones=False, voices: list[str] | None = None
+) -> Iterator[Utterance]:
+    """A seeded sample of training utterances over all voices or these, those that can be read."""
+    where = {"split": list(LEARNED)} | ({"voice": voices} if voices else {})
+    identities = [u.id for u in read_utterances(corpus, where=where)]
     if len(identities) > MOST_SHUFFLED:
         chosen = set(heapq.nsmallest(count, identities, key=lambda i: rank(i, seed)))
     else:
@@ -93,12 +96,18 @@ def teachers_of(recipe: Recipe, speech: list[Utterance]) -> list[Teacher] | None
     return teachers
 
 
+def clustered_voices(job: Job) -> list[str] | None:
+    """Whose speech is clustered; None: all.  Who hears all as one voice needs that one alone."""
+    as_one = job.recipe.units.hubert.targets_of == "target_voice"
+    return job.inputs["corpus"].metrics["speaking"] if as_one else None
+
+
 def make_inventory(job: Job) -> dict:
     """k-means on a hidden layer of the encoder, and how good its units are beside MFCC units."""
     settings, seed = job.recipe.units, job.recipe.seed
     encoder = load_encoder(job)
     count = utterances_for(settings.kmeans_frames)
-    speech = training_speech(job.path("corpus"), count, seed + 1)
+    speech = training_speech(job.path("corpus"), count, seed + 1, voices=clustered_voices(job))
     inventory = cluster_layer(encoder, [u.wave for u in speech], settings, seed)
     inventory.save(job.work)
     mfcc_units = KMeansUnits.load(job.path("hubert") / "mfcc_centroids.safetensors")
@@ -164,7 +173,8 @@ def make_unit_grid(job: Job) -> dict:
     if not (held_out := aligned(corpus, 20)):
         return {"rows": [], "why": "the corpus has no phones to compare units with"}
     encoder = load_encoder(job)
-    training = [u.wave for u in training_speech(corpus, GRID_SPEECH, seed + 1)]
+    speech = training_speech(corpus, GRID_SPEECH, seed + 1, voices=clustered_voices(job))
+    training = [u.wave for u in speech]
     clusters = sorted({max(2, chosen * factor // 4) for factor in (1, 2, 4, 8)})
     return {"rows": list(quality_grid(encoder, training, held_out, clusters, seed))}
 

@@ -113,6 +113,7 @@ def test_a_speaker_of_its_own_is_heard_and_its_phones_stay_aligned(plan: list[Ut
     clean, made = (speak(replace(u, manner=u.manner._replace(seed=s))) for s in (None, 1))
     assert len(clean.wave) == len(made.wave) and len(made.wave) % lab.LENGTH_STEP == 0
     assert clean.phones == made.phones and not np.allclose(clean.wave, made.wave, atol=0.01)
+    assert np.abs(made.wave).max() == pytest.approx(0.7)  # 16 bits hold it
     before, after = u.manner.silence
     first, last = clean.phones[0].start, clean.phones[-1].end
     assert first == pytest.approx(before, abs=0.001) and last + after <= clean.seconds + 0.001
