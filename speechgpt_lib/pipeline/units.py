@@ -96,10 +96,15 @@ def teachers_of(recipe: Recipe, speech: list[Utterance]) -> list[Teacher] | None
     return teachers
 
 
+def hears_as_one(recipe: Recipe) -> bool:
+    """Whether the encoder learned to hear everyone as the target voice."""
+    asked = recipe.units.hubert.targets_of == "target_voice"
+    return asked and all(corpus.reader == "lab" for corpus in recipe.corpora)
+
+
 def clustered_voices(job: Job) -> list[str] | None:
     """Whose speech is clustered; None: all.  Who hears all as one voice needs that one alone."""
-    as_one = job.recipe.units.hubert.targets_of == "target_voice"
-    return job.inputs["corpus"].metrics["speaking"] if as_one else None
+    return job.inputs["corpus"].metrics["speaking"] if hears_as_one(job.recipe) else None
 
 
 def make_inventory(job: Job) -> dict:
