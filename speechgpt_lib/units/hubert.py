@@ -133,12 +133,14 @@ def pretrain_hubert(
         rng = np.random.default_rng((seed, step))
         chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, (len(waves[i]) - crop) // HOP)) for i in chosen]
-        mine = list(zip(chosen, starts, strict=True))[rank::world_size]
-        crops = np.stack([samples_of(waves[i][s * HOP : s * HOP + crop]) for i, s in mine])
-        labels = np.stack([targets[i][s : s + frames] for i, s in mine])
-        if settings.perturbed:
-            for k in np.flatnonzero(rng.random(len(mine)) < settings.perturbed):
-                crops[k] = perturb(crops[k], rng)
+        changed = rng.random(len(chosen)) < settings.perturbed
+        places = zip(chosen, starts, changed, rng.integers(2**32, size=len(chosen)), strict=True)
+        mine = list(places)[rank::world_size]
+        crops = np.stack([samples_of(waves[i][s * HOP : s * HOP + crop]) for i, s, _, _ in mine])
+        labels = np.stack([targets[i][s : s + frames] for i, s, _, _ in mine])
+        for k, (_, _, change, own_seed) in enumerate(mine):
+            if change:
+                crops[k] = perturb(crops[k], np.random.default_rng(own_seed))
         return torch.from_numpy(crops), torch.from_numpy(labels)
 
     def step_function(phase: str, modules: dict, batch, step: int):
