@@ -27,7 +27,7 @@ def argument(kind: Any, text: str) -> Any:
 RunPath = option(Path, "The run directory to use.", "--run")
 AsJson = option(bool, "Print one JSON object instead of text.", "--json")
 Force = option(bool, "Make again what could be reused.", "--force")
-RecipeName = option(str, "smoke, lab, release, paper, or a .yaml file.")
+RecipeName = option(str, "smoke, lab, lab-natural, release, paper, or a .yaml file.")
 RunDir = option(Path | None, "Default: runs/<recipe>.")
 Seed = option(int | None, "Short for --set seed=N.", min=0)
 Processes = option(int, "Processes to train or extract in.", min=1)
