@@ -256,7 +256,9 @@ STEPS = (
         "voicing",
         ("corpus", "units", "inventory", "text_to_unit", "vocoder"),
         lambda recipe: (
-            _set_settings("synthesiser", "synthesiser_voice")(recipe) | open_judge_settings(recipe)
+            _set_settings("synthesiser", "synthesiser_voice")(recipe)
+            | {"sentences": recipe.evaluation.voicing_sentences}
+            | open_judge_settings(recipe)
         ),
         make_voicing_evaluation,
         version=2,
