@@ -16,6 +16,7 @@ from speechgpt_lib.cli.instruct import instruct_app
 from speechgpt_lib.cli.text_to_unit import text_to_unit_app
 from speechgpt_lib.cli.units import units_app
 from speechgpt_lib.cli.vocoder import speak, vocoder_app
+from speechgpt_lib.cli.voice import voice_app
 from speechgpt_lib.errors import UserError, one_line, out_of_memory
 from speechgpt_lib.runs.artefacts import escaped
 
@@ -37,6 +38,7 @@ app.add_typer(units_app, name="units")
 app.add_typer(vocoder_app, name="vocoder")
 app.add_typer(text_to_unit_app, name="text-to-unit")
 app.add_typer(instruct_app, name="instruct")
+app.add_typer(voice_app, name="voice")
 
 
 @app.command()

@@ -25,6 +25,7 @@ def argument(kind: Any, text: str) -> Any:
 
 
 RunPath = option(Path, "The run directory to use.", "--run")
+VoiceName = option(str | None, "A voice that the run was adapted to.", "--voice")
 AsJson = option(bool, "Print one JSON object instead of text.", "--json")
 Force = option(bool, "Make again what could be reused.", "--force")
 RecipeName = option(str, "smoke, lab, lab-natural, release, paper, or a .yaml file.")

@@ -162,6 +162,7 @@ def train(
 def evaluate(
     run: options.RunPath = options.LAB,
     set_folder: option(Path | None, "A folder made by `speechgpt corpora sample`.", "--set") = None,
+    voice: options.VoiceName = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -174,8 +175,10 @@ def evaluate(
 
     opened = open_run(run, quiet=as_json)
     path = (set_folder or opened.path) / "report.json"
+    if voice is not None and set_folder is None:
+        raise UserError("--voice needs --set: a run's own report is that of its own voices")
     if set_folder is not None:
-        report = evaluate_set(opened, set_folder)
+        report = evaluate_set(opened, set_folder, voice)
         write_json(path, report)
     else:
         make_step(opened, "evaluation", force)

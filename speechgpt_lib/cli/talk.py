@@ -5,19 +5,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from speechgpt_lib.cli.options import LAB, AsJson, RunPath, argument, emit, open_run, option, say
+from speechgpt_lib.cli.options import (
+    LAB,
+    AsJson,
+    RunPath,
+    VoiceName,
+    argument,
+    emit,
+    open_run,
+    option,
+    say,
+)
 from speechgpt_lib.errors import UserError
 
 OutOption = option(Path, "The .wav or .flac file to write.", "--out", "-o")
 SOUND = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a")
 
 
-def transcribe(audio: list[Path], run: RunPath = LAB, as_json: AsJson = False) -> None:
+def transcribe(
+    audio: list[Path], run: RunPath = LAB, voice: VoiceName = None, as_json: AsJson = False
+) -> None:
     """Write down what is said in one or more sound files; with --json one object a file."""
     from speechgpt_lib.corpora.audio import read_audio
 
     waves = [read_audio(path) for path in audio]
-    for path, heard in zip(audio, _load(run).transcribe_many(waves), strict=True):
+    for path, heard in zip(audio, _load(run, voice).transcribe_many(waves), strict=True):
         text = f"nothing heard ({heard.nothing_heard})" if heard.nothing_heard else heard.text
         text = text if len(audio) == 1 else f"{path}\t{text}"
         result = {"path": str(path), "text": heard.text, "cut": heard.cut}
@@ -25,11 +37,17 @@ def transcribe(audio: list[Path], run: RunPath = LAB, as_json: AsJson = False) -
         _answer(result, text, as_json, "transcript")
 
 
-def say_text(text: str, out: OutOption, run: RunPath = LAB, as_json: AsJson = False) -> None:
+def say_text(
+    text: str,
+    out: OutOption,
+    run: RunPath = LAB,
+    voice: VoiceName = None,
+    as_json: AsJson = False,
+) -> None:
     """Speak a sentence into a sound file."""
     from speechgpt_lib.corpora.audio import write_audio
 
-    speechgpt = _load(run)
+    speechgpt = _load(run, voice)
     spoken, note = speechgpt.say(text), speechgpt.note(text)
     write_audio(out, spoken.wave)
     result = {"audio": str(out), "units": spoken.units.tolist(), "note": note, "cut": spoken.cut}
@@ -41,6 +59,7 @@ def ask(
     reply: option(str, "speech or text.") = "speech",
     out: OutOption = Path("answer.wav"),
     run: RunPath = LAB,
+    voice: VoiceName = None,
     temperature: option(float, "0: the likeliest token; the release samples at 0.7.", min=0) = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +71,7 @@ def ask(
         raise UserError(f"unknown --reply {reply!r}: choose speech or text")
     is_audio = names_a_file(question)
     asked = read_audio(question) if is_audio else question
-    speechgpt = _load(run)
+    speechgpt = _load(run, voice)
     answer = speechgpt.ask(asked, reply, Sampling(temperature) if temperature > 0 else None)
     units, wave = answer.answer_units, answer.wave
     result = {"question_text": answer.question_text, "answer_text": answer.answer_text}
@@ -78,13 +97,13 @@ def names_a_file(question: str) -> bool:
     return re.fullmatch(looks_so, question.strip(), re.IGNORECASE | re.DOTALL) is not None
 
 
-def _load(path: Path):
+def _load(path: Path, voice: str | None):
     import transformers
 
     from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 
     transformers.logging.set_verbosity_error()
-    return SpeechGPT.load(open_run(path))
+    return SpeechGPT.load(open_run(path), voice)
 
 
 def _answer(result: dict, text: str, as_json: bool, limit: str) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.metrics.judge import Judge
 
@@ -48,7 +50,7 @@ class Question(NamedTuple):
 
 
 class Corpus:
-    """A corpus of the recipe; to the last four, one may have nothing to say."""
+    """A corpus of the recipe; to the last five, one may have nothing to say."""
 
     name: str
 
@@ -82,6 +84,10 @@ class Corpus:
     def judges(self) -> dict[str, Judge]:
         """Listeners that know this corpus' language, by the suffix of their figures."""
         return {}
+
+    def speak(self, texts: list[str]) -> list[np.ndarray]:
+        """Texts in the voice that answers, waves (samples,) at 16 kHz; [] where nothing speaks."""
+        return []
 
 
 class Corpora(NamedTuple):
@@ -127,3 +133,7 @@ class Corpora(NamedTuple):
     def judges(self) -> dict[str, Judge]:
         """The judges of the first corpus, since it is its sentences that are spoken for them."""
         return self.members[0].judges()
+
+    def speak(self, texts: list[str]) -> list[np.ndarray]:
+        """Texts spoken by the first corpus, or []."""
+        return self.members[0].speak(texts)

@@ -110,6 +110,12 @@ class LabReader(Corpus):
         anything = judge.bigram_judge(read, words=world.vocabulary())
         return {"": judge.template_judge(grammar), "_bigram": anything}
 
+    def speak(self, texts: list[str]) -> list[np.ndarray]:
+        """Texts in the target voice, at its own rate."""
+        voice, rate = self.settings.target_voice, RATES[1]
+        plan = [Utterance("", text, "", "", voice, "", rate=rate) for text in texts]
+        return [u.wave for u in speak_all(plan)]
+
 
 def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
     """Every utterance without its sound, in a fixed order: a pure function of settings and seed."""

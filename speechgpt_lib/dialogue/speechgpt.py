@@ -26,6 +26,8 @@ from speechgpt_lib.recipes.schema import GenerationSettings
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
+from speechgpt_lib.voices.adaptation import Adapted
+from speechgpt_lib.voices.store import Voice
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,18 +60,27 @@ class SpeechGPT:
     templates: str = "paper"
 
     @classmethod
-    def load(cls, run: Run) -> SpeechGPT:
-        """What a finished run made; an error names a missing step and the command that makes it."""
+    def load(cls, run: Run, voice: str | None = None) -> SpeechGPT:
+        """What a finished run made; an error names a missing step and the command that makes it.
+
+        voice: the name of one that the run was adapted to (notebook 11).
+        """
         names = ("stage2", "stage3", "vocoder", "inventory")
         stage2, stage3, vocoder, units = (run.require(name).path for name in names)
-        inventory, recipe, corpus = UnitInventory.load(units), run.recipe, run.find("corpus")
-        base, vocabulary = load_model(stage2)
+        recipe, corpus = run.recipe, run.find("corpus")
+        if voice is None:
+            inventory, (base, vocabulary) = UnitInventory.load(units), load_model(stage2)
+        else:
+            chosen = Voice(run, voice)
+            adapted = Adapted.load(chosen)
+            inventory, base, vocabulary = adapted.inventory, adapted.model, adapted.vocabulary
+            vocoder = chosen.vocoder if chosen.speaks else vocoder
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
         corpora = open_corpora(recipe, corpus and corpus.path)
         facts = (corpora, recipe.generation, recipe.instructions.templates)
-        return cls(
-            inventory, vocabulary, attach_adapter(base, stage3), Vocoder.load(vocoder), *facts
-        )
+        # The adapter was trained on the run's own stage 2; an adapted one is near it.
+        model = attach_adapter(base, stage3, trust=voice is not None)
+        return cls(inventory, vocabulary, model, Vocoder.load(vocoder), *facts)
 
     @property
     def conversational(self) -> LlamaForCausalLM:

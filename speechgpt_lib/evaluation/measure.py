@@ -159,8 +159,9 @@ def judge_spoken(
     return figures
 
 
-def evaluate_set(run: Run, folder: Path) -> dict:
-    """Score a run on a folder with `items.jsonl` as `speechgpt corpora sample` writes it.
+def evaluate_set(run: Run, folder: Path, voice: str | None = None) -> dict:
+    """Score a run, perhaps adapted to a voice, on a folder with `items.jsonl` as `speechgpt corpora
+    sample` writes it.
 
     A line has path and text; answer, kind, voice and seen where they are known.  Answers are left
     out where nothing judges them; `cut` counts what met its longest length, `nothing_heard` the
@@ -168,7 +169,7 @@ def evaluate_set(run: Run, folder: Path) -> dict:
     """
     draws = run.recipe.evaluation.bootstrap_draws
     items, records = read_items(folder)
-    speechgpt = SpeechGPT.load(run)
+    speechgpt = SpeechGPT.load(run, voice)
     written = speechgpt.transcribe_many([i.wave for i in items])
     heard, cut = [w.text for w in written], {"asr_wer": sum(w.cut for w in written)}
     figures = {"asr_wer": word_error_rate(items, heard, draws, speechgpt.corpora)}

@@ -314,6 +314,21 @@ class EvaluationSettings(Section):
     open_judge: str = Field("auto", min_length=1)
 
 
+class VoiceSettings(Section):
+    """How a finished run is adapted to a person's voice (notebook 11)."""
+
+    kept_aside: Fraction = 0.125  # share of the recordings that only measure
+    crops: Count = 16  # of a batch of the encoder, each of `crop_seconds`
+    crop_seconds: Positive = 1.6
+    voice_share: Fraction = 0.5  # of the crops, and of the listening rows of stage 2
+    versions: Count = 6  # of each recording, changed at random, that stage 2 hears
+    own_utterances: Count = 300  # of the run's own voices, beside them
+    test_utterances: Count = 60  # held-out ones by which the old voices are measured
+    listening: Optimization = Optimization(steps=240, learning_rate=2e-3, warmup=20)
+    tokens_per_batch: Count = 1000
+    stage2: Optimization = Optimization(steps=150, learning_rate=5e-4, warmup=10)
+
+
 class Recipe(Section):
     """A whole run.  `name` is the name of the YAML file it comes from."""
 
@@ -336,6 +351,7 @@ class Recipe(Section):
     stage3: Stage3Settings
     generation: GenerationSettings = GenerationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    voice: VoiceSettings = VoiceSettings()
 
     @model_validator(mode="after")
     def encoder_fits(self) -> Recipe:

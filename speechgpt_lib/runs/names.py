@@ -18,6 +18,7 @@ _MADE = {
     "08_stage3_chain_of_modality_lora": "stage3=adapter",
     "09_talk_to_speechgpt": "evaluation",
     "10_scale_out": "",
+    "11_your_own_voice": "",
 }
 NOTEBOOKS = tuple(_MADE)
 FOLDERS = {

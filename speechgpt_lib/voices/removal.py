@@ -1,0 +1,96 @@
+"""Takes a voice out of a run directory: its folder, and every trace in any other file.
+
+A trace is a recording's bytes or hash, or a place where the voice is named as one.  Files that hold
+one can all be made again (executed notebooks, their media, reports); of a log only the lines with a
+trace go.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from pathlib import Path
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.runs.artefacts import hash_file, write_text
+from speechgpt_lib.runs.names import NOTEBOOKS
+from speechgpt_lib.runs.run import Run
+from speechgpt_lib.voices.store import FOLDER, NAME, Voice
+
+NOTEBOOK = NOTEBOOKS[-1]
+LOGS = (".log",)
+PIECE = 300  # bytes of a recording by which it is known, taken at three places; a multiple of 3
+
+
+def remove(voice: Voice) -> list[Path]:
+    """Remove a voice; returns the files that were taken away or shortened, besides its folder.
+
+    Raises UserError for a voice that is not there, or a file that can't be changed.
+    """
+    run = voice.require().run
+    marks = traces(voice)
+    shutil.rmtree(voice.path)
+    for leftover in (run.path / FOLDER).glob(f"*{voice.name}*"):
+        own = re.escape(voice.name)
+        if re.fullmatch(rf"{own}\.lock|\.{own}\..*", leftover.name):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    if not any((run.path / FOLDER).iterdir()):
+        (run.path / FOLDER).rmdir()
+    changed = []
+    for path in files_with(run, marks):
+        changed.append(path)
+        if path.suffix in LOGS:
+            lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+            clean = [line for line in lines if not any(m in line.encode() for m in marks)]
+            write_text(path, "".join(clean))
+        else:
+            path.unlink()
+    for path in _notebook_copies(run, voice.name):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        changed.append(path)
+    if left := files_with(run, marks):
+        raise UserError(f"{left[0]} still holds something of the voice: delete it by hand")
+    return changed
+
+
+def traces(voice: Voice) -> list[bytes]:
+    """Byte strings that occur only where something of a voice is."""
+    name, found = voice.name, []
+    found += [f"{FOLDER}/{name}".encode(), f'"voice": "{name}"'.encode()]
+    found += [f"--voice {name}".encode(), f"voice '{name}'".encode()]
+    if len(name) > 5:  # a short one may be a word of the corpus
+        found.append(name.encode())
+    for path in sorted(voice.path.rglob("*.wav")):
+        data = path.read_bytes()
+        found.append(hash_file(path).encode())
+        for part in (1, 2, 3):
+            start = len(data) * part // 4 // PIECE * PIECE
+            if len(set(piece := data[start : start + PIECE])) > 16:  # not silence
+                # In a notebook's output sound stands as base64, at any of three offsets.
+                found += [piece, *(base64.b64encode(piece[k:])[:200] for k in range(3))]
+    return found
+
+
+def files_with(run: Run, marks: list[bytes]) -> list[Path]:
+    """The files of a run directory that hold one of these byte strings, or have one as a name."""
+    found, longest = [], max(map(len, marks), default=1)
+    pattern = re.compile(b"|".join(map(re.escape, marks)))
+    for path in sorted(p for p in run.path.rglob("*") if p.is_file() and not p.is_symlink()):
+        before = path.relative_to(run.path).as_posix().encode() + b"\n"
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                if pattern.search(before + block):
+                    found.append(path)
+                    break
+                before = block[-longest:]
+    return found
+
+
+def _notebook_copies(run: Run, name: str) -> list[Path]:
+    """The executed notebook of voices, if it was about this one; its pictures and sounds."""
+    folder = run.path / "notebooks"
+    copies = sorted(folder.glob(f"**/{NOTEBOOK}*")) + sorted((folder / "media").glob("11*"))
+    about = folder / f"{NOTEBOOK}.ipynb"
+    ours = about.is_file() and NAME.fullmatch(name) and name.encode() in about.read_bytes()
+    return copies if ours else []
