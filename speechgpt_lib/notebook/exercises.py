@@ -120,6 +120,20 @@ def gpu_hours(parameters: float, tokens: float, flops: float, utilisation: float
     return 6 * parameters * tokens / (flops * utilisation) / 3600
 
 
+def level_db(samples: list[float]) -> float:
+    power = sum(x * x for x in samples) / len(samples) if samples else 0.0
+    return max(-120.0, 10 * math.log10(power)) if power > 0 else -120.0
+
+
+def path_cost(costs: list[list[float]]) -> float:
+    best: dict[tuple[int, int], float] = {}
+    for i, row in enumerate(costs):
+        for j, cost in enumerate(row):
+            before = [best[p] for p in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if p in best]
+            best[i, j] = cost + min(before, default=0.0)
+    return best[len(costs) - 1, len(costs[0]) - 1]
+
+
 class Exercise(NamedTuple):
     """`reference(*case)` is the right answer for every case in `cases`."""
 
@@ -140,6 +154,7 @@ _OF_NOTEBOOK = {  # in the order of their letters
     8: [split_chain, lora_parameters],
     9: [bootstrap_means, accuracy_by_kind],
     10: [loss_of_all, gpu_hours],
+    11: [level_db, path_cost],
 }
 EXERCISES: dict[str, Exercise] = {}  # by id ("1.a")
 for number, functions in _OF_NOTEBOOK.items():

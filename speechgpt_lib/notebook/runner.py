@@ -33,7 +33,13 @@ from speechgpt_lib.runs.machine import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 
-CODE = (".py", ".yaml", ".txt", ".mplstyle")  # the files of the package that may change a result
+CODE = (
+    ".py",
+    ".js",
+    ".yaml",
+    ".txt",
+    ".mplstyle",
+)  # the files of the package that may change a result
 
 
 @dataclass(frozen=True)

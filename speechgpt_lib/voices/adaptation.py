@@ -29,7 +29,8 @@ from speechgpt_lib.language_model.adapters import attach_adapter
 from speechgpt_lib.language_model.model import load_model, save_model
 from speechgpt_lib.language_model.vocabulary import UnitVocabulary
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
-from speechgpt_lib.runs.artefacts import atomic_path, locked, read_json, write_json
+from speechgpt_lib.recipes.schema import Optimization, VoiceSettings
+from speechgpt_lib.runs.artefacts import atomic_path, hash_json, locked, read_json, write_json
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -41,6 +42,7 @@ from speechgpt_lib.voices.hearing import adapt_encoder
 from speechgpt_lib.voices.store import Recording, Voice
 from speechgpt_lib.voices.understanding import adapt_stage2
 
+FULL = 40  # sentences to which the steps of the recipe belong
 ANSWERED = 40  # held-out questions in the run's own voices
 
 
@@ -128,6 +130,29 @@ def adapt(
     return facts
 
 
+def curve(voice: Voice, sizes: Sequence[int], say: Callable[[str], None] = print) -> list[dict]:
+    """The figures of `adapt` for the first `sizes` recordings, and for all of them, by size.
+
+    Each is a training of its own.  What was measured before is kept in RUN/voices/NAME/curve.json,
+    for as long as recordings, settings and stage 2 stay the same.
+    """
+    path, run = voice.path / "curve.json", voice.run
+    settings = run.recipe.voice.model_dump(mode="json")
+    known = [voice.require().records(), settings, run.require("stage2").key, run.recipe.seed]
+    key, points = hash_json(known), {}
+    if path.is_file() and (kept := read_json(path)).get("key") == key:
+        points = {point["sentences"]: point for point in kept["points"]}
+    most = len(split(voice.recordings(), run)[0])
+    for size in [*sorted(n for n in sizes if n < most), most]:
+        if size not in points:
+            point = adapt(voice, say, sentences=None if size == most else size)
+            points[size] = {
+                k: v for k, v in point.items() if k not in ("listening", "understanding")
+            }
+            write_json(path, {"key": key, "points": list(points.values())})
+    return [points[n] for n in sorted(points)]
+
+
 def split(recordings: list[Recording], run: Run) -> tuple[list[Recording], list[Recording]]:
     """Those to learn from, in the order of recording, and those kept aside, drawn by the seed."""
     count = max(1, round(run.recipe.voice.kept_aside * len(recordings)))
@@ -161,23 +186,36 @@ def _learn(before, learned, corpora, run, work, say, on_log) -> tuple[Adapted, d
     say(f"hearing: the encoder learns from {len(learned)} sentences")
     device = resolve_device(run.recipe.device)
     options = TrainingOptions(run.recipe.seed, device, 1, on_log)
+    recipe = run.recipe.model_copy(update={"voice": _for(run.recipe.voice, len(learned))})
     normal = [Recording(corpora.normalise(r.text), r.wave) for r in learned]
     normal = [recording for recording in normal if recording.text]
     said = references([r.text for r in normal], before, corpora, run)
     pairs = [(r.wave, y) for r, y in zip(normal, said, strict=True) if y is not None]
-    kept = [u.wave for u in _heard(run, "train", run.recipe.voice.own_utterances)]
+    kept = [u.wave for u in _heard(run, "train", recipe.voice.own_utterances)]
     inventory, heard = before.inventory, {}
     if pairs:
         waves, targets = zip(*pairs, strict=True)
-        more = (kept, run.recipe.voice, work, options)
+        more = (kept, recipe.voice, work, options)
         inventory, heard = adapt_encoder(before.inventory, waves, targets, *more)
     say("understanding: stage 2 learns the units of this voice")
     model, vocabulary = load_model(run.require("stage2").path)
     cross_modal = run.require("cross_modal_set").path
-    given = (normal, cross_modal, corpora, run.recipe, work / "stage2", options)
+    given = (normal, cross_modal, corpora, recipe, work / "stage2", options)
     understood = adapt_stage2(model, vocabulary, inventory, *given)
     cost = {"listening": heard, "understanding": understood}
     return Adapted(inventory, model, vocabulary), cost
+
+
+def _for(settings: VoiceSettings, sentences: int) -> VoiceSettings:
+    """The settings with fewer steps for fewer sentences than 40: they are learned by heart."""
+    share = min(1.0, (sentences / FULL) ** 0.5)
+
+    def fewer(optimization: Optimization) -> Optimization:
+        steps = max(1, round(share * optimization.steps))
+        return optimization.model_copy(update={"steps": steps})
+
+    both = {"listening": fewer(settings.listening), "stage2": fewer(settings.stage2)}
+    return settings.model_copy(update=both)
 
 
 def _heard(run: Run, split: str, count: int, question: bool = False) -> list[Utterance]:

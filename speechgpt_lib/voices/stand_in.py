@@ -1,0 +1,42 @@
+"""A stand-in for a person: a synthesiser's voice that the run never heard, for headless runs.
+
+It is what it is, and called so: figures of it are real, but a person is harder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from speechgpt_lib.corpora.audio import write_audio
+from speechgpt_lib.corpora.lab import speak_all
+from speechgpt_lib.corpora.speech import VOICES
+from speechgpt_lib.corpora.tables import Utterance
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import LabCorpus
+from speechgpt_lib.runs.artefacts import write_text
+
+RATE, PITCH = 155, 1.25  # words a minute; times the voice's own
+
+
+def stand_in_voice(recipe: Recipe) -> str:
+    """An eSpeak voice that is in no corpus of the recipe (the last one where all are)."""
+    used: set[str] = set()
+    for lab in (c for c in recipe.corpora if isinstance(c, LabCorpus)):
+        used |= {lab.target_voice, *lab.aligned_voices, *lab.unlabelled_voices, lab.held_out_voice}
+    return next((voice for voice in VOICES[12:] if voice not in used), VOICES[-1])
+
+
+def write_stand_in(folder: Path, texts: list[str], recipe: Recipe) -> str:
+    """Write recordings of the stand-in reading `texts`, with items.jsonl; returns its name."""
+    voice = stand_in_voice(recipe)
+    plan = [
+        Utterance(f"{k:04d}", text, "", "", voice, "", rate=RATE, pitch=PITCH)
+        for k, text in enumerate(texts)
+    ]
+    lines = []
+    for u in speak_all(plan):
+        write_audio(folder / f"{u.id}.wav", u.wave)
+        lines.append(json.dumps({"path": f"{u.id}.wav", "text": u.text, "voice": voice}) + "\n")
+    write_text(folder / "items.jsonl", "".join(lines))
+    return voice
