@@ -27,7 +27,7 @@ FIGURES = (
 
 def test_every_notebook_is_executed_without_an_error(smoke_run: Path, root: Path) -> None:
     names = [path.name for path in sorted((root / "notebooks").glob("*.ipynb"))]
-    assert [name[:2] for name in names] == [f"{n:02d}" for n in range(11)]
+    assert [name[:2] for name in names] == [f"{n:02d}" for n in range(12)]
     for name in names:
         notebook = nbformat.read(smoke_run / "notebooks" / name, as_version=4)
         outputs = [
@@ -60,7 +60,7 @@ def test_the_report_has_every_figure_with_its_interval(smoke_run: Path) -> None:
 def test_a_second_run_reuses_everything(smoke_run: Path) -> None:
     started = time.monotonic()
     results = run_notebooks("smoke", smoke_run)
-    assert len(results) == 11 and all(result.reused for result in results)
+    assert len(results) == 12 and all(result.reused for result in results)
     assert time.monotonic() - started < 60
 
 

@@ -16,7 +16,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file, write_text
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.voices.store import FOLDER, NAME, Voice
+from speechgpt_lib.voices.store import FOLDER, Voice
 
 NOTEBOOK = NOTEBOOKS[-1]
 LOGS = (".log",)
@@ -37,7 +37,12 @@ def remove(voice: Voice) -> list[Path]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if not any((run.path / FOLDER).iterdir()):
         (run.path / FOLDER).rmdir()
-    changed = []
+    # The executed notebook of voices, its pictures and sounds show the last voice it was run for.
+    notebooks = run.path / "notebooks"
+    shown = [*notebooks.glob(f"**/{NOTEBOOK}*"), *notebooks.glob(f"media/{NOTEBOOK[:2]}*")]
+    changed = sorted(shown)
+    for path in shown:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in files_with(run, marks):
         changed.append(path)
         if path.suffix in LOGS:
@@ -46,9 +51,6 @@ def remove(voice: Voice) -> list[Path]:
             write_text(path, "".join(clean))
         else:
             path.unlink()
-    for path in _notebook_copies(run, voice.name):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        changed.append(path)
     if left := files_with(run, marks):
         raise UserError(f"{left[0]} still holds something of the voice: delete it by hand")
     return changed
@@ -85,12 +87,3 @@ def files_with(run: Run, marks: list[bytes]) -> list[Path]:
                     break
                 before = block[-longest:]
     return found
-
-
-def _notebook_copies(run: Run, name: str) -> list[Path]:
-    """The executed notebook of voices, if it was about this one; its pictures and sounds."""
-    folder = run.path / "notebooks"
-    copies = sorted(folder.glob(f"**/{NOTEBOOK}*")) + sorted((folder / "media").glob("11*"))
-    about = folder / f"{NOTEBOOK}.ipynb"
-    ours = about.is_file() and NAME.fullmatch(name) and name.encode() in about.read_bytes()
-    return copies if ours else []
