@@ -53,11 +53,17 @@ def record(
 
 
 @voice_app.command()
-def adapt(name: Name, run: RunPath = LAB, as_json: AsJson = False) -> None:
+def adapt(
+    name: Name,
+    speak: option(bool, "Let the vocoder answer in this voice, too.", "--speak") = False,
+    run: RunPath = LAB,
+    as_json: AsJson = False,
+) -> None:
     """Adapt the run to a voice: the encoder that hears it, and stage 2 that understands it."""
     import transformers
 
     from speechgpt_lib.voices.adaptation import adapt as adapt_to
+    from speechgpt_lib.voices.adaptation import speak as speak_as
     from speechgpt_lib.voices.store import Voice
 
     transformers.logging.set_verbosity_error()
@@ -72,6 +78,10 @@ def adapt(name: Name, run: RunPath = LAB, as_json: AsJson = False) -> None:
             values = " → ".join(f"{f['value']:.3f}" for f in pair)
             between = f"{pair[1]['low']:.3f} to {pair[1]['high']:.3f}, n = {pair[1]['n']}"
             lines.append(f"{meaning:32} {values}   ({between})")
+    if speak:
+        facts["speaking"] = told = speak_as(voice, say)
+        both = f"{told['distortion_db_before']:.2f} → {told['distortion_db_after']:.2f} dB"
+        lines.append(f"{'off its sound (lower is nearer)':32} {both}")
     lines.append(f"ask it: speechgpt ask question.wav --voice {name} --run {run}")
     emit(facts, "\n".join(lines), as_json)
 

@@ -327,6 +327,7 @@ class VoiceSettings(Section):
     listening: Optimization = Optimization(steps=240, learning_rate=2e-3, warmup=20)
     tokens_per_batch: Count = 1000
     stage2: Optimization = Optimization(steps=150, learning_rate=5e-4, warmup=10)
+    speaking: Optimization = Optimization(steps=200, learning_rate=5e-4, warmup=10)
 
 
 class Recipe(Section):

@@ -39,6 +39,7 @@ from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.voices.hearing import adapt_encoder
+from speechgpt_lib.voices.speaking import adapt_vocoder, likeness
 from speechgpt_lib.voices.store import Recording, Voice
 from speechgpt_lib.voices.understanding import adapt_stage2
 
@@ -151,6 +152,37 @@ def curve(voice: Voice, sizes: Sequence[int], say: Callable[[str], None] = print
             }
             write_json(path, {"key": key, "points": list(points.values())})
     return [points[n] for n in sorted(points)]
+
+
+def speak(
+    voice: Voice,
+    say: Callable[[str], None] = print,
+    on_log: Callable[[dict], None] | None = None,
+) -> dict:
+    """Let the run answer in a voice that it was adapted to: RUN/voices/NAME/vocoder.
+
+    Returns the mel-cepstral distortion (dB) of recordings kept aside, spoken from their own units
+    by the run's vocoder and by the adapted one; it also stands in facts.json there.
+    """
+    run, adapted = voice.run, Adapted.load(voice)
+    learned, aside = split(voice.recordings(), run)
+    say(f"speaking: the vocoder learns from {len(learned)} sentences")
+    options = TrainingOptions(run.recipe.seed, resolve_device(run.recipe.device), 1, on_log)
+    before, work = Vocoder.load(run.require("vocoder").path), voice.path / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        given = ([r.wave for r in learned], run.recipe.voice, work, options)
+        after, told = adapt_vocoder(before, adapted.inventory, *given)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    waves, facts = [r.wave for r in aside], {"seconds": sum(t["seconds"] for t in told.values())}
+    for when, vocoder in (("before", before), ("after", after)):
+        facts[f"distortion_db_{when}"] = likeness(vocoder, adapted.inventory, waves)
+    with atomic_path(voice.vocoder) as folder:
+        folder.mkdir()
+        after.save(folder)
+        write_json(folder / "facts.json", facts)
+    return facts
 
 
 def split(recordings: list[Recording], run: Run) -> tuple[list[Recording], list[Recording]]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from speechgpt_lib.metrics.waveform import warping_path
+
 ROUNDS = 3
 RIDGE = 0.003  # of the affine map, beside features of unit variance
 
@@ -32,24 +34,8 @@ def align(given: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> list
 def warp(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The frames of b (m, width) that the frames of a (n, width) fall on: (n,), never falling."""
     costs = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T  # (n, m)
-    rows, infinite = [], float("inf")
-    before = [0.0] + [infinite] * len(b)  # the cost of the best path to each cell of a row
-    for cost in costs.tolist():
-        row, left = [infinite], infinite
-        for one, diagonal, above in zip(cost, before, before[1:], strict=False):
-            left = one + min(diagonal, above, left)
-            row.append(left)
-        rows.append(row)
-        before = [infinite, *row[1:]]
-    i, j = len(a) - 1, len(b) - 1
-    hits = np.zeros((len(a), 2))  # sum and number of the frames of b that a frame of a falls on
-    while i >= 0 and j >= 0:
-        hits[i] += (j, 1)
-        diagonal = rows[i - 1][j] if i else (0.0 if j == 0 else infinite)
-        above = rows[i - 1][j + 1] if i else infinite
-        best = min(diagonal, above, rows[i][j])
-        i, j = (i - (best != rows[i][j]), j - (best != above or best == diagonal))
-    return np.rint(hits[:, 0] / np.maximum(hits[:, 1], 1)).astype(np.int64)
+    mine, other = warping_path(costs).T
+    return np.rint(np.bincount(mine, other) / np.bincount(mine)).astype(np.int64)
 
 
 class _Scale:
