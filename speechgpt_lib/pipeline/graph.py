@@ -34,6 +34,7 @@ SHOWN = {
     "07_stage2_cross_modal_finetuning": ("vocoder",),
     "09_talk_to_speechgpt": ("stage1",),
     "10_scale_out": ("units", "expanded_model"),
+    "11_your_own_voice": ("corpus", "inventory", "cross_modal_set", "vocoder", "stage2", "stage3"),
 }
 
 

@@ -231,8 +231,8 @@ def _learn(before, learned, corpora, run, work, say, on_log) -> tuple[Adapted, d
         inventory, heard = adapt_encoder(before.inventory, waves, targets, *more)
     say("understanding: stage 2 learns the units of this voice")
     model, vocabulary = load_model(run.require("stage2").path)
-    cross_modal = run.require("cross_modal_set").path
-    given = (normal, cross_modal, corpora, recipe, work / "stage2", options)
+    known = run.find("cross_modal_set")  # an imported stage 2 comes without
+    given = (normal, known and known.path, corpora, recipe, work / "stage2", options)
     understood = adapt_stage2(model, vocabulary, inventory, *given)
     cost = {"listening": heard, "understanding": understood}
     return Adapted(inventory, model, vocabulary), cost

@@ -24,11 +24,13 @@ from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.features import framing
+from speechgpt_lib.units.hubert import sample_mask
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.voices.alignment import align
 from speechgpt_lib.voices.changes import changed
 
 SHARPNESS = 0.15  # of the choice among units, beside the mean squared distance to the chosen one
+MASKED = (0.005, 10)  # share of frames that start a masked span, and its length
 UNKNOWN = -100  # the target of padding
 
 
@@ -43,13 +45,16 @@ class Heard(nn.Module):
         if self.encoder.config.do_stable_layer_norm:
             blocks.layer_norm = nn.Identity()  # one behind the last block is not applied
         for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(name != "masked_spec_embed")  # nothing is masked
+            parameter.requires_grad_(name != "masked_spec_embed")
         self.register_buffer("centroids", torch.tensor(inventory.kmeans.centroids), False)
         self.scale = scale
 
     def forward(self, waves: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """waves (batch, samples), targets (batch, frames) → loss, weight, share of right units."""
-        x = self.encoder(waves).last_hidden_state  # (batch, frames, width)
+        mask = None
+        if self.training:  # as SpecAugment does; transformers' own draws by another random source
+            mask = sample_mask(*targets.shape, *MASKED).to(waves.device)
+        x = self.encoder(waves, mask_time_indices=mask).last_hidden_state  # (batch, frames, width)
         distances = self.centroids.square().sum(1) - 2 * x @ self.centroids.T  # less ‖x‖²
         logits, wanted = (-distances / self.scale).flatten(0, 1), targets.flatten()
         loss = F.cross_entropy(logits, wanted, ignore_index=UNKNOWN, reduction="sum")

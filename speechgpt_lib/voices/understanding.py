@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.descriptions import load_descriptions
+from speechgpt_lib.instructions.records import Record
 from speechgpt_lib.instructions.templates import cross_modal_row
 from speechgpt_lib.language_model import stages
 from speechgpt_lib.language_model.rows import RowsOf, TokenRow, row_to_tokens
@@ -38,13 +39,14 @@ def adapt_stage2(
     vocabulary: UnitVocabulary,
     inventory: UnitInventory,
     recordings: Sequence[Recording],
-    cross_modal_set: Path,
+    cross_modal_set: Path | None,
     corpora: Corpora,
     recipe: Recipe,
     work: Path,
     options: TrainingOptions,
 ) -> dict:
-    """Train `model` in place; `inventory` has the encoder that hears the voice.  Its summary."""
+    """Train `model` in place and return the summary; `inventory` has the encoder that hears the
+    voice.  Without a cross-modal set only documents stand beside the recordings."""
     settings = recipe.voice
     rng = np.random.default_rng(options.seed)
     heard = {}
@@ -66,18 +68,19 @@ def adapt_stage2(
 def _plan(
     new: list[tuple[str, list[np.ndarray]]],
     vocabulary: UnitVocabulary,
-    cross_modal_set: Path,
+    cross_modal_set: Path | None,
     corpora: Corpora,
     recipe: Recipe,
     seed: int,
 ) -> RowsOf:
     """Rows of an epoch: each recording once, in one of its versions, and what the run knows."""
     how, asked = recipe.instructions, load_descriptions("asr")
-    known: dict[str, list[TokenRow]] = {"asr": [], "tts": []}
-    for record in islice(sets.read_set(cross_modal_set, vocabulary.inventory), READ):
+    known: dict[str, list[Record]] = {"asr": [], "tts": []}
+    ours = sets.read_set(cross_modal_set, vocabulary.inventory) if cross_modal_set else ()
+    for record in islice(ours, READ):
         known[record.task].append(record)
-    ours = max(1, round(len(new) * (1 / recipe.voice.voice_share - 1)))
-    counts = {"tts": round(SPEAKING * ours), "asr": ours - round(SPEAKING * ours)}
+    beside = max(1, round(len(new) * (1 / recipe.voice.voice_share - 1)))
+    counts = {"tts": round(SPEAKING * beside), "asr": beside - round(SPEAKING * beside)}
 
     def tokens(row) -> TokenRow:
         return row_to_tokens(row, vocabulary, how.loss, how.text_weight)
