@@ -1,0 +1,35 @@
+"""The vocoder learns a voice from its recordings, in a copy; the run's own stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.training.options import TrainingOptions
+from speechgpt_lib.vocoder.durations import DurationPredictor
+from speechgpt_lib.vocoder.generator import UnitGenerator
+from speechgpt_lib.vocoder.synthesis import Vocoder
+from speechgpt_lib.voices.speaking import adapt_vocoder, likeness
+from tests.builders import few_steps, smoke_recipe, tiny_inventory
+
+
+def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
+    recipe, inventory = smoke_recipe(), tiny_inventory()
+    torch.manual_seed(0)
+    shape, count = recipe.vocoder, inventory.count
+    durations = DurationPredictor(count, shape.embedding)
+    vocoder = Vocoder(UnitGenerator(count, shape), durations, inventory.id, shape)
+    waves = [synthesize(t, "Male1")[0] for t in ("the big dog is in the house", "two is one")]
+    settings = recipe.voice.model_copy(update={"speaking": few_steps(30, learning_rate=3e-3)})
+    before = vocoder.synthesize([1, 2, 3], durations=[5, 5, 5])
+    given = (vocoder, inventory, waves, settings)
+    after, told = adapt_vocoder(*given, tmp_path / "a", TrainingOptions(seed=0))
+    assert likeness(after, inventory, waves) < likeness(vocoder, inventory, waves)
+    assert told.keys() == {"generator", "durations"} and after.inventory == inventory.id
+    assert np.array_equal(vocoder.synthesize([1, 2, 3], durations=[5, 5, 5]), before)
+    again, _ = adapt_vocoder(*given, tmp_path / "b", TrainingOptions(seed=0))
+    units = inventory.encode(waves[0])[0]
+    assert np.array_equal(again.synthesize(units), after.synthesize(units))
