@@ -2,7 +2,7 @@
 
 Each fault is one line: what was found, what is expected, what to try.  The sentence is checked by
 the independent judge of the run's corpus, which knows the corpus' grammar (the run's own model
-can't hear the voice yet); where there is none, the length alone is.
+can't hear the voice yet); without a grammar by the open judge; without any, the length alone is.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import numpy as np
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.metrics.open_judge import NONE, open_judge
 from speechgpt_lib.metrics.unit_errors import wer
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.text_to_unit.spoken_form import in_words, one_spelling
 
 QUIET_DB = -45.0  # of full scale: speech below it is too quiet
 CLIPPED = 0.004  # share of samples at the ceiling
@@ -95,12 +98,29 @@ def share_at_ceiling(wave: np.ndarray) -> float:
     return float((size >= 0.98 * size.max()).mean())
 
 
-def sentence_judge(corpora: Corpora, say=print) -> Judge | None:
+@dataclass(frozen=True)
+class Spelt:
+    """The open judge, in the spelling of the corpora."""
+
+    judge: Judge
+    corpora: Corpora
+
+    def transcribe(self, wave: np.ndarray) -> str:
+        """The words heard in a wave (samples,) at 16 kHz."""
+        return self.corpora.normalise(one_spelling(in_words(self.judge.transcribe(wave))))
+
+
+def sentence_judge(corpora: Corpora, recipe: Recipe, say=print) -> Judge | None:
     """The judge by which sentences are checked, or None with a line that says why."""
-    reason = "this run's corpora have no judge"
+    reason = "the recipe wants no judge"
     try:
         if judges := corpora.judges():
             return judges[""]
+    except UserError as error:
+        reason = str(error)
+    try:
+        if (source := recipe.evaluation.open_judge) != NONE:
+            return Spelt(open_judge(source, recipe.data), corpora)
     except UserError as error:
         reason = str(error)
     say(f"note: whether the right sentence was read is not checked: {reason}")

@@ -34,7 +34,7 @@ class Recorder:
         voice.run.require("stage2")  # a run that can't be adapted needs no recordings
         corpora = open_corpora(voice.run.recipe, voice.run.require("corpus").path, say)
         voice.agree(consent)
-        return cls(voice, corpora, sentence_judge(corpora, say))
+        return cls(voice, corpora, sentence_judge(corpora, voice.run.recipe, say))
 
     def add(self, wave: np.ndarray, text: str) -> Check:
         """Check a wave (samples,) at 16 kHz that should say `text`; it is kept if nothing is

@@ -135,13 +135,15 @@ def test_what_cannot_be_recorded_or_adapted(run, folder, speechgpt, tmp_path) ->
 def test_without_a_judge_the_words_go_unchecked_and_it_says_so(run, folder, tmp_path, monkeypatch):
     from speechgpt_lib.corpora.lab import LabReader
     from speechgpt_lib.errors import UserError
+    from speechgpt_lib.voices import checks
     from speechgpt_lib.voices.recording import Recorder
     from speechgpt_lib.voices.store import Voice
 
-    def none(self):
+    def none(*given):
         raise UserError("the speech judge needs pocketsphinx, which is not installed")
 
     monkeypatch.setattr(LabReader, "judges", none)
+    monkeypatch.setattr(checks, "open_judge", none)
     said: list[str] = []
     recorder = Recorder.open(Voice(Run.open(run), "unjudged"), True, said.append)
     assert recorder.add_folder(folder, said.append) == (4, 0)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.speech import synthesize
-from speechgpt_lib.voices.checks import check_recording
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.voices.checks import check_recording, sentence_judge
 
 TEXT = "the big dog is in the house"
 
@@ -71,3 +74,26 @@ def test_a_slip_of_the_judge_is_forgiven(wave):
 def test_without_a_judge_only_the_words_go_unchecked(wave):
     check = check_recording(wave, "two plus two is four")
     assert check.problems == () and check.heard is None
+
+
+class Corpora:
+    """Recordings in a language that nothing here knows."""
+
+    normalise = staticmethod(world.normalise)
+
+    def judges(self) -> dict:
+        raise UserError("nothing here knows the language")
+
+
+def test_without_a_grammar_the_open_judge_checks_the_sentence(whisper, wave) -> None:
+    judge = sentence_judge(Corpora(), load_recipe("smoke"))
+    assert not check_recording(wave, TEXT, judge).problems
+    (problem,) = check_recording(wave, "nine plus two is eleven", judge).problems
+    assert problem.startswith("wrong sentence: heard 'the big dog is in the house'")
+
+
+def test_without_any_judge_a_line_says_so() -> None:
+    said: list[str] = []
+    recipe = load_recipe("smoke", {"evaluation.open_judge": "none"})
+    assert sentence_judge(Corpora(), recipe, said.append) is None
+    assert "not checked: nothing here knows the language" in said[0]
