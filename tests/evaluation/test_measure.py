@@ -104,7 +104,7 @@ def noisy_run(tmp_path: Path, open_judge: str) -> Run:
 
 
 def parrot(run: Run, monkeypatch: pytest.MonkeyPatch, corpora: object) -> None:
-    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run: Parrot(corpora))
+    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run, voice=None: Parrot(corpora))
 
 
 def test_a_corpus_without_judge_and_questions_still_has_a_report(run: Run, monkeypatch) -> None:
@@ -243,7 +243,7 @@ def test_a_set_counts_where_nothing_was_heard(run: Run, folder: Path, monkeypatc
         def transcribe_many(self, waves) -> list[Written]:
             return [Written("", False, nothing_heard(wave)) for wave in waves]
 
-    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run: Deaf(Corpora("none")))
+    monkeypatch.setattr(measure.SpeechGPT, "load", lambda run, voice=None: Deaf(Corpora("none")))
     soundfile.write(folder / "a.wav", np.zeros(16_000), 16_000)
     opposite = np.stack([noise(0.5), -noise(0.5)], 1)
     soundfile.write(folder / "b.wav", opposite, 16_000)
