@@ -14,6 +14,7 @@ from speechgpt_lib.corpora.audio import to_16_bits
 from speechgpt_lib.corpora.build import build_table, open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
 from speechgpt_lib.corpora.lab import LabReader
+from speechgpt_lib.corpora.natural import NATURAL_VOICES
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
@@ -78,10 +79,11 @@ def make_hubert(job: Job) -> dict:
 def teachers_of(recipe: Recipe, speech: list[Utterance]) -> list[Teacher] | None:
     """Of what the lab's other voices say, the same in the target voice; of all else, itself.
 
-    None without the lab: what others recorded can't be spoken again here.
+    None without the lab, since what others recorded can't be spoken again here, and where the
+    target voice tells no phones, by which its frames are found.
     """
     lab = next((m for m in open_corpora(recipe).members if isinstance(m, LabReader)), None)
-    if lab is None:
+    if lab is None or lab.settings.target_voice in NATURAL_VOICES:
         return None
     others = [u for u in speech if u.phones and not lab.answers(u)]
     again = {u.id: u for u in lab.in_target_voice(others, recipe.seed)}
@@ -99,7 +101,10 @@ def teachers_of(recipe: Recipe, speech: list[Utterance]) -> list[Teacher] | None
 def hears_as_one(recipe: Recipe) -> bool:
     """Whether the encoder learned to hear everyone as the target voice."""
     asked = recipe.units.hubert.targets_of == "target_voice"
-    return asked and all(corpus.reader == "lab" for corpus in recipe.corpora)
+    return asked and all(
+        corpus.reader == "lab" and corpus.target_voice not in NATURAL_VOICES
+        for corpus in recipe.corpora
+    )
 
 
 def clustered_voices(job: Job) -> list[str] | None:

@@ -42,7 +42,8 @@ def test_a_text_is_always_the_same_sound_in_any_order_and_process(joe) -> None:
 
 def test_the_lab_speaks_with_the_natural_voice(joe, tmp_path: Path, monkeypatch) -> None:
     changes = {f"corpora.0.{key}": value for key, value in FEW.items()}
-    settings = load_recipe("smoke", changes | {"corpora.0.target_voice": "joe"}).corpora[0]
+    changes |= {"corpora.0.target_voice": "joe", "corpora.0.speakers": "voices"}
+    settings = load_recipe("smoke", changes).corpora[0]
     monkeypatch.setattr("speechgpt_lib.corpora.lab.all_answers", lambda: ["yes"])
     shards = LabReader(settings).build(tmp_path, 0, processes=1)
     rows = list(read_utterances(tmp_path, audio=True, phones=True, shards=shards))

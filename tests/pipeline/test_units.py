@@ -23,6 +23,11 @@ def test_only_what_is_spoken_here_can_be_said_again(name: str, expected: bool) -
     assert not hears_as_one(load_recipe(name, own))
 
 
+def test_a_voice_without_phones_is_no_teacher() -> None:
+    recipe = load_recipe("smoke", {"corpora.0.target_voice": "joe"})
+    assert not hears_as_one(recipe) and teachers_of(recipe, []) is None
+
+
 @pytest.mark.slow
 def test_teachers_say_the_same_at_the_same_moment() -> None:
     recipe = load_recipe("smoke")
