@@ -15,8 +15,8 @@ from speechgpt_lib.notebook.parallel import Node, Outcome, run_side_by_side
 class Work:
     """Functions to do that note when they begin and end, and what runs beside them."""
 
-    def __init__(self):
-        self.lock, self.running, self.events = threading.Lock(), {}, []
+    def __init__(self, pause: float = 0.002):
+        self.pause, self.lock, self.running, self.events = pause, threading.Lock(), {}, []
         self.most, self.most_share = 0, 0.0
 
     def node(self, name: str, needs: Iterable[str] = (), share: float = 0.0, fails: bool = False):
@@ -26,7 +26,7 @@ class Work:
                 self.most = max(self.most, len(self.running))
                 self.most_share = max(self.most_share, sum(self.running.values()))
                 self.events.append(f"+{name}")
-            time.sleep(0.002)
+            time.sleep(self.pause)
             with self.lock:
                 del self.running[name]
                 self.events.append(f"-{name}")
@@ -38,7 +38,7 @@ class Work:
 
 
 def test_each_begins_after_what_it_needs() -> None:
-    work = Work()
+    work = Work(pause=0.1)  # a busy machine starts threads late
     nodes = [work.node("c", "ab"), work.node("a"), work.node("b", "a"), work.node("d")]
     outcome = run_side_by_side(nodes, 2)
     assert outcome == Outcome({n: n.upper() for n in "adbc"}, {}, ())
