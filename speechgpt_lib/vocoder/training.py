@@ -10,7 +10,7 @@ at a quarter of its rate.  HiFi-GAN starts with both (`adversarial_from: 0`, `ju
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -185,6 +185,15 @@ def train_durations(
         raise UserError("there are no unit sequences: run 01_unit_extraction.ipynb first")
     torch.manual_seed(options.seed)
     predictor = DurationPredictor(count, settings.embedding, settings=settings.durations)
+    task = durations_task(predictor, merged, options)
+    summary = train(task, settings.duration_optimization, work, options)
+    return predictor.eval(), summary
+
+
+def durations_task(
+    predictor: DurationPredictor, merged: Sequence[Pair], options: TrainingOptions
+) -> Task:
+    """What a duration predictor learns from merged units (n,) and durations (n,) in frames."""
 
     def batch_at(step: int, rank: int, world_size: int):
         rng = np.random.default_rng((options.seed, step))
@@ -198,6 +207,4 @@ def train_durations(
         frames_off = (predictor.expected(predicted.detach()) - wanted).abs().float().mean()
         return predictor.loss(predicted, wanted), mask.sum(), {"frames_off": frames_off}
 
-    task = Task({"durations": predictor}, step_function, batch_at)
-    summary = train(task, settings.duration_optimization, work, options)
-    return predictor.eval(), summary
+    return Task({"durations": predictor}, step_function, batch_at)

@@ -17,6 +17,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.voices.checks import Check, check_recording, sentence_judge
 from speechgpt_lib.voices.folder import read_folder
+from speechgpt_lib.voices.removal import check_name
 from speechgpt_lib.voices.store import Voice
 
 
@@ -33,6 +34,7 @@ class Recorder:
         """Ready to record; UserError without consent, or for a run that has no stage 2."""
         voice.run.require("stage2")  # a run that can't be adapted needs no recordings
         corpora = open_corpora(voice.run.recipe, voice.run.require("corpus").path, say)
+        check_name(voice)
         voice.agree(consent)
         return cls(voice, corpora, sentence_judge(corpora, voice.run.recipe, say))
 

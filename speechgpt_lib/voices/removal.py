@@ -18,8 +18,9 @@ from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.voices.store import FOLDER, Voice
 
-NOTEBOOK = NOTEBOOKS[-1]
+NOTEBOOK = next(name for name in NOTEBOOKS if name.endswith("your_own_voice"))
 LOGS = (".log",)
+SHORT = 5  # letters: a longer name is a trace wherever it stands
 PIECE = 300  # bytes of a recording by which it is known, taken at three places; a multiple of 3
 
 
@@ -37,11 +38,8 @@ def remove(voice: Voice) -> list[Path]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if not any((run.path / FOLDER).iterdir()):
         (run.path / FOLDER).rmdir()
-    # The executed notebook of voices, its pictures and sounds show the last voice it was run for.
-    notebooks = run.path / "notebooks"
-    shown = [*notebooks.glob(f"**/{NOTEBOOK}*"), *notebooks.glob(f"media/{NOTEBOOK[:2]}*")]
-    changed = sorted(shown)
-    for path in shown:
+    changed = _shown(run)
+    for path in list(changed):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in files_with(run, marks):
         changed.append(path)
@@ -56,12 +54,31 @@ def remove(voice: Voice) -> list[Path]:
     return changed
 
 
+def check_name(voice: Voice) -> None:
+    """Raises UserError for the name of a new voice that already stands in the run's files: to take
+    such a voice away would take them, too."""
+    if voice.path.exists():
+        return
+    shown = _shown(voice.run)
+    found = files_with(voice.run, traces(voice))
+    if known := [p for p in found if not any(p.is_relative_to(one) for one in shown)]:
+        where = known[0].relative_to(voice.run.path)
+        why = "so it could not be removed without a trace"
+        raise UserError(f"{voice.name!r} already stands in {where}, {why}: choose another name")
+
+
+def _shown(run: Run) -> list[Path]:
+    """The executed notebook of voices, its pictures and sounds, which show the last voice."""
+    notebooks = run.path / "notebooks"
+    return sorted([*notebooks.glob(f"**/{NOTEBOOK}*"), *notebooks.glob(f"media/{NOTEBOOK[:2]}*")])
+
+
 def traces(voice: Voice) -> list[bytes]:
     """Byte strings that occur only where something of a voice is."""
     name, found = voice.name, []
     found += [f"{FOLDER}/{name}".encode(), f'"voice": "{name}"'.encode()]
     found += [f"--voice {name}".encode(), f"voice '{name}'".encode()]
-    if len(name) > 5:  # a short one may be a word of the corpus
+    if len(name) > SHORT:
         found.append(name.encode())
     for path in sorted(voice.path.rglob("*.wav")):
         data = path.read_bytes()

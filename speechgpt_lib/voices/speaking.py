@@ -7,12 +7,9 @@ Generator and durations start from the run's and learn from the recordings, by t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn.functional import mse_loss
 
 from speechgpt_lib.metrics.waveform import mel_cepstral_distance
 from speechgpt_lib.recipes.schema import VoiceSettings
@@ -22,8 +19,8 @@ from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.sequence import expand
 from speechgpt_lib.vocoder.losses import reconstruction_loss
 from speechgpt_lib.vocoder.speech import SpeechInMemory
-from speechgpt_lib.vocoder.synthesis import Vocoder, pad_units
-from speechgpt_lib.vocoder.training import pieces_of
+from speechgpt_lib.vocoder.synthesis import Vocoder
+from speechgpt_lib.vocoder.training import durations_task, pieces_of
 
 
 def adapt_vocoder(
@@ -49,21 +46,9 @@ def adapt_vocoder(
         made = modules["generator"](units, speakers if vocoder.speakers else None)
         return reconstruction_loss(made, real) * len(units), len(units), {}
 
-    def timing(phase: str, modules: dict, batch: tuple, step: int):
-        units, mask, wanted = (tensor.to(options.device) for tensor in batch)
-        predicted = modules["durations"](units, mask)[mask]
-        aims = torch.log1p(wanted[mask].float())
-        return mse_loss(predicted, aims, reduction="sum"), mask.sum(), {}
-
-    def durations_at(step: int, rank: int, world_size: int) -> tuple:
-        chosen = np.random.default_rng((options.seed, step)).choice(len(heard), 8)
-        units, lasting = zip(*(heard[k] for k in chosen[rank::world_size]), strict=True)
-        return *pad_units(units), pad_units(lasting)[0]
-
-    pieces: Callable = pieces_of(speech, shape, options.seed)
     parts = {
-        "generator": Task({"generator": generator}, sound, pieces),
-        "durations": Task({"durations": durations}, timing, durations_at),
+        "generator": Task({"generator": generator}, sound, pieces_of(speech, shape, options.seed)),
+        "durations": durations_task(durations, heard, options),
     }
     told = {n: train(t, settings.speaking, work / n, options) for n, t in parts.items()}
     facts = (vocoder.inventory, vocoder.settings, vocoder.speakers, vocoder.drops_negative)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.recipes.schema import DurationSettings
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.vocoder.durations import DurationPredictor
+from speechgpt_lib.vocoder.durations import PUBLISHED, DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.voices.speaking import adapt_vocoder, likeness
@@ -33,3 +35,23 @@ def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
     again, _ = adapt_vocoder(*given, tmp_path / "b", TrainingOptions(seed=0))
     units = inventory.encode(waves[0])[0]
     assert np.array_equal(again.synthesize(units), after.synthesize(units))
+
+
+@pytest.mark.parametrize(
+    "shown", [PUBLISHED, DurationSettings(convolutions=3, dropout=0.1, longest=20)]
+)
+def test_durations_of_either_kind_come_nearer_to_the_voice_s(shown, tmp_path: Path):
+    recipe, inventory = smoke_recipe(), tiny_inventory()
+    torch.manual_seed(0)
+    shape, count = recipe.vocoder.model_copy(update={"durations": shown}), inventory.count
+    durations = DurationPredictor(count, shape.embedding, settings=shown)
+    vocoder = Vocoder(UnitGenerator(count, shape), durations, inventory.id, shape)
+    waves = [synthesize(t, "Male1")[0] for t in ("the big dog is in the house", "two is one")]
+    settings = recipe.voice.model_copy(update={"speaking": few_steps(60, learning_rate=1e-2)})
+    after, _ = adapt_vocoder(vocoder, inventory, waves, settings, tmp_path, TrainingOptions(seed=0))
+
+    def off(of: Vocoder) -> float:
+        heard = [inventory.encode(wave) for wave in waves]
+        return sum(np.abs(of.predict_durations(units) - lasting).sum() for units, lasting in heard)
+
+    assert off(after) < off(vocoder)

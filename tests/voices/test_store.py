@@ -13,7 +13,7 @@ import pytest
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.voices.removal import NOTEBOOK, remove
+from speechgpt_lib.voices.removal import NOTEBOOK, check_name, remove
 from speechgpt_lib.voices.store import Voice, names, overview
 from tests.builders import noise, smoke_recipe
 
@@ -128,3 +128,31 @@ def test_a_name_that_is_a_word_of_the_world_takes_no_corpus_with_it(run):
     corpus.write_text("anna is in the house")
     assert remove(anna) == [] and corpus.is_file()
     assert not (run.path / "voices").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("elephant", "01_unit_extraction/corpus/texts.txt", "the elephant is in the house"),
+        ("encoder", "01_unit_extraction/inventory/encoder/model.safetensors", "weights"),
+        ("Linda", "09_talk_to_speechgpt/evaluation/examples.json", '{"voice": "Linda"}'),
+    ],
+)
+def test_a_name_that_stands_in_the_run_is_no_name_for_a_voice(run, name, file, content):
+    (run.path / file).parent.mkdir(parents=True)
+    (run.path / file).write_text(content)
+    with pytest.raises(UserError, match=f"'{name}' already stands in .*: choose another name"):
+        check_name(Voice(run, name))
+    check_name(Voice(run, name[:3]))
+    known = Voice(run, name[::-1])
+    check_name(known)
+    known.agree(True)
+    (run.path / "log").write_text(known.name)  # what came after it
+    check_name(known)
+
+
+def test_the_executed_notebook_of_voices_takes_no_name(run):
+    copy = run.path / "notebooks" / f"{NOTEBOOK}.ipynb"
+    (run.path / "notebooks" / "media" / NOTEBOOK[:2]).mkdir(parents=True)
+    copy.write_text("a stand-in speaks")
+    check_name(Voice(run, "stand-in"))
