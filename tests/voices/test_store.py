@@ -13,7 +13,7 @@ import pytest
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import hash_file
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.voices.removal import NOTEBOOK, check_name, remove
+from speechgpt_lib.voices.removal import NOTEBOOK, check_name, finder, remove
 from speechgpt_lib.voices.store import Voice, names, overview
 from tests.builders import noise, smoke_recipe
 
@@ -156,3 +156,45 @@ def test_the_executed_notebook_of_voices_takes_no_name(run):
     (run.path / "notebooks" / "media" / NOTEBOOK[:2]).mkdir(parents=True)
     copy.write_text("a stand-in speaks")
     check_name(Voice(run, "stand-in"))
+
+
+def test_the_finder_finds_what_a_plain_search_finds():
+    rng = np.random.default_rng(0)
+    for alphabet in (2, 256):  # with two letters marks overlap and share their starts
+        marks = [rng.integers(0, alphabet, n, np.uint8).tobytes() for n in (4, 5, 7, 12, 40)]
+        holds = finder(marks)
+        for size in (0, 3, 4, 30, 4000):
+            for _ in range(40):
+                block = rng.integers(0, alphabet, size, np.uint8).tobytes()
+                assert holds(block) == any(mark in block for mark in marks)
+        for mark in marks:
+            assert holds(mark) and holds(b"x" * 99 + mark) and holds(mark + b"x")
+            assert not finder([mark])(mark[:-1])
+    assert not finder([])(b"anything")
+
+
+def test_a_voice_s_removal_leaves_the_longer_name_its_own(run):
+    anna, second = Voice(run, "veronika"), Voice(run, "veronika-2")
+    for k, voice in enumerate((anna, second)):
+        voice.agree(True)
+        voice.keep("one", noise(0.5, k), FACTS)
+    log = run.path / "steps.log"
+    log.write_text("ask --voice veronika-2\nask --voice veronika\n")
+    remove(anna)
+    assert log.read_text() == "ask --voice veronika-2\n"
+    assert names(run) == ["veronika-2"] and second.records()
+    assert (second.path / "0000.wav").is_file() and second.has_consent()
+
+
+def test_an_interrupted_removal_begins_again(run, voice, monkeypatch):
+    (run.path / "cache.bin").write_bytes((voice.path / "0000.wav").read_bytes())
+
+    def stop(self, missing_ok=False):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", stop)
+        remove(voice)
+    assert voice.records(), "what tells its traces is still there"
+    remove(voice)
+    assert not (run.path / "cache.bin").exists() and not voice.path.exists()
