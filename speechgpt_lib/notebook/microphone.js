@@ -55,7 +55,7 @@ export default {
       };
       recorder.start();
       watch();
-      show();
+      say("recording …"); // nothing that was said of the last sentence stays beside this one
     };
     button.onclick = () => (recorder ? recorder.stop() : start());
     skip.onclick = () => model.send({ kind: "skip" });
