@@ -40,7 +40,8 @@ from speechgpt_lib.runs.processes import run_in_processes
 
 KINDS = (*world.KINDS, "statement")
 RATES = (165, 175, 185)  # words a minute; the target voice has the middle one
-MANY_RATES = (130, 215)  # where each utterance has a speaker of its own
+MANY = "many"  # in the plan: a speaker of its own for each utterance
+MANY_RATES = (130, 215)  # of these
 # Waves end in silence up to a multiple of 0.2 s, so that lengths repeat: oneDNN prepares each anew.
 LENGTH_STEP = 3200
 
@@ -71,13 +72,13 @@ class LabReader(Corpus):
 
     def in_target_voice(self, speech: list[Utterance], seed: int) -> list[Utterance]:
         """What others say, in their accents, from the target voice, with sound and phones."""
-        plain = Manner(silence=(0.3, 0.3))
-        plan = []
+        plan, many = [], voices_of_many(self.settings)
         for u in speech:
-            varied = self.settings.speakers == "many" and not self.answers(u)
-            manner = by_some_speaker(u, self.settings, seed).manner if varied else plain
-            manner = plain._replace(accent=manner.accent)
-            plan.append(replace(u, voice=self.settings.target_voice, manner=manner, wave=None))
+            varied = u.voice in many
+            accent = by_some_speaker(u, self.settings, seed).manner.accent if varied else ACCENTS[0]
+            manner = Manner(accent, silence=(0.3, 0.3))
+            voice = {"voice": self.settings.target_voice, "rate": RATES[1], "pitch": 1.0}
+            plan.append(replace(u, manner=manner, wave=None, **voice))
         blocks = [plan[k : k + 400] for k in range(0, len(plan), 400)]
         spoken = run_in_processes(_speak_list, blocks, usable_cores(), fresh=True)
         return [u for block in spoken for u in block]
@@ -125,7 +126,9 @@ def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
     parts += [(v, "train", s.aligned_statements, s.aligned_questions) for v in s.aligned_voices]
     parts += [(v, "unlabelled", *unlabelled) for v in s.unlabelled_voices]
     parts += [(v, "test", *tests) for v in (s.target_voice, *s.aligned_voices)]
-    for voice, split, statements, questions in [*parts, (s.held_out_voice, "test_voice", *tests)]:
+    parts += [(s.held_out_voice, "test_voice", *tests)]
+    parts += [(MANY, "train", s.many_statements, s.many_questions)]
+    for voice, split, statements, questions in parts:
         sentences, held_out = [], split.startswith("test")
         each, more = divmod(questions, len(world.KINDS))
         counts = {kind: each + (k < more) for k, kind in enumerate(world.KINDS)}
@@ -136,16 +139,21 @@ def plan_corpus(settings: LabCorpus, seed: int) -> list[Utterance]:
         for q in sentences:
             rate = RATES[1] if voice == s.target_voice else rng.choice(RATES)
             u = Utterance(f"{len(plan):06d}", *q, voice, split, rate=rate)
-            varied = s.speakers == "many" and voice != s.target_voice and not held_out
-            plan.append(by_some_speaker(u, s, seed) if varied else u)
+            plan.append(by_some_speaker(u, s, seed) if voice == MANY else u)
     return plan
+
+
+def voices_of_many(settings: LabCorpus) -> list[str]:
+    """The voices of the many speakers: those without a role of their own."""
+    known = {settings.target_voice, settings.held_out_voice}
+    known |= {*settings.aligned_voices, *settings.unlabelled_voices}
+    return [voice for voice in (*VOICES, *EXTRAS) if voice not in known]
 
 
 def by_some_speaker(u: Utterance, settings: LabCorpus, seed: int) -> Utterance:
     """The utterance as its own speaker will say it: a draw from its id and the seed alone."""
     rng = random.Random(f"speaker {seed} {u.id}")
-    apart = settings.target_voice, settings.held_out_voice
-    voice = rng.choice([voice for voice in (*VOICES, *EXTRAS) if voice not in apart])
+    voice = rng.choice(voices_of_many(settings))
     accent = ACCENTS[0] if rng.random() < 0.45 else rng.choice(ACCENTS[1:])
     rate, pitch = rng.randint(*MANY_RATES), round(math.exp(rng.uniform(-0.35, 0.35)), 3)
     pause = max(0.01, rng.uniform(-0.06, 0.06))

@@ -16,6 +16,7 @@ from speechgpt_lib.corpora.audio import to_16_bits
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation.judges import (
+    OPEN,
     Judges,
     comparable,
     judges_if_installed,
@@ -61,7 +62,8 @@ def make_vocoder_evaluation(job: Job) -> dict:
     figures |= evaluate_vocoder(vocoder, originals, inventory, judges, spelt)
     if (job.path("vocoder") / WITHOUT).is_dir():
         alone = Vocoder.load(job.path("vocoder") / WITHOUT, inventory.id)
-        figures[WITHOUT] = evaluate_vocoder(alone, originals, inventory, judges, spelt)
+        quick = {suffix: judge for suffix, judge in judges.items() if suffix != OPEN}
+        figures[WITHOUT] = evaluate_vocoder(alone, originals, inventory, quick, spelt)
     return figures
 
 
@@ -74,7 +76,7 @@ def with_clusters(clusters: int) -> Definition:
     def make(job: Job) -> dict:
         corpus, settings = job.path("corpus"), job.recipe.units
         count = utterances_for(settings.kmeans_frames)
-        speech = [u.wave for u in training_speech(corpus, count, job.recipe.seed + 1)]
+        speech = [u.wave for u in training_speech(job.recipe, corpus, count, job.recipe.seed + 1)]
         other = settings.model_copy(update={"clusters": clusters})
         inventory = cluster_layer(load_encoder(job), speech, other, job.recipe.seed)
         inventory.save(job.work / "inventory")

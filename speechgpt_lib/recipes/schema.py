@@ -76,10 +76,6 @@ class HubertSettings(Attending):
     unmasked_weight: Part = 0.5  # weight of the loss on frames that are not masked
     target_clusters: Count = 100
     iterations: Literal[1, 2] = 1  # 2: another encoder learns clusters of the first's `layer`
-    # whose sound gives the targets: the utterance's own, or (of the lab's) the same sentence in the
-    # target voice
-    targets_of: Literal["own_voice", "target_voice"] = "own_voice"
-    perturbed: Part = 0.0  # share of crops from another throat and room; targets stay as they were
     crop_seconds: Positive = 1.5
     batch_size: Count = 16
     utterances: Count = 4000  # how many utterances the crops are taken from
@@ -94,6 +90,18 @@ class HubertSettings(Attending):
         if count != 7:
             raise ValueError(f"conv_widths has {count} widths, it must have 7")
         return self
+
+
+class HearingSettings(Section):
+    """How the encoder learns to hear past voices, once its units are made (units/hearing.py)."""
+
+    utterances: Count = 2000  # of others, which the target voice says again
+    own_utterances: Count = 500  # of the target voice
+    others_share: Fraction = 0.7  # of the crops
+    perturbed: Part = 0.6  # share of crops from another throat and room
+    crops: Count = 16  # of a batch
+    crop_seconds: Positive = 1.5
+    optimization: Optimization
 
 
 class ExtractionSettings(Section):
@@ -112,6 +120,7 @@ class UnitSettings(Section):
     layer: Count
     clusters: int = Field(gt=1)  # K, the size of the unit inventory
     kmeans_frames: Count = 60_000
+    hearing: HearingSettings | None = None
     extraction: ExtractionSettings = ExtractionSettings()
 
 

@@ -24,9 +24,9 @@ class LabCorpus(Section):
     aligned_statements: Natural = 0  # per aligned voice
     aligned_questions: Natural = 0  # per aligned voice
     unlabelled_sentences: Natural = 0  # per unlabelled voice
+    many_statements: Natural = 0  # aligned, each by a speaker of its own, in another room
+    many_questions: Natural = 0
     test_sentences: Natural = 0  # held-out sentences a voice, half questions
-    # what others than the target voice say for training: each sentence by a speaker of its own
-    speakers: Literal["voices", "many"] = "voices"
 
     @model_validator(mode="after")
     def voices_differ(self) -> LabCorpus:

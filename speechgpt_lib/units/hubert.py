@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.corpora.audio import samples_of
-from speechgpt_lib.corpora.perturb import perturb
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics.unit_quality import speaker_probe, unit_quality
 from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
@@ -32,7 +31,6 @@ from speechgpt_lib.units.features import FeatureEncoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits, fit_kmeans
 from speechgpt_lib.units.mfcc import mfcc
-from speechgpt_lib.units.teacher import Teacher
 
 
 def frame_count(samples: int) -> int:
@@ -99,24 +97,15 @@ def mfcc_of(wave: np.ndarray) -> np.ndarray:
 
 
 def pretrain_hubert(
-    waves: list,
-    settings: HubertSettings,
-    work: Path,
-    options: TrainingOptions,
-    features=mfcc_of,
-    teachers: Sequence[Teacher] | None = None,
+    waves: list, settings: HubertSettings, work: Path, options: TrainingOptions, features=mfcc_of
 ) -> tuple[HubertModel, KMeansUnits, dict]:
     """Trains an encoder on waves (samples,) at 16 kHz, float32 or int16.
 
     `features` makes of a wave the frames (n, width) whose clusters are the targets: MFCCs, or the
-    hidden states of an encoder before.  `teachers`: whose, and which, if not a wave's own.  Returns
-    (encoder, the k-means of its targets, summary).
+    hidden states of an encoder before.  Returns (encoder, the k-means of its targets, summary).
     """
     seed, device = options.seed, options.device
-    if teachers is None:
-        described = [features(samples_of(wave)) for wave in waves]
-    else:
-        described = [features(samples_of(t.wave))[t.moments] for t in teachers]
+    described = [features(samples_of(wave)) for wave in waves]
     clusters = fit_kmeans(described, settings.target_clusters, seed)
     targets = list(map(clusters.assign, described))
     del described
@@ -133,14 +122,9 @@ def pretrain_hubert(
         rng = np.random.default_rng((seed, step))
         chosen = rng.choice(long_enough, settings.batch_size)
         starts = [int(rng.integers(0, (len(waves[i]) - crop) // HOP)) for i in chosen]
-        changed = rng.random(len(chosen)) < settings.perturbed
-        places = zip(chosen, starts, changed, rng.integers(2**32, size=len(chosen)), strict=True)
-        mine = list(places)[rank::world_size]
-        crops = np.stack([samples_of(waves[i][s * HOP : s * HOP + crop]) for i, s, _, _ in mine])
-        labels = np.stack([targets[i][s : s + frames] for i, s, _, _ in mine])
-        for k, (_, _, change, own_seed) in enumerate(mine):
-            if change:
-                crops[k] = perturb(crops[k], np.random.default_rng(own_seed))
+        mine = list(zip(chosen, starts, strict=True))[rank::world_size]
+        crops = np.stack([samples_of(waves[i][s * HOP : s * HOP + crop]) for i, s in mine])
+        labels = np.stack([targets[i][s : s + frames] for i, s in mine])
         return torch.from_numpy(crops), torch.from_numpy(labels)
 
     def step_function(phase: str, modules: dict, batch, step: int):
@@ -157,22 +141,17 @@ def pretrain_hubert(
 
 
 def train_encoder(
-    waves: list[np.ndarray],
-    settings: UnitSettings,
-    work: Path,
-    options: TrainingOptions,
-    teachers: Sequence[Teacher] | None = None,
+    waves: list[np.ndarray], settings: UnitSettings, work: Path, options: TrainingOptions
 ) -> tuple[HubertModel, KMeansUnits, dict]:
     """Pre-trains in one or two iterations → (encoder, the MFCC k-means of the first, summary).
 
     Metrics go to `work/metrics.jsonl`, those of a second one to `work/metrics_second.jsonl`.
     """
-    parts = waves, settings.hubert
-    encoder, targets, summary = pretrain_hubert(*parts, work, options, teachers=teachers)
+    encoder, targets, summary = pretrain_hubert(waves, settings.hubert, work, options)
     if settings.hubert.iterations == 2:
         again = work / "checkpoints" / "second"
         features = FeatureEncoder(encoder, settings.layer, options.device).single
-        encoder, _, second = pretrain_hubert(*parts, again, options, features, teachers)
+        encoder, _, second = pretrain_hubert(waves, settings.hubert, again, options, features)
         shutil.copy(again / "metrics.jsonl", work / "metrics_second.jsonl")
         summary = {"first": summary, **second}
     return encoder, targets, summary

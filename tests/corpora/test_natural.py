@@ -20,6 +20,7 @@ from tests.conftest import required
 
 FEW = {"target_statements": 2, "target_questions": 1, "test_sentences": 2}
 FEW |= {"aligned_voices": ["Male1"], "unlabelled_voices": []}
+FEW |= {"many_statements": 0, "many_questions": 0}
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_text_is_always_the_same_sound_in_any_order_and_process(joe) -> None:
 
 def test_the_lab_speaks_with_the_natural_voice(joe, tmp_path: Path, monkeypatch) -> None:
     changes = {f"corpora.0.{key}": value for key, value in FEW.items()}
-    changes |= {"corpora.0.target_voice": "joe", "corpora.0.speakers": "voices"}
+    changes |= {"corpora.0.target_voice": "joe"}
     settings = load_recipe("smoke", changes).corpora[0]
     monkeypatch.setattr("speechgpt_lib.corpora.lab.all_answers", lambda: ["yes"])
     shards = LabReader(settings).build(tmp_path, 0, processes=1)

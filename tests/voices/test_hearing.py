@@ -11,9 +11,10 @@ import torch
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.recipes.schema import VoiceSettings
 from speechgpt_lib.training.options import TrainingOptions
+from speechgpt_lib.units.hearing import UNKNOWN, Crops
 from speechgpt_lib.units.kmeans import fit_kmeans
 from speechgpt_lib.voices.changes import changed
-from speechgpt_lib.voices.hearing import UNKNOWN, Crops, adapt_encoder
+from speechgpt_lib.voices.hearing import adapt_encoder, drawing
 from tests.builders import few_steps, tiny_inventory
 
 TEXTS = ["the big dog is in the house", "anna has the lion", "what is two plus three"]
@@ -52,12 +53,12 @@ def test_crops_keep_sound_and_units_together():
     made = inventory()
     wave = synthesize(TEXTS[1], "Female2")[0]
     units = made.kmeans.assign(made.features(wave))
-    crops = Crops(made, [(wave, units)], [(wave[:8000], units[:24])], SETTINGS, seed=0)
+    both = [(wave, units)], [(wave[:8000], units[:24])]
+    crops = Crops(made, drawing(*both, share=0.5), count=4, seconds=1.0, seed=0)
     waves, targets = crops(0)
     assert waves.shape == (4, (crops.frames - 1) * 320 + 400) and targets.shape == (4, 50)
     assert torch.equal(crops(0)[0], waves) and not torch.equal(crops(1)[0], waves)
-    crops.settings = SETTINGS.model_copy(update={"voice_share": 0.0})
-    waves, targets = crops(0)
+    waves, targets = Crops(made, drawing(*both, share=0.0), 4, 1.0, seed=0)(0)
     assert (targets[:, 24:] == UNKNOWN).all()
     assert (targets[:, :24] == torch.tensor(units[:24])).all()
     assert not waves[:, 8000:].any()
