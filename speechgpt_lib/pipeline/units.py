@@ -40,7 +40,6 @@ from speechgpt_lib.units.kmeans import KMeansUnits
 
 # As many ids are shuffled in memory; of more, those with the smallest hashes are taken.
 MOST_SHUFFLED = 100_000
-NOBODY_AGAIN = "nobody here can say again, with phones, what others said"
 GRID_SPEECH = 300  # utterances from which the grid's centroids are made
 
 
@@ -93,7 +92,8 @@ def make_inventory(job: Job) -> dict:
         kinds["before_hearing"] = inventory
         kinds["hubert"], facts = hear_past_voices(inventory, others, own, *parts)
     elif settings.hearing:
-        job.run.say(f"the encoder does not learn to hear past voices: {NOBODY_AGAIN}")
+        why = "nobody here can say again, with phones, what others said"
+        job.run.say(f"the encoder does not learn to hear past voices: {why}")
     kinds["hubert"].save(job.work)
     mfcc_units = KMeansUnits.load(job.path("hubert") / "mfcc_centroids.safetensors")
     quality = compare_units(corpus, kinds, mfcc_units)
@@ -123,6 +123,8 @@ def twice_spoken(
 
     def some(answering: bool, count: int) -> list[Utterance]:
         ids = [u.id for u in rows if lab.answers(u) == answering]
+        if not ids:
+            return []
         heard = hear(job.path("corpus"), {"id": set(ids[:count])}, phones=True)
         return [replace(u, wave=to_16_bits(u.wave)) for u in heard]  # half the memory
 
@@ -131,6 +133,7 @@ def twice_spoken(
 
     own = [(u.wave, units(u.wave)) for u in some(True, settings.own_utterances)]
     others, pairs = some(False, settings.utterances), []
+    others = [u for u in others if u.phones]  # a natural voice tells none
     for u, again in zip(others, lab.in_target_voice(others, seed), strict=True):
         said = units(again.wave)
         moments = same_moments(u.phones, again.phones, frame_count(len(u.wave)), len(said))
@@ -229,7 +232,8 @@ CLUSTERING = part("units", "layer", "clusters", "kmeans_frames")
 
 def _inventory_settings(recipe: Recipe) -> dict:
     hearing = hearing_of(recipe)
-    return CLUSTERING(recipe) | (hearing and {"hearing": hearing.model_dump(mode="json")} or {})
+    heard = {} if hearing is None else {"hearing": hearing.model_dump(mode="json")}
+    return CLUSTERING(recipe) | heard
 
 
 STEPS = (

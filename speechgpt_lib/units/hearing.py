@@ -172,7 +172,7 @@ def hear_past_voices(
     model = Heard(inventory, float(distance))
 
     def draw(rng: np.random.Generator) -> Pair:
-        pairs = others if rng.random() < settings.others_share else own
+        pairs = others if rng.random() < settings.others_share and others else own
         return pairs[rng.integers(len(pairs))]
 
     def change(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
