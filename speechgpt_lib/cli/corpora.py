@@ -1,5 +1,5 @@
-"""`speechgpt corpora list | prepare | download | sample`: recorded speech from the archive to the
-utterance table; fresh sentences of the lab world."""
+"""`speechgpt corpora list | prepare | download | sample | pairs`: recorded speech from the archive
+to the utterance table; fresh sentences and minimal pairs of the lab world."""
 
 from __future__ import annotations
 
@@ -132,3 +132,22 @@ def sample(
     records = sample_set(out, count, seed, settings, voice, kind, held_out=held_out)
     facts = {"folder": str(out), "items": len(records)}
     emit(facts, f"wrote {len(records)} sentences to {out}", as_json)
+
+
+@corpora_app.command()
+def pairs(
+    out: option(Path, "The folder to write.", "--out", "-o"),
+    count: option(int, "How many of each kind.", "-n", min=1) = 80,
+    seed: option(int, "Another one draws other pairs.", min=0) = 0,
+    voice: option(str, "One of the lab's.") = "Female2",
+    as_json: AsJson = False,
+) -> None:
+    """Write minimal pairs of the lab world, in the published layouts, for `speechgpt pairs`."""
+    from speechgpt_lib.corpora.lab_pairs import write_lab_pairs
+    from speechgpt_lib.corpora.minimal_pairs import read_pairs
+    from speechgpt_lib.corpora.speech import check_voice
+
+    check_voice(voice)
+    write_lab_pairs(out, count, seed, voice)
+    made = len(read_pairs(out))
+    emit({"folder": str(out), "pairs": made}, f"wrote {made} minimal pairs to {out}", as_json)

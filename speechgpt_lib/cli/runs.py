@@ -1,5 +1,5 @@
-"""`speechgpt run | make | train | evaluate | ablate | plan | doctor`: making a run, part of it, and
-scoring it."""
+"""`speechgpt run | make | train | evaluate | pairs | ablate | plan | doctor`: making a run, part of
+it, and scoring it."""
 
 from __future__ import annotations
 
@@ -184,6 +184,35 @@ def evaluate(
         make_step(opened, "evaluation", force)
         report = write_report(opened)
     emit(report, f"{_figures(report)}\nwrote {path}", as_json)
+
+
+def pairs(
+    folder: argument(Path, "A set of minimal pairs as published: sWUGGY, sBLIMP, SALMon …"),
+    run: options.RunPath = options.LAB,
+    stage: option(list[str] | None, "expanded_model, stage1 or stage2; repeatable. [all]") = None,
+    total: option(bool, "Sum over a recording's tokens, not their mean.", "--total") = False,
+    scores: option(Path | None, "Also write NAME SCORE lines, of the last stage.") = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Of two recordings, which does a model find likelier? Chance is a half."""
+    from speechgpt_lib.evaluation.minimal_pairs import score_set
+    from speechgpt_lib.runs.artefacts import write_text
+
+    opened = open_run(run, quiet=as_json)
+    found = score_set(opened, folder, stage, per_token=not total)
+    if scores is not None:
+        lines = (f"{Path(name).stem} {score:.6f}\n" for name, score in found.scores.items())
+        write_text(scores, "".join(lines))
+    lines = [
+        f"{name:15} {part:24} {v['value']:.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})"
+        for name, parts in found.accuracy.items()
+        for part, v in parts.items()
+    ]
+    emit(
+        {"set": str(folder), "per_token": not total, "accuracy": found.accuracy},
+        "\n".join(lines),
+        as_json,
+    )
 
 
 def ablate(

@@ -204,8 +204,7 @@ def sample_set(
     held_out: sentences that training never uses, or any sentence of the world.
     Raises UserError: unknown voice or kind, no lab corpus, or more sentences than there are.
     """
-    lab = next((corpus for corpus in recipe.corpora if isinstance(corpus, LabCorpus)), None)
-    if lab is None:
+    if (lab := recipe.lab) is None:
         raise UserError(f"recipe {recipe.name} has no lab corpus: only its sentences are made here")
     voice = voice or lab.target_voice
     check_voice(voice)

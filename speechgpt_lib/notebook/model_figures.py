@@ -151,15 +151,35 @@ def draw_kinds(kinds: Mapping[str, Mapping[str, dict]], baseline: float) -> Figu
     """Share right by kind of question, in text and in speech, with intervals and a baseline."""
     fig, ax = new_axes(size=(8, 3.4))
     for shift, how in ((-0.2, "text"), (0.2, "speech")):
-        found = [[k[how][name] for name in ("value", "low", "high")] for k in kinds.values()]
-        value, low, high = np.array(found).T
-        reach, place = np.abs([value - low, high - value]), np.arange(len(kinds)) + shift
-        ax.bar(place, value, 0.38, yerr=reach, capsize=3, label=f"answered in {how}")
+        place, found = np.arange(len(kinds)) + shift, [k[how] for k in kinds.values()]
+        _bars(ax, place, found, 0.38, f"answered in {how}")
     ax.axhline(baseline, label="nearest training question", **DASHED)
     ax.set_xticks(range(len(kinds)), list(kinds))
     ax.set(ylim=(0, 1.35), ylabel="share right", title="Spoken questions, held-out sentences")
     ax.legend(loc="upper center", ncols=3, fontsize=9)
     return fig
+
+
+def draw_pairs(stages: Mapping[str, Mapping[str, dict]]) -> Figure:
+    """Share of minimal pairs whose right side is likelier, by kind and model, with intervals."""
+    kinds = [kind for kind in next(iter(stages.values())) if kind != "all"]
+    width = 0.8 / len(stages)
+    fig, ax = new_axes(size=(8, 3.2))
+    for k, (name, found) in enumerate(stages.items()):
+        place = np.arange(len(kinds)) + (k - (len(stages) - 1) / 2) * width
+        _bars(ax, place, [found[kind] for kind in kinds], 0.95 * width, name)
+    ax.axhline(0.5, label="chance", **DASHED)
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.set(ylim=(0, 1.35), ylabel="right one likelier", title="Which of two recordings?")
+    ax.legend(loc="upper center", ncols=len(stages) + 1, fontsize=9)
+    return fig
+
+
+def _bars(ax, place: np.ndarray, found: Sequence[dict], width: float, label: str) -> None:
+    """A bar for each estimate, with its interval."""
+    value, low, high = np.array([[f[name] for name in ("value", "low", "high")] for f in found]).T
+    reach = np.abs([value - low, high - value])
+    ax.bar(place, value, width, yerr=reach, capsize=3, label=label)
 
 
 def draw_memory(plans: Mapping[str, Mapping[int, dict[str, float]]], limit: float) -> Figure:

@@ -63,7 +63,7 @@ class Session:
     @property
     def lab(self) -> LabCorpus | None:
         """The lab world, where it is a corpus of the recipe: its sentences can be spoken here."""
-        return next((c for c in self.run.recipe.corpora if isinstance(c, LabCorpus)), None)
+        return self.run.recipe.lab
 
     def make(self, step: str | Definition, on_log: OnLog = None) -> Step:
         """The finished step `step` ("units"), made unless it is there; what it needs must be."""

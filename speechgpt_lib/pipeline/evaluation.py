@@ -1,11 +1,34 @@
-"""The step of notebook 09: everything a finished run is measured by."""
+"""What a run is measured by: minimal pairs as units (notebook 06), all figures (notebook 09)."""
 
 from __future__ import annotations
 
+from speechgpt_lib.corpora.lab_pairs import write_lab_pairs
+from speechgpt_lib.corpora.minimal_pairs import read_pairs
 from speechgpt_lib.evaluation.judges import open_judge_settings
 from speechgpt_lib.evaluation.measure import evaluate_run
+from speechgpt_lib.evaluation.minimal_pairs import encode_recordings, names_of, save_recordings
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
+from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.artefacts import write_json
+
+
+def make_minimal_pairs(job: Job) -> dict:
+    """The lab's own minimal pairs, as sound and as units; none where the lab is no corpus."""
+    if (lab := job.recipe.lab) is None:
+        why = "its corpora are recordings: `speechgpt pairs` scores the published sets"
+        return {"pairs": {}, "why": why}
+    folder, inventory = job.work / "pairs", job.inventory()
+    write_lab_pairs(folder, job.recipe.minimal_pairs, job.recipe.seed, lab.target_voice)
+    pairs = read_pairs(folder)
+    units = encode_recordings(folder, names_of(pairs), inventory, job.training.device)
+    save_recordings(job.work, units, inventory.id)
+    parts = [pair.part for pair in pairs]
+    return {"pairs": {part: parts.count(part) for part in sorted(set(parts))}}
+
+
+def _pairs_settings(recipe: Recipe) -> dict:
+    lab = recipe.lab
+    return {} if lab is None else {"count": recipe.minimal_pairs, "voice": lab.target_voice}
 
 
 def make_evaluation(job: Job) -> dict:
@@ -16,6 +39,13 @@ def make_evaluation(job: Job) -> dict:
 
 
 STEPS = (
+    Definition(
+        "minimal_pairs",
+        ("inventory",),
+        _pairs_settings,
+        make_minimal_pairs,
+        cost=Cost(gpu=True, minutes=0.8),
+    ),
     Definition(
         "evaluation",
         ("corpus", "units", "inventory", "vocoder", "stage2", "stage3"),

@@ -31,7 +31,7 @@ TRAINED = tuple(name for name, step in STEPS.items() if step.cost.processes)
 SHOWN = {
     "02_unit_vocoder": ("units", "inventory"),
     "06_stage1_modality_adaptation": ("text_model", "vocoder"),
-    "07_stage2_cross_modal_finetuning": ("vocoder",),
+    "07_stage2_cross_modal_finetuning": ("vocoder", "minimal_pairs"),
     "09_talk_to_speechgpt": ("stage1",),
     "10_scale_out": ("units", "expanded_model"),
     "11_your_own_voice": ("corpus", "inventory", "cross_modal_set", "vocoder", "stage2", "stage3"),

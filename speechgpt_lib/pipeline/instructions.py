@@ -29,7 +29,6 @@ from speechgpt_lib.pipeline.imports import (
 from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
 from speechgpt_lib.pipeline.vocoder import judging, speaking_voices
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.text_to_unit.model import POSITIONS
 from speechgpt_lib.text_to_unit.speech import speech_voicing
 from speechgpt_lib.text_to_unit.spoken_form import spoken_form, unsaid
@@ -187,8 +186,8 @@ def voicing(job: Job, way: str) -> Voicing:
 
 def synthesiser_voice(recipe: Recipe) -> str:
     """eSpeak's voice: the recipe's, or the one that answers in the lab."""
-    lab = (corpus.target_voice for corpus in recipe.corpora if isinstance(corpus, LabCorpus))
-    return recipe.instructions.synthesiser_voice or next(lab, "Female1")
+    lab = recipe.lab.target_voice if recipe.lab else "Female1"
+    return recipe.instructions.synthesiser_voice or lab
 
 
 def _written(job: Job) -> Iterator[Dialogue]:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from speechgpt_lib.rates import HOP
 from speechgpt_lib.recipes.section import Count, Fraction, Natural, Part, Positive, Section, Share
-from speechgpt_lib.recipes.sources import Corpus, Imports
+from speechgpt_lib.recipes.sources import Corpus, Imports, LabCorpus
 
 
 class Optimization(Section):
@@ -361,7 +361,13 @@ class Recipe(Section):
     stage3: Stage3Settings
     generation: GenerationSettings = GenerationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    minimal_pairs: Count = 80  # of each kind, in notebook 06
     voice: VoiceSettings = VoiceSettings()
+
+    @property
+    def lab(self) -> LabCorpus | None:
+        """The lab world, where it is one of the corpora: its sentences can be spoken here."""
+        return next((c for c in self.corpora if isinstance(c, LabCorpus)), None)
 
     @model_validator(mode="after")
     def encoder_fits(self) -> Recipe:

@@ -13,7 +13,7 @@ _MADE = {
     "03_cross_modal_instructions": "cross_modal_set",
     "04_chain_of_modality_instructions": "text_to_unit voicing chain_set",
     "05_vocabulary_expansion": "text_model expanded_model",
-    "06_stage1_modality_adaptation": "stage1=model",
+    "06_stage1_modality_adaptation": "minimal_pairs stage1=model",
     "07_stage2_cross_modal_finetuning": "stage2=model",
     "08_stage3_chain_of_modality_lora": "stage3=adapter",
     "09_talk_to_speechgpt": "evaluation",

@@ -15,7 +15,6 @@ from speechgpt_lib.corpora.natural import NATURAL_VOICES, is_installed
 from speechgpt_lib.corpora.speech import VOICES
 from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.recipes.schema import Recipe
-from speechgpt_lib.recipes.sources import LabCorpus
 from speechgpt_lib.runs.artefacts import write_text
 
 RATE, PITCH = 155, 1.25  # words a minute; times the voice's own
@@ -24,7 +23,7 @@ RATE, PITCH = 155, 1.25  # words a minute; times the voice's own
 def stand_in_voice(recipe: Recipe) -> str:
     """joe where he is installed and not the voice that answers; else the eSpeak voice that the
     recipe keeps out of training, or any where it has no lab corpus."""
-    lab = next((c for c in recipe.corpora if isinstance(c, LabCorpus)), None)
+    lab = recipe.lab
     if is_installed() and not (lab and lab.target_voice in NATURAL_VOICES):
         return NATURAL_VOICES[0]
     return lab.held_out_voice if lab else VOICES[-1]
