@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -21,7 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from speechgpt_lib.errors import UserError, one_line
-from speechgpt_lib.runs.machine import cpu_facts, usable_cores
+from speechgpt_lib.runs.machine import cpu_facts, granted_memory, usable_cores
+
+if TYPE_CHECKING:
+    from speechgpt_lib.recipes.schema import Recipe
 
 PYTHONS = ">=3.11,<3.13"
 MEMORY_GB, DISK_GB, CORES = 4.0, 2.0, 2
@@ -159,6 +162,18 @@ def chosen_jobs(jobs: int | None = None) -> int:
     return jobs
 
 
+def check_parts(recipe: Recipe) -> list[Check]:
+    """A check for each part that a recipe reads: is it there, and whole as far as one can tell?"""
+    from speechgpt_lib.pipeline.fetch import parts_of
+
+    data, checks = Path(recipe.data).expanduser(), []
+    cost = f"recipe {recipe.name} can't run; speechgpt fetch --recipe {recipe.name} -o {data}"
+    for part in parts_of(recipe):
+        state, expected = part.state(data), f"{part.what}, in {data}"
+        checks.append(Check(part.path, state == "there", state, expected, cost, required=True))
+    return checks
+
+
 def bf16_check(flags: set[str] | None) -> Check:
     """Whether the CPU computes in bfloat16 itself; `flags` are its features as Linux names them,
     none where unknown."""
@@ -220,17 +235,4 @@ def _named(error: Exception) -> str:
 
 
 def _memory_gb() -> float:
-    """This machine's memory in GB, or less where a container or batch job is granted less (Linux
-    control groups v2)."""
-    limits = [psutil.virtual_memory().total]
-    try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
-        group = Path("/sys/fs/cgroup") / own.lstrip("/")
-        # A limit on any level above binds as well.
-        for folder in [group, *group.parents]:
-            limit = folder / "memory.max"
-            if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-                limits.append(int(text))
-    except OSError:  # no Linux, or not allowed to look: the machine's own size stands
-        pass
-    return min(limits) / 1e9
+    return granted_memory() / 1e9

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -82,16 +84,16 @@ def test_memory_allows_for_what_the_system_keeps():
 
 
 def test_memory_limit_of_a_control_group_counts(monkeypatch):
-    real = doctor.Path.read_text
+    real = Path.read_text
     limits = {
         "/proc/self/cgroup": "0::/batch/job\n",
         "/sys/fs/cgroup/batch/memory.max": "2000000000\n",
     }
-    monkeypatch.setattr(doctor.Path, "read_text", lambda path: limits.get(str(path)) or real(path))
-    monkeypatch.setattr(doctor.Path, "is_file", lambda path: str(path) in limits)
+    monkeypatch.setattr(Path, "read_text", lambda path: limits.get(str(path)) or real(path))
+    monkeypatch.setattr(Path, "is_file", lambda path: str(path) in limits)
     assert doctor._memory_gb() == 2.0
     limits["/sys/fs/cgroup/batch/memory.max"] = "max\n"
-    assert doctor._memory_gb() == doctor.psutil.virtual_memory().total / 1e9
+    assert doctor._memory_gb() == psutil.virtual_memory().total / 1e9
 
 
 def test_full_disk_and_read_only_folder(tmp_path, monkeypatch):

@@ -90,16 +90,16 @@ def download(
         text = f"{why} By hand:\n{corpus.manual}"
         return emit({"corpus": corpus.name, "manual": corpus.manual}, text, as_json)
     found = archives.find_archive(archive)
-    with _progress_bar(Path(found.url).name) as progress:
+    with progress_bar(Path(found.url).name) as progress:
         folder = archives.download(found, out, keep_archive, say=say, progress=progress)
-    root = folder.parent
-    command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE --split {folder.name}"
+    root, split = (folder, "") if found.is_whole else (folder.parent, f" --split {folder.name}")
+    command = f"speechgpt corpora prepare {found.corpus} {root} -o TABLE{split}"
     text = f"{found.hours:g} h in {folder}\nnext: {command}"
     emit({"folder": str(folder), "corpus": found.corpus, "root": str(root)}, text, as_json)
 
 
 @contextlib.contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+def progress_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar with bytes, speed and time left in a terminal, nothing elsewhere."""
     from rich import progress
     from rich.console import Console

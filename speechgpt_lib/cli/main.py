@@ -31,15 +31,9 @@ app.command("say")(talk.say_text)
 app.command()(talk.ask)
 app.command()(speak)
 app.command("run")(runs.run_recipe)
-for command in (
-    runs.make,
-    runs.train,
-    runs.evaluate,
-    runs.pairs,
-    runs.plan,
-    runs.ablate,
-    runs.doctor,
-):
+for command in (runs.make, runs.train, runs.evaluate, runs.pairs, runs.ablate):
+    app.command()(command)
+for command in (runs.plan, runs.fetch, runs.doctor):
     app.command()(command)
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(units_app, name="units")

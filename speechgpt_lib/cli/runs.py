@@ -1,5 +1,5 @@
-"""`speechgpt run | make | train | evaluate | pairs | ablate | plan | doctor`: making a run, part of
-it, and scoring it."""
+"""`speechgpt run | make | train | evaluate | pairs | ablate | plan | fetch | doctor`: making a run,
+part of it, scoring it, and what it needs."""
 
 from __future__ import annotations
 
@@ -256,18 +256,53 @@ def plan(
     emit(result, planning.render(found), as_json)
 
 
+def fetch(
+    recipe: options.RecipeName = "small",
+    out: option(Path, "The folder to fill: for --set data=DIR.", "--out", "-o") = Path("data"),
+    changes: options.Changes = None,
+    only_list: option(bool, "Only say what is needed, from where.", "--list") = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Get what a recipe reads: download what is public, print the steps for the rest. Interrupted,
+    it resumes."""
+    from speechgpt_lib.cli.corpora import progress_bar
+    from speechgpt_lib.pipeline import fetch as room
+
+    settings, data = load(recipe, changes), out.expanduser()
+    if only_list:
+        left = room.parts_of(settings)
+    else:
+        with progress_bar(settings.name) as progress:
+            left = room.fetch(settings, data, say, progress)
+    facts = [_part_facts(part, data) for part in left]
+    text = room.render(left, data)
+    if not only_list:
+        ready = f"all is there: speechgpt run --recipe {recipe} --set data={out}"
+        text = f"to be had by hand, into {out}:\n{text}" if left else ready
+    emit({"folder": str(out), "parts" if only_list else "by_hand": facts}, text, as_json)
+
+
+def _part_facts(part, data: Path) -> dict:
+    names = ("path", "what", "size", "licence", "source")
+    return {name: getattr(part, name) for name in names} | {"state": part.state(data)}
+
+
 def doctor(
     run: options.RunPath = options.LAB,
     jobs: option(int, "As for `speechgpt run --jobs`.", min=1) = 1,
+    recipe: option(str | None, "Also look for what this recipe reads.") = None,
+    changes: options.Changes = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check versions, memory, disk, devices and optional parts; exit code 1 without a required
-    one."""
+    """Check versions, memory, disk, devices and optional parts, and what a recipe reads; exit code
+    1 without a required one."""
     from rich.console import Console
 
-    from speechgpt_lib.doctor import diagnose, render
+    from speechgpt_lib.doctor import check_parts, diagnose, render
 
     checks = diagnose(run, jobs)
+    if recipe is not None:
+        checks += check_parts(load(recipe, changes))
     if as_json:
         emit([asdict(check) for check in checks], "", True)
     else:

@@ -37,10 +37,15 @@ class Archive(NamedTuple):
     name: str
     corpus: str
     url: str
-    md5: str
+    checksum: str  # md5:… or sha256:…
     folder: str
     hours: float
     size: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds its whole corpus, not one of the splits."""
+        return sum(other.corpus == self.corpus for other in ARCHIVES.values()) == 1
 
 
 _LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

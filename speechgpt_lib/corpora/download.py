@@ -1,4 +1,5 @@
-"""An archive's name → its folder on disk: fetched with resume, checked by MD5, unpacked atomically.
+"""An archive's name → its folder on disk: fetched with resume, checked by its hash, unpacked
+atomically.
 
 What arrived lies in `.NAME.part` until the whole is there, so a broken connection or a stopped
 program costs nothing: the next call asks the server for the rest only.
@@ -23,7 +24,7 @@ from speechgpt_lib.corpora.catalogue import ARCHIVES, CORPORA, Archive
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.runs.artefacts import not_through_links, replace
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes; what a broken connection brought of one is lost
 TIMEOUT_S = 60.0  # without a byte
 ATTEMPTS, WAIT_S = 5, 3.0  # broken connections in a row, without a byte in between
 SPACE_LEFT = 1 << 28  # bytes that a download leaves on the disk
@@ -54,27 +55,55 @@ def download(
     """
     out = Path(out).expanduser()
     folder, path = out / archive.folder, out / Path(archive.url).name
-    part = path.with_name(f".{path.name}.part")
     if folder.is_dir():
         say(f"{folder} is there already")
         return folder
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (path.is_file() and _md5(path) == archive.md5):
-            _fetch(archive.url, part, say, progress)
-            if (found := _md5(part)) != archive.md5:
-                part.unlink()
-                what = f"came with MD5 {found}, its publisher says {archive.md5}"
-                raise UserError(f"{archive.url} {what}: it was thrown away; fetch it again")
-            os.replace(part, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"could not write to {out}: {why}; what is there is kept") from None
-    say(f"{path.name}: MD5 is right, unpacking")
+    fetch_file(archive.url, path, archive.checksum, say, progress)
+    say(f"{path.name}: {_kind(archive.checksum)} is right, unpacking")
     unpack(path, out, archive.folder)
     if not keep:
         path.unlink()
     return folder
+
+
+def fetch_file(
+    url: str,
+    path: Path,
+    checksum: str | None,
+    say: Callable = lambda _: None,
+    progress: Callable = lambda *_: None,
+) -> None:
+    """Fetch `url` into `path` unless it is there.
+
+    `checksum` is "md5:…" or "sha256:…", or None where its publisher tells none.  Raises as
+    `download`.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and (checksum is None or hash_of(path, checksum) == checksum):
+            return
+        _fetch(url, part, say, progress)
+        if checksum and (found := hash_of(part, checksum)) != checksum:
+            part.unlink()
+            expected, came = (text.partition(":")[2] for text in (checksum, found))
+            what = f"came with {_kind(checksum)} {came}, its publisher says {expected}"
+            raise UserError(f"{url} {what}: it was thrown away; fetch it again")
+        os.replace(part, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"could not write to {path.parent}: {why}; what is there is kept") from None
+
+
+def hash_of(path: Path, checksum: str) -> str:
+    """The hash of a file, of the kind that a checksum is: `md5:…`, `sha256:…`."""
+    kind = checksum.partition(":")[0]
+    with open(path, "rb") as file:
+        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
+
+
+def _kind(checksum: str) -> str:
+    return checksum.partition(":")[0].upper()
 
 
 def _fetch(url: str, part: Path, say: Callable, progress: Callable) -> None:
@@ -91,6 +120,7 @@ def _fetch(url: str, part: Path, say: Callable, progress: Callable) -> None:
                 raise UserError(f"{host} {reason} for {url}: was the archive moved?") from None
         except requests.RequestException as error:
             reason = _plainly(error)
+            reached = reached or isinstance(error, requests.exceptions.ChunkedEncodingError)
             if not reached and _size(part) == before:
                 why = f"no connection to {host} ({reason}): this needs the internet; without it"
                 cure = f"fetch {url} elsewhere, put it into {part.parent}"
@@ -165,11 +195,6 @@ def unpack(path: Path, out: Path, folder: str) -> None:
         raise UserError(f"{path} can't be unpacked ({error}): {cure}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _size(path: Path) -> int:

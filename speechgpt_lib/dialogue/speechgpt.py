@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import generation
-from speechgpt_lib.language_model.adapters import attach_adapter
+from speechgpt_lib.language_model.adapters import attach_adapter, folder_id
 from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
-from speechgpt_lib.language_model.model import load_model
+from speechgpt_lib.language_model.inference import load_to_answer
 from speechgpt_lib.language_model.vocabulary import Vocabulary
 from speechgpt_lib.recipes.schema import GenerationSettings
 from speechgpt_lib.runs.run import Run
+from speechgpt_lib.training.devices import resolve_device
 from speechgpt_lib.units.inventory import UnitInventory, check_inventory
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.voices.adaptation import Adapted
@@ -68,8 +69,10 @@ class SpeechGPT:
         names = ("stage2", "stage3", "vocoder", "inventory")
         stage2, stage3, vocoder, units = (run.require(name).path for name in names)
         recipe, corpus = run.recipe, run.find("corpus")
+        weights, device = recipe.inference.weights, resolve_device(recipe.device)
         if voice is None:
-            inventory, (base, vocabulary) = UnitInventory.load(units), load_model(stage2)
+            inventory = UnitInventory.load(units)
+            base, vocabulary = load_to_answer(stage2, weights, device)
         else:
             chosen = Voice(run, voice)
             adapted = Adapted.load(chosen)
@@ -79,16 +82,17 @@ class SpeechGPT:
         corpora = open_corpora(recipe, corpus and corpus.path)
         facts = (corpora, recipe.generation, recipe.instructions.templates)
         # The adapter was trained on the run's own stage 2; an adapted one is near it.
-        model = attach_adapter(base, stage3, trust=voice is not None)
+        known = {"trust": True} if voice else {"identity": folder_id(stage2)}
+        model = attach_adapter(base, stage3, **known)
         return cls(inventory, vocabulary, model, Vocoder.load(vocoder), *facts)
 
     @property
-    def conversational(self) -> LlamaForCausalLM:
+    def conversational(self) -> PreTrainedModel:
         """The model of stage 3, which answers."""
         return self.model.get_base_model()
 
     @contextmanager
-    def cross_modal(self) -> Iterator[LlamaForCausalLM]:
+    def cross_modal(self) -> Iterator[PreTrainedModel]:
         """Within the block, the model of stage 2: the same weights, the adapter switched off."""
         with self.model.disable_adapter():
             yield self.model.get_base_model()

@@ -183,6 +183,7 @@ def evaluate_set(run: Run, folder: Path, voice: str | None = None) -> dict:
         figures |= shares
         cut["qa"] = answered.pop("cut")
         result |= answered
+        figures |= answer_gap(answered["examples"], draws)
     transcripts = []
     for record, item, w in zip(records, items, written, strict=True):
         one = {"path": record["path"], "text": item.text, "heard": w.text}
@@ -221,6 +222,15 @@ def answer_questions(
     figures["wellformed_share_temperature_0.7"] = sampled_form(speechgpt, waves, draws)
     cut = sum(r.cut for r in (*written, *spoken))
     return figures, {"qa_by_kind": by_kind, "examples": examples, "cut": cut}, said
+
+
+def answer_gap(examples: Sequence[dict], draws: int) -> dict[str, dict]:
+    """{"answer_gap"}: how many more answers are right in writing than in speech, as a share of the
+    questions; {} where none was asked."""
+    if not examples:
+        return {}
+    lost = [float(e["right_text"]) - float(e["right_speech"]) for e in examples]
+    return {"answer_gap": asdict(bootstrap_mean(lost, draws=draws))}
 
 
 def sampled_form(speechgpt: SpeechGPT, waves: Sequence[np.ndarray], draws: int) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from speechgpt_lib.errors import reading
+from speechgpt_lib.evaluation.measure import answer_gap
 from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
@@ -27,6 +28,7 @@ GOALS = {  # key → (what it is, must, aim)
     "judge_agreement": ("sentences in which both judges hear the same words", None, None),
     "qa_text_accuracy": ("spoken question → right text answer", 0.80, 0.95),
     "qa_speech_accuracy": ("spoken question → right spoken answer", 0.60, 0.90),
+    "answer_gap": ("right in text less right in speech: what speaking loses", None, None),
     "wellformed_share": ("answers that have exactly the parts asked for", 0.98, 1.0),
     "wellformed_share_temperature_0.7": ("the same where tokens are drawn", 0.90, 0.98),
 }
@@ -49,7 +51,9 @@ def _put_together(run: Run) -> tuple[dict, str]:
     # Of the notebook that is being executed, the time isn't known yet.
     notebooks = {name: found[name] for name in sorted(found) if "wall_seconds" in found[name]}
     peaks = [one["peak_memory_mb"] for one in (*(s.facts for s in steps), *notebooks.values())]
-    report = dict(evaluation.metrics["figures"])
+    examples = read_json(evaluation.path / "examples.json")["examples"]
+    gap = answer_gap(examples, run.recipe.evaluation.bootstrap_draws)
+    report = dict(evaluation.metrics["figures"]) | gap
     for name in COSTS:
         value = round(sum(step.facts.get(name, 0.0) for step in steps), 1)
         report[name] = _exact(value, len(steps))
@@ -69,7 +73,7 @@ def _put_together(run: Run) -> tuple[dict, str]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "date": evaluation.facts["finished"],
     }
-    return report, _page(run, report, evaluation)
+    return report, _page(run, report, evaluation, examples)
 
 
 def figures_of(report: dict) -> dict[str, dict]:
@@ -83,7 +87,7 @@ def _exact(value: float, n: int) -> dict:
     return {"value": value, "n": n, "low": value, "high": value}
 
 
-def _page(run: Run, report: dict, evaluation: Step) -> str:
+def _page(run: Run, report: dict, evaluation: Step, examples: list[dict]) -> str:
     """One page without scripts or outside files: figures, kinds of questions, answers to listen to,
     what each step cost."""
     title = f"SpeechGPT, recipe {run.recipe.name}, seed {run.recipe.seed}"
@@ -104,7 +108,7 @@ def _page(run: Run, report: dict, evaluation: Step) -> str:
         rows.append((key, what, _interval(figures[key]), *shown))
     by_kind = report["qa_by_kind"].items()
     kinds = [(kind, _interval(v["text"]), _interval(v["speech"])) for kind, v in by_kind]
-    for number, e in enumerate(read_json(evaluation.path / "examples.json")["examples"]):
+    for number, e in enumerate(examples):
         asked = evaluation.path / f"example_{number:02d}_question.wav"
         answer = evaluation.path / f"example_{number:02d}_answer.wav"
         if asked.exists():

@@ -85,15 +85,17 @@ def plain(value: Any, left: list[int] | None = None) -> Any:
     return [plain(item, left) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_torch_checkpoint(path: Path | str) -> dict:
+def load_torch_checkpoint(path: Path | str, mapped: bool = False) -> dict:
     """The dictionary in a `.pt` file, as `load_torch` reads it.  Raises UserError for another."""
-    if not isinstance(loaded := load_torch(path), dict):
+    if not isinstance(loaded := load_torch(path, mapped), dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dictionary")
     return loaded
 
 
-def load_torch(path: Path | str) -> Any:
+def load_torch(path: Path | str, mapped: bool = False) -> Any:
     """What is in a `.pt` file, tensors on the CPU; objects of foreign classes are `Stub`s.
+
+    `mapped`: tensors stay in the file until they are looked at, where its format allows that.
 
     Raises UserError for no such file, no PyTorch checkpoint, a damaged one, or one that names
     something such a file has no business with.
@@ -105,8 +107,12 @@ def load_torch(path: Path | str) -> Any:
         names = named_classes(path) if zipfile.is_zipfile(path) else KNOWN_NAMES
         try:
             stubs = torch.serialization.safe_globals([(stub_class(name), name) for name in names])
+            how = {"map_location": "cpu", "weights_only": True}
+            if mapped and zipfile.is_zipfile(path) and path.suffix in (".bin", ".pt", ".pth"):
+                with stubs:
+                    return torch.load(path, mmap=True, **how)
             with stubs, open(path, "rb") as file:  # of a path, PyTorch would believe the suffix
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
+                loaded = torch.load(file, **how)
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL (\S+)", str(error))
             why = f"it asks to run {asked[1]}" if asked else one_line(error)

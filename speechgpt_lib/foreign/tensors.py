@@ -21,10 +21,15 @@ def checkpoint_tensors(loaded: dict, key: str, where: Path) -> dict[str, torch.T
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         holds = ", ".join(map(str, list(loaded)[:5]))
         raise UserError(f"{where} holds {holds}: expected a `{key}` with tensors only")
-    for name, tensor in found.items():  # one that repeats its bytes takes any memory when copied
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, but not the bytes")
+    for name, tensor in found.items():
+        check_tensor_bytes(tensor, f"{where}: {name}")
     return {str(name): tensor.float() for name, tensor in found.items()}
+
+
+def check_tensor_bytes(tensor: torch.Tensor, name: str) -> None:
+    """Refuse a tensor that repeats its bytes, which takes any memory when it is copied."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UserError(f"{name} has shape {tuple(tensor.shape)}, but not the bytes")
 
 
 def check_sizes(settings: object, where: Path | str, name: str = "a size") -> None:

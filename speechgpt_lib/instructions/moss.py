@@ -1,7 +1,8 @@
-"""moss-002-sft-data → written question–answer pairs short enough to be spoken.
+"""Written dialogues → question–answer pairs short enough to be spoken.
 
-The chain-of-modality set was made from them: responses of at most 35 words, 37,969 samples (paper).
-The data is CC BY-NC and comes with MOSS, not with this course.
+The chain-of-modality set was made from moss-002-sft-data: responses of at most 35 words, 37,969
+samples (paper).  That data is CC BY-NC and comes with MOSS, not with this course.  Lists of
+instructions such as Dolly's (CC BY-SA) are read as well.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt")
 REASONS = {  # why something is dropped, in the order of the steps
     "records": "too long, broken JSON, not an object, no text",
     "turn pairs": "no answer, missing end marker, turns out of order, text outside a turn, "
-    "no text in a turn, piece too long, broken UTF-8, empty turn",
+    "no text in a turn, piece too long, broken UTF-8, empty turn, about another text",
     "well-formed pairs": "response too long, marker in text, not speakable, "
     "unsafe for classrooms, duplicate",
 }
@@ -81,7 +82,8 @@ def read_moss(path: Path, report: Report) -> Iterator[Dialogue]:
 
     A file is JSON (a list of records, or object after object), JSON lines, or text, turn after
     turn: [Human]: …<eoh> [MOSS]: …<eoa>.  A record has its turns as such text in `plain_text`
-    (moss-002), or in `chat: {turn_1: {Human, MOSS}, …}` with <|Human|>: and <|MOSS|>: (moss-003).
+    (moss-002), or in `chat: {turn_1: {Human, MOSS}, …}` with <|Human|>: and <|MOSS|>: (moss-003),
+    or it is one turn: `instruction` and `response` (Dolly) or `output` (Alpaca).
 
     A sample is a turn pair without the turns before it.  Ids are `<record id>-<turn>`; without a
     new, usable id a record goes by its number: `#7-1`.  In a folder the file's name stands before:
@@ -280,12 +282,25 @@ def _turns(record: object) -> list[tuple[int, str | BadRow]]:
     text, chat = record.get("plain_text"), record.get("chat")
     if isinstance(text, str) and text.strip():
         return list(enumerate(_cut(text), 1))
+    if isinstance(record.get("instruction"), str):
+        return [(1, _instruction(record))]
     names = chat if isinstance(chat, dict) else ()
     numbers = sorted(int(name[5:]) for name in names if re.fullmatch("turn_[1-9][0-9]{0,8}", name))
     if not numbers:
         found = ", ".join(map(repr, list(record)[:5])) or "no keys"
-        raise BadRow("no text", f"neither plain_text nor chat with turns; it has {found}")
+        forms = "neither plain_text, chat with turns nor instruction"
+        raise BadRow("no text", f"{forms}; it has {found}")
     return [(number, _chat_turn(chat[f"turn_{number}"])) for number in numbers]
+
+
+def _instruction(record: dict) -> str | BadRow:
+    """A record of Dolly's or Alpaca's; one about a text beside it can't be asked aloud."""
+    if str(record.get("context") or record.get("input") or "").strip():
+        return BadRow("about another text", "it has a context")
+    answer = record.get("response", record.get("output"))
+    if not isinstance(answer, str):
+        return BadRow("no text in a turn", "expected instruction and response, both text")
+    return f"[Human]: {record['instruction']}<eoh> [MOSS]: {answer}<eoa>"
 
 
 def _chat_turn(turn: object) -> str | BadRow:

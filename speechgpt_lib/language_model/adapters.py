@@ -8,16 +8,19 @@ before; what an adapter trains of the embeddings it carries; and it refuses any 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.tensors import check_finite, check_sizes
+from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
+from speechgpt_lib.language_model.families import read_config
+from speechgpt_lib.language_model.weights import empty_model, read_weights
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -28,18 +31,36 @@ CONFIG = "adapter_config.json"
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
-def model_id(model: LlamaForCausalLM) -> str:
+def model_id(model: PreTrainedModel) -> str:
     """16 hex digits: a hash of every tensor's name, shape, first and last numbers (7B: seconds)."""
+    return _id_of((name, *_shape_and_ends(t)) for name, t in model.state_dict().items())
+
+
+def folder_id(folder: Path) -> str:
+    """`model_id` of the model in a folder, in the precision of its files; it is not loaded."""
+    model = empty_model(read_config(folder))
+    found = {name: _shape_and_ends(t) for name, t in read_weights(folder, model, False)}
+    if model.config.tie_word_embeddings:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    return _id_of((name, *parts) for name, parts in found.items())
+
+
+def _shape_and_ends(tensor: torch.Tensor) -> tuple[tuple[int, ...], bytes]:
+    flat = tensor.detach().flatten()
+    ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]]).float().cpu()
+    return tuple(tensor.shape), ends.numpy().tobytes()
+
+
+def _id_of(tensors: Iterable[tuple[str, tuple[int, ...], bytes]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]]).float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode() + ends.numpy().tobytes())
+    for name, shape, ends in sorted(tensors):
+        digest.update(f"{name} {shape} ".encode() + ends)
     return digest.hexdigest()[:16]
 
 
-def store_as(model: LlamaForCausalLM, base: str) -> None:
+def store_as(model: PreTrainedModel, base: str, device: torch.device | str | None = None) -> None:
     """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit; adapters stay fp32.
+    With a `device` they come there, a layer at a time.
 
     The release trained its last stage on int8.  int8 and 4bit are bitsandbytes' (Dettmers et al.
     2022, arXiv 2208.07339; 2023, arXiv 2305.14314: NF4), with embeddings, norms and the output
@@ -48,6 +69,7 @@ def store_as(model: LlamaForCausalLM, base: str) -> None:
     if base != "fp32":
         model.to(torch.bfloat16)
     if base in ("fp32", "bf16"):
+        model.to(device)
         return
     try:
         from bitsandbytes import nn as coarse
@@ -67,11 +89,12 @@ def store_as(model: LlamaForCausalLM, base: str) -> None:
                 new = coarse.Linear4bit(*shape, compute_dtype=torch.bfloat16, quant_type="nf4")
                 new.weight = coarse.Params4bit(weight, requires_grad=False, quant_type="nf4")
             new.bias = linear.bias
-            layer.set_submodule(name, new.to(weight.device))  # moving it is what quantizes
+            layer.set_submodule(name, new.to(device or weight.device))  # moving it quantizes
+    model.to(device)
 
 
 def add_lora(
-    model: LlamaForCausalLM, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
+    model: PreTrainedModel, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
 ) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
@@ -112,21 +135,28 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Adapters, and the embeddings they trained, into `folder`; of the base only its id."""
     # Without the argument peft looks the base up to compare vocabularies.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    _sort_targets(folder)
+
+
+def _sort_targets(folder: Path) -> None:
+    """peft keeps sets, whose order changes from process to process."""
     config = read_json(folder / CONFIG)
-    # peft keeps sets, whose order changes from process to process.
     config |= {k: sorted(v) for k, v in config.items() if k == "target_modules" and v}
     write_json(folder / CONFIG, config)
 
 
-def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel, folder: Path, trust: bool = False, identity: str | None = None
+) -> PeftModel:
     """A saved adapter on the model it was trained on, not merged: bit for bit as in memory.
 
-    `trust`: whatever model it says it belongs to.  Raises UserError where there is no adapter, or
-    one that is damaged or of another base.
+    `trust`: whatever model it says it belongs to.  `identity`: the model's id, where it is not what
+    its weights say, since they were rounded.  Raises UserError where there is no adapter, or one
+    that is damaged or of another base.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"no adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora")
-    base, found = read_json(folder / CONFIG).get("base_model_name_or_path"), model_id(model)
+    _check_is_adapter(folder)
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    found = None if trust else identity or model_id(model)
     if base not in (None, "", found) and not trust:
         raise UserError(
             f"{folder} belongs to the base model {base}, this is {found}: load its run's stage 2"
@@ -134,22 +164,40 @@ def attach_adapter(model: LlamaForCausalLM, folder: Path, trust: bool = False) -
     with reading(f"adapter {folder}", "take that of this model", "does not fit this model"):
         from peft import PeftModel
 
-        check_sizes(read_json(folder / CONFIG), folder / CONFIG)
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
 
 
-def adopt_adapter(model: LlamaForCausalLM, folder: Path, out: Path) -> int:
-    """Make an adapter that others trained on `model` one of ours, in `out`; how many parameters?
+def _check_is_adapter(folder: Path) -> None:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"no adapter in {folder}: run notebook 08_stage3_chain_of_modality_lora")
+    check_sizes(read_json(folder / CONFIG), folder / CONFIG)
 
-    Nothing in it says which model it is of: only shapes are checked.  Raises as `attach_adapter`.
+
+def adopt_adapter(base: Path, folder: Path, out: Path) -> int:
+    """Make an adapter that others trained on the model in `base` one of ours, in `out`; how many
+    parameters?
+
+    Nothing in it says which model it is of: names and shapes are compared, and the model is not
+    loaded for that.  Raises as `attach_adapter`.
     """
-    identity, adapted = model_id(model), attach_adapter(model, folder, trust=True)
-    check_finite(adapted.state_dict(), folder)
-    adapted.active_peft_config.base_model_name_or_path = identity
-    save_adapter(adapted, out)
-    return sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    _check_is_adapter(folder)
+    with reading(f"adapter {folder}", "take that of this model", "does not fit this model"):
+        from peft import PeftConfig, get_peft_model
+        from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+        config = PeftConfig.from_pretrained(str(folder))
+        config.base_model_name_or_path = None
+        adapted = get_peft_model(empty_model(read_config(base)), config)
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        found = load_peft_weights(str(folder), device="cpu")
+        check_tensors(found, expected, folder)
+    config.base_model_name_or_path = folder_id(base)
+    config.save_pretrained(str(out))
+    save_file(found, out / "adapter_model.safetensors", {"format": "pt"})
+    _sort_targets(out)
+    return sum(tensor.numel() for name, tensor in found.items() if "lora_" in name)
 
 
-def load_adapter(model: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
+def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with a saved adapter merged into its weights.  Raises as `attach_adapter`."""
     return attach_adapter(model, folder).merge_and_unload().eval()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import ChainFormat, Row, chain_row, cross_modal_row
@@ -60,7 +60,7 @@ class Chain(NamedTuple):
 
 @torch.inference_mode()
 def generate(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     vocabulary: UnitVocabulary,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
@@ -98,7 +98,7 @@ def generate(
 
 
 def transcribe(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     vocabulary: UnitVocabulary,
     units: Sequence[np.ndarray],
     limit: int,
@@ -112,7 +112,7 @@ def transcribe(
 
 
 def speak(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     vocabulary: UnitVocabulary,
     texts: Sequence[str],
     limit: int,
@@ -126,7 +126,7 @@ def speak(
 
 
 def answer(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     vocabulary: UnitVocabulary,
     instructions: Sequence[np.ndarray | str],
     limit: int,

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from speechgpt_lib.errors import UserError, reading, reads
-from speechgpt_lib.foreign.tensors import check_described, check_finite
-from speechgpt_lib.language_model.planning import NAMES, Shape, read_config
+from speechgpt_lib.errors import UserError, reads
+from speechgpt_lib.language_model.families import read_config
+from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
+from speechgpt_lib.language_model.weights import Place, copy_weights, empty_model, load_weights
 from speechgpt_lib.recipes.schema import LanguageModelSettings
-from speechgpt_lib.training.checkpoints import load_module, save_module
+from speechgpt_lib.training.checkpoints import save_module
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 # The induction circuit: tokens of context that it compares; size of its positional biases; gain of
@@ -87,7 +88,7 @@ def seed_induction(model: LlamaForCausalLM) -> None:
 class CausalLoss(nn.Module):
     """The next-token loss over padded rows, computed only where the loss mask is not 0."""
 
-    def __init__(self, model: LlamaForCausalLM):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
@@ -114,13 +115,13 @@ class CausalLoss(nn.Module):
 
 @torch.no_grad()
 def expand_model(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     before: UnitVocabulary,
     after: UnitVocabulary,
     seed: int,
     centroids: np.ndarray | None = None,
     multiple: int = 1,
-) -> LlamaForCausalLM:
+) -> PreTrainedModel:
     """Add embeddings for the tokens of `after`, the vocabulary with units, to those of `before`.
 
     New ones start at the mean of the old ones plus noise of their spread, so that no two are equal;
@@ -151,7 +152,7 @@ def expand_model(
     return model
 
 
-def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path) -> None:
+def save_model(model: PreTrainedModel, vocabulary: UnitVocabulary, folder: Path) -> None:
     """Write configuration, weights and vocabulary into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
@@ -160,14 +161,14 @@ def save_model(model: LlamaForCausalLM, vocabulary: UnitVocabulary, folder: Path
 
 
 @reads("is no whole model", "run its step again")
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
-    """Model and vocabulary saved by `save_model`; no code from the folder is executed."""
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, place: Place = lambda name: "cpu"
+) -> tuple[PreTrainedModel, UnitVocabulary]:
+    """Model and vocabulary that `save_model` or `adopt_model` left; no code from the folder is
+    executed.  Each weight comes in `dtype` to its `place`, by its name."""
     vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
-    check_described(lambda: LlamaForCausalLM(config), folder / "model.safetensors")
-    model = LlamaForCausalLM(config)
-    load_module(model, folder / "model.safetensors")
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
-        return model.eval(), vocabulary
+        return load_weights(config, folder, dtype, place), vocabulary
     found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
     raise UserError(f"{folder}: {found}: files of two runs?")
 
@@ -175,11 +176,16 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, UnitVocabulary]:
 # --- published models ----------------------------------------------------------------------------
 # A folder as transformers saves it: `config.json`, a tokenizer, and weights as `model.safetensors`
 # or `pytorch_model.bin`, whole or in shards.  Nothing is fetched and no code of the folder runs.
-@reads("is no whole LLaMA of transformers")
-def load_pretrained(
-    folder: Path, settings: LanguageModelSettings | None, units: int = 0, inventory: str = ""
-) -> tuple[LlamaForCausalLM, UnitVocabulary]:
-    """Model (fp32) and vocabulary of the LLaMA in `folder`, of any sizes where `settings` is None.
+@reads("is no whole language model of transformers")
+def adopt_model(
+    folder: Path,
+    out: Path,
+    settings: LanguageModelSettings | None,
+    units: int = 0,
+    inventory: str = "",
+) -> UnitVocabulary:
+    """The model in `folder` as one of ours in `out`, with the precision that it has; `settings`
+    say of which sizes it must be (None: any).  It is never in memory whole.
 
     With `units` it is a stage-2 model: behind its text it has so many units and the markers.
 
@@ -188,10 +194,10 @@ def load_pretrained(
             weights or tokenizer missing, damaged, or of another number of embeddings.
     """
     config = read_config(folder)
-    shape, wanted = config.to_dict(), settings.model_dump() if settings else {}
-    for ours, theirs in NAMES.items():
-        if wanted.get(ours, found := shape[theirs]) != found:
-            wrong = f"language_model.{ours} is {wanted[ours]}, the model in {folder} has {found}"
+    shape, wanted = vars(Shape.of_config(config)), settings.model_dump() if settings else {}
+    for name in NAMES:
+        if wanted.get(name, found := shape[name]) != found:
+            wrong = f"language_model.{name} is {wanted[name]}, the model in {folder} has {found}"
             raise UserError(f"{wrong}: set it to that in the recipe")
     whole = read_tokenizer(folder, config).expand(units, inventory)
     if whole.size != config.vocab_size:
@@ -200,14 +206,19 @@ def load_pretrained(
             f"{folder}: the model has {config.vocab_size} embeddings; its pieces{more} are "
             f"{whole.size}: files of two models, or of another inventory?"
         )
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    check_described(lambda: LlamaForCausalLM(config), *weights)
-    options = {"config": config, "local_files_only": True, "output_loading_info": True}
-    with reading(f"the weights in {folder}", what="were not read"):
-        model, report = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
-    if missing:
-        others = f"{missing[0]} and {len(missing) - 1} more are missing or of another shape"
-        raise UserError(f"the weights in {folder} are not whole: {others}")
-    check_finite(model.state_dict(), folder)
-    return model.eval(), whole
+    return _copied(config, whole, folder, out)
+
+
+@reads("is no whole model", "run its step again")
+def copy_model(folder: Path, out: Path) -> UnitVocabulary:
+    """The model of another run, into `out`."""
+    return _copied(read_config(folder), UnitVocabulary.load(folder), folder, out)
+
+
+def _copied(
+    config: PretrainedConfig, vocabulary: UnitVocabulary, folder: Path, out: Path
+) -> UnitVocabulary:
+    copy_weights(empty_model(config), folder, out)
+    config.save_pretrained(out)
+    vocabulary.save(out)
+    return vocabulary

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig
 
-from speechgpt_lib.errors import UserError, reads
-from speechgpt_lib.foreign.tensors import check_sizes
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model.families import read_config
 from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, TOKENIZER, Vocabulary
 from speechgpt_lib.recipes.schema import LoraSettings, Recipe
-from speechgpt_lib.runs.artefacts import read_json
 
 MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
@@ -65,10 +64,10 @@ class Shape:
         return replace(shape, vocabulary=-(-size // s.multiple) * s.multiple)
 
     @classmethod
-    def of_config(cls, config: LlamaConfig) -> Shape:
+    def of_config(cls, config: PretrainedConfig) -> Shape:
         """Of a model's configuration."""
         values = config.to_dict()
-        return cls(**{ours: values[theirs] for ours, theirs in NAMES.items()})
+        return cls(**{ours: values.get(theirs) for ours, theirs in NAMES.items()})
 
     def config(self, **others) -> LlamaConfig:
         """The shape as transformers takes it."""
@@ -123,20 +122,6 @@ def model_folder(recipe: Recipe) -> Path | None:
     source = recipe.imports.stage2 or recipe.imports.text_model
     folder = source and Path(recipe.data).expanduser() / Path(source).expanduser()
     return folder if folder and folder.exists() else None
-
-
-@reads("has a damaged config.json")
-def read_config(folder: Path) -> LlamaConfig:
-    """`config.json` of a LLaMA.  Raises UserError where it is missing, damaged or of another."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"no config.json in {folder}: expected a folder as transformers saves it")
-    settings = read_json(path, "get it again")
-    check_sizes(settings, path)
-    kind = settings.get("model_type")
-    if kind != "llama":
-        raise UserError(f"{folder} has a model of type {kind}, expected llama, which we build on")
-    return LlamaConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
 
 
 @dataclass(frozen=True)

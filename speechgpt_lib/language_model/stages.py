@@ -22,7 +22,7 @@ from random import Random
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
@@ -188,7 +188,7 @@ def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> T
 # --- held-out metrics ----------------------------------------------------------------------------
 @torch.inference_mode()
 def unit_perplexity(
-    model: LlamaForCausalLM, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
+    model: PreTrainedModel, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
     """exp(mean negative log-likelihood) per token of unit sequences (n,); guessing: all ids."""
     model.eval()
@@ -201,7 +201,7 @@ def unit_perplexity(
 
 
 def text_accuracy(
-    model: LlamaForCausalLM, vocabulary: UnitVocabulary, questions: Sequence[Question], limit: int
+    model: PreTrainedModel, vocabulary: UnitVocabulary, questions: Sequence[Question], limit: int
 ) -> dict[str, float]:
     """Share of written questions, by kind, answered word for word in at most `limit` tokens."""
     prompts = [question_prompt(vocabulary, question.text) for question in questions]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
@@ -322,7 +322,7 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
     return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
 
 
-def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
+def read_tokenizer(folder: Path, config: PretrainedConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
     From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE), whose ids
@@ -340,6 +340,8 @@ def read_tokenizer(folder: Path, config: LlamaConfig) -> UnitVocabulary:
         tokenizer = Tokenizer.from_file(str(path))
     if (pieces := max(tokenizer.get_vocab().values(), default=-1) + 1) > size:
         raise UserError(f"{path} has {pieces} pieces, the model {size} embeddings: of two models?")
+    if {"<0>", "<1>", SOSP} <= tokenizer.get_vocab().keys():
+        raise UserError(f"{path} has units <0> <1> … already: is it a model for imports.stage2?")
     ends = (config.bos_token_id, config.eos_token_id)
     begin, end = (ids[0] if isinstance(ids, list) else ids for ids in ends)
     if begin is None or end is None:

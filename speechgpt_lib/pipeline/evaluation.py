@@ -38,6 +38,13 @@ def make_evaluation(job: Job) -> dict:
     return result
 
 
+def _evaluation_settings(recipe: Recipe) -> dict:
+    # Weights in full precision are the rule, and not named.
+    rounded = {"inference"} if recipe.inference.weights != "fp32" else set()
+    included = {"evaluation", "generation"} | rounded
+    return recipe.model_dump(mode="json", include=included) | open_judge_settings(recipe)
+
+
 STEPS = (
     Definition(
         "minimal_pairs",
@@ -49,10 +56,7 @@ STEPS = (
     Definition(
         "evaluation",
         ("corpus", "units", "inventory", "vocoder", "stage2", "stage3"),
-        lambda recipe: (
-            recipe.model_dump(mode="json", include={"evaluation", "generation"})
-            | open_judge_settings(recipe)
-        ),
+        _evaluation_settings,
         make_evaluation,
         version=5,
         cost=Cost(gpu=True, threads="all", minutes=3.0),

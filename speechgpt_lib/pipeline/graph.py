@@ -18,6 +18,7 @@ from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
 from speechgpt_lib.pipeline.step import Definition, Job, OnLog
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import REPLACED
 from speechgpt_lib.runs.artefacts import fingerprint
 from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.names import NOTEBOOKS, folder_of, notebook_of
@@ -75,11 +76,9 @@ def default_steps(recipe: Recipe) -> list[str]:
     ends = [name for name in STEPS if STEPS[name].imported(recipe) is None]
     if recipe.imports.inventory is not None:  # no encoder of our own to look into
         ends = [name for name in ends if name not in ("hubert", "unit_grid")]
-    if recipe.imports.stage2 is not None:
-        unused = ("text_model", "expanded_model", "stage1", "cross_modal_set")
-        ends = [name for name in ends if name not in unused]
-    if recipe.imports.stage3 is not None:
-        ends = [name for name in ends if name != "chain_set"]
+    for stage, before in REPLACED.items():
+        if getattr(recipe.imports, stage) is not None:
+            ends = [name for name in ends if name not in before]
     return ends
 
 

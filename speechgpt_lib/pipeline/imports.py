@@ -11,12 +11,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from speechgpt_lib.errors import UserError
+from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.instructions.interchange import import_jsonl
 from speechgpt_lib.instructions.sets import read_summary
 from speechgpt_lib.language_model.adapters import adopt_adapter
-from speechgpt_lib.language_model.model import load_model, load_pretrained, save_model
+from speechgpt_lib.language_model.families import read_config
+from speechgpt_lib.language_model.model import adopt_model, copy_model
+from speechgpt_lib.language_model.weights import empty_model
 from speechgpt_lib.pipeline.step import Job
+from speechgpt_lib.recipes.loading import on_hub
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import InventoryImport
 from speechgpt_lib.runs.artefacts import verify_outputs
@@ -95,32 +98,42 @@ def import_chain_set(job: Job) -> dict:
 
 
 def import_text_model(job: Job) -> dict:
-    """A LLaMA in transformers' format."""
-    folder = _there(job, job.recipe.imports.text_model)
-    model, vocabulary = load_pretrained(folder, job.recipe.language_model)
-    save_model(model, vocabulary, job.work)
-    parameters = sum(p.numel() for p in model.parameters())
+    """A language model in transformers' format."""
+    folder = _model_folder(job, job.recipe.imports.text_model)
+    sizes = None if job.recipe.imports.any_size else job.recipe.language_model
+    vocabulary = adopt_model(folder, job.work, sizes)
+    parameters = empty_model(read_config(folder)).num_parameters()
     return {"held_out_text_accuracy": {}, "parameters": parameters, "vocabulary": vocabulary.size}
 
 
 def import_stage2(job: Job) -> dict:
     """A model with units in its vocabulary: a run's, or one in transformers' format with the
     released vocabulary."""
-    folder, inventory = _there(job, job.recipe.imports.stage2), job.inventory()
+    folder, inventory = _model_folder(job, job.recipe.imports.stage2), job.inventory()
     if (folder / "vocabulary.json").is_file():
-        model, vocabulary = load_model(folder)
+        vocabulary = copy_model(folder, job.work)
         check_inventory(inventory.id, vocabulary.inventory, f"the model in {folder}")
     else:
-        model, vocabulary = load_pretrained(folder, None, inventory.count, inventory.id)
-    save_model(model, vocabulary, job.work)
+        vocabulary = adopt_model(folder, job.work, None, inventory.count, inventory.id)
     return {"vocabulary": vocabulary.size}
 
 
 def import_stage3(job: Job) -> dict:
     """A LoRA adapter of the stage-2 model of this run."""
-    folder = _there(job, job.recipe.imports.stage3)
-    model, _ = load_model(job.path("stage2"))
-    return {"trainable_parameters": adopt_adapter(model, folder, job.work)}
+    folder = _model_folder(job, job.recipe.imports.stage3)
+    return {"trainable_parameters": adopt_adapter(job.path("stage2"), folder, job.work)}
+
+
+def _model_folder(job: Job, path: str) -> Path:
+    """The folder of a model: below `data`, or of the hub's cache, fetched where it isn't there."""
+    if (name := on_hub(data_path(job.recipe, ""), path)) is None:
+        return _there(job, path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model"]  # PyTorch's own files would come twice
+    how = "give a folder, or get it beforehand by `hf download` where there is a network"
+    with reading(f"{path} is not in {job.recipe.data}, and on the hub it", how, "can't be had"):
+        return Path(snapshot_download(name[1], revision=name[2], allow_patterns=wanted))
 
 
 def _there(job: Job, path: str) -> Path:

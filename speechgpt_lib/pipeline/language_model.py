@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.descriptions import load_descriptions
@@ -148,7 +148,7 @@ def held_out_units(job: Job) -> list[UnitRow]:
     return shuffled(list(rows), job.recipe.seed)
 
 
-def _start(job: Job, name: str) -> tuple[LlamaForCausalLM, Vocabulary]:
+def _start(job: Job, name: str) -> tuple[PreTrainedModel, Vocabulary]:
     """The model and vocabulary that a stage begins with, on the device it trains on."""
     model, vocabulary = load_model(job.path(name))
     return model.to(job.training.device), vocabulary

@@ -5,6 +5,7 @@ A file may build on another recipe: `extends` names it, `set` changes its keys a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from speechgpt_lib.recipes.sources import DiskCorpus
 from speechgpt_lib.runs.artefacts import read_text
 
 LARGEST, MOST_ALIASES = 1 << 20, 16  # bytes of a recipe; values that stand elsewhere in it
-BUILT_IN = ("smoke", "lab", "release", "paper", "lab-natural")
+BUILT_IN = ("smoke", "lab", "release", "paper", "lab-natural", "small")
 OWN = ("name", "summary", "needs", "extends", "set")  # the keys of a file that builds on another
 
 
@@ -96,11 +97,12 @@ def check_sources(recipe: Recipe) -> None:
     """Raises UserError naming all files and folders of the recipe that are not there; also a judge
     that it names."""
     paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
-    for source in recipe.imports.model_dump(exclude={"inventory": {"encoder"}}).values():
+    for source in recipe.imports.used({"inventory": {"encoder"}}).values():
         # All but an encoder, which may be a name on the hub.
         paths += source.values() if isinstance(source, dict) else [source]
     data = Path(recipe.data).expanduser()
-    places = [data / Path(path).expanduser() for path in paths if isinstance(path, str)]
+    named = [path for path in paths if isinstance(path, str) and not on_hub(data, path)]
+    places = [data / Path(path).expanduser() for path in named]
     if missing := dict.fromkeys(str(place) for place in places if not place.exists()):
         needs = f" It needs: {'; '.join(recipe.needs)}." if recipe.needs else ""
         raise UserError(
@@ -109,6 +111,13 @@ def check_sources(recipe: Recipe) -> None:
         )
     if (judge := recipe.evaluation.open_judge) not in (open_judge.AUTO, open_judge.NONE):
         open_judge.find_model(judge, recipe.data)
+
+
+def on_hub(data: Path, path: str) -> re.Match | None:
+    """Whether a path that isn't there is a name on the hub, OWNER/NAME or OWNER/NAME@REVISION."""
+    name = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?", path)
+    there = (data / Path(path).parts[0]).exists() if name else True
+    return None if there or Path(path).suffix in (".pt", ".bin", ".json", ".jsonl") else name
 
 
 def put(values: dict, key: str, value: object) -> None:

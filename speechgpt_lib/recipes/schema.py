@@ -304,6 +304,13 @@ class GenerationSettings(Section):
     text: Count = 16  # the text model's answer to a written question
 
 
+class InferenceSettings(Section):
+    """How the finished model is held in memory while it answers."""
+
+    # bytes a weight: 4, 2, 1, 1/2; the last two need bitsandbytes
+    weights: Literal["fp32", "bf16", "int8", "4bit"] = "fp32"
+
+
 class EvaluationSettings(Section):
     """How many held-out items each figure is taken from."""
 
@@ -360,6 +367,7 @@ class Recipe(Section):
     stage2: Stage2Settings
     stage3: Stage3Settings
     generation: GenerationSettings = GenerationSettings()
+    inference: InferenceSettings = InferenceSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     minimal_pairs: Count = 80  # of each kind, in notebook 06
     voice: VoiceSettings = VoiceSettings()

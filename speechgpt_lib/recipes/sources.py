@@ -95,6 +95,13 @@ class TextToUnitImport(Section):
     dictionary: str | None = None  # dict.unit.txt, compared with the checkpoint
 
 
+# An imported stage → the steps that are not needed then.
+REPLACED = {
+    "stage2": ("text_model", "expanded_model", "stage1", "cross_modal_set"),
+    "stage3": ("chain_set",),
+}
+
+
 class Imports(Section):
     """Results that are not made here: step → the file or folder that it is imported from.
 
@@ -106,6 +113,16 @@ class Imports(Section):
     text_to_unit: str | TextToUnitImport | None = None
     cross_modal_set: str | None = None  # the released JSONL, or a set's folder
     chain_set: str | None = None  # the released JSONL, or a set's folder
-    text_model: str | None = None  # folder of a LLaMA in transformers' format
-    stage2: str | None = None  # folder of a model with units in its vocabulary
-    stage3: str | None = None  # folder of a LoRA adapter of that stage-2 model
+    # folder of a language model in transformers' format, or on the hub: OWNER/NAME@REVISION
+    text_model: str | None = None
+    any_size: bool = False  # take that model as it is; else language_model tells its sizes
+    stage2: str | None = None  # the same of a model with units in its vocabulary
+    stage3: str | None = None  # the same of a LoRA adapter of that stage-2 model
+
+    def used(self, exclude: dict | None = None) -> dict[str, object]:
+        """Step → its source, without those that an imported stage leaves without a purpose."""
+        found = self.model_dump(exclude={"any_size": True} | (exclude or {}))
+        for stage, before in REPLACED.items():
+            if found[stage] is not None:
+                found = {name: None if name in before else s for name, s in found.items()}
+        return found

@@ -50,6 +50,31 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def granted_memory() -> int:
+    """This machine's memory in bytes, or less where a container or batch job is granted less (Linux
+    control groups v2)."""
+    limits = [psutil.virtual_memory().total]
+    with contextlib.suppress(OSError):  # no Linux, or not allowed to look
+        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        group = Path("/sys/fs/cgroup") / own.lstrip("/")
+        # A limit on any level above binds as well.
+        for folder in [group, *group.parents]:
+            limit = folder / "memory.max"
+            if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+                limits.append(int(text))
+    return min(limits)
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes that are left on a device: "cpu", "mps", or a GPU such as "cuda:1"."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    own = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, granted_memory() - own)
+
+
 def _of_tree(figure: Callable[[psutil.Process], float]) -> float:
     """The sum of a figure of this process and of all living ones below it."""
     total = 0.0

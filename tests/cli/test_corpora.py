@@ -42,7 +42,7 @@ def test_list_names_corpora_licences_layouts_and_archives():
         "common_voice": True,
         "gigaspeech": True,
         "libri_light": False,
-        "lj_speech": True,
+        "lj_speech": False,
         "vctk": True,
     }
     assert [archive["name"] for archive in listed["archives"]] == list(ARCHIVES)
@@ -129,7 +129,7 @@ def test_download_names_the_next_command(tmp_path, monkeypatch):
         f"next: speechgpt corpora prepare librispeech {tmp_path}/LibriSpeech -o TABLE "
         "--split dev-clean" in text
     )
-    with corpora_commands._progress_bar("a.tar.gz") as progress:
+    with corpora_commands.progress_bar("a.tar.gz") as progress:
         progress(1, None)
         progress(1, 2)
 

@@ -56,9 +56,9 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/dev-clean.tar.gz"
 
     def archive(self, md5: str | None = None) -> Archive:
-        md5 = md5 or hashlib.md5(self.content).hexdigest()
+        checksum = f"md5:{md5 or hashlib.md5(self.content).hexdigest()}"
         return Archive(
-            "dev-clean", "librispeech", self.url, md5, "LibriSpeech/dev-clean", 5.4, "tiny"
+            "dev-clean", "librispeech", self.url, checksum, "LibriSpeech/dev-clean", 5.4, "tiny"
         )
 
 
@@ -311,10 +311,11 @@ def test_a_second_subset_joins_the_first(tmp_path):
 
 def test_every_archive_has_its_sum_and_unknown_names_are_told():
     assert all(
-        re.fullmatch("[0-9a-f]{32}", archive.md5) and archive.url.startswith("https://")
+        re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", archive.checksum)
+        and archive.url.startswith("https://")
         for archive in ARCHIVES.values()
     )
-    assert len({archive.md5 for archive in ARCHIVES.values()}) == len(ARCHIVES) == 10
+    assert len({archive.checksum for archive in ARCHIVES.values()}) == len(ARCHIVES) == 11
     assert find_archive("dev-clean").url.endswith("/dev-clean.tar.gz")
     with pytest.raises(
         UserError,

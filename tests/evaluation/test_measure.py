@@ -348,3 +348,11 @@ def test_a_set_without_words_is_told(run: Run, folder: Path, monkeypatch) -> Non
     (folder / "items.jsonl").write_text('{"path": "a.wav", "text": "x"}', "utf-16")
     with pytest.raises(UserError, match="items.jsonl is not UTF-8"):
         evaluate_set(run, folder)
+
+
+def test_what_speaking_loses() -> None:
+    asked = [(True, True), (True, False), (True, False), (False, True), (True, True)]
+    examples = [{"right_text": t, "right_speech": s} for t, s in asked]
+    gap = measure.answer_gap(examples, 100)["answer_gap"]
+    assert gap["value"] == pytest.approx(0.2) and gap["n"] == 5 and gap["low"] <= 0.2 <= gap["high"]
+    assert measure.answer_gap([], 100) == {}

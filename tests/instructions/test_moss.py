@@ -545,3 +545,23 @@ def test_funnel_and_places(tmp_path: Path) -> None:
     ]
     assert report.funnel()[0].keys() == {"step", "dropped", "left"}
     assert len(report.places["not an object"]) == 20
+
+
+def test_lists_of_instructions(tmp_path: Path) -> None:
+    """Dolly's and Alpaca's records are one turn each; those about a text beside are left out."""
+    records = [
+        {"instruction": "Who was first?", "context": "", "response": "Ada.", "category": "open_qa"},
+        {"instruction": "Sum it up.", "context": "A long text.", "response": "Short."},
+        {"instruction": "Name a fruit.", "input": "", "output": "An apple."},
+        {"instruction": "Say [Human]: hello", "response": "No."},
+        {"instruction": "Nothing?"},
+    ]
+    path, report = tmp_path / "dolly.jsonl", Report()
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = list(read_moss(path, report))
+    assert [(d.id, d.instruction, d.response) for d in found] == [
+        ("#1-1", "Who was first?", "Ada."),
+        ("#3-1", "Name a fruit.", "An apple."),
+    ]
+    assert report.dropped["about another text"] == 1
+    assert report.dropped["no text in a turn"] == 1 and sum(report.dropped.values()) == 3

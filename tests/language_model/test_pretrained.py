@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,7 @@ from speechgpt_lib.corpora.world import lab_texts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import Row, cross_modal_row
 from speechgpt_lib.language_model.generation import parse_chain
-from speechgpt_lib.language_model.model import (
-    expand_model,
-    load_model,
-    load_pretrained,
-    save_model,
-)
+from speechgpt_lib.language_model.model import adopt_model, expand_model, load_model, save_model
 from speechgpt_lib.language_model.planning import NAMES
 from speechgpt_lib.language_model.rows import row_to_tokens
 from speechgpt_lib.language_model.vocabulary import LlamaVocabulary, Vocabulary
@@ -44,7 +40,10 @@ def published(folder: Path, vocabulary: int, dtype=torch.float16, **config) -> L
 
 def load(folder: Path, vocabulary: int = 1500, **changes):
     values = SHAPE | {"vocabulary": vocabulary, "induction_start": False} | changes
-    return load_pretrained(folder, LanguageModelSettings(**values, optimization=few_steps(1)))
+    settings = LanguageModelSettings(**values, optimization=few_steps(1))
+    with tempfile.TemporaryDirectory() as out:
+        adopt_model(folder, Path(out), settings)
+        return load_model(Path(out))
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +159,13 @@ def test_a_stage2_model_of_the_released_layout_is_read(
     """Pieces, units and six markers; another number of units is no such model."""
     shutil.copy(sentencepiece_folder / "tokenizer.model", tmp_path)
     original = published(tmp_path, 1500 + 20 + 6)
-    model, vocabulary = load_pretrained(tmp_path, None, 20, "feed")
+    (tmp_path / "out").mkdir()
+    adopt_model(tmp_path, tmp_path / "out", None, 20, "feed")
+    model, vocabulary = load_model(tmp_path / "out")
     assert vocabulary.inventory == "feed" and vocabulary.size == 1526
     assert torch.equal(model.lm_head.weight, original.lm_head.weight.float())
     with pytest.raises(UserError, match="has 1526 embeddings; .* 21 units and markers are 1527"):
-        load_pretrained(tmp_path, None, 21, "feed")
+        adopt_model(tmp_path, tmp_path / "out", None, 21, "feed")
 
 
 def broken(folder: Path, damage: str) -> None:
@@ -190,12 +191,12 @@ def broken(folder: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("another architecture", "type gpt2, expected llama"),
+        ("another architecture", "type gpt2, expected one of llama"),
         ("damaged configuration", "config.json is not valid JSON"),
         ("no tokenizer", "no tokenizer in .*tokenizer.model.*tokenizer.json"),
         ("tokenizer of another model", "1500 embeddings; its pieces are 1400"),
-        ("a shard is cut short", "weights in .* were not read"),
-        ("a shard is missing", "weights in .* were not read"),
+        ("a shard is cut short", "model-0.*safetensors was not read"),
+        ("a shard is missing", "lacks model-0.*safetensors, one of"),
         ("no weights", "weights in .* were not read"),
     ],
 )
@@ -225,7 +226,7 @@ def test_hostile_weights_run_nothing(tmp_path: Path, sentencepiece_folder: Path)
     for name in ("config.json", "tokenizer.model"):
         (tmp_path / name).write_bytes((sentencepiece_folder / name).read_bytes())
     torch.save({"lm_head.weight": Hostile(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="weights in .* were not read"):
+    with pytest.raises(UserError, match="pytorch_model.bin was not read"):
         load(tmp_path)
     assert not (tmp_path / "trace").exists()
 

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.numpy import save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
@@ -37,7 +38,7 @@ from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from tests.builders import tiny_inventory, tiny_language_model, tiny_vocabulary
 from tests.instructions.tables import Spelling, dialogues, unit_rows, write_table
-from tests.language_model.test_pretrained import SHAPE, published
+from tests.language_model.test_pretrained import SHAPE, fast_tokenizer, published
 from tests.units.test_features import make_encoder, noise
 from tests.units.test_foreign import kmeans_of, write
 from tests.vocoder.test_published import CONFIG, written
@@ -340,6 +341,30 @@ def test_a_llama_gets_units_and_markers(with_inventory: NewRun, llama: Path) -> 
     assert expanded.metrics["largest_change_of_old_logits"] < 1e-4
     refused(with_inventory(text_model="inventory-20"), "text_model", "no config.json in")
     refused(with_inventory(text_model="absent"), "text_model", "not there.*--set data=DIR.*=null")
+    # As a name on the hub, of which nothing is in the cache and no network is here.
+    offline = "owner/name is not in .*, and on the hub it can't be had.*give a folder"
+    refused(with_inventory(text_model="owner/name"), "text_model", offline)
+
+
+def test_a_model_of_any_size_and_family(with_inventory: NewRun, tmp_path: Path) -> None:
+    """Where the recipe takes the model as it is, its sizes are its own."""
+    torch.manual_seed(0)
+    tokenizer = fast_tokenizer()
+    pieces = tokenizer.get_vocab_size()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    ends = {"bos_token_id": pieces - 2, "eos_token_id": pieces - 1}
+    config = Qwen3Config(vocab_size=pieces + 3, tie_word_embeddings=True, **sizes, **heads, **ends)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    tokenizer.save(str(tmp_path / "qwen" / "tokenizer.json"))
+    run = with_inventory(text_model="qwen")
+    refused(run, "text_model", "language_model.hidden_size is 80")
+    changed = load_recipe(run.path / "recipe.yaml", {"imports.any_size": True})
+    run = Run.create(run.path, changed, run.say)
+    assert make(run, "text_model").metrics["vocabulary"] == pieces + 3
+    model, vocabulary = load_model(make(run, "expanded_model").path)
+    assert isinstance(model, Qwen3ForCausalLM) and vocabulary.unit_count == COUNT
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_a_stage2_model_of_ones_own_and_an_adapter_of_it(
@@ -364,7 +389,7 @@ def test_a_stage2_model_of_ones_own_and_an_adapter_of_it(
     other = tiny_language_model(vocabulary, hidden_size=40, heads=5, feed_forward=48)
     save_adapter(add_lora(other, LoraSettings(rank=2), seed=3), tmp_path / "narrow")
     run = with_inventory(stage2="model", stage3="narrow")
-    with pytest.raises(UserError, match="adapter .* does not fit this model"):
+    with pytest.raises(UserError, match=r"lora_A.weight has shape \(2, 40\), expected \(2, 80\)"):
         make(run, "stage3")
     with pytest.raises(UserError, match="adapter"):
         make(with_inventory(stage2="model", stage3="model"), "stage3")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.recipes.loading import dump_recipe, load_recipe, parse_override
+from speechgpt_lib.recipes.loading import dump_recipe, load_recipe, on_hub, parse_override
 
 LIBRI = {"reader": "librispeech", "root": "LibriSpeech", "held_out": 0.1}
 
@@ -199,3 +199,21 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-16")
     with pytest.raises(UserError, match=r"mine.yaml is not UTF-8 .*save it as UTF-8"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", ("HuggingFaceTB/SmolLM2-135M", None)),
+        ("owner/name@0a1b2c", ("owner/name", "0a1b2c")),
+        ("here/llama", None),  # a folder beside
+        ("llama-7b", None),
+        ("../owner/name", None),
+        ("a/b/c", None),
+        ("owner/g_00500000.pt", None),
+    ],
+)
+def test_names_on_the_hub_are_told_from_paths(tmp_path: Path, path: str, name) -> None:
+    (tmp_path / "here").mkdir()
+    found = on_hub(tmp_path, path)
+    assert (found and found.groups()) == name
