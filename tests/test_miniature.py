@@ -1,0 +1,96 @@
+"""`release` and `small` on a miniature of what they read: published weights answer aloud, and the
+stages learn for a few steps on real speech; a second run reuses everything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from speechgpt_lib.language_model.model import load_model
+from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.runs.run import Run
+from tests.miniature import PIECES, UNITS, build_miniature
+
+pytestmark = pytest.mark.slow
+
+FEW = {"steps": 3, "warmup": 1, "log_every": 1}
+TINY = {"pieces": 300, "hidden_size": 32, "layers": 1, "heads": 2, "feed_forward": 64, "beams": 1}
+LITTLE = {
+    "device": "cpu",
+    "processes": 1,
+    "generation": {"transcript": 8, "speech": 30, "spoken_answer": 60, "written_answer": 20},
+    "text_to_unit": TINY
+    | {"tokens_per_batch": 2000, "optimization": FEW | {"learning_rate": 1e-3}},
+    "instructions.written_dialogues": 0,
+    "evaluation.stage1_utterances": 4,
+    "evaluation.stage_utterances": 2,
+}
+for stage in ("stage1", "stage2", "stage3"):
+    LITTLE |= {f"{stage}.optimization.{name}": value for name, value in FEW.items()}
+    LITTLE |= {f"{stage}.tokens_per_batch": 2048}
+
+
+@pytest.fixture(scope="module")
+def data(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    speech = reference / "speech" / "LibriSpeech"
+    if not speech.is_dir():
+        pytest.skip(f"no LibriSpeech in {reference / 'speech'}")
+    return build_miniature(tmp_path_factory.mktemp("miniature") / "data", speech)
+
+
+def speechgpt(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "speechgpt_lib.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def made(recipe: str, run: Path, changes: dict, *steps: str) -> dict:
+    """What `speechgpt make` says of these steps; then once more, when all is reused."""
+    sets = [w for key, value in changes.items() for w in ("--set", f"{key}={json.dumps(value)}")]
+    words = ["make", *steps, "--recipe", recipe, "--run-dir", run, "--json", *sets]
+    first, again = speechgpt(*words), speechgpt(*words)
+    assert "making" not in again.stderr and "reused" in again.stderr
+    assert json.loads(first.stdout) == json.loads(again.stdout)
+    return json.loads(first.stdout)
+
+
+def answered(run: Path, data: Path, out: Path) -> dict:
+    """The answer to a recording of LibriSpeech, and its sound."""
+    asked = min((data / "LibriSpeech" / "dev-clean").rglob("*.flac"))
+    told = json.loads(speechgpt("ask", asked, "--run", run, "-o", out, "--json").stdout)
+    assert told["nothing_heard"] is None
+    wave, rate = soundfile.read(out)
+    assert rate == 16_000 and len(wave) >= 1600
+    return told
+
+
+def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
+    changes = {"data": str(data), **LITTLE}
+    steps = ("inventory", "vocoder", "stage2", "stage3")
+    facts = made("release", tmp_path / "run", changes, *steps)
+    assert facts["stage2"]["vocabulary"] == PIECES + UNITS + 6
+    assert facts["stage3"]["trainable_parameters"] == 2 * 2 * 8 * (48 + 48) - 2 * 8 * 24
+    run = Run.open(tmp_path / "run", say=lambda line: None)
+    assert run.recipe.inference.weights == "bf16"
+    assert not run.find("text_model") and not run.find("corpus"), "what isn't needed isn't read"
+    answered(run.path, data, tmp_path / "answer.wav")
+
+
+def test_the_stages_of_small_learn_from_real_speech(data: Path, tmp_path: Path) -> None:
+    changes = {"data": str(data), **LITTLE}
+    facts = made("small", tmp_path / "run", changes, "stage3", "vocoder")
+    assert facts["stage3"]["steps"] == 3
+    run = Run.open(tmp_path / "run", say=lambda line: None)
+    corpus = run.require("corpus").metrics
+    assert corpus["utterances"] > 30 and len(corpus["voices"]) > 5
+    model, vocabulary = load_model(run.require("stage2").path)
+    assert vocabulary.unit_count == UNITS and model.config.tie_word_embeddings
+    assert model.config.vocab_size % load_recipe("small").language_model.multiple == 0
+    assert run.require("stage1").metrics["unit_perplexity"] > 1
+    answered(run.path, data, tmp_path / "answer.wav")
