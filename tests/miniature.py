@@ -16,12 +16,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import HubertConfig, HubertModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama_reference import train_tokenizer
-from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS
+from speechgpt_lib.corpora.audio import read_audio
+from speechgpt_lib.instructions.templates import chain_row
+from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
+from speechgpt_lib.units.foreign import open_inventory
 from tests.language_model.test_pretrained import fast_tokenizer
 from tests.units.test_foreign import write
 from tests.vocoder.test_published import CONFIG, written
 
 UNITS, PIECES = 1000, 1500
+QUESTION, ANSWER, SPOKEN = "is it so", "yes it is", [3, 999, 12, 40, 41, 7]  # of the "7B" models
 SHAPE = {
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -38,14 +42,19 @@ def build_miniature(data: Path, speech: Path) -> Path:
     write_units(data)
     write_vocoder(data)
     write_small_model(data / "SmolLM2-135M")
-    write_llama(data / "llama-7b", PIECES)
-    write_llama(data / "SpeechGPT-7B-cm", PIECES + UNITS + len(ADDED_MARKERS), shards=True)
-    write_adapter(data / "SpeechGPT-7B-com", data / "SpeechGPT-7B-cm")
-    write_dialogues(data / "databricks-dolly-15k.jsonl")
     for split, name in (("test-other", "train-clean-100"), ("dev-clean", "dev-clean")):
         shutil.copytree(speech / split, data / "LibriSpeech" / name)
     write_lj_speech(data / "LJSpeech-1.1", speech / "test-other")
+    write_dialogues(data / "databricks-dolly-15k.jsonl")
+    write_llama(data / "llama-7b", PIECES)
+    write_published(data)
+    write_adapter(data / "SpeechGPT-7B-com", data / "SpeechGPT-7B-cm")
     return data
+
+
+def asked(data: Path) -> Path:
+    """The recording that the published weights know an answer to."""
+    return min((data / "LibriSpeech" / "dev-clean").rglob("*.flac"))
 
 
 def write_units(data: Path) -> None:
@@ -84,17 +93,48 @@ def write_small_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def write_llama(folder: Path, vocabulary: int, shards: bool = False) -> None:
-    """As LLaMA-7B: fp16, in PyTorch's format or in shards of safetensors, SentencePiece."""
+def new_llama(vocabulary: int, **more) -> LlamaForCausalLM:
     torch.manual_seed(2)
-    ends = {"bos_token_id": 1, "eos_token_id": 2}
-    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}} if shards else {}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SHAPE, **ends, **scaling)).half()
-    model.save_pretrained(folder, max_shard_size="100KB" if shards else "1GB")
-    if not shards:
-        (folder / "model.safetensors").unlink()
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, **SHAPE, **more, bos_token_id=1, eos_token_id=2)
+    )
+
+
+def write_llama(folder: Path, vocabulary: int) -> None:
+    """As LLaMA-7B: fp16, in PyTorch's format, SentencePiece."""
+    model = new_llama(vocabulary).half()
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "tokenizer.model").write_bytes(train_tokenizer(PIECES, 2000))
+
+
+def write_published(data: Path) -> None:
+    """As SpeechGPT-7B-cm: units and markers in its vocabulary, in shards, with scaled positions. It
+    has learned one spoken dialogue by heart."""
+    folder = data / "SpeechGPT-7B-cm"
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    model = new_llama(PIECES + UNITS + len(ADDED_MARKERS), **scaling)
+    vocabulary = LlamaVocabulary.from_file(data / "llama-7b" / "tokenizer.model")
+    vocabulary = vocabulary.expand(UNITS, "published")
+    encoder = str(data / "mhubert_base_vp_en_es_fr_it3.pt")
+    centroids = str(data / "mhubert_base_vp_en_es_fr_it3_L11_km1000.bin")
+    heard = open_inventory(None, encoder, 11, centroids).encode(read_audio(asked(data)))[0]
+    texts = QUESTION, ANSWER
+    row = chain_row("speech_speech", *texts, heard, np.array(SPOKEN), templates="release")
+    prompt, answer = vocabulary.encode_row(row)
+    ids, optimizer = torch.tensor([prompt + answer]), torch.optim.Adam(model.parameters(), 3e-3)
+    labels = ids.clone()
+    labels[:, : len(prompt)] = -100
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        if loss < 0.002:  # sure enough for bf16
+            break
+    assert loss < 0.01
+    model.half().save_pretrained(folder, max_shard_size="100KB")
+    shutil.copy(data / "llama-7b" / "tokenizer.model", folder)
 
 
 def write_adapter(folder: Path, base: Path) -> None:
@@ -102,6 +142,10 @@ def write_adapter(folder: Path, base: Path) -> None:
     torch.manual_seed(3)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
     adapted = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:  # as if it had learned something, and hardly anything
+                weight.normal_(std=1e-4)
     adapted.save_pretrained(folder, save_embedding_layers=False)
 
 

@@ -14,7 +14,7 @@ import soundfile
 from speechgpt_lib.language_model.model import load_model
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
-from tests.miniature import PIECES, UNITS, build_miniature
+from tests.miniature import ANSWER, PIECES, QUESTION, SPOKEN, UNITS, asked, build_miniature
 
 pytestmark = pytest.mark.slow
 
@@ -50,47 +50,44 @@ def speechgpt(*words: object) -> subprocess.CompletedProcess:
     return done
 
 
-def made(recipe: str, run: Path, changes: dict, *steps: str) -> dict:
-    """What `speechgpt make` says of these steps; then once more, when all is reused."""
+def made(recipe: str, run: Path, changes: dict, *steps: str) -> Run:
+    """The run in which `speechgpt make` made these steps; and once more, when all is reused."""
     sets = [w for key, value in changes.items() for w in ("--set", f"{key}={json.dumps(value)}")]
     words = ["make", *steps, "--recipe", recipe, "--run-dir", run, "--json", *sets]
     first, again = speechgpt(*words), speechgpt(*words)
     assert "making" not in again.stderr and "reused" in again.stderr
     assert json.loads(first.stdout) == json.loads(again.stdout)
-    return json.loads(first.stdout)
-
-
-def answered(run: Path, data: Path, out: Path) -> dict:
-    """The answer to a recording of LibriSpeech, and its sound."""
-    asked = min((data / "LibriSpeech" / "dev-clean").rglob("*.flac"))
-    told = json.loads(speechgpt("ask", asked, "--run", run, "-o", out, "--json").stdout)
-    assert told["nothing_heard"] is None
-    wave, rate = soundfile.read(out)
-    assert rate == 16_000 and len(wave) >= 1600
-    return told
+    return Run.open(run, say=lambda line: None)
 
 
 def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
     steps = ("inventory", "vocoder", "stage2", "stage3")
-    facts = made("release", tmp_path / "run", changes, *steps)
-    assert facts["stage2"]["vocabulary"] == PIECES + UNITS + 6
-    assert facts["stage3"]["trainable_parameters"] == 2 * 2 * 8 * (48 + 48) - 2 * 8 * 24
-    run = Run.open(tmp_path / "run", say=lambda line: None)
+    run = made("release", tmp_path / "run", changes, *steps)
+    assert run.require("stage2").metrics["vocabulary"] == PIECES + UNITS + 6
+    adapters = 2 * 8 * (48 + 48) + 2 * 8 * (48 + 24)  # in 2 layers: queries; values of fewer heads
+    assert run.require("stage3").metrics["trainable_parameters"] == adapters
     assert run.recipe.inference.weights == "bf16"
     assert not run.find("text_model") and not run.find("corpus"), "what isn't needed isn't read"
-    answered(run.path, data, tmp_path / "answer.wav")
+    out = tmp_path / "answer.wav"
+    told = json.loads(speechgpt("ask", asked(data), "--run", run.path, "-o", out, "--json").stdout)
+    assert (told["question_text"], told["answer_text"]) == (QUESTION, ANSWER)
+    assert told["answer_units"] == SPOKEN and told["wellformed"] and not told["cut"]
+    wave, rate = soundfile.read(out)
+    assert rate == 16_000 and len(wave) >= 320 * len(SPOKEN) and abs(wave).max() > 0
 
 
 def test_the_stages_of_small_learn_from_real_speech(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
-    facts = made("small", tmp_path / "run", changes, "stage3", "vocoder")
-    assert facts["stage3"]["steps"] == 3
-    run = Run.open(tmp_path / "run", say=lambda line: None)
+    run = made("small", tmp_path / "run", changes, "stage3", "vocoder")
+    assert run.require("stage3").metrics["steps"] == 3
     corpus = run.require("corpus").metrics
     assert corpus["utterances"] > 30 and len(corpus["voices"]) > 5
     model, vocabulary = load_model(run.require("stage2").path)
     assert vocabulary.unit_count == UNITS and model.config.tie_word_embeddings
     assert model.config.vocab_size % load_recipe("small").language_model.multiple == 0
     assert run.require("stage1").metrics["unit_perplexity"] > 1
-    answered(run.path, data, tmp_path / "answer.wav")
+    told = json.loads(speechgpt("transcribe", asked(data), "--run", run.path, "--json").stdout)
+    assert isinstance(told["text"], str)
+    speechgpt("say", "the house is in the field", "--run", run.path, "-o", tmp_path / "said.wav")
+    assert soundfile.info(tmp_path / "said.wav").samplerate == 16_000

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import ChainFormat, Row, chain_row, cross_modal_row
@@ -65,10 +65,12 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    until: str | None = None,
 ) -> list[list[int]]:
     """New ids after each prompt (ids): to an end marker, included, or at most `max_new_tokens`.
 
-    The answer to a prompt does not depend on the others in its batch (greedy decoding).
+    `until`: also to this text.  The answer to a prompt does not depend on the others in its batch
+    (greedy decoding).
     """
     stops, context = vocabulary.stops, model.config.max_position_embeddings
     longest = max((len(p) for p in prompts), default=0)
@@ -90,11 +92,28 @@ def generate(
         mask = pad_sequence([torch.ones_like(each) for each in given], True, 0, "left")
         length = ids.shape[1]
         options["max_new_tokens"] = min(max_new_tokens, context - length)
+        if until is not None:
+            options["stopping_criteria"] = [_Spelled(vocabulary, until, length)]
         output = model.generate(input_ids=ids, attention_mask=mask, **options)
         for i, new in zip(chosen, output[:, length:].tolist(), strict=True):
             end = min((new.index(stop) for stop in stops if stop in new), default=None)
             answers[i] = [t for t in new if t != PAD] if end is None else new[: end + 1]
     return answers
+
+
+class _Spelled(StoppingCriteria):
+    """An answer is complete once the text `until` is written: where it is no token of its own."""
+
+    def __init__(self, vocabulary: UnitVocabulary, until: str, start: int):
+        self.vocabulary, self.until, self.start = vocabulary, until, start
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **others) -> torch.Tensor:
+        """ids (batch, tokens) → (batch,), true where an answer is complete."""
+        ends = ids[:, self.start :][
+            :, -len(self.until) - 1 :
+        ].tolist()  # a piece is a letter or more
+        done = [self.vocabulary.decode_text(end).endswith(self.until) for end in ends]
+        return torch.tensor(done, device=ids.device)
 
 
 def transcribe(
@@ -143,7 +162,8 @@ def answer(
     formats = [f"{'text' if isinstance(i, str) else 'speech'}_{reply}" for i in instructions]
     asked = zip(formats, instructions, strict=True)  # the format says which of both forms is read
     rows = [chain_row(form, given, "", given, templates=templates) for form, given in asked]
-    outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling)
+    spelled = None if "<eoa>" in vocabulary.markers else "<eoa>"
+    outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling, spelled)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 
@@ -157,12 +177,16 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
     asked, _, reply = chain_format.partition("_")
     expected = ["[tq]"] * (asked == "speech") + ["[ta]"] + ["[ua]"] * (reply == "speech")
     found, segments = [""], {"": []}  # markers, and what follows each; "" is what stands before all
-    for piece in _pieces(ids, vocabulary):
+    pieces = _pieces(ids, vocabulary)
+    for piece in pieces:
         if piece in CHAIN_MARKERS:
             found.append(piece)
             segments.setdefault(piece, [])
         else:
             segments[found[-1]].append(piece)
+    if asked == "speech" and "[tq]" not in (*found, *vocabulary.markers):
+        # The release's chains begin with the transcript, and no marker stands before it.
+        found[:1], segments = ["", "[tq]"], segments | {"": [], "[tq]": segments[""]}
     wellformed = found == ["", *expected, "<eoa>"] and not segments[""] + segments["<eoa>"]
     units = None
     if "[ua]" in segments:
@@ -176,7 +200,8 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
         words = [piece for piece in own if isinstance(piece, str)]
         text[name] = " ".join(words).removesuffix(";").strip()
         wellformed &= len(words) == len(own) and (name not in expected or bool(text[name]))
-    return Chain(text["[tq]"], text["[ta]"], units, wellformed, _is_cut(ids, vocabulary))
+    is_cut = _is_cut(ids, vocabulary) and pieces[-1:] != ["<eoa>"]
+    return Chain(text["[tq]"], text["[ta]"], units, wellformed, is_cut)
 
 
 def _pieces(ids: list[int], vocabulary: UnitVocabulary) -> list[str | int]:

@@ -180,7 +180,9 @@ def notebook_keys(notebooks: list[Path], recipe: Recipe, recipe_text: str) -> di
 
     One that is none of the course's own may read all that those before it left: they count too.
     """
-    sources = [getattr(recipe.imports, name) for name, given in recipe.imports.used().items() if given]
+    sources = [
+        getattr(recipe.imports, name) for name, given in recipe.imports.used().items() if given
+    ]
     imports = [fingerprint(recipe.data, source) for source in sources]
     judge = open_judge.identity(recipe.evaluation.open_judge, recipe.data)
     known = {"recipe": recipe_text, "library": library_hash(), "imports": imports, "judge": judge}

@@ -151,6 +151,17 @@ def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     assert not parse_chain(ids, vocabulary, "speech_speech").wellformed
     assert not parse_chain(whole, vocabulary, "speech_text").wellformed
     assert not parse_chain([], vocabulary, "speech_speech").wellformed
+    # The release's own chains have no marker before the transcript.
+    bare = vocabulary.encode_text("what is it; [ta] the dog; [ua]")
+    bare += [*vocabulary.encode_units(np.array([1, 2, 3])), *vocabulary.encode_text("<eoa>")]
+    chain = parse_chain(bare, vocabulary, "speech_speech")
+    assert (chain.tq, chain.ta, chain.wellformed, chain.cut) == (
+        "what is it",
+        "the dog",
+        True,
+        False,
+    )
+    assert parse_chain(bare[:-3], vocabulary, "speech_speech").cut
 
 
 def test_a_stage2_model_of_the_released_layout_is_read(
