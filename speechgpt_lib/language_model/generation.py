@@ -106,12 +106,12 @@ class _Spelled(StoppingCriteria):
 
     def __init__(self, vocabulary: UnitVocabulary, until: str, start: int):
         self.vocabulary, self.until, self.start = vocabulary, until, start
+        self.longest = len(until) + 1  # pieces: each has a letter or more, but for a blank
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **others) -> torch.Tensor:
         """ids (batch, tokens) → (batch,), true where an answer is complete."""
-        ends = ids[:, self.start :][
-            :, -len(self.until) - 1 :
-        ].tolist()  # a piece is a letter or more
+        written = ids[:, self.start :]
+        ends = written[:, -self.longest :].tolist()
         done = [self.vocabulary.decode_text(end).endswith(self.until) for end in ends]
         return torch.tensor(done, device=ids.device)
 
