@@ -53,7 +53,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     check_sizes(settings, path)
     kind = settings.get("model_type")
     if kind not in FAMILIES:
-        expected = f"expected one of {', '.join(FAMILIES)}, on which we build"
+        first, *others = FAMILIES
+        expected = f"expected {first} or another of its kind ({', '.join(others)})"
         raise UserError(f"{folder} has a model of type {kind}, {expected}")
     options = {"local_files_only": True, "attn_implementation": "sdpa"}
     return FAMILIES[kind].config.from_pretrained(folder, **options)

@@ -162,8 +162,8 @@ def answer(
     formats = [f"{'text' if isinstance(i, str) else 'speech'}_{reply}" for i in instructions]
     asked = zip(formats, instructions, strict=True)  # the format says which of both forms is read
     rows = [chain_row(form, given, "", given, templates=templates) for form, given in asked]
-    spelled = None if "<eoa>" in vocabulary.markers else "<eoa>"
-    outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling, spelled)
+    spelled = {} if "<eoa>" in vocabulary.markers else {"until": "<eoa>"}
+    outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling, **spelled)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
 

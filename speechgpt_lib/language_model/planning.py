@@ -50,13 +50,14 @@ class Shape:
     @classmethod
     def of(cls, recipe: Recipe) -> Shape:
         """Of a recipe's model with its units: of the imported folder, where that is at hand."""
-        s, folder, markers = recipe.language_model, model_folder(recipe), ADDED_MARKERS
+        s, markers = recipe.language_model, ADDED_MARKERS
+        folder, has_units = model_folder(recipe)
         if folder is None:
             tied = recipe.imports.text_model is None and recipe.imports.stage2 is None
             shape = cls(s.vocabulary, s.hidden_size, s.layers, s.heads, s.feed_forward, tied)
         else:
             shape = cls.of_config(read_config(folder))
-            if recipe.imports.stage2 is not None:  # it has its units
+            if has_units:
                 return shape
             if not (folder / TOKENIZER).is_file():
                 markers = Vocabulary.markers
@@ -117,11 +118,14 @@ class Shape:
         return (6 * matrices + attention) * (2 + trained) / 3
 
 
-def model_folder(recipe: Recipe) -> Path | None:
-    """The folder of the model that a recipe imports and builds on, where it is at hand."""
-    source = recipe.imports.stage2 or recipe.imports.text_model
-    folder = source and Path(recipe.data).expanduser() / Path(source).expanduser()
-    return folder if folder and folder.exists() else None
+def model_folder(recipe: Recipe) -> tuple[Path | None, bool]:
+    """The folder of the model that a recipe imports and builds on, where one is at hand, and
+    whether it has its units."""
+    data, imports = Path(recipe.data).expanduser(), recipe.imports
+    for source, has_units in ((imports.stage2, True), (imports.text_model, False)):
+        if source and (folder := data / Path(source).expanduser()).exists():
+            return folder, has_units
+    return None, False
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,10 @@ def plan(
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
-    facts |= {"vocabulary": shape.vocabulary, "shape_of": str(model_folder(recipe) or "the recipe")}
+    facts |= {
+        "vocabulary": shape.vocabulary,
+        "shape_of": str(model_folder(recipe)[0] or "the recipe"),
+    }
     return facts | {"stages": stages, "hours": hours, "disk_gb": disk}
 
 

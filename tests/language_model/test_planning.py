@@ -125,7 +125,7 @@ def test_a_large_vocabulary_is_planned_for(tmp_path: Path) -> None:
 
 def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match="type gpt2, expected one of llama"):
+    with pytest.raises(UserError, match="type gpt2, expected llama"):
         plan(load_recipe("release", {"imports.text_model": str(tmp_path)}), 8, 80)
 
 

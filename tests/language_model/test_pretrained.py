@@ -202,7 +202,7 @@ def broken(folder: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("another architecture", "type gpt2, expected one of llama"),
+        ("another architecture", "type gpt2, expected llama"),
         ("damaged configuration", "config.json is not valid JSON"),
         ("no tokenizer", "no tokenizer in .*tokenizer.model.*tokenizer.json"),
         ("tokenizer of another model", "1500 embeddings; its pieces are 1400"),

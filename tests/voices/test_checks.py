@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,8 @@ def test_without_a_grammar_the_open_judge_checks_the_sentence(whisper, wave) -> 
     judge = sentence_judge(Corpora(), load_recipe("smoke"))
     assert not check_recording(wave, TEXT, judge).problems
     (problem,) = check_recording(wave, "nine plus two is eleven", judge).problems
-    assert problem.startswith("wrong sentence: heard 'the big dog is in the house'")
+    # The synthesiser carries a little of what it said before, and Whisper may hear "a big dog".
+    assert re.match("wrong sentence: heard '(the|a) big dog is in the house'", problem)
 
 
 def test_without_any_judge_a_line_says_so() -> None:
