@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import socketserver
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -69,3 +71,16 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (
         np.random.default_rng(seed).normal(scale=0.1, size=int(seconds * 16_000)).astype(np.float32)
     )
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator:
+    """The server, answering in a thread of its own during the block."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

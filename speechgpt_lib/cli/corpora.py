@@ -139,7 +139,7 @@ def pairs(
     out: option(Path, "The folder to write.", "--out", "-o"),
     count: option(int, "How many of each kind.", "-n", min=1) = 80,
     seed: option(int, "Another one draws other pairs.", min=0) = 0,
-    voice: option(str, "One of the lab's.") = "Female2",
+    voice: option(str | None, "Default: the lab's target voice.") = None,
     as_json: AsJson = False,
 ) -> None:
     """Write minimal pairs of the lab world, in the published layouts, for `speechgpt pairs`."""
@@ -147,6 +147,7 @@ def pairs(
     from speechgpt_lib.corpora.minimal_pairs import read_pairs
     from speechgpt_lib.corpora.speech import check_voice
 
+    voice = voice or load("lab", None).lab.target_voice
     check_voice(voice)
     write_lab_pairs(out, count, seed, voice)
     made = len(read_pairs(out))

@@ -203,16 +203,10 @@ def pairs(
     if scores is not None:
         lines = (f"{Path(name).stem} {score:.6f}\n" for name, score in found.scores.items())
         write_text(scores, "".join(lines))
-    lines = [
-        f"{name:15} {part:24} {v['value']:.3f}   ({v['low']:.3f} to {v['high']:.3f}, n = {v['n']})"
-        for name, parts in found.accuracy.items()
-        for part, v in parts.items()
-    ]
-    emit(
-        {"set": str(folder), "per_token": not total, "accuracy": found.accuracy},
-        "\n".join(lines),
-        as_json,
-    )
+    named = found.accuracy.items()
+    figures = {f"{name} {part}": v for name, parts in named for part, v in parts.items()}
+    result = {"set": str(folder), "per_token": not total, "accuracy": found.accuracy}
+    emit(result, _figures(figures), as_json)
 
 
 def ablate(

@@ -14,6 +14,7 @@ import csv
 import io
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,30 +117,37 @@ _PATTERNS = [re.sub(r"\{(\w+)\}", lambda m: _SLOT[m[1]], text) for text in world
 
 def topic_pairs(rng: random.Random, count: int) -> list[tuple[Texts, Texts]]:
     """Two facts and a question about one of them, or about a thing that was not named."""
-    pairs = []
-    while len(pairs) < count:
-        kind = rng.choice(world.CONTEXT_KINDS)
-        fact, ask = world.FACTS[kind]
-        facts = world.sample_facts(rng, kind, 3)
-        told = " and ".join(world.place(fact, [*pair]) for pair in facts[:2])
-        asked = [f"{told} {world.place(ask, [thing])}" for thing, _ in facts[1:]]
-        if world.is_held_out(asked[0]):
-            pairs.append(((asked[0],), (asked[1],)))
-    return pairs
+
+    def pair(told: str, fact: str, ask: str, facts: list) -> tuple[Texts, Texts]:
+        asked, other = (f"{told} {world.place(ask, [thing])}" for thing, _ in facts[1:])
+        return (asked,), (other,)
+
+    return _stories(rng, count, pair)
 
 
 def answer_pairs(rng: random.Random, count: int) -> list[tuple[Texts, Texts]]:
-    """A held-out question that holds its answer, with that, or with the other thing it names."""
-    pairs = []
-    while len(pairs) < count:
+    """A question that holds its answer, with that, or with the other thing it names."""
+
+    def pair(told: str, fact: str, ask: str, facts: list) -> tuple[Texts, Texts]:
+        (thing, value), (_, other) = rng.sample(facts[:2], 2)
+        asked = f"{told} {world.place(ask, [thing])}"
+        right, wrong = (world.place(fact, [thing, said]) for said in (value, other))
+        return (asked, right), (asked, wrong)
+
+    return _stories(rng, count, pair)
+
+
+def _stories(rng: random.Random, count: int, pair: Callable) -> list[tuple[Texts, Texts]]:
+    """Up to `count` different pairs about two facts of three, the question held out."""
+    found: dict[tuple[Texts, Texts], None] = {}
+    for _ in range(400 * count):
         kind = rng.choice(world.CONTEXT_KINDS)
         fact, ask = world.FACTS[kind]
-        facts = world.sample_facts(rng, kind, 2)
-        told = " and ".join(world.place(fact, [*pair]) for pair in facts)
-        thing, value = facts[k := rng.randrange(2)]
-        asked = f"{told} {world.place(ask, [thing])}"
-        if world.is_held_out(asked):
-            answers = (world.place(fact, [thing, v]) for v in (value, facts[1 - k][1]))
-            right, wrong = ((asked, answer) for answer in answers)
-            pairs.append((right, wrong))
-    return pairs
+        facts = world.sample_facts(rng, kind, 3)
+        told = " and ".join(world.place(fact, [*one]) for one in facts[:2])
+        made = pair(told, fact, ask, facts)
+        if world.is_held_out(made[0][0]):
+            found[made] = None
+        if len(found) == count:
+            break
+    return list(found)

@@ -97,27 +97,29 @@ def _zerospeech(path: Path, prefix: str) -> Iterator[MinimalPair]:
     """gold.csv: a line for each recording, with the id of its item, its voice, and whether it is
     correct; by frequency (sWUGGY) or type (sBLIMP) where it tells these."""
     groups: dict[tuple, dict[str, list[str]]] = defaultdict(lambda: {"0": [], "1": []})
+    parts: dict[str, str] = {}  # of right recordings: a non-word has no frequency
     with reading(path, "get it again"):
         for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path))), start=2):
             lacks = [name for name in ("id", "filename", "correct") if not row.get(name)]
             if lacks or row["correct"] not in ("0", "1"):
                 found = f"no {lacks[0]}" if lacks else f"correct is {row['correct'][:20]!r}"
                 raise UserError(f"{path}, line {number}: {found}; expected id, filename, correct")
-            name = row["filename"].removesuffix(".wav")
-            item = tuple(row.get(key) or "" for key in ("type", "subtype", "id"))
-            key = (*item, row.get("voice") or "", _part(row))
-            groups[key][row["correct"]].append(f"{prefix}{name}.wav")
-    for (*item, voice, part), of in groups.items():
+            name = f"{prefix}{row['filename'].removesuffix('.wav')}.wav"
+            key = tuple(row.get(key) or "" for key in ("type", "subtype", "id", "voice"))
+            groups[key][row["correct"]].append(name)
+            if row["correct"] == "1":
+                parts[name] = f"{prefix}{_part(row)}".strip("/")
+    for (*item, voice), of in groups.items():
         if not of["0"] or not of["1"]:
             lacks = "right" if not of["1"] else "wrong"
             at = f"id {item[-1]}{f', voice {voice}' if voice else ''}"
             raise UserError(f"{path}: {at} has no {lacks} recording: is the file whole?")
-        named = f"{prefix}{part}".strip("/")
+        whole = prefix + "/".join(item)
         for right in of["1"]:
-            yield from (MinimalPair(right, w, prefix + "/".join(item), named) for w in of["0"])
+            yield from (MinimalPair(right, w, whole, parts[right]) for w in of["0"])
 
 
 def _part(row: dict) -> str:
-    if row.get("frequency"):  # of the word in LibriSpeech, which models of speech learn from
-        return "in vocabulary" if float(row["frequency"]) > 0 else "out of vocabulary"
+    if row.get("frequency") is not None:  # of the word in LibriSpeech, from which models learn
+        return "in vocabulary" if float(row["frequency"] or 0) > 0 else "out of vocabulary"
     return row.get("type") or ""

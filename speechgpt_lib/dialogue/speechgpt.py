@@ -76,7 +76,8 @@ class SpeechGPT:
         else:
             chosen = Voice(run, voice)
             adapted = Adapted.load(chosen)
-            inventory, base, vocabulary = adapted.inventory, adapted.model, adapted.vocabulary
+            inventory, vocabulary = adapted.inventory, adapted.vocabulary
+            base = adapted.model.to(device)
             vocoder = chosen.vocoder if chosen.speaks else vocoder
         check_inventory(vocabulary.inventory, inventory.id, "this run's unit inventory")
         corpora = open_corpora(recipe, corpus and corpus.path)

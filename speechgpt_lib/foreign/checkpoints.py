@@ -108,7 +108,7 @@ def load_torch(path: Path | str, mapped: bool = False) -> Any:
         try:
             stubs = torch.serialization.safe_globals([(stub_class(name), name) for name in names])
             how = {"map_location": "cpu", "weights_only": True}
-            if mapped and zipfile.is_zipfile(path) and path.suffix in (".bin", ".pt", ".pth"):
+            if mapped and is_mappable(path):
                 with stubs:
                     return torch.load(path, mmap=True, **how)
             with stubs, open(path, "rb") as file:  # of a path, PyTorch would believe the suffix
@@ -118,6 +118,12 @@ def load_torch(path: Path | str, mapped: bool = False) -> Any:
             why = f"it asks to run {asked[1]}" if asked else one_line(error)
             raise UserError(f"{path} was not read: {why}; expected a fairseq checkpoint") from None
     return loaded
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether tensors can stay in a PyTorch file: not in one from before PyTorch 1.6, and of
+    another suffix PyTorch would believe the suffix."""
+    return zipfile.is_zipfile(path) and path.suffix in (".bin", ".pt", ".pth")
 
 
 @reads("is no whole PyTorch checkpoint")

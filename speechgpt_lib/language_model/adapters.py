@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
 from speechgpt_lib.language_model.families import read_config
-from speechgpt_lib.language_model.weights import empty_model, read_weights
+from speechgpt_lib.language_model.weights import EMBEDDINGS, HEAD, empty_model, read_weights
 from speechgpt_lib.recipes.schema import LoraSettings
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
@@ -41,7 +41,7 @@ def folder_id(folder: Path) -> str:
     model = empty_model(read_config(folder))
     found = {name: _shape_and_ends(t) for name, t in read_weights(folder, model, False)}
     if model.config.tie_word_embeddings:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+        found[HEAD] = found[EMBEDDINGS]
     return _id_of((name, *parts) for name, parts in found.items())
 
 
@@ -69,8 +69,7 @@ def store_as(model: PreTrainedModel, base: str, device: torch.device | str | Non
     if base != "fp32":
         model.to(torch.bfloat16)
     if base in ("fp32", "bf16"):
-        model.to(device)
-        return
+        return None if device is None else model.to(device)
     try:
         from bitsandbytes import nn as coarse
     except ImportError:
@@ -90,7 +89,8 @@ def store_as(model: PreTrainedModel, base: str, device: torch.device | str | Non
                 new.weight = coarse.Params4bit(weight, requires_grad=False, quant_type="nf4")
             new.bias = linear.bias
             layer.set_submodule(name, new.to(device or weight.device))  # moving it quantizes
-    model.to(device)
+    if device is not None:  # what is left: embeddings, norms, the output layer
+        model.to(device)
 
 
 def add_lora(

@@ -22,6 +22,7 @@ def log_likelihoods(
 
     Rows of like length go together, padded on the right, where no token looks.
     """
+    model.eval()
     sums = [0.0] * len(rows)
     lengths = [len(row) for row in rows]
     budget = max(1, MOST_LOGITS // model.config.vocab_size)  # tokens of a batch with its padding
@@ -47,7 +48,7 @@ def unit_log_likelihoods(
 ) -> list[float]:
     """log p of unit sequences (n,) and their end, in nats: in the mean of their n + 1 tokens, so
     that a longer one isn't less likely for its length, or the sum."""
-    rows = [[vocabulary.begin, *vocabulary.encode_units(u)] for u in units]
+    rows = [[vocabulary.begin, *vocabulary.encode_units(u)] for u in units]  # as stage 1 has them
     sums = log_likelihoods(model, rows, given=2)  # the begin and <sosp> are in every row
     tokens = [len(row) - 2 if per_token else 1 for row in rows]
     return [total / count for total, count in zip(sums, tokens, strict=True)]

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from speechgpt_lib.corpora.corpus import Corpora, Question
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import generate
+from speechgpt_lib.language_model.likelihood import log_likelihoods
 from speechgpt_lib.language_model.model import CausalLoss
 from speechgpt_lib.language_model.packing import PackedBatches, concatenate, fit_rows
 from speechgpt_lib.language_model.planning import Shape
@@ -186,18 +187,13 @@ def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> T
 
 
 # --- held-out metrics ----------------------------------------------------------------------------
-@torch.inference_mode()
 def unit_perplexity(
     model: PreTrainedModel, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
     """exp(mean negative log-likelihood) per token of unit sequences (n,); guessing: all ids."""
-    model.eval()
-    scorer, total, count = CausalLoss(model), 0.0, 0.0
-    for start in range(0, len(units), 32):
-        batch = collate([unit_row(vocabulary, u) for u in units[start : start + 32]])
-        loss, weight = scorer(*(tensor.to(model.device) for tensor in batch))
-        total, count = total + loss.item(), count + weight.item()
-    return math.exp(total / max(count, 1.0))
+    rows = [unit_row(vocabulary, u).ids for u in units]
+    tokens = sum(len(row) - 1 for row in rows)
+    return math.exp(-sum(log_likelihoods(model, rows)) / max(tokens, 1))
 
 
 def text_accuracy(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.foreign.checkpoints import file_kind, load_torch_checkpoint
+from speechgpt_lib.foreign.checkpoints import file_kind, is_mappable, load_torch_checkpoint
 from speechgpt_lib.foreign.tensors import check_finite, check_tensor_bytes
 from speechgpt_lib.language_model.families import FAMILIES
 from speechgpt_lib.runs.artefacts import read_json, write_json
@@ -31,6 +31,7 @@ from speechgpt_lib.runs.artefacts import read_json, write_json
 PART_BYTES = 1 << 28  # of a part; while one is written it is in memory twice
 PAGE = 4096
 KINDS = ("model.safetensors", "pytorch_model.bin")
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Place = Callable[[str], torch.device | str]  # name of a tensor → where it belongs
 
 
@@ -69,21 +70,33 @@ def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
     """
     with reading(path, "get it again", "was not read"):
         if file_kind(path) == "safetensors":
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                    yield name, (tensor := file.get_tensor(name))
-                    _forget(tensor)
+            for name in names_in(path):
+                with safe_open(path, "pt") as file:  # anew, so that nothing stays mapped
+                    tensor = file.get_tensor(name)
+                yield name, tensor
+                del tensor
             return
-        found = load_torch_checkpoint(path, mapped=True)
+        found, mapped = load_torch_checkpoint(path, mapped=True), is_mappable(path)
         for name in list(found):
             if isinstance(tensor := found.pop(name), Tensor):
                 check_tensor_bytes(tensor, f"{path}: {name}")
                 yield str(name), tensor
-                _forget(tensor)
+                if mapped:  # elsewhere they are the memory itself, which tensors may share
+                    _forget(tensor)
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the tensors in a file."""
+    with reading(path, "get it again", "was not read"):
+        if file_kind(path) == "safetensors":
+            with safe_open(path, "pt") as file:
+                return list(file.keys())
+        return list(map(str, load_torch_checkpoint(path, mapped=True)))
 
 
 def _forget(tensor: Tensor) -> None:
-    """Give back the pages of a mapped file that `tensor` was read from (`madvise`, Linux)."""
+    """Give back the pages of a mapped file that `tensor` was read from (`madvise`, Linux); whoever
+    looks at them again reads them again."""
     storage = tensor.untyped_storage()
     first = -(-storage.data_ptr() // PAGE) * PAGE
     size = (storage.data_ptr() + storage.nbytes() - first) // PAGE * PAGE
@@ -100,12 +113,16 @@ def read_weights(
     Raises UserError where one is missing, strange, of another shape, or (`look`) not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    left = dict(expected)
+    left, same = dict(expected), {}
     if model.config.tie_word_embeddings:  # one table serves input and output
-        del left["lm_head.weight"]
+        left.pop(HEAD)
+        names = [name for path in weight_files(folder) for name in names_in(path)]
+        same = (
+            {} if {EMBEDDINGS, EMBEDDINGS.removeprefix("model.")} & {*names} else {HEAD: EMBEDDINGS}
+        )
     for path in weight_files(folder):
         for name, tensor in tensors_in(path):
-            name = name if name in expected else f"model.{name}"
+            name = same.get(name, name if name in expected else f"model.{name}")
             if name.endswith("rotary_emb.inv_freq") or (name in expected and name not in left):
                 continue  # computed from the configuration; tied
             if name not in left:

@@ -42,7 +42,8 @@ class Part:
     checksum: str | None = None
     hub: str | None = None  # OWNER/NAME, of a dataset datasets/OWNER/NAME
     revision: str | None = None
-    files: tuple[str, ...] = ()  # of the repository; none: the one of the path's name
+    # Files of the repository and their hashes (None: not known); none: the one of the path's name.
+    files: tuple[tuple[str, str | None], ...] = ()
     archive: Archive | None = None
     manual: str | None = None
 
@@ -58,12 +59,16 @@ class Part:
     def state(self, data: Path) -> str:
         """there, missing, or damaged (of what a hash is known)."""
         place = data / self.path
-        if missing := [name for name in self.files if not (place / name).is_file()]:
-            return "missing" if len(missing) == len(self.files) else f"damaged: no {missing[0]}"
-        if not place.exists():
+        if not place.exists() or (
+            self.files and not any((place / n).exists() for n, _ in self.files)
+        ):
             return "missing"
-        if self.checksum and place.is_file() and hash_of(place, self.checksum) != self.checksum:
-            return "damaged: another hash than its publisher's"
+        for name, checksum in self.files or ((".", self.checksum),):
+            if self.files and not (place / name).is_file():
+                return f"damaged: no {name}"
+            file = place / name
+            if checksum and file.is_file() and hash_of(file, checksum) != checksum:
+                return f"damaged: {file.name} has another hash than its publisher's"
         return "there"
 
 
@@ -80,7 +85,7 @@ def parts_of(recipe: Recipe) -> list[Part]:
 
 def _named(path: str) -> Part:
     facts = _LISTED.get(path, UNKNOWN)
-    return Part(path, **facts | {"files": tuple(facts.get("files", ()))})
+    return Part(path, **facts | {"files": tuple(facts.get("files", {}).items())})
 
 
 def _parts_of_corpus(corpus: object) -> Iterator[Part]:
@@ -98,7 +103,11 @@ def _parts_of_corpus(corpus: object) -> Iterator[Part]:
             # An archive unpacks to a folder of the corpus' name, or into it.
             inner = len(folder.parts) > 1 or archive.is_whole
             place = root.parent / folder if inner else root / folder
-            yield Part(place.as_posix(), size=archive.size, archive=archive, **facts)
+            if inner and folder.parts[0] != root.name:  # the recipe looks elsewhere
+                manual = f"{archive.url} unpacks to {folder}: rename it, or the recipe's root."
+                yield Part(corpus.root, size=archive.size, manual=manual, **facts)
+            else:
+                yield Part(place.as_posix(), size=archive.size, archive=archive, **facts)
 
 
 def fetch(
@@ -148,12 +157,12 @@ def _from_hub(part: Part, data: Path) -> None:
         RepositoryNotFoundError,
     )
 
-    kind, _, name = part.hub.rpartition("datasets/")
-    options = {"repo_type": "dataset" if kind or part.hub != name else "model"}
-    options |= {"revision": part.revision}
+    name = part.hub.removeprefix("datasets/")
+    options = {"repo_type": "model" if name == part.hub else "dataset", "revision": part.revision}
     folder = data / part.path if part.files else data
+    files = [file for file, _ in part.files] or [Path(part.path).name]
     try:
-        for file in part.files or (Path(part.path).name,):
+        for file in files:
             hf_hub_download(name, file, local_dir=folder, **options)
     except GatedRepoError:
         how = "accept its terms on its page, then `hf auth login`, then the same command"
@@ -165,7 +174,7 @@ def _from_hub(part: Part, data: Path) -> None:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         why = "HF_HUB_OFFLINE is set" if offline else one_line(error)
-        cure = f"this needs the internet; without it, put {', '.join(part.files) or 'it'} into"
+        cure = f"this needs the internet; without it, put {', '.join(files)} into"
         what = f"no connection to the hub for {part.hub} ({why})"
         raise UserError(f"{what}: {cure} {folder}; what arrived is kept") from None
 

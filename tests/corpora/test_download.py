@@ -9,7 +9,6 @@ import io
 import re
 import socket
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from speechgpt_lib.corpora import download as room
 from speechgpt_lib.corpora.catalogue import ARCHIVES, Archive
 from speechgpt_lib.corpora.download import download, find_archive, unpack
 from speechgpt_lib.errors import UserError
+from tests.builders import serving
 
 
 def tar_of(members: dict[str, bytes | tarfile.TarInfo], compressed: bool = True) -> bytes:
@@ -91,12 +91,8 @@ def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(room, "CHUNK", 4096)
     monkeypatch.setattr(room, "WAIT_S", 0)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Server()) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def everything(folder: Path) -> list[str]:

@@ -39,6 +39,14 @@ def test_questions_about_what_was_told_and_what_was_not() -> None:
         assert world.is_held_out(right)
 
 
+def test_no_pair_comes_twice() -> None:
+    for make in (lab_pairs.topic_pairs, lab_pairs.answer_pairs, lab_pairs.order_pairs):
+        pairs = make(random.Random(1), 300)
+        assert len(
+            {pair[0] for pair in pairs} if make is lab_pairs.order_pairs else set(pairs)
+        ) == (len(pairs))
+
+
 def test_right_and_wrong_answers() -> None:
     for (question, answer), (same, other) in lab_pairs.answer_pairs(random.Random(0), 30):
         assert question == same and world.is_held_out(question)

@@ -14,8 +14,10 @@ LEXICAL = """id,filename,voice,frequency,word,phones,length_phones,correct
 1,ab,A,12.0,cav,K AE V,3,0
 1,ac,B,12.0,cat,K AE T,3,1
 1,ad,B,12.0,cav,K AE V,3,0
-2,ae,A,0,zof,Z AA F,3,0
+2,ae,A,,zof,Z AA F,3,0
 2,af,A,0,zob,Z AA B,3,1
+3,ag,A,,kif,K IH F,3,0
+3,ah,A,7,kit,K IH T,3,1
 """
 SYNTACTIC = """id,filename,voice,type,subtype,transcription,correct
 7,xa,A,agreement,subject_verb,dogs bark,1
@@ -42,6 +44,7 @@ def test_words_of_zerospeech(tmp_path: Path) -> None:
         MinimalPair("aa.wav", "ab.wav", "//1", "in vocabulary"),
         MinimalPair("ac.wav", "ad.wav", "//1", "in vocabulary"),
         MinimalPair("af.wav", "ae.wav", "//2", "out of vocabulary"),
+        MinimalPair("ah.wav", "ag.wav", "//3", "in vocabulary"),  # a non-word has no frequency
     ]
 
 
@@ -83,7 +86,7 @@ def test_salmon(tmp_path: Path) -> None:
         (("cat,K AE T,3,1\n1,ab", "cat,K AE T,3,2\n1,ab"), "line 2: correct is '2'"),
         (("id,filename", "id,name"), "line 2: no filename"),
         (("1,aa", "1,../aa"), "only files inside"),
-        (("1,aa", "1,zz"), "1 of 6 recordings are missing, first zz.wav"),
+        (("1,aa", "1,zz"), "1 of 8 recordings are missing, first zz.wav"),
         (("12.0,cat", "often,cat"), "is damaged or of another kind"),
     ],
 )

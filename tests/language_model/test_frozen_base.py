@@ -17,6 +17,8 @@ from speechgpt_lib.language_model.adapters import (
     save_adapter,
     store_as,
 )
+from speechgpt_lib.language_model.inference import load_to_answer
+from speechgpt_lib.language_model.model import save_model
 from speechgpt_lib.language_model.planning import BYTES
 from speechgpt_lib.language_model.rows import TokenRow
 from speechgpt_lib.recipes.schema import LoraSettings, StageSettings
@@ -90,3 +92,17 @@ def test_without_bitsandbytes_the_error_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="base of int8 needs bitsandbytes.*lora.base: bf16"):
         store_as(fresh(), "int8")
+
+
+@torch.inference_mode()
+def test_a_finished_model_is_loaded_in_fewer_bytes(base: str, tmp_path: Path) -> None:
+    """What `ask` holds, by `inference.weights`: as near to the model as what adapters learn on."""
+    model = fresh()
+    save_model(model, VOCABULARY, tmp_path)
+    exact = model(IDS).logits
+    loaded, vocabulary = load_to_answer(tmp_path, base)
+    assert vocabulary.unit_count == VOCABULARY.unit_count
+    found = loaded(IDS).logits.float()
+    assert (found - exact).norm() / exact.norm() < {"bf16": 0.03, "int8": 0.05, "4bit": 0.3}[base]
+    store_as(model, base)
+    assert {p.dtype for p in loaded.parameters()} == {p.dtype for p in model.parameters()}

@@ -111,6 +111,38 @@ def test_every_layout(tmp_path: Path, layout: str) -> None:
     assert same(load_weights(read_config(folder), folder, torch.float32), original)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_tensors_that_share_their_memory(tmp_path: Path, zipped: bool) -> None:
+    """As a tied model pickles them, in files from before PyTorch 1.6 and after."""
+    original = published(tmp_path, tied=True)
+    for file in tmp_path.glob("model*"):
+        file.unlink()
+    tensors = original.state_dict()
+    big = torch.randn(2, 300, 32).bfloat16()  # two halves of one storage
+    tensors |= {"model.embed_tokens.weight": big[1], "lm_head.weight": big[0]}
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    for order in (1, -1):
+        torch.save(
+            dict(list(tensors.items())[::order]), path, _use_new_zipfile_serialization=zipped
+        )
+        loaded = load_weights(original.config, tmp_path, torch.bfloat16)
+        assert torch.equal(loaded.get_input_embeddings().weight, big[1])
+
+
+def test_a_tied_table_under_the_name_of_the_other(tmp_path: Path) -> None:
+    original = published(tmp_path, tied=True)
+    tensors = {}
+    for file in tmp_path.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    (tmp_path / "model.safetensors.index.json").unlink()
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert same(load_weights(original.config, tmp_path, torch.float32), original)
+    assert folder_id(tmp_path) == model_id(original)
+
+
 def test_weights_are_copied_in_parts_with_the_precision_they_have(tmp_path, monkeypatch) -> None:
     original = published(tmp_path / "a", tied=True)
     monkeypatch.setattr(weights, "PART_BYTES", 15_000)

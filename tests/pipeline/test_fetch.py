@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from speechgpt_lib.doctor import check_parts
 from speechgpt_lib.pipeline import fetch as room
 from speechgpt_lib.pipeline.fetch import Part, parts_of, render
 from speechgpt_lib.recipes.loading import load_recipe
+from tests.builders import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = b"".join(hashlib.sha256(str(k).encode()).digest() for k in range(40_000))  # 1.3 MB
@@ -90,12 +90,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    with Hub() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Hub()) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 RECIPE = """
@@ -112,9 +108,10 @@ main.main()
 def fetch(hub: Hub, tmp_path: Path):
     """`speechgpt fetch` of a recipe that reads a model, a data set and a file of this hub."""
     sha = hashlib.sha256(WEIGHTS).hexdigest()
+    hashes = {"config.json": None, "model.safetensors": f"sha256:{sha}"}
     facts = {"what": "w", "size": "tiny", "licence": "CC0", "revision": COMMIT}
     listed = {
-        "tiny": facts | {"hub": "tests/tiny", "files": list(REPOSITORY)},
+        "tiny": facts | {"hub": "tests/tiny", "files": hashes},
         "talk.jsonl": facts | {"hub": "datasets/tests/talk"},
         "part.bin": {
             **{k: facts[k] for k in ("what", "size", "licence")},
@@ -227,7 +224,13 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "g_00500000").write_bytes(b"x")
     found = {check.name: check for check in check_parts(recipe)}
     assert found["SmolLM2-135M"].found == "damaged: no model.safetensors"
-    assert found["databricks-dolly-15k.jsonl"].found.startswith("damaged: another hash")
+    assert found["databricks-dolly-15k.jsonl"].found.endswith(
+        "has another hash than its publisher's"
+    )
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "SmolLM2-135M" / name).write_bytes(b"half of it")
+    found = {check.name: check for check in check_parts(recipe)}
+    assert found["SmolLM2-135M"].found.startswith("damaged: model.safetensors has another hash")
     assert found["g_00500000"].ok
     assert "speechgpt fetch --recipe small" in found["config.json"].cost
 

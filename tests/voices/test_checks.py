@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 
 from speechgpt_lib.corpora import world
-from speechgpt_lib.corpora.speech import synthesize
+from speechgpt_lib.corpora.lab import speak_all
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.voices.checks import check_recording, sentence_judge
@@ -29,7 +28,9 @@ class Ears:
 @pytest.fixture(scope="module")
 def wave() -> np.ndarray:
     rng = np.random.default_rng(0)
-    spoken = np.pad(synthesize(TEXT, "Male1")[0], 4000)  # a little silence, as people leave
+    said = Utterance("", TEXT, "", "", "Male1", "", rate=175)
+    # In a process of its own: eSpeak carries a little over from what was said before.
+    spoken = np.pad(speak_all([said])[0].wave, 4000)  # a little silence, as people leave
     return spoken + 1e-3 * rng.standard_normal(len(spoken)).astype(np.float32)
 
 
@@ -91,8 +92,7 @@ def test_without_a_grammar_the_open_judge_checks_the_sentence(whisper, wave) -> 
     judge = sentence_judge(Corpora(), load_recipe("smoke"))
     assert not check_recording(wave, TEXT, judge).problems
     (problem,) = check_recording(wave, "nine plus two is eleven", judge).problems
-    # The synthesiser carries a little of what it said before, and Whisper may hear "a big dog".
-    assert re.match("wrong sentence: heard '(the|a) big dog is in the house'", problem)
+    assert problem.startswith("wrong sentence: heard 'the big dog is in the house'")
 
 
 def test_without_any_judge_a_line_says_so() -> None:
