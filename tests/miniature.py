@@ -17,7 +17,7 @@ from transformers import HubertConfig, HubertModel, LlamaConfig, LlamaForCausalL
 
 from benchmarks.llama_reference import train_tokenizer
 from speechgpt_lib.corpora.audio import read_audio
-from speechgpt_lib.instructions.templates import chain_row
+from speechgpt_lib.instructions.templates import META_PREFIX, chain_row, cross_modal_row
 from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, LlamaVocabulary
 from speechgpt_lib.units.foreign import open_inventory
 from tests.language_model.test_pretrained import fast_tokenizer
@@ -49,6 +49,7 @@ def build_miniature(data: Path, speech: Path) -> Path:
     write_llama(data / "llama-7b", PIECES)
     write_published(data)
     write_adapter(data / "SpeechGPT-7B-com", data / "SpeechGPT-7B-cm")
+    write_instructions(data)
     return data
 
 
@@ -161,6 +162,28 @@ def write_dialogues(path: Path) -> None:
     records += [{"instruction": "Tell a story.", "context": "", "response": "And then " * 40}]
     lines = [json.dumps(record | {"category": "open_qa"}) for record in records]
     path.write_text("\n".join(lines) + "\n")
+
+
+def write_instructions(data: Path) -> None:
+    """SpeechInstruct as released: both files begin every line with the same prefix, the rows of one
+    end with a blank, those of the other with a full stop, and one line of each was cut off."""
+    rng = np.random.default_rng(5)
+    texts = [f"{a} of the {b}" for a, b in product(("top", "end", "side"), ("house", "river"))]
+    made = [(text, rng.integers(0, UNITS, 12), rng.integers(0, UNITS, 9)) for text in texts * 4]
+    tasks = ["asr", "tts"] * (len(made) // 2)
+    cross_modal = [
+        cross_modal_row(task, "Do this.", text, units, "release").text(" ")
+        for task, (text, units, _) in zip(tasks, made, strict=True)
+    ]
+    spoken = "speech_speech"
+    chains = [
+        chain_row(spoken, text, f"it is {text}", asked, said, "release").text(".")
+        for text, asked, said in made
+    ]
+    for name, rows in (("cross_modal", cross_modal), ("chain_of_modality", chains)):
+        rows = [*rows, rows[0][:-20]]
+        lines = [json.dumps({"prefix": META_PREFIX, "plain_text": row}) for row in rows]
+        (data / f"{name}_instruction.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def write_lj_speech(root: Path, librispeech: Path) -> None:

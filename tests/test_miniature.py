@@ -1,5 +1,5 @@
-"""`release` and `small` on a miniature of what they read: published weights answer aloud, and the
-stages learn for a few steps on real speech; a second run reuses everything."""
+"""`release` and `small` on a miniature of what they read: published weights answer aloud, and all
+notebooks train the stages for a few steps on real speech; a second run reuses everything."""
 
 from __future__ import annotations
 
@@ -27,9 +27,22 @@ LITTLE = {
     "text_to_unit": TINY
     | {"tokens_per_batch": 2000, "optimization": FEW | {"learning_rate": 1e-3}},
     "instructions.written_dialogues": 0,
-    "evaluation.stage1_utterances": 4,
-    "evaluation.stage_utterances": 2,
+    "evaluation": {
+        "asr_utterances": 2,
+        "tts_sentences": 2,
+        "resynthesis_utterances": 2,
+        "vocoder_utterances": 2,
+        "voicing_sentences": 2,
+        "stage1_utterances": 4,
+        "stage_utterances": 2,
+        "bootstrap_draws": 50,
+    },
 }
+ALL = "00,01,02,03,04,05,06,07,08,09,10"
+CORPORA = [  # as it stands, release learns nothing and needs none
+    {"reader": "librispeech", "root": "LibriSpeech", "splits": ["train-clean-100"]},
+    {"reader": "librispeech", "root": "LibriSpeech", "splits": ["dev-clean"], "role": "test"},
+]
 for stage in ("stage1", "stage2", "stage3"):
     LITTLE |= {f"{stage}.optimization.{name}": value for name, value in FEW.items()}
     LITTLE |= {f"{stage}.tokens_per_batch": 2048}
@@ -50,20 +63,26 @@ def speechgpt(*words: object) -> subprocess.CompletedProcess:
     return done
 
 
-def made(recipe: str, run: Path, changes: dict, *steps: str) -> Run:
-    """The run in which `speechgpt make` made these steps; and once more, when all is reused."""
+def twice(recipe: str, run: Path, changes: dict, *words: str) -> Run:
+    """The run that a command made of a recipe; and once more, when all is reused."""
     sets = [w for key, value in changes.items() for w in ("--set", f"{key}={json.dumps(value)}")]
-    words = ["make", *steps, "--recipe", recipe, "--run-dir", run, "--json", *sets]
-    first, again = speechgpt(*words), speechgpt(*words)
-    assert "making" not in again.stderr and "reused" in again.stderr
-    assert json.loads(first.stdout) == json.loads(again.stdout)
+    command = [*words, "--recipe", recipe, "--run-dir", run, *sets]
+    speechgpt(*command)
+    again = speechgpt(*command)
+    told = again.stdout + again.stderr
+    assert "making" not in told and "executing" not in told and "reused" in told
     return Run.open(run, say=lambda line: None)
+
+
+def copies(run: Run) -> list[str]:
+    """The numbers of the notebooks that were executed."""
+    return [path.stem[:2] for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
 
 
 def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
     steps = ("inventory", "vocoder", "stage2", "stage3")
-    run = made("release", tmp_path / "run", changes, *steps)
+    run = twice("release", tmp_path / "run", changes, "make", *steps)
     assert run.require("stage2").metrics["vocabulary"] == PIECES + UNITS + 6
     adapters = 2 * 8 * (48 + 48) + 2 * 8 * (48 + 24)  # in 2 layers: queries; values of fewer heads
     assert run.require("stage3").metrics["trainable_parameters"] == adapters
@@ -77,9 +96,24 @@ def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
     assert rate == 16_000 and len(wave) >= 320 * len(SPOKEN) and abs(wave).max() > 0
 
 
-def test_the_stages_of_small_learn_from_real_speech(data: Path, tmp_path: Path) -> None:
+def test_release_is_trained_in_the_notebooks(data: Path, tmp_path: Path) -> None:
+    """From the released JSONL and LLaMA's weights, with units and vocoder as published."""
+    changes = {"data": str(data), **LITTLE, "imports.any_size": True, "corpora": CORPORA}
+    changes |= {"imports.stage2": None, "imports.stage3": None}
+    run = twice("release", tmp_path / "run", changes, "run", "--only", ALL)
+    assert copies(run) == ALL.split(",")
+    for name in ("cross_modal_set", "chain_set"):
+        facts = run.require(name).metrics
+        assert (facts["rows"], sum(facts["quarantined"].values())) == (24, 1)
+    model, vocabulary = load_model(run.require("stage2").path)
+    assert (vocabulary.size, model.config.vocab_size) == (PIECES + UNITS + 6,) * 2
+    assert (run.path / "report.json").is_file()
+
+
+def test_small_is_trained_in_the_notebooks(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
-    run = made("small", tmp_path / "run", changes, "stage3", "vocoder")
+    run = twice("small", tmp_path / "run", changes, "run", "--only", ALL)
+    assert copies(run) == ALL.split(",") and not run.find("hubert")
     assert run.require("stage3").metrics["steps"] == 3
     corpus = run.require("corpus").metrics
     assert corpus["utterances"] > 30 and len(corpus["voices"]) > 5

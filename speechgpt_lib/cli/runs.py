@@ -61,7 +61,8 @@ def run_recipe(
 
         write_report(open_run(folder, quiet=as_json))
         lines = [f"report    {folder / 'report.html'}", f"listen    {evaluation}/*.wav"]
-        lines += [f'ask it    speechgpt ask "what is two plus three" --run {folder} -o answer.wav']
+        question = '"what is two plus three"' if settings.lab else "question.wav"
+        lines += [f"ask it    speechgpt ask {question} --run {folder} -o answer.wav"]
     made = [asdict(result) | {"path": str(result.path)} for result in results]
     if as_json or lines:
         emit({"run": str(folder), "notebooks": made}, "\n".join(lines), as_json)

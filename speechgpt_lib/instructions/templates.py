@@ -53,6 +53,11 @@ class Row:
         return "".join(map(str, self.prompt + self.answer)) + tail
 
 
+def formats_of(templates: str) -> tuple[ChainFormat, ...]:
+    """The formats of a chain that templates have: `paper` all four, `release` only the spoken."""
+    return tuple(name for name in CHAIN_FORMATS if name in TEMPLATES[templates])
+
+
 def cross_modal_row(
     task: str, description: str, text: str, units: np.ndarray, templates: str = "paper"
 ) -> Row:

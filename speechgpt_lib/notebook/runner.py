@@ -21,6 +21,7 @@ from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.notebook.progress import Reporter
 from speechgpt_lib.recipes.loading import BUILT_IN, dump_recipe, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.recipes.sources import REPLACED
 from speechgpt_lib.runs.artefacts import (
     files_in,
     fingerprint,
@@ -103,6 +104,7 @@ def run_notebooks(
     selected = select(notebooks, only)
     settings = load_recipe(recipe, overrides)
     reporter = Reporter(console)
+    selected = _with_work(selected, settings, bool(only), reporter)
     run = Run(Path(run_dir).expanduser().absolute(), settings, reporter.say)
     saved, lock = run.path / "recipe.yaml", run.path / "notebooks" / ".lock"
     as_it_is = str(recipe) in BUILT_IN and not set(overrides or {}) - {"seed"}
@@ -133,6 +135,21 @@ def run_notebooks(
         results.append(NotebookResult(notebook.stem, course.copy(notebook), *facts))
     reporter.summary(results)
     return results
+
+
+def _with_work(selected: list[Path], recipe: Recipe, named: bool, reporter: Reporter) -> list[Path]:
+    """Those notebooks that have something to do with this recipe; a `named` one must have."""
+    if not any(getattr(recipe.imports, stage) for stage in REPLACED):
+        return selected
+    from speechgpt_lib.pipeline.graph import left_out  # it imports torch
+
+    without = {n: why for n in selected if (why := left_out(recipe, n.stem))}
+    if without:
+        names, why = ", ".join(n.stem[:2] for n in without), next(iter(without.values()))
+        if named:
+            raise UserError(f"nothing to do in notebook {names}: {why}")
+        reporter.say(f"left out {names}: {why}")
+    return [n for n in selected if n not in without]
 
 
 def _execute_missing(course: Course, selected: list[Path], jobs: int) -> dict[Path, dict]:

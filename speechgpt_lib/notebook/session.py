@@ -23,7 +23,7 @@ from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.figure import show_table, use_house_style
-from speechgpt_lib.pipeline.graph import make
+from speechgpt_lib.pipeline.graph import STEPS, make, order
 from speechgpt_lib.pipeline.step import Definition, OnLog
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.loading import load_recipe
@@ -64,6 +64,17 @@ class Session:
     def lab(self) -> LabCorpus | None:
         """The lab world, where it is a corpus of the recipe: its sentences can be spoken here."""
         return self.run.recipe.lab
+
+    def makes(self, step: str) -> bool:
+        """Whether the recipe has this step made here, with a log of its training; if not, the cell
+        says that what it shows is left out, and why."""
+        if step not in order(self.run.recipe):
+            print(f"left out: no {step} is made; what it would be for is imported")
+        elif STEPS[step].imported(self.run.recipe) is not None:
+            print(f"left out: {step} was imported, and came without its training")
+        else:
+            return True
+        return False
 
     def make(self, step: str | Definition, on_log: OnLog = None) -> Step:
         """The finished step `step` ("units"), made unless it is there; what it needs must be."""

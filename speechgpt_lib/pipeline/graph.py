@@ -92,6 +92,19 @@ def notebook_steps(recipe: Recipe, notebook: str) -> list[str]:
     return own + [name for name in shown if name in known]
 
 
+def left_out(recipe: Recipe, notebook: str) -> str | None:
+    """Why a notebook has nothing to do with this recipe, or None: an imported stage stands for all
+    that it makes, or for what it shows."""
+    stages = [stage for stage in REPLACED if getattr(recipe.imports, stage) is not None]
+    own, known = {name for name in STEPS if notebook_of(name) == notebook}, set(order(recipe))
+    made, shown = own & known - {*stages}, set(SHOWN.get(notebook, ())) <= known
+    if not stages or notebook not in NOTEBOOKS or made or (not own and shown):
+        return None
+    null = " ".join(f"--set imports.{stage}=null" for stage in stages)
+    found = f"{' and '.join(stages)} imported, so what comes before is not made here"
+    return f"{found}; with {null} it is"
+
+
 def settings_of(step: Definition, recipe: Recipe) -> object:
     """The part of the recipe that makes a step's key, as JSON values."""
     source = step.imported(recipe)

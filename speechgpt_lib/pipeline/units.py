@@ -74,7 +74,8 @@ def make_hubert(job: Job) -> dict:
     encoder, targets, summary = train_encoder(*parts)
     targets.save(job.work / "mfcc_centroids.safetensors")
     save_module(encoder, job.work / "encoder.safetensors")
-    return summary
+    heard = settings.optimization.steps * settings.batch_size * settings.crop_seconds  # s
+    return summary | {"hours": round(heard / 3600, 3)}
 
 
 def make_inventory(job: Job) -> dict:

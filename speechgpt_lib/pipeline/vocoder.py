@@ -26,6 +26,7 @@ from speechgpt_lib.evaluation.vocoder import Original, evaluate_vocoder, judge_o
 from speechgpt_lib.pipeline.imports import import_vocoder
 from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
 from speechgpt_lib.pipeline.units import load_encoder, training_speech
+from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import UnitRow, read_units
@@ -185,7 +186,10 @@ def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) ->
     if compared:
         Vocoder(alone, copy.deepcopy(durations), *known).save(job.work / WITHOUT)
     Vocoder(generator, durations, *known).save(job.work)
-    return {"generator": summary, "durations": duration_summary}
+    frames = settings.optimization.steps * settings.batch_size * settings.segment_frames
+    heard = frames * settings.hop / SAMPLE_RATE  # s
+    hours = {"hours": round(heard / 3600, 3)}
+    return {"generator": summary, "durations": duration_summary} | hours
 
 
 STEPS = (

@@ -97,8 +97,8 @@ class TextToUnitImport(Section):
 
 # An imported stage → the steps that are not needed then.
 REPLACED = {
-    "stage2": ("text_model", "expanded_model", "stage1", "cross_modal_set"),
-    "stage3": ("chain_set",),
+    "stage2": ("text_model", "expanded_model", "stage1", "cross_modal_set", "minimal_pairs"),
+    "stage3": ("text_to_unit", "voicing", "chain_set"),
 }
 
 

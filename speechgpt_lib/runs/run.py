@@ -308,7 +308,7 @@ class Run:
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         artefacts.replace(work, task.target)
         cost = f"{facts['wall_seconds']:.0f} s, peak {facts['peak_memory_mb']:.0f} MB"
-        self.say(f"made     {folder} in {cost}")
+        self.say(f"made     {folder} in {cost}{_speed(metrics, facts['wall_seconds'])}")
         return Step(folder, task.target, facts)
 
     def _follow(self, task: Task) -> Step:
@@ -357,6 +357,15 @@ def refuse_older_layout(path: Path) -> None:
 
 
 def _nothing(line: str) -> None: ...
+
+
+def _speed(metrics: dict, seconds: float) -> str:
+    """How fast a step went, from what it counted: hours of speech, or tokens."""
+    if hours := metrics.get("hours"):
+        return f": {hours * 3600 / max(seconds, 1e-9):,.1f} h of speech an hour"
+    if speed := metrics.get("tokens_per_second"):
+        return f": {speed:,} tokens a second"
+    return ""
 
 
 def _version(package: str) -> str | None:

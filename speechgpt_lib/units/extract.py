@@ -114,7 +114,7 @@ def extract_units(
     met = {k: v for k, v in asdict(totals).items() if v and k not in ("near_ties", "seconds")}
     frame_rate = read_json(inventory / "inventory.json")["frame_rate_hz"]
     rate = round(totals.units / max(1, totals.frames) * frame_rate, 2)
-    return always | {"units_per_second": rate} | met
+    return always | {"units_per_second": rate, "hours": round(totals.seconds / 3600, 3)} | met
 
 
 def encode_shard(

@@ -212,6 +212,13 @@ def test_an_edit_in_one_notebook_of_the_course_leaves_the_others_alone(write_not
     assert not set(keys(paths, **source).values()) & set(imported.values())
 
 
+def test_a_notebook_with_nothing_to_do_is_refused_where_it_is_named(tmp_path):
+    given = {"only": ["5", "06"], "overrides": {"imports.stage2": "of-others"}}
+    with pytest.raises(UserError, match=r"notebook 05, 06: stage2 imported.*imports.stage2=null"):
+        run_notebooks("lab", tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
 def test_keys_depend_on_source_recipe_and_predecessors_but_not_on_outputs(write_notebook):
     paths = [write_notebook("00_a.ipynb", ("x", "1")), write_notebook("01_b.ipynb", ("x", "2"))]
     before = keys(paths)

@@ -15,6 +15,7 @@ from speechgpt_lib.notebook.session import (
     ANSWER,
     QUESTION,
     Clip,
+    Session,
     show_results,
     start,
     write_librispeech,
@@ -124,6 +125,19 @@ def test_require_and_results(tmp_path, capsys):
     show_results(session, "01_unit_extraction")
     shown = capsys.readouterr().out
     assert "units.txt" in shown and made.facts["outputs"]["units.txt"]["sha256"][:8] in shown
+
+
+def test_a_cell_says_why_it_leaves_out_what_is_not_made_here(tmp_path, capsys):
+    changes = {"imports.stage2": "of-others", "imports.vocoder": "its-folder"}
+    run = Run.create(tmp_path, load_recipe("smoke", changes))
+    session = Session(run, "cpu", force=False)
+    said = {name: (session.makes(name), capsys.readouterr().out) for name in ("units", "vocoder")}
+    assert said["units"] == (True, "")
+    assert said["vocoder"] == (
+        False,
+        "left out: vocoder was imported, and came without its training\n",
+    )
+    assert not session.makes("stage1") and "no stage1 is made" in capsys.readouterr().out
 
 
 def test_in_the_lab_the_running_question_is_spoken(tmp_path):

@@ -14,7 +14,15 @@ import speechgpt_lib
 from speechgpt_lib.cli.runs import run_recipe
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline import graph
-from speechgpt_lib.pipeline.graph import STEPS, make, make_all, notebook_steps, order, plan
+from speechgpt_lib.pipeline.graph import (
+    STEPS,
+    left_out,
+    make,
+    make_all,
+    notebook_steps,
+    order,
+    plan,
+)
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
 from speechgpt_lib.recipes.schema import Recipe
@@ -25,8 +33,8 @@ from tests.runs.test_run import older_run
 LIBRI = {"reader": "librispeech", "root": "LibriSpeech", "held_out": 0.1}
 MADE = {  # imports.<name> → steps that the notebooks then don't make
     "inventory": {"hubert", "unit_grid"},
-    "stage2": {"text_model", "expanded_model", "stage1", "cross_modal_set"},
-    "stage3": {"chain_set"},
+    "stage2": {"text_model", "expanded_model", "stage1", "cross_modal_set", "minimal_pairs"},
+    "stage3": {"text_to_unit", "voicing", "chain_set"},
 }
 
 
@@ -74,6 +82,24 @@ def test_an_import_leaves_out_what_it_replaces(name: str) -> None:
     source = {"encoder": "x.pt", "layer": 1, "centroids": "k"} if name == "inventory" else "folder"
     recipe = load_recipe("smoke", {f"imports.{name}": source})
     assert STEPS.keys() - set(order(recipe)) == MADE[name]
+
+
+@pytest.mark.parametrize(
+    ("imported", "without"),
+    [
+        ((), ""),
+        (("vocoder", "inventory", "text_model", "cross_modal_set", "chain_set"), ""),
+        (("stage2",), "03 05 06 07 10 11"),
+        (("stage3",), "04 08"),
+        (("stage2", "stage3"), "03 04 05 06 07 08 10 11"),
+    ],
+)
+def test_a_notebook_without_anything_to_make_or_show_is_left_out(imported, without) -> None:
+    given = dict.fromkeys(imported, "folder")
+    recipe = load_recipe("smoke", {f"imports.{name}": source for name, source in given.items()})
+    why = {name[:2]: left_out(recipe, name) for name in (*NOTEBOOKS, "12_of_your_own")}
+    assert [number for number, reason in why.items() if reason] == without.split()
+    assert all(f"--set imports.{imported[-1]}=null" in r for r in why.values() if r)
 
 
 @pytest.mark.parametrize("name", ["vocoder", "text_to_unit", "cross_modal_set", "chain_set"])
