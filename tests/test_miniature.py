@@ -92,6 +92,8 @@ def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
     told = json.loads(speechgpt("ask", asked(data), "--run", run.path, "-o", out, "--json").stdout)
     assert (told["question_text"], told["answer_text"]) == (QUESTION, ANSWER)
     assert told["answer_units"] == SPOKEN and told["wellformed"] and not told["cut"]
+    written = json.loads(speechgpt("ask", QUESTION, "--run", run.path, "--json").stdout)
+    assert isinstance(written["answer_text"], str)
     wave, rate = soundfile.read(out)
     assert rate == 16_000 and len(wave) >= 320 * len(SPOKEN) and abs(wave).max() > 0
 

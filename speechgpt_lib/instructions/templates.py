@@ -54,7 +54,7 @@ class Row:
 
 
 def formats_of(templates: str) -> tuple[ChainFormat, ...]:
-    """The formats of a chain that templates have: `paper` all four, `release` only the spoken."""
+    """The formats of a chain that templates have: `paper` all four, `release` one for all."""
     return tuple(name for name in CHAIN_FORMATS if name in TEMPLATES[templates])
 
 

@@ -16,7 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, StoppingCriteria
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.instructions.templates import ChainFormat, Row, chain_row, cross_modal_row
+from speechgpt_lib.instructions.templates import (
+    ChainFormat,
+    Row,
+    chain_row,
+    cross_modal_row,
+    formats_of,
+)
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary, cut
 from speechgpt_lib.units.sequence import EOSP, SOSP
 
@@ -155,14 +161,19 @@ def answer(
 ) -> list[Chain]:
     """Answer spoken (units) or written instructions through the chain of modality.
 
-    `reply` is "speech" or "text"; a whole chain has at most `limit` tokens.
+    `reply` is "speech" or "text"; a whole chain has at most `limit` tokens.  The release has one
+    prompt for all four formats, and its model speaks every answer: for a written one, generation
+    ends where speech would begin.
     """
     if reply not in ("speech", "text"):
         raise UserError(f"unknown reply {reply!r}: choose speech or text")
     formats = [f"{'text' if isinstance(i, str) else 'speech'}_{reply}" for i in instructions]
-    asked = zip(formats, instructions, strict=True)  # the format says which of both forms is read
+    known = formats_of(templates)
+    prompts = [form if form in known else known[0] for form in formats]
+    asked = zip(prompts, instructions, strict=True)  # the format says which of both forms is read
     rows = [chain_row(form, given, "", given, templates=templates) for form, given in asked]
-    spelled = {} if "<eoa>" in vocabulary.markers else {"until": "<eoa>"}
+    end = "<eoa>" if prompts == formats or reply == "speech" else "[ua]"
+    spelled = {} if "<eoa>" in vocabulary.markers else {"until": end}
     outputs = generate(model, vocabulary, _prompts(vocabulary, rows), limit, sampling, **spelled)
     return [parse_chain(ids, vocabulary, f) for ids, f in zip(outputs, formats, strict=True)]
 
@@ -175,7 +186,6 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
     brackets after `[ua]`, and `<eoa>` at the end.
     """
     asked, _, reply = chain_format.partition("_")
-    expected = ["[tq]"] * (asked == "speech") + ["[ta]"] + ["[ua]"] * (reply == "speech")
     found, segments = [""], {"": []}  # markers, and what follows each; "" is what stands before all
     pieces = _pieces(ids, vocabulary)
     for piece in pieces:
@@ -184,9 +194,15 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
             segments.setdefault(piece, [])
         else:
             segments[found[-1]].append(piece)
-    if asked == "speech" and "[tq]" not in (*found, *vocabulary.markers):
-        # The release's chains begin with the transcript, and no marker stands before it.
-        found[:1], segments = ["", "[tq]"], segments | {"": [], "[tq]": segments[""]}
+    if segments[""] and "[tq]" not in (*found, *vocabulary.markers):
+        # The release's chains begin with what was asked, and no marker stands before it.
+        name = "[tq]" if asked == "speech" or "[ta]" in found else "[ta]"
+        found[:1], segments = ["", name], segments | {"": [], name: segments[""]}
+        asked = "speech" if name == "[tq]" else asked
+    unspoken = found[-1] == "[ua]" not in vocabulary.markers and not segments["[ua]"]
+    if reply == "text" and unspoken:  # it ended where speech would begin
+        found[-1], segments["<eoa>"] = "<eoa>", segments.pop("[ua]")
+    expected = ["[tq]"] * (asked == "speech") + ["[ta]"] + ["[ua]"] * (reply == "speech")
     wellformed = found == ["", *expected, "<eoa>"] and not segments[""] + segments["<eoa>"]
     units = None
     if "[ua]" in segments:
@@ -200,7 +216,7 @@ def parse_chain(ids: list[int], vocabulary: UnitVocabulary, chain_format: ChainF
         words = [piece for piece in own if isinstance(piece, str)]
         text[name] = " ".join(words).removesuffix(";").strip()
         wellformed &= len(words) == len(own) and (name not in expected or bool(text[name]))
-    is_cut = _is_cut(ids, vocabulary) and pieces[-1:] != ["<eoa>"]
+    is_cut = _is_cut(ids, vocabulary) and found[-1] != "<eoa>"
     return Chain(text["[tq]"], text["[ta]"], units, wellformed, is_cut)
 
 

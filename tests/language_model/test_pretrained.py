@@ -151,6 +151,15 @@ def test_a_spelled_chain_is_parsed(sentencepiece_folder: Path) -> None:
     assert not parse_chain(ids, vocabulary, "speech_speech").wellformed
     assert not parse_chain(whole, vocabulary, "speech_text").wellformed
     assert not parse_chain([], vocabulary, "speech_speech").wellformed
+    # A written answer ends where speech would begin, and a written question needs no chain.
+    unspoken = vocabulary.encode_text("what is it; [ta] the dog; [ua]")
+    for form in ("speech_text", "text_text"):
+        chain = parse_chain(unspoken, vocabulary, form)
+        assert (chain.tq, chain.ta, chain.ua) == ("what is it", "the dog", None)
+        assert chain.wellformed and not chain.cut
+    assert not parse_chain(unspoken, vocabulary, "speech_speech").wellformed
+    plain = parse_chain(vocabulary.encode_text("the dog<eoa>"), vocabulary, "text_text")
+    assert (plain.tq, plain.ta, plain.wellformed) == ("", "the dog", True)
     # The release's own chains have no marker before the transcript.
     bare = vocabulary.encode_text("what is it; [ta] the dog; [ua]")
     bare += [*vocabulary.encode_units(np.array([1, 2, 3])), *vocabulary.encode_text("<eoa>")]
