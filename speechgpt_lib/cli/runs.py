@@ -239,14 +239,20 @@ def plan(
     gpu_memory: option(float, "GB of each GPU.", min=1) = 80.0,
     mfu: option(float, "Share of the matmul peak that training reaches.", min=0.01, max=1) = 0.4,
     peak_tflops: option(float, "A GPU's matmul peak; 989: an H100 in bf16.", min=0.01) = 989.0,
+    measure: option(
+        bool, "Time a few steps on this machine instead of assuming.", "--measure"
+    ) = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what the three stages need on so many GPUs: memory, tokens, hours, disk; refuse what
     can't fit."""
-    from speechgpt_lib.language_model import planning
+    from speechgpt_lib.language_model import planning, timing
+    from speechgpt_lib.training.devices import resolve_device
 
-    settings = load(recipe, changes)
-    found = planning.plan(settings, gpus, gpu_memory, mfu=mfu, peak_tflops=peak_tflops)
+    settings, seconds = load(recipe, changes), None
+    if measure:
+        seconds = timing.measure(settings, resolve_device(settings.device))
+    found = planning.plan(settings, gpus, gpu_memory, mfu, peak_tflops, seconds)
     result = found | {"stages": [asdict(stage) for stage in found["stages"]]}
     emit(result, planning.render(found), as_json)
 

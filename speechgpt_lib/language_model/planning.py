@@ -7,6 +7,7 @@ have fewer heads than its queries (grouped-query attention), which share them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -214,19 +215,28 @@ class StagePlan:
 
 
 def plan(
-    recipe: Recipe, gpus: int, gpu_memory: float, mfu: float = MFU, peak_tflops: float = PEAK_TFLOPS
+    recipe: Recipe,
+    gpus: int,
+    gpu_memory: float,
+    mfu: float = MFU,
+    peak_tflops: float = PEAK_TFLOPS,
+    seconds: Callable[[str, int], float] | None = None,
 ) -> dict:
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
-    Returns {recipe, gpus, parameters, mfu, stages, hours, disk_gb}.  Raises UserError where a stage
-    can't fit even a block at a time.
+    seconds: what `timing.measure` found, in place of `mfu` and `peak_tflops`.  Returns {recipe,
+    gpus, parameters, mfu, stages, hours, disk_gb}; `mfu` is None where seconds were measured.
+    Raises UserError where a stage can't fit even a block at a time.
     """
     shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
     stages = [_stage(f"stage{k}", recipe, shape, gpus, gpu_memory, flops) for k in (1, 2, 3)]
+    if seconds:
+        stages = [replace(s, hours=s.steps * seconds(s.name, s.tokens) / 3600) for s in stages]
     hours = sum(stage.hours for stage in stages)
     # Two checkpoints (weights and two moments in fp32, and the copy being written), three models.
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
-    facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters, "mfu": mfu}
+    facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters}
+    facts["mfu"] = None if seconds else mfu
     facts |= {
         "vocabulary": shape.vocabulary,
         "shape_of": str(model_folder(recipe)[0] or "the recipe"),
@@ -266,9 +276,10 @@ def _stage(
 
 def render(found: dict) -> str:
     """A plan as a table for people."""
+    speed = f"MFU {found['mfu']:.0%} assumed" if found["mfu"] else "speed measured here"
     lines = [
         f"{found['recipe']}: {found['parameters'] / 1e9:.3f} billion parameters, "
-        f"{found['gpus']} GPUs, MFU {found['mfu']:.0%} assumed",
+        f"{found['gpus']} GPUs, {speed}",
         f"{found['vocabulary']} tokens in all; sizes are those of {found['shape_of']}",
         f"{'':8} {'steps':>7} {'tokens/step':>12} {'at once':>8} {'accum.':>6} {'weights':>8} "
         f"{'grads':>7} {'optim.':>7} {'activ.':>7} {'GB/GPU':>7} {'hours':>8}",

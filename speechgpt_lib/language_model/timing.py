@@ -1,0 +1,91 @@
+"""How fast this machine trains the stages of a recipe: the training loop itself, on random rows.
+
+A step's seconds grow evenly with its tokens and with the layers of the model; embeddings and the
+optimizer of the tables come on top.  So four short trainings, of few layers and few tokens, tell
+what the whole one takes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+
+from transformers import LlamaForCausalLM
+
+from speechgpt_lib.errors import UserError
+from speechgpt_lib.language_model import stages
+from speechgpt_lib.language_model.adapters import add_lora
+from speechgpt_lib.language_model.planning import Shape, full_memory
+from speechgpt_lib.language_model.rows import TokenRow
+from speechgpt_lib.recipes.schema import Recipe
+from speechgpt_lib.runs.machine import free_memory
+from speechgpt_lib.training.devices import resolve_precision
+from speechgpt_lib.training.options import TrainingOptions
+
+LAYERS, BLOCKS = (1, 5), (1, 2)  # of the short trainings
+STEPS = 4  # of each; the first one prepares kernels and is not counted
+
+
+def measure(recipe: Recipe, device: str) -> Callable[[str, int], float]:
+    """Times the stages of `recipe` on `device` ("cpu", "cuda"), some ten seconds to minutes each.
+
+    Returns a function: a stage's name and the tokens of a step → seconds of that step in one
+    process.  Raises UserError where not even the short trainings fit into memory.
+    """
+    shape, corners = Shape.of(recipe), {}
+    for name in ("stage1", "stage2", "stage3"):
+        block = dict(recipe)[name].block
+        for layers, blocks in product(LAYERS, BLOCKS):
+            small = replace(shape, layers=layers), blocks * block
+            corners[name, layers, blocks] = seconds_of(recipe, name, *small, device)
+
+    def seconds_per_step(name: str, tokens: int) -> float:
+        blocks = tokens / dict(recipe)[name].block
+        at = [
+            _line(BLOCKS, [corners[name, layers, count] for count in BLOCKS], blocks)
+            for layers in LAYERS
+        ]
+        return _line(LAYERS, at, shape.layers)
+
+    return seconds_per_step
+
+
+def _line(places: tuple[int, int], values: list[float], at: float) -> float:
+    """The value at `at` of the line through two values, which noise may not turn downwards."""
+    (left, right), (low, high) = places, values
+    return low + max(0.0, high - low) * (at - left) / (right - left)
+
+
+def seconds_of(recipe: Recipe, name: str, shape: Shape, tokens: int, device: str) -> float:
+    """Median seconds of a step of stage `name` with a model of `shape` and random weights."""
+    stage = dict(recipe)[name]
+    precision = resolve_precision(stage.optimization.precision, device)
+    needed, free = full_memory(shape, 1, tokens, precision).total, free_memory(device)
+    if needed > free:
+        found = f"{needed / 1e9:.1f} GB for {shape.layers} layers, and {free / 1e9:.1f} are free"
+        raise UserError(f"timing {name} takes {found}: plan with --mfu and --peak-tflops instead")
+    model = LlamaForCausalLM(shape.config()).to(device)
+    if name == "stage3":
+        add_lora(model, stage.lora, recipe.seed)  # in place
+    few = {"steps": STEPS, "warmup": 1, "log_every": 1, "accumulation": 1, "sharding": "none"}
+    optimization = stage.optimization.model_copy(update=few)
+    changes = {"tokens_per_batch": tokens, "optimization": optimization}
+    rows, seen = random_rows(shape.vocabulary, stage.block, STEPS * tokens, name == "stage1"), []
+    options = TrainingOptions(recipe.seed, device, on_log=seen.append)
+    with tempfile.TemporaryDirectory() as work:
+        short = stage.model_copy(update=changes)
+        stages.fit(model, stages.always(rows), short, Path(work), options)
+    return statistics.median(b["seconds"] - a["seconds"] for a, b in pairwise(seen))
+
+
+def random_rows(vocabulary: int, block: int, tokens: int, all_count: bool) -> list[TokenRow]:
+    """Two rows a block, of random ids; of each all ids count, or the answer, its second half."""
+    rng, length = random.Random(0), block // 2
+    weights = [float(all_count)] * (length // 2) + [1.0] * (length - length // 2)
+    ids = range(3, vocabulary)
+    return [TokenRow(rng.choices(ids, k=length), weights) for _ in range(tokens // length)]
