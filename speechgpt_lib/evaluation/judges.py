@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.errors import UserError
@@ -50,6 +52,20 @@ def figure_name(kind: str, suffix: str, ceiling: bool = False) -> str:
     tts_wer_open, tts_wer_open_ceiling."""
     parts = ("_ceiling" * ceiling, suffix)
     return f"{kind}_wer{''.join(parts[::-1] if suffix == OPEN else parts)}"
+
+
+@functools.cache
+def _whisper() -> EnglishTextNormalizer:
+    return EnglishTextNormalizer({})
+
+
+def as_whisper_counts(text: str) -> str:
+    """A text as error rates of open English are usually compared: by Whisper's normaliser.
+
+    It writes numbers in digits, contractions in full, and drops what hesitates.  transformers'
+    copy, whose list of British spellings comes with a model: ours is applied before.
+    """
+    return _whisper()(one_spelling(text)).strip()
 
 
 def comparable(corpora: Corpora, text: str) -> str:

@@ -6,7 +6,8 @@ Sets are lists of `Item`: held-out utterances of the run's own corpus, or a fold
 
 Transcripts and answers are compared after the same normalisation of both sides: numbers, money,
 units and signs in words (`spoken_form.in_words`), British spelling as American (`one_spelling`),
-then the spelling of the run's first corpus (small letters, no punctuation).
+then the spelling of the run's first corpus (small letters, no punctuation).  Where the language is
+open, `asr_wer_whisper` counts as is usual there, by Whisper's normaliser.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,13 @@ from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.corpora.tables import hear, inside
 from speechgpt_lib.dialogue.speechgpt import SpeechGPT
 from speechgpt_lib.errors import UserError, reading
-from speechgpt_lib.evaluation.judges import OPEN, comparable, figure_name, judges_if_installed
+from speechgpt_lib.evaluation.judges import (
+    OPEN,
+    as_whisper_counts,
+    comparable,
+    figure_name,
+    judges_if_installed,
+)
 from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
@@ -54,10 +62,17 @@ class Item:
     rank: int = 0  # of its kind, in the order of the corpus
 
 
-def word_error_rate(items: Sequence[Item], heard: Sequence[str], draws: int, corpora) -> dict:
-    """The pooled word error rate of what was heard, both sides `comparable`."""
+def word_error_rate(
+    items: Sequence[Item],
+    heard: Sequence[str],
+    draws: int,
+    corpora: Corpora,
+    spelt: Callable[[str], str] | None = None,
+) -> dict:
+    """The pooled word error rate of what was heard, both sides `spelt`, or else `comparable`."""
+    spelt = spelt or partial(comparable, corpora)
     texts = zip((item.text for item in items), heard, strict=True)
-    pairs = [word_errors(*(comparable(corpora, text) for text in both)) for both in texts]
+    pairs = [word_errors(*map(spelt, both)) for both in texts]
     errors, words = zip(*pairs, strict=True)
     if not any(words):
         raise UserError("no word in any transcript of the set: there is nothing to compare with")
@@ -87,7 +102,12 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
         if chosen := items[: settings.asr_utterances]:
             heard = speechgpt.transcribe_many([i.wave for i in chosen])
-            figures[name] = word_error_rate(chosen, [w.text for w in heard], draws, corpora)
+            words = chosen, [w.text for w in heard], draws, corpora
+            figures[name] = word_error_rate(*words)
+            if run.recipe.lab is None:
+                figures[name.replace("wer", "wer_whisper")] = word_error_rate(
+                    *words, as_whisper_counts
+                )
             cut[name] = sum(written.cut for written in heard)
 
     if judges and known:
@@ -172,7 +192,10 @@ def evaluate_set(run: Run, folder: Path, voice: str | None = None) -> dict:
     speechgpt = SpeechGPT.load(run, voice)
     written = speechgpt.transcribe_many([i.wave for i in items])
     heard, cut = [w.text for w in written], {"asr_wer": sum(w.cut for w in written)}
-    figures = {"asr_wer": word_error_rate(items, heard, draws, speechgpt.corpora)}
+    words = items, heard, draws, speechgpt.corpora
+    figures = {"asr_wer": word_error_rate(*words)}
+    if run.recipe.lab is None:
+        figures["asr_wer_whisper"] = word_error_rate(*words, as_whisper_counts)
     seen = sum(bool(r.get("seen")) for r in records)
     result: dict = {"run": str(run.path), "items": len(items), "seen_in_training": seen, "cut": cut}
     result["nothing_heard"] = sum(bool(w.nothing_heard) for w in written)

@@ -19,6 +19,7 @@ COSTS = ("wall_seconds", "cpu_seconds")  # of the steps; cpu: user and system, o
 GOALS = {  # key → (what it is, must, aim)
     "asr_wer": ("word error rate of transcripts, held-out sentences", 0.08, 0.03),
     "asr_wer_heldout_voice": ("the same in a voice never heard", 0.35, 0.10),
+    "asr_wer_whisper": ("the same by Whisper's normaliser, as papers count", None, None),
     "tts_wer_open": ("word error rate of spoken sentences, open judge", None, None),
     "tts_wer_open_ceiling": ("the same of recordings of these sentences", None, None),
     "tts_wer": ("word error rate of spoken sentences, template judge", 0.20, None),

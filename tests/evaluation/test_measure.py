@@ -19,7 +19,11 @@ from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.evaluation import judges as evaluation_judges
 from speechgpt_lib.evaluation import measure
-from speechgpt_lib.evaluation.judges import comparable, judges_if_installed
+from speechgpt_lib.evaluation.judges import (
+    as_whisper_counts,
+    comparable,
+    judges_if_installed,
+)
 from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
 from speechgpt_lib.evaluation.report import write_report
 from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Written
@@ -112,7 +116,7 @@ def test_a_corpus_without_judge_and_questions_still_has_a_report(run: Run, monke
     parrot(run, monkeypatch, own)
     step = make(run, "evaluation")
     figures = step.metrics["figures"]
-    assert figures.keys() == {"asr_wer"} and figures["asr_wer"]["n"] > 0
+    assert figures.keys() == {"asr_wer", "asr_wer_whisper"} and figures["asr_wer"]["n"] > 0
     assert figures["asr_wer"]["low"] <= figures["asr_wer"]["value"] <= figures["asr_wer"]["high"]
     assert step.metrics["cut"] == {"asr_wer": figures["asr_wer"]["n"] // 2}
     report = write_report(run)
@@ -155,7 +159,7 @@ def test_a_judge_without_grammar_hears_every_corpus(tmp_path, monkeypatch) -> No
     open_judge(monkeypatch, Judge("Good day, number 1."))
     step = make(run, "evaluation")
     names = {f"{k}_wer_open{c}" for k in ("tts", "resynthesis") for c in ("", "_ceiling")}
-    assert step.metrics["figures"].keys() == {"asr_wer"} | names
+    assert step.metrics["figures"].keys() == {"asr_wer", "asr_wer_whisper"} | names
     assert step.facts["settings"]["open_judge"] == evaluation_judges.open_judge.identity()
     report = write_report(run)
     assert report["open_judge"] == "Whisper" and "Whisper" in (run.path / "report.html").read_text()
@@ -214,6 +218,13 @@ def test_an_open_judge_that_was_asked_for_by_name_must_be_there(tmp_path, monkey
 def test_what_a_stranger_writes_down_is_compared_by_its_words(run, name, heard, meant) -> None:
     corpora = open_corpora(load_recipe("smoke") if name == "lab" else run.recipe)
     assert comparable(corpora, heard) == comparable(corpora, meant) == meant
+
+
+def test_the_usual_normalisation_of_open_english() -> None:
+    said = "um, Mr. Smith won't pay twenty-one dollars for the colour [laughs]; it's Dr. Brown's"
+    heard = "mister smith will not pay $21 for the color it is doctor brown's"
+    assert as_whisper_counts(said) == as_whisper_counts(heard)
+    assert as_whisper_counts("um [laughs]") == ""
 
 
 def test_spelling_never_makes_one_word_of_two_in_the_lab() -> None:
