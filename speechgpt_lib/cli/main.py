@@ -10,7 +10,7 @@ import sys
 import typer
 
 from speechgpt_lib import __version__
-from speechgpt_lib.cli import runs, talk
+from speechgpt_lib.cli import cluster, runs, talk
 from speechgpt_lib.cli.corpora import corpora_app
 from speechgpt_lib.cli.instruct import instruct_app
 from speechgpt_lib.cli.text_to_unit import text_to_unit_app
@@ -35,6 +35,8 @@ for command in (runs.make, runs.train, runs.evaluate, runs.pairs, runs.ablate):
     app.command()(command)
 for command in (runs.plan, runs.fetch, runs.doctor):
     app.command()(command)
+app.command()(cluster.status)
+app.command()(cluster.cancel)
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(units_app, name="units")
 app.add_typer(vocoder_app, name="vocoder")

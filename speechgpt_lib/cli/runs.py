@@ -27,6 +27,8 @@ def run_recipe(
     dry_run: option(bool, "Only say what would be done.", "--dry-run") = False,
     allow_program: options.AllowProgram = False,
     verify: option(bool, "First compare all finished files with their hashes.", "--verify") = False,
+    on: option(str | None, "slurm: submit it as jobs of a cluster.", "--on") = None,
+    site: option(Path | None, "A file about the cluster, for --on slurm.") = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
@@ -43,6 +45,8 @@ def run_recipe(
     if verify:
         finished = [facts.parent for facts in folder.glob("[0-9][0-9]_*/*/facts.json")]
         say(f"verified {len([*map(verify_outputs, finished)])} finished steps in {folder}")
+    if on is not None:
+        return _run_elsewhere(on, settings, folder, site, dry_run, as_json)
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
@@ -66,6 +70,14 @@ def run_recipe(
     made = [asdict(result) | {"path": str(result.path)} for result in results]
     if as_json or lines:
         emit({"run": str(folder), "notebooks": made}, "\n".join(lines), as_json)
+
+
+def _run_elsewhere(on: str, *where: object) -> None:
+    from speechgpt_lib.cli.cluster import run_on_slurm
+
+    if on != "slurm":
+        raise UserError(f"--on {on!r}: only slurm is known")
+    run_on_slurm(*where)
 
 
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:

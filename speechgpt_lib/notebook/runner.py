@@ -152,6 +152,13 @@ def _with_work(selected: list[Path], recipe: Recipe, named: bool, reporter: Repo
     return [n for n in selected if n not in without]
 
 
+def missing_notebooks(run: Run, notebooks: list[Path]) -> set[str]:
+    """The names of those that `run_notebooks` would execute, as the run is now."""
+    keys = notebook_keys(notebooks, run.recipe, dump_recipe(run.recipe))
+    course = Course(run, notebooks, {"force": False}, keys, Reporter(None))
+    return {n.stem for n in notebooks if _reuse(course, n, quiet=True) is None}
+
+
 def _execute_missing(course: Course, selected: list[Path], jobs: int) -> dict[Path, dict]:
     """The states of the selected notebooks, executed where they are not there yet."""
     if jobs == 1:

@@ -7,7 +7,7 @@
 
 Any other launcher that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do, on
 one machine or on several that see the same run directory: `accelerate launch` with a configuration
-from `recipes/accelerate`, torchrun on every node, or srun.
+from `recipes/accelerate`, or torchrun on every node. A task of srun finds its place itself.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MEET_S = (60, 300)  # for all processes to be there, on one machine and on sever
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     """Take part in making step `name` of a run, as one of `processes` processes."""
+    place_by_slurm(int(processes))
     signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers with a checkpoint
     # torchrun gives each worker a session of its own: a killed launcher would leave them running.
     end_with_parent()
@@ -48,6 +49,18 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
         make(run, name, force, shards=slice(rank, None, int(processes)))
     else:
         make(run.as_worker(rank, int(processes)), name, force)
+
+
+def place_by_slurm(processes: int) -> None:
+    """Tells a task of srun its place among `processes`, where no launcher has said it."""
+    place = {
+        "RANK": "SLURM_PROCID",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "WORLD_SIZE": "SLURM_NTASKS",
+        "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+    }
+    if processes > 1 and "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        os.environ |= {ours: os.environ.get(slurms, "1") for ours, slurms in place.items()}
 
 
 def reach_first(rank: int, seconds: float) -> None:
@@ -75,4 +88,5 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:
-        sys.exit(f"stopped: {error}")
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(130)  # a job that ends so is requeued

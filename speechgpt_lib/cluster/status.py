@@ -1,0 +1,86 @@
+"""How the jobs of a run stand: waiting, running with progress, failed with the last error, done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechgpt_lib.cluster import slurm
+from speechgpt_lib.cluster.submit import logs_of, read_ledger
+from speechgpt_lib.pipeline.graph import plan
+from speechgpt_lib.runs.names import folder_of
+from speechgpt_lib.runs.run import Run
+from speechgpt_lib.training.log import read_metrics
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job: its state, more about it, and where its log is."""
+
+    name: str
+    id: str
+    state: str
+    more: str = ""
+    log: str = ""
+
+
+def status(run: Run) -> list[Status]:
+    """How every job that was submitted for `run` stands."""
+    ledger = read_ledger(run)
+    known = slurm.states(facts["id"] for facts in ledger.values())
+    steps = {step.step: step.state for step in plan(run)}
+    return [_status(run, name, facts, known[facts["id"]], steps) for name, facts in ledger.items()]
+
+
+def _status(run: Run, name: str, facts: dict, states: list[str], steps: dict) -> Status:
+    logs = logs_of(run, name, facts["id"])
+    log = str(logs[-1]) if logs else ""
+    counts = Counter(states)
+    if set(states) & set(slurm.UNDER_WAY):
+        more = _parts(counts) if facts["parts"] else _progress(run, facts["step"])
+        return Status(name, facts["id"], "running", more, log)
+    if set(states) & set(slurm.WAITING):
+        return Status(name, facts["id"], "waiting", _parts(counts) if facts["parts"] else "", log)
+    if _is_done(run, name, facts, steps):
+        return Status(name, facts["id"], "done")
+    ended = ", ".join(sorted(counts)).lower().replace("_", " ") or "gone from the queue"
+    if facts["parts"] and set(counts) == {"COMPLETED"}:
+        return Status(name, facts["id"], "done", "its parts are not joined yet")
+    words = _last_error(logs[-1]) if logs else ""
+    return Status(name, facts["id"], "failed", f"{ended}{': ' * bool(words)}{words}", log)
+
+
+def _is_done(run: Run, name: str, facts: dict, steps: dict[str, str]) -> bool:
+    """Whether what the job was for is there."""
+    if facts["step"]:
+        return steps.get(facts["step"]) == "reused"
+    number = name.removeprefix("notebook-")
+    for path in (run.path / "notebooks").glob(f"{number}_*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text(encoding="utf-8")).get("finished"):
+                return True
+    return False
+
+
+def _parts(counts: Counter) -> str:
+    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()))
+
+
+def _progress(run: Run, step: str) -> str:
+    """How far a training is, by the last row of its log."""
+    rows = read_metrics(run.path / f"{folder_of(step)}.partial" / "metrics.jsonl") if step else []
+    if not rows:
+        return ""
+    left = rows[-1].get("seconds_left")
+    return f"step {rows[-1]['step']}" + (f", {left / 60:.0f} min left" if left is not None else "")
+
+
+def _last_error(log: Path) -> str:
+    """The last line of a log that tells an error, else its last line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    told = [line for line in lines if "rror" in line and not line.startswith("srun: ")]
+    return (told or lines or [""])[-1][:300]
