@@ -418,7 +418,7 @@ def test_ci_calls_make_test_from_anywhere_and_passes_its_verdict_on(root, tmp_pa
         str(root),
         "make fairseq quantized natural requires []",
         str(root),
-        "make test requires [fairseq,descriptions,bitsandbytes,judge-open,natural,browser]",
+        "make test requires [fairseq,descriptions,bitsandbytes,judge-open,natural,browser,slurm]",
     ]
     assert done.stdout.splitlines() == expected
     assert done.returncode == 7
