@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import soundfile
 
@@ -79,6 +80,13 @@ def copies(run: Run) -> list[str]:
     return [path.stem[:2] for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
 
 
+def printed(notebook: Path) -> str:
+    """All that the cells of an executed notebook printed."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
 def test_the_published_weights_answer_aloud(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
     steps = ("inventory", "vocoder", "stage2", "stage3")
@@ -116,6 +124,11 @@ def test_small_is_trained_in_the_notebooks(data: Path, tmp_path: Path) -> None:
     changes = {"data": str(data), **LITTLE}
     run = twice("small", tmp_path / "run", changes, "run", "--only", ALL)
     assert copies(run) == ALL.split(",") and not run.find("hubert")
+    said = "\n".join(map(printed, sorted((run.path / "notebooks").glob("*.ipynb"))))
+    for reason in ("no phones", "without answers", "no questions with answers", "no synthesiser"):
+        assert reason in said
+    for imported in ("no hubert is made", "vocoder was imported", "text_model was imported"):
+        assert imported in said
     assert run.require("stage3").metrics["steps"] == 3
     corpus = run.require("corpus").metrics
     assert corpus["utterances"] > 30 and len(corpus["voices"]) > 5
