@@ -17,17 +17,20 @@ export MASTER_ADDR=$(scontrol -o show node "$first" | sed -n 's/.*NodeAddr=\\([^
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 """
 # 130: told to stop, it has saved; 138: it was told before it could listen. A job that was
-# cancelled, or is being preempted, is no longer RUNNING.
+# cancelled, or is being preempted, is no longer RUNNING. Slurm ends a script that has requeued its
+# job; one that ended by itself before would count as failed for those that wait.
 GO_ON = """\
 if [ $code -eq 130 ] || [ $code -eq 138 ]; then
     echo "stopped in time; the job goes on where it was (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 """
 AGAIN = """\
 if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt RETRIES ]; then
     echo "exit code $code; tried again ($((${SLURM_RESTART_COUNT:-0} + 1)) of RETRIES times)"
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 """
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt_lib.cluster import slurm
 from speechgpt_lib.cluster.submit import logs_of, read_ledger
+from speechgpt_lib.notebook.runner import find_notebooks, missing_notebooks
 from speechgpt_lib.pipeline.graph import plan
 from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.runs.run import Run
@@ -31,11 +30,14 @@ def status(run: Run) -> list[Status]:
     """How every job that was submitted for `run` stands."""
     ledger = read_ledger(run)
     known = slurm.states(facts["id"] for facts in ledger.values())
-    steps = {step.step: step.state for step in plan(run)}
-    return [_status(run, name, facts, known[facts["id"]], steps) for name, facts in ledger.items()]
+    there = {step.step for step in plan(run) if step.state == "reused"}
+    notebooks = find_notebooks()
+    executed = {path.stem for path in notebooks} - missing_notebooks(run, notebooks)
+    there |= {f"notebook-{name[:2]}" for name in executed}
+    return [_status(run, name, facts, known[facts["id"]], there) for name, facts in ledger.items()]
 
 
-def _status(run: Run, name: str, facts: dict, states: list[str], steps: dict) -> Status:
+def _status(run: Run, name: str, facts: dict, states: list[str], there: set) -> Status:
     logs = logs_of(run, name, facts["id"])
     log = str(logs[-1]) if logs else ""
     counts = Counter(states)
@@ -44,25 +46,13 @@ def _status(run: Run, name: str, facts: dict, states: list[str], steps: dict) ->
         return Status(name, facts["id"], "running", more, log)
     if set(states) & set(slurm.WAITING):
         return Status(name, facts["id"], "waiting", _parts(counts) if facts["parts"] else "", log)
-    if _is_done(run, name, facts, steps):
+    if (facts["step"] or name) in there:
         return Status(name, facts["id"], "done")
     ended = ", ".join(sorted(counts)).lower().replace("_", " ") or "gone from the queue"
     if facts["parts"] and set(counts) == {"COMPLETED"}:
         return Status(name, facts["id"], "done", "its parts are not joined yet")
     words = _last_error(logs[-1]) if logs else ""
     return Status(name, facts["id"], "failed", f"{ended}{': ' * bool(words)}{words}", log)
-
-
-def _is_done(run: Run, name: str, facts: dict, steps: dict[str, str]) -> bool:
-    """Whether what the job was for is there."""
-    if facts["step"]:
-        return steps.get(facts["step"]) == "reused"
-    number = name.removeprefix("notebook-")
-    for path in (run.path / "notebooks").glob(f"{number}_*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_text(encoding="utf-8")).get("finished"):
-                return True
-    return False
 
 
 def _parts(counts: Counter) -> str:

@@ -206,9 +206,11 @@ def _refuse(constant: str) -> None:
 
 def remove_half_written(folder: Path) -> None:
     """Remove what `atomic_path` has left where its process was killed."""
-    for path in sorted(folder.rglob(".*")):
-        if path.is_dir() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
-            shutil.rmtree(path, ignore_errors=True)
+    # os.walk goes on where a folder vanishes meanwhile: those of living processes come and go.
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if re.fullmatch(r"\..+\.[a-z0-9_]{8}", name):
+                shutil.rmtree(Path(parent, name), ignore_errors=True)
 
 
 def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
