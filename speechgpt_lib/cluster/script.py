@@ -20,17 +20,17 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # cancelled, or is being preempted, is no longer RUNNING. Slurm ends a script that has requeued its
 # job; one that ended by itself before would count as failed for those that wait.
 GO_ON = """\
+me=$SLURM_JOB_ID
 if [ $code -eq 130 ] || [ $code -eq 138 ]; then
     echo "stopped in time; the job goes on where it was (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
 fi
 """
 AGAIN = """\
+me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID may be that of the whole array
 if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt RETRIES ]; then
     echo "exit code $code; tried again ($((${SLURM_RESTART_COUNT:-0} + 1)) of RETRIES times)"
-    [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
 fi
 """
 
