@@ -17,13 +17,12 @@ export MASTER_ADDR=$(scontrol -o show node "$first" | sed -n 's/.*NodeAddr=\\([^
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 """
 # 130: told to stop, it has saved; 138: it was told before it could listen. A job that was
-# cancelled, or is being preempted, is no longer RUNNING. Slurm ends a script that has requeued its
-# job; one that ended by itself before would count as failed for those that wait.
+# cancelled is no longer RUNNING; one that is being preempted is requeued by Slurm as well.
 GO_ON = """\
 me=$SLURM_JOB_ID
 if [ $code -eq 130 ] || [ $code -eq 138 ]; then
     echo "stopped in time; the job goes on where it was (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
-    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
+    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me"
 fi
 """
 AGAIN = """\
