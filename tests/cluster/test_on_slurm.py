@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,12 +13,9 @@ import pytest
 
 from speechgpt_lib.cluster.site import load_site
 from speechgpt_lib.cluster.status import status
-from speechgpt_lib.cluster.submit import cancel_all, submit_missing, write_scripts
+from speechgpt_lib.cluster.submit import cancel_all, submit_missing
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline.launch import train_step
-from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
-from speechgpt_lib.training.log import read_metrics
 from tests.cluster.slurm_lab import SlurmLab
 
 pytestmark = pytest.mark.slow
@@ -147,44 +143,6 @@ def test_cancelled_jobs_stay_cancelled_until_asked_for(copied, on_slurm, site_fi
     on_slurm.wait_until_empty(60)
     assert set(states(copied).values()) == {"failed"} and not copied.find("stage3")
     assert "cancelled" in next(job.more for job in status(copied) if job.name == "stage3")
-
-
-def test_a_training_on_two_nodes_that_is_preempted_twice(
-    smoke_run, on_slurm, site_file, tmp_path
-) -> None:
-    few = {"processes": 2, "stage1.optimization.steps": 60, "stage1.optimization.precision": "no"}
-    few |= {"stage1.optimization.log_every": 1}
-    recipe = load_recipe(smoke_run / "recipe.yaml", few)
-    base = Run.open(smoke_run, say=quiet)
-    shared = {name: name for name in ("corpus", "inventory", "units", "expanded_model")}
-    whole, broken = (base.fork(tmp_path / name, recipe, shared) for name in ("whole", "broken"))
-    train_step(whole, "stage1", 2)
-    write_scripts(broken, load_site(site_file))
-    script = broken.path / "slurm" / "stage1.sbatch"
-    job = on_slurm.call("sbatch", "--parsable", str(script))  # by hand, as a user may
-    work = broken.path / "06_stage1_modality_adaptation" / "model.partial"
-    for start in range(2):
-        rows = len(read_metrics(work / "metrics.jsonl")) + 3
-        on_slurm.wait_for(partial(_has_rows, work / "metrics.jsonl", rows), 120)
-        urgent = ("sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive")
-        on_slurm.call(*urgent, "-o", "/dev/null", "--wrap", "sleep 1")
-        on_slurm.wait_for(partial(_is_restarted, on_slurm, job, start + 1), 60)
-    on_slurm.wait_until_empty(300)
-    logs = [read_metrics(r.require("stage1").path / "metrics.jsonl") for r in (whole, broken)]
-    steps = [[row["step"] for row in log] for log in logs]
-    assert steps[0] == steps[1], "every step once, and none left out"
-    for a, b in zip(*logs, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-    assert broken.require("stage1").facts["resumed"]
-
-
-def _has_rows(log: Path, count: int) -> bool:
-    return len(read_metrics(log)) > count
-
-
-def _is_restarted(lab: SlurmLab, job: str, times: int) -> bool:
-    found = lab.call("scontrol", "-o", "show", "job", job).split("Restarts=")
-    return int(found[1].split()[0]) >= times
 
 
 def test_a_partition_that_there_is_not(copied, on_slurm, site_file) -> None:
