@@ -34,6 +34,7 @@ def run_recipe(
     """Run the notebooks of a recipe; what is there and unchanged is reused."""
     from rich.console import Console
 
+    from speechgpt_lib.cli.cluster import run_on_slurm
     from speechgpt_lib.doctor import chosen_jobs
     from speechgpt_lib.notebook.runner import run_notebooks
     from speechgpt_lib.recipes.loading import check_sources
@@ -45,8 +46,12 @@ def run_recipe(
     if verify:
         finished = [facts.parent for facts in folder.glob("[0-9][0-9]_*/*/facts.json")]
         say(f"verified {len([*map(verify_outputs, finished)])} finished steps in {folder}")
-    if on is not None:
-        return _run_elsewhere(on, settings, folder, site, dry_run, as_json)
+    if on is not None or site is not None:
+        here = {"--only": only, "--force": force, "--jobs": jobs, "--allow-program": allow_program}
+        _check_elsewhere(on, [name for name, value in here.items() if value])
+        if not dry_run:
+            check_sources(settings)
+        return run_on_slurm(settings, folder, site, dry_run, as_json)
     if dry_run:
         return _dry_run(settings, folder, force, as_json)
     check_sources(settings)
@@ -72,12 +77,12 @@ def run_recipe(
         emit({"run": str(folder), "notebooks": made}, "\n".join(lines), as_json)
 
 
-def _run_elsewhere(on: str, *where: object) -> None:
-    from speechgpt_lib.cli.cluster import run_on_slurm
-
+def _check_elsewhere(on: str | None, others: list[str]) -> None:
+    """Refuses another cluster than Slurm, and options that its jobs don't have."""
     if on != "slurm":
-        raise UserError(f"--on {on!r}: only slurm is known")
-    run_on_slurm(*where)
+        raise UserError(f"--on {on!r}: only slurm is known" if on else "--site is for --on slurm")
+    if others:
+        raise UserError(f"{others[0]} is not for --on slurm, which submits all that is missing")
 
 
 def _dry_run(settings, folder: Path, force: bool, as_json: bool) -> None:

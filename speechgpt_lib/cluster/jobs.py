@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from speechgpt_lib.cluster.site import Kind, Site
 from speechgpt_lib.notebook.runner import find_notebooks, missing_notebooks
@@ -38,14 +37,14 @@ class ClusterJob:
     step: str = ""  # of the graph
 
 
-def jobs_of(run: Run, site: Site, notebooks_dir: Path | None = None) -> list[ClusterJob]:
+def jobs_of(run: Run, site: Site) -> list[ClusterJob]:
     """What must run so that all steps and notebooks of `run` are finished, each after what it
     needs."""
     planned = plan(run)
     todo = [step for step in planned if step.state != "reused"]
     names = {step.step for step in todo}
     jobs = [job for step in todo for job in _of_step(run, site, step, names)]
-    return jobs + _of_notebooks(run, site, names, notebooks_dir)
+    return jobs + _of_notebooks(run, names)
 
 
 def _of_step(run: Run, site: Site, step: Planned, todo: set[str]) -> list[ClusterJob]:
@@ -70,19 +69,20 @@ def _of_step(run: Run, site: Site, step: Planned, todo: set[str]) -> list[Cluste
         processes = run.recipe.processes
         if processes == 1:
             return [replace(plain, kind="training")]
-        ranks = min(site.ranks, processes)
+        # As few nodes as will do, each with as many of them.
+        nodes = next(
+            n for n in range(-(-processes // site.ranks), processes + 1) if not processes % n
+        )
         worker = "-m", "speechgpt_lib.pipeline.worker", step.step, str(run.path), str(processes)
-        shape = {"nodes": -(-processes // ranks), "ranks": ranks}
+        shape = {"nodes": nodes, "ranks": processes // nodes}
         return [replace(plain, kind="training", command=worker, **shape)]
     return [plain]
 
 
-def _of_notebooks(
-    run: Run, site: Site, todo: set[str], notebooks_dir: Path | None
-) -> list[ClusterJob]:
+def _of_notebooks(run: Run, todo: set[str]) -> list[ClusterJob]:
     """A job for each notebook that is not executed yet, or shows what will be made anew.  They
     follow each other, since they write into one folder; one that fails holds up none."""
-    notebooks = find_notebooks(notebooks_dir)
+    notebooks = find_notebooks()
     missing = missing_notebooks(run, notebooks)
     jobs: list[ClusterJob] = []
     for name in (path.stem for path in notebooks):

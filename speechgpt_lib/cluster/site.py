@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError, field_validator
 
 from speechgpt_lib.errors import UserError, reading
+from speechgpt_lib.recipes.loading import explain
 from speechgpt_lib.recipes.section import Count, Natural, Positive, Section
 
 EXAMPLE = Path(__file__).with_name("site.yaml")
@@ -87,10 +88,4 @@ def load_site(path: Path | None) -> Site:
     try:
         return Site.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its keys"
-        context = first.get("ctx", {})
-        what = first["msg"]
-        if "keys" in context:
-            what = f"{context['keys'][0]} is unknown: choose from {', '.join(context['allowed'])}"
-        raise UserError(f"{path}: {where}: {what} (see {EXAMPLE})") from None
+        raise UserError(f"{path}: {explain(error)} (see {EXAMPLE})") from None

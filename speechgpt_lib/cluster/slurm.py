@@ -25,7 +25,7 @@ def call(*command: str) -> str:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         words = said[-1] if said else f"exit code {done.returncode}"
-        raise UserError(f"{' '.join(command[:1])} refused: {words}")
+        raise UserError(f"{command[0]} refused: {words}")
     return done.stdout
 
 

@@ -50,15 +50,13 @@ def submit_missing(run: Run, site: Site) -> tuple[dict[str, str], dict[str, str]
         ledger = read_ledger(run)
         old = {name: ledger[name]["id"] for name in _alive(ledger)}
         new: dict[str, str] = {}
-        with _all_or_none(new):
+        with _all_or_none(run, new):
             for job in (job for job in jobs if job.name not in old):
                 new[job.name] = _submit(run, job, old | new)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        submitted = {job.name: job for job in jobs if job.name in new}
-        for name, job in submitted.items():
-            facts = {"kind": job.kind, "step": job.step, "parts": job.parts}
-            ledger[name] = {"id": new[name], "submitted": now, **facts}
-        write_json(run.path / FOLDER / "jobs.json", ledger)
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                facts = {"step": job.step, "parts": job.parts}
+                ledger[job.name] = {"id": new[job.name], "submitted": now, **facts}
+                write_json(run.path / FOLDER / "jobs.json", ledger)  # known, whoever is killed now
     return new, old
 
 
@@ -68,20 +66,22 @@ def _submit(run: Run, job: ClusterJob, ids: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _all_or_none(new: dict[str, str]) -> Iterator[None]:
-    """Cancels the jobs in `new` where the block fails."""
+def _all_or_none(run: Run, new: dict[str, str]) -> Iterator[None]:
+    """Where the block fails, cancels the jobs in `new` and takes them out of the ledger."""
+    before, path = read_ledger(run), run.path / FOLDER / "jobs.json"
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(UserError):
             slurm.cancel([*new.values()])
+        write_json(path, before) if before else path.unlink(missing_ok=True)
         if isinstance(error, UserError) and new:
             raise UserError(f"{error}; {len(new)} jobs submitted before are cancelled") from None
         raise
 
 
 def read_ledger(run: Run) -> dict[str, dict]:
-    """Job → {id, submitted, kind, step, parts} of all that was ever submitted, newest id."""
+    """Job → {id, submitted, step, parts} of all that was ever submitted, newest id."""
     path = run.path / FOLDER / "jobs.json"
     return read_json(path) if path.is_file() else {}
 

@@ -71,7 +71,9 @@ def seconds_of(recipe: Recipe, name: str, shape: Shape, tokens: int, device: str
         raise UserError(f"timing {name} takes {found}: plan with --mfu and --peak-tflops instead")
     model = LlamaForCausalLM(shape.config()).to(device)
     if name == "stage3":
-        add_lora(model, stage.lora, recipe.seed)  # in place
+        first = shape.vocabulary - recipe.units.clusters  # the new tokens learn, too
+        new_tokens = range(first, shape.vocabulary) if stage.lora.new_tokens else ()
+        add_lora(model, stage.lora, recipe.seed, new_tokens)  # in place
     few = {"steps": STEPS, "warmup": 1, "log_every": 1, "accumulation": 1, "sharding": "none"}
     optimization = stage.optimization.model_copy(update=few)
     changes = {"tokens_per_batch": tokens, "optimization": optimization}

@@ -186,7 +186,8 @@ def _train(job: Job, frames: dict[str, np.ndarray], inventory: UnitInventory) ->
     if compared:
         Vocoder(alone, copy.deepcopy(durations), *known).save(job.work / WITHOUT)
     Vocoder(generator, durations, *known).save(job.work)
-    frames = settings.optimization.steps * settings.batch_size * settings.segment_frames
+    waves = settings.optimization.steps * settings.batch_size * options.world_size
+    frames = waves * settings.segment_frames
     heard = frames * settings.hop / SAMPLE_RATE  # s
     hours = {"hours": round(heard / 3600, 3)}
     return {"generator": summary, "durations": duration_summary} | hours

@@ -38,7 +38,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, object] | None
         try:
             return Recipe.model_validate(values)
         except ValidationError as error:
-            raise UserError(f"{path}: {_explain(error)}") from None
+            raise UserError(f"{path}: {explain(error)}") from None
 
 
 def _file(name_or_path: str | Path, beside: Path | None = None) -> Path:
@@ -155,7 +155,7 @@ def parse_override(text: str) -> tuple[str, object]:
         return key, _parse(value)
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """The first three problems, unknown keys first: a misspelt key also counts as missing."""
     found = [item for item in error.errors() if "str" not in item["loc"]]  # of path or settings
     found = [item for item in found if item["type"] != "too_short"] or error.errors()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from speechgpt_lib.cluster.site import Array, Site
 from speechgpt_lib.cluster.submit import submit_missing, write_scripts
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import STEPS, make_all, order
+from speechgpt_lib.pipeline.worker import place_by_slurm
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
@@ -49,7 +51,7 @@ def test_every_step_and_notebook_has_a_job_after_what_it_needs(tmp_path: Path) -
 
 def test_a_training_takes_as_many_nodes_as_its_processes_need(tmp_path: Path) -> None:
     jobs = by_name(run_of(tmp_path, processes=6), Site(gpus_per_node=4))
-    assert (jobs["stage1"].nodes, jobs["stage1"].ranks) == (2, 4)
+    assert (jobs["stage1"].nodes, jobs["stage1"].ranks) == (2, 3), "six tasks, not eight"
     assert jobs["stage1"].command[:2] == ("-m", "speechgpt_lib.pipeline.worker")
     assert (jobs["corpus"].nodes, jobs["corpus"].ranks, jobs["corpus"].gpu) == (1, 1, False)
 
@@ -163,5 +165,29 @@ def test_as_json(tmp_path: Path, capsys) -> None:
     run_recipe("smoke", tmp_path, on="slurm", dry_run=True, as_json=True)
     found = json.loads(capsys.readouterr().out)["jobs"]
     assert found[0]["name"] == "corpus" and found[0]["kind"] == "step"
-    with pytest.raises(UserError, match="only slurm is known"):
-        run_recipe("smoke", tmp_path, on="pbs", dry_run=True)
+    for given, message in (
+        ({"on": "pbs"}, "only slurm is known"),
+        ({"site": tmp_path / "site.yaml"}, "--site is for --on slurm"),
+        ({"on": "slurm", "only": "03"}, "--only is not for --on slurm"),
+        ({"on": "slurm", "force": True}, "--force is not for --on slurm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_recipe("smoke", tmp_path / "other", dry_run=True, **given)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_task_of_srun_finds_its_place(monkeypatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    slurms = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+    for name, value in zip(slurms, ("5", "2", "6", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what is set below is gone afterwards
+        monkeypatch.delenv(name)
+    place_by_slurm(1)
+    assert not any(name in os.environ for name in names), "one process needs no place"
+    place_by_slurm(6)
+    assert [os.environ[name] for name in names] == ["5", "2", "6", "3"]
+    monkeypatch.setenv("RANK", "0")
+    place_by_slurm(6)
+    assert os.environ["RANK"] == "0", "a launcher has said it"

@@ -28,8 +28,8 @@ def test_without_a_file_the_cluster_decides() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("partitoin: gpu", "partitoin is unknown: choose from account, "),
-        ("array: {width: 3}", "array: width is unknown: choose from at_once"),
+        ("partitoin: gpu", "unknown key 'partitoin'; allowed here: account, "),
+        ("array: {width: 3}", "unknown key 'array.width'; allowed here: at_once"),
         ("gpus_per_node: -1", "gpus_per_node: .*greater than or equal to 0"),
         ("times: {training: tomorrow}", "times.training: .*days-hours:minutes:seconds"),
         ("array: {tasks: 0}", "array.tasks: .*greater than 0"),
