@@ -33,7 +33,7 @@ from speechgpt_lib.units.kmeans import nearest
 from speechgpt_lib.units.long_audio import RELEASE_CHUNK, encode_long
 from speechgpt_lib.units.sequence import expand, merge
 
-CHECK_EVERY = 20  # with bf16, every twentieth batch is also encoded in fp32
+CHECK_EVERY = 40  # with bf16, every fortieth utterance by length is also encoded in fp32
 WHOLE_S = 30.0  # seconds that are always encoded at once
 READERS = 4  # threads that decode the next batch while this one is encoded
 SCHEMA = pyarrow.schema(
@@ -156,11 +156,11 @@ class ShardEncoder:
         found, counts = {}, Counts()
         seconds = [u.seconds for u in speech]
         by_length = sorted(range(len(speech)), key=seconds.__getitem__)
-        batches = fill_batches(by_length, seconds, self.budget_s)
+        batches, checked = fill_batches(by_length, seconds, self.budget_s), by_length[::CHECK_EVERY]
         with ThreadPoolExecutor(READERS) as readers:
             reading = ({i: readers.submit(speech[i].read) for i in batch} for batch in batches)
             # In pairs: the next batch is read while this one is encoded; two are in memory.
-            for k, (batch, _) in enumerate(pairwise(chain(reading, [None]))):
+            for batch, _ in pairwise(chain(reading, [None])):
                 waves = {}
                 for i, future in batch.items():
                     error = future.exception()
@@ -173,16 +173,19 @@ class ShardEncoder:
                     else:
                         waves[i] = future.result()
                 if waves:
-                    made = self._encode_batch(list(waves.values()), counts, k % CHECK_EVERY == 0)
+                    check = [k for k, i in enumerate(waves) if i in checked]
+                    made = self._encode_batch(list(waves.values()), counts, check)
                     found |= zip(waves, made, strict=True)
         return [found[i] for i in range(len(speech))], counts
 
-    def _encode_batch(self, waves: list[np.ndarray], counts: Counts, check: bool) -> list[dict]:
-        """`units` and `durations` of each wave; what was met is added to `counts`."""
+    def _encode_batch(self, waves: list[np.ndarray], counts: Counts, check: list) -> list[dict]:
+        """`units` and `durations` of each wave; what was met, and missed by the waves numbered in
+        `check`, is added to `counts`."""
         frames, near = nearest(self.centroids, self._features(self.encoder, waves, counts))
         if self.reference is not None and check:
-            exact, _ = nearest(self.centroids, self._features(self.reference, waves, Counts()))
-            missed = np.concatenate(frames) != np.concatenate(exact)
+            some = self._features(self.reference, [waves[k] for k in check], Counts())
+            exact, _ = nearest(self.centroids, some)
+            missed = np.concatenate([frames[k] for k in check]) != np.concatenate(exact)
             counts.checked_frames += len(missed)
             counts.missed_frames += int(missed.sum())
         counts.near_ties += near

@@ -134,11 +134,16 @@ def processes(wanted: list[str]) -> list[psutil.Process]:
     return found
 
 
-def test_cancelled_jobs_stay_cancelled_until_asked_for(copied, on_slurm, site_file) -> None:
-    site = load_site(site_file)
+def test_cancelled_jobs_stay_cancelled_until_asked_for(
+    copied, on_slurm, site_file, tmp_path
+) -> None:
+    slow = tmp_path / "slow.sh"
+    slow.write_text('#!/bin/bash\nsleep 300\nexec "$@"\n')
+    slow.chmod(0o755)
+    site = load_site(site_file).model_copy(update={"container": str(slow)})
     shutil.rmtree(copied.require("stage3").path)
     new, _ = submit_missing(copied, site)
-    on_slurm.wait_for(lambda: "running" in states(copied).values(), 60)
+    on_slurm.wait_for(lambda: states(copied)["stage3"] == "running", 60)
     assert cancel_all(copied).keys() == new.keys()
     on_slurm.wait_until_empty(60)
     assert set(states(copied).values()) == {"failed"} and not copied.find("stage3")
