@@ -1,4 +1,4 @@
-"""`speechgpt run --on slurm`, `status` and `cancel`: a run on a cluster."""
+"""`speechgpt run --on slurm`, `doctor --on slurm`, `status` and `cancel`: a run on a cluster."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def run_on_slurm(
     lines += [f"waits in the queue: {name}, job {job}" for name, job in old.items()]
     lines += [f"look at it: speechgpt status {folder}"] if new or old else ["all of it is finished"]
     emit({"run": str(run.path), "submitted": new, "queued": old}, "\n".join(lines), as_json)
+
+
+def cluster_checks(run: Path, site_file: Path | None, recipe: Recipe | None) -> list:
+    """What `speechgpt doctor --on slurm` finds, for the folders that a recipe reads."""
+    from speechgpt_lib.cluster.check import check_cluster
+    from speechgpt_lib.cluster.site import load_site
+
+    paths = (Path(recipe.data).expanduser(),) if recipe and not recipe.lab else ()
+    return check_cluster(run, load_site(site_file), paths)
 
 
 def status(

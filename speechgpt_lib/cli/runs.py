@@ -310,17 +310,23 @@ def doctor(
     jobs: option(int, "As for `speechgpt run --jobs`.", min=1) = 1,
     recipe: option(str | None, "Also look for what this recipe reads.") = None,
     changes: options.Changes = None,
+    on: option(str | None, "slurm: also look at the cluster, by a job of a minute.", "--on") = None,
+    site: option(Path | None, "A file about the cluster, for --on slurm.") = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check versions, memory, disk, devices and optional parts, and what a recipe reads; exit code
     1 without a required one."""
     from rich.console import Console
 
+    from speechgpt_lib.cli.cluster import cluster_checks
     from speechgpt_lib.doctor import check_parts, diagnose, render
 
+    if on is not None or site is not None:
+        _check_elsewhere(on, [])
+    settings = load(recipe, changes) if recipe is not None else None
     checks = diagnose(run, jobs)
-    if recipe is not None:
-        checks += check_parts(load(recipe, changes))
+    checks += check_parts(settings) if settings else []
+    checks += cluster_checks(run, site, settings) if on else []
     if as_json:
         emit([asdict(check) for check in checks], "", True)
     else:

@@ -64,7 +64,21 @@ def check_partition(name: str | None) -> None:
         raise UserError(f"no partition {name!r}: this cluster has {', '.join(known)}")
 
 
-def largest_array() -> int:
-    """How many parts an array of this cluster may have."""
+def check_array(parts: int) -> None:
+    """Raises UserError for more parts than an array of this cluster may have."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
-    return int(found[1]) - 1 if found else 1000
+    if parts > (most := int(found[1]) - 1 if found else 1000):
+        raise UserError(f"array.tasks is {parts}, this cluster allows {most} at most")
+
+
+def count_nodes(partition: str | None) -> int:
+    """How many nodes a partition has; of the default one if it is None."""
+    rows = [line.split() for line in call("sinfo", "-h", "-o", "%P %D").splitlines()]
+    wanted = set(partition.split(",")) if partition else None
+    chosen = [row for row in rows if (row[0].rstrip("*") in wanted if wanted else "*" in row[0])]
+    return max(1, sum(int(count) for _, count in chosen))
+
+
+def reason(job: str) -> str:
+    """Why a job waits, in Slurm's words."""
+    return call("squeue", "-h", "-j", job, "-o", "%r").strip() or "no reason told"

@@ -14,6 +14,8 @@ from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.training.log import read_metrics
 
+NO_LOG = "it left no log; do the nodes see this folder? speechgpt doctor --on slurm"
+
 
 @dataclass(frozen=True)
 class Status:
@@ -51,7 +53,7 @@ def _status(run: Run, name: str, facts: dict, states: list[str], there: set) -> 
     ended = ", ".join(sorted(counts)).lower().replace("_", " ") or "gone from the queue"
     if facts["parts"] and set(counts) == {"COMPLETED"}:
         return Status(name, facts["id"], "done", "its parts are not joined yet")
-    words = _last_error(logs[-1]) if logs else ""
+    words = _last_error(logs[-1]) if logs else NO_LOG * (ended not in ("cancelled", "pending"))
     return Status(name, facts["id"], "failed", f"{ended}{': ' * bool(words)}{words}", log)
 
 

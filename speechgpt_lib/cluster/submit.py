@@ -42,8 +42,7 @@ def submit_missing(run: Run, site: Site) -> tuple[dict[str, str], dict[str, str]
         here = f"this is job {os.environ['SLURM_JOB_ID']} of Slurm"
         raise UserError(f"{here}, and a job submits no others: run this on a login node")
     slurm.check_partition(site.partition)
-    if site.array.tasks > (most := slurm.largest_array()):
-        raise UserError(f"array.tasks is {site.array.tasks}, this cluster allows {most} at most")
+    slurm.check_array(site.array.tasks)
     busy = f"another process is submitting the jobs of {run.path}: wait for it"
     with locked(run.path / FOLDER / ".lock", busy):
         jobs = write_scripts(run, site)

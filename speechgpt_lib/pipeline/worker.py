@@ -23,6 +23,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import find_step, make
+from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
@@ -31,14 +32,15 @@ MEET_S = (60, 300)  # for all processes to be there, on one machine and on sever
 
 def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     """Take part in making step `name` of a run, as one of `processes` processes."""
-    place_by_slurm(int(processes))
+    by_slurm = place_by_slurm(int(processes))
     signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers with a checkpoint
     # torchrun gives each worker a session of its own: a killed launcher would leave them running.
     end_with_parent()
     rank = int(os.environ.get("RANK", 0))
     # The run is told how many there must be; the training loop refuses if others are there.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 1)) if by_slurm else usable_cores() // here
+    torch.set_num_threads(max(1, cores))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -51,16 +53,18 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
         make(run.as_worker(rank, int(processes)), name, force)
 
 
-def place_by_slurm(processes: int) -> None:
-    """Tells a task of srun its place among `processes`, where no launcher has said it."""
+def place_by_slurm(processes: int) -> bool:
+    """Tells a task of srun its place among `processes`, where no launcher has; whether it did."""
     place = {
         "RANK": "SLURM_PROCID",
         "LOCAL_RANK": "SLURM_LOCALID",
         "WORLD_SIZE": "SLURM_NTASKS",
         "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
     }
-    if processes > 1 and "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+    alone = "RANK" not in os.environ and "SLURM_PROCID" in os.environ
+    if processes > 1 and alone:
         os.environ |= {ours: os.environ.get(slurms, "1") for ours, slurms in place.items()}
+    return processes > 1 and alone
 
 
 def reach_first(rank: int, seconds: float) -> None:

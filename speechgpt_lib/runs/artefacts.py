@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -213,13 +213,14 @@ def remove_half_written(folder: Path) -> None:
                 shutil.rmtree(Path(parent, name), ignore_errors=True)
 
 
-def hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, dict]:
-    """Relative path → {sha256, bytes} of files below `folder`, sorted, without names in `skip`."""
+def hash_folder(folder: Path, wanted: Callable[[str], bool] = bool) -> dict[str, dict]:
+    """Relative path → {sha256, bytes} of files below `folder`, sorted; `wanted` is asked for the
+    names of files and folders right below it."""
     files = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {
         name.as_posix(): {"sha256": hash_file(path), "bytes": path.stat().st_size}
         for name, path in files.items()
-        if name.parts[0] not in skip
+        if wanted(name.parts[0])
     }
 
 

@@ -291,7 +291,7 @@ class Run:
         artefacts.remove_half_written(work)
         system = {"system": platform.platform(), "python": platform.python_version()}
         facts = task.facts | {
-            "outputs": artefacts.hash_folder(work, skip=SCRAP),
+            "outputs": artefacts.hash_folder(work, lambda name: name not in SCRAP),
             "metrics": metrics,
             "wall_seconds": round(monitor.seconds, 2),
             "cpu_seconds": round(monitor.cpu_seconds, 2),

@@ -3,13 +3,14 @@
     checkpoints/step_00000120/{model.safetensors, optimizers.pt, state.json}
 
 `state.json` holds the step, the tokens read and the SHA-256 of the other files, so that a damaged
-checkpoint is recognised and the one before it used.
+checkpoint is recognised and the one before it used.  Those of sharded trainings are in `parts.py`.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,31 @@ def save_checkpoint(folder: Path, step: int, modules, moments, keep=2, tokens=0)
 
     Only the newest `keep` checkpoints stay.
     """
-    target = folder / f"step_{step:08d}"
+    target = step_folder(folder, step)
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for name, module in modules.items():
             save_module(module, temporary / f"{name}.safetensors")
         torch.save(moments, temporary / "optimizers.pt")
-        state = {"step": step, "tokens": tokens, "files": hash_folder(temporary)}
-        write_json(temporary / "state.json", state)
+        write_state(temporary, step, tokens, hash_folder(temporary))
+    remove_old(folder, keep)
+    return target
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return folder / f"step_{step:08d}"
+
+
+def write_state(path: Path, step: int, tokens: int, files: dict[str, dict]) -> None:
+    """What makes a folder of files, with their hashes, a checkpoint."""
+    write_json(path / "state.json", {"step": step, "tokens": tokens, "files": files})
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Leave only the newest `keep` checkpoints."""
     for old in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Checkpoint:
     path: Path
     step: int
     tokens: int
+    in_parts: bool = False
 
     def load_modules(self, modules: dict) -> int:
         """Restore weights in place; returns the step."""
@@ -60,22 +76,41 @@ class Checkpoint:
             return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None; warns of damaged ones and skips them."""
+def find_checkpoint(
+    folder: Path, share: slice = slice(None), agree: Callable[[bool], bool] = bool
+) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None; warns of damaged ones and skips them.
+
+    Processes that `share` the work each look at some of the files, and `agree` whether all are
+    whole.
+    """
     for path in sorted(folder.glob("step_*"), reverse=True):
+        damage = None
         try:
             with reading(path):
-                state = read_json(path / "state.json")
-                if hash_folder(path, skip=("state.json",)) != state["files"]:
-                    raise UserError("its files do not match the hashes in state.json")
-                step, tokens = int(state["step"]), int(state.get("tokens", 0))
-                if step != int(path.name.removeprefix("step_")) or tokens < 0:
-                    raise ValueError(f"state.json is of step {step}")
-            return Checkpoint(path, step, tokens)
+                found = _read_state(path, share)
         except UserError as error:
-            warning = f"checkpoint {path} is damaged ({error}); using the one before it"
-            warnings.warn(warning, stacklevel=2)
+            damage = str(error)
+        if agree(damage is None):
+            return found
+        damage = damage or "so another process found"
+        warning = f"checkpoint {path} is damaged ({damage}); using the one before it"
+        warnings.warn(warning, stacklevel=2)
     return None
+
+
+def _read_state(path: Path, share: slice) -> Checkpoint:
+    """A checkpoint, if its state makes sense and its files (those of `share`) are as written."""
+    state = read_json(path / "state.json")
+    step, tokens, files = int(state["step"]), int(state.get("tokens", 0)), state["files"]
+    names = sorted(p.name for p in path.iterdir() if p.name != "state.json")
+    own = names[share]
+    found = hash_folder(path, own.__contains__)
+    if names != sorted(files) or found != {name: files[name] for name in own}:
+        raise UserError("its files do not match the hashes in state.json")
+    if step != int(path.name.removeprefix("step_")) or tokens < 0:
+        raise ValueError(f"state.json is of step {step}")
+    return Checkpoint(path, step, tokens, any(name.startswith("shard-") for name in names))
 
 
 def save_module(module: torch.nn.Module, path: Path) -> None:

@@ -30,6 +30,7 @@ from speechgpt_lib.training.devices import compile_layers, resolve_compile, reso
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
+from speechgpt_lib.training.parts import load_in_parts, save_in_parts
 from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, whole
 
 
@@ -122,11 +123,14 @@ class Training:
 
     def _resume(self) -> None:
         """Modules and optimizers as the newest checkpoint has them, or new ones."""
-        checkpoint = find_checkpoint(self.work / "checkpoints")
+        share = slice(self.accelerator.process_index, None, self.world)
+        options = {"share": share, "agree": self._all} if self.sharded else {}
+        checkpoint = find_checkpoint(self.work / "checkpoints", **options)
         self.first, self.tokens_before = 0, 0
-        if checkpoint:  # weights come before they are shared out, moments after
-            self.first = checkpoint.load_modules(self.modules)
-            self.tokens_before = checkpoint.tokens
+        if checkpoint:
+            self.first, self.tokens_before = checkpoint.step, checkpoint.tokens
+            if not checkpoint.in_parts:  # whole weights come before they are shared out
+                checkpoint.load_modules(self.modules)
         if self.sharded:
             place, precision = self.accelerator.device, self.settings.precision
             self.modules = {n: shard(m, place, precision) for n, m in self.modules.items()}
@@ -137,8 +141,11 @@ class Training:
             own = make_optimizers([self.modules[name] for name in names], self.settings)
             self.optimizers |= {phase + suffix: optimizer for suffix, optimizer in own.items()}
         with reading(self.work / "checkpoints", "delete them, the step begins anew"):
-            for name, moments in checkpoint.load_moments().items() if checkpoint else ():
-                load_optimizer(self.optimizers[name], moments)
+            if checkpoint and checkpoint.in_parts:
+                load_in_parts(checkpoint.path, self.modules, self.optimizers)
+            elif checkpoint:
+                for name, moments in checkpoint.load_moments().items():
+                    load_optimizer(self.optimizers[name], moments)
         if not self.sharded:
             prepare = self.accelerator.prepare
             self.modules = {name: prepare(module) for name, module in self.modules.items()}
@@ -236,6 +243,10 @@ class Training:
             return own
         return self.accelerator.reduce(torch.as_tensor(own, device=self.accelerator.device), "sum")
 
+    def _all(self, own: bool) -> bool:
+        """Whether something is so in all processes."""
+        return self._sum(int(own)) == self.world
+
     def _not_finite(self, phase: str, step: int, losses: list, norm: torch.Tensor) -> UserError:
         """The error for a loss or gradient that is not finite, with the rows of all processes."""
         broken = [p for p, loss in zip(self.parts, losses, strict=True) if not loss.isfinite()]
@@ -289,13 +300,13 @@ class Training:
 
     def _save(self, done: int, together: bool) -> None:
         """Write a checkpoint; `together`: all processes are here, not the first alone."""
-        if self.sharded:
-            copy_back(self.modules, self.task.modules)
-        moments = {name: whole(o.state_dict()) for name, o in self.optimizers.items()}
         tokens = self._tokens() if together else self.tokens_before + self.own_tokens
-        if self.accelerator.is_main_process:
-            folder, keep = self.work / "checkpoints", self.settings.keep
-            save_checkpoint(folder, done, self.task.modules, moments, keep, tokens)
+        folder, more = self.work / "checkpoints", (self.settings.keep, tokens)
+        if self.sharded:
+            save_in_parts(folder, done, self.modules, self.optimizers, *more)
+        elif self.accelerator.is_main_process:
+            moments = {name: o.state_dict() for name, o in self.optimizers.items()}
+            save_checkpoint(folder, done, self.task.modules, moments, *more)
 
     def finish(self) -> dict[str, Any]:
         """The trained weights back in the modules that were given; returns the summary."""

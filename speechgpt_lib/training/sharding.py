@@ -1,9 +1,9 @@
 """Weights, gradients and moments shared out over all processes (FSDP2), for large models.
 
 Every process keeps a part of each tensor; a block's weights are whole only while it is at work.
-Checkpoints hold whole tensors, gathered in main memory (12 bytes a weight), as those of one process
-do: so a training begun in 8 processes goes on in 2, in 1, or unsharded.  torch's `fully_shard` is
-used as it is: accelerate's plug-in silently becomes plain data parallelism on a CPU.
+Checkpoints are written in parts (`parts.py`), so a training begun in 8 processes goes on in 2, in
+1, or unsharded.  torch's `fully_shard` is used as it is: accelerate's plug-in silently becomes
+plain data parallelism on a CPU.
 """
 
 from __future__ import annotations
@@ -37,13 +37,9 @@ def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     return fully_shard(sharded, mesh=mesh, mp_policy=policy)
 
 
-def whole(value):
-    """Sharded tensors in dictionaries and lists → whole ones on the CPU, by all processes."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor → the whole one on the CPU, by all processes; any other as it is."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

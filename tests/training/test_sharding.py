@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from speechgpt_lib.recipes.schema import Optimization
 from speechgpt_lib.training.log import read_metrics
+from tests.builders import files_limited_to
 
 ROOT = Path(__file__).parents[2]
 FULL = {"sharding": "full"}
@@ -23,6 +24,14 @@ def run(
     folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL
 ) -> list[dict]:
     """Train in so many processes; returns the metrics log of the folder."""
+    done = launch(folder, steps, processes, stop_at, settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def launch(
+    folder: Path, steps: int, processes: int, stop_at: int = 0, settings: dict = FULL
+) -> subprocess.CompletedProcess:
     arguments = [str(folder), str(steps), str(processes), str(stop_at), json.dumps(settings)]
     command = [sys.executable, "-m", "tests.training.sharded_worker", *arguments]
     if processes > 1:
@@ -30,9 +39,7 @@ def run(
         command[2:2] = [*launcher, "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run(command, **options, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return read_metrics(folder / "metrics.jsonl")
+    return subprocess.run(command, **options, timeout=300)
 
 
 def same_losses(found: list[dict], wanted: list[dict]) -> None:
@@ -70,6 +77,36 @@ def test_stopped_in_two_it_goes_on_in_any_number(tmp_path: Path, alone, processe
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
     same_losses(run(tmp_path, 8, processes), alone[1])
     same_weights(tmp_path, alone[0])
+
+
+@pytest.mark.slow
+def test_each_process_writes_its_part_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, alone
+) -> None:
+    run(tmp_path, 8, 2, stop_at=3)
+    run(tmp_path, 8, 2, stop_at=6)
+    newest = tmp_path / "checkpoints" / "step_00000006"
+    state = json.loads((newest / "state.json").read_text())
+    first, second = sorted(newest.glob("shard-*.safetensors"))
+    assert {p.name for p in (first, second)} == state["files"].keys() and state["step"] == 6
+    sizes = [path.stat().st_size for path in (first, second)]
+    assert max(sizes) < 1.2 * min(sizes), "nobody writes all"
+    second.write_bytes(second.read_bytes()[:-1] + b"\x01")
+    done = launch(tmp_path, 8, 2)
+    assert "step_00000006 is damaged (its files do not match" in done.stderr
+    assert "step_00000006 is damaged (so another process found)" in done.stderr
+    same_losses(read_metrics(tmp_path / "metrics.jsonl"), alone[1])
+    same_weights(tmp_path, alone[0])
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_parts_before(tmp_path: Path, alone) -> None:
+    run(tmp_path, 8, 2, stop_at=3)
+    with files_limited_to(20_000):
+        done = launch(tmp_path, 8, 2, stop_at=6)
+    assert done.returncode != 0 and "could not write its part of checkpoint" in done.stderr
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+    same_losses(run(tmp_path, 8, 1), alone[1])
 
 
 @pytest.mark.slow

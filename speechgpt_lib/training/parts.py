@@ -1,0 +1,130 @@
+"""Checkpoints in parts: every process writes and reads its own part of each tensor.
+
+    checkpoints/step_00000120/{shard-00001-….safetensors, shard-00002-…, state.json}
+
+No process ever holds the whole model, and a training begun in 8 processes goes on in 2 or 1: where
+a part belongs in its tensor stands in its file.  torch's distributed checkpoint does the work, in
+its safetensors format, which runs no code when it is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.runs.artefacts import hash_folder, replace, write_failure
+from speechgpt_lib.training.checkpoints import remove_old, step_folder, write_state
+
+Modules = dict[str, nn.Module]
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+def save_in_parts(
+    folder: Path, step: int, modules: Modules, optimizers: Optimizers, keep=2, tokens=0
+) -> Path:
+    """As `save_checkpoint`, by all processes together; the last act, by the first, makes it valid.
+
+    Raises UserError in every process where one could not write its part.
+    """
+    rank, target = distributed.get_rank(), step_folder(folder, step)
+    temporary = folder / f".{target.name}.parts" / target.name
+    if rank == 0:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    distributed.barrier()
+    try:
+        _write(temporary, weights_of(modules) | moments_of(optimizers))
+        own, found = f"shard-{rank + 1:05d}-", [None] * distributed.get_world_size()
+        hashes = hash_folder(temporary, lambda name: name.startswith(own))
+        distributed.all_gather_object(found, hashes)
+        if rank == 0:
+            write_state(temporary, step, tokens, {n: h for part in found for n, h in part.items()})
+            replace(temporary, target)
+            remove_old(folder, keep)
+    finally:
+        if rank == 0:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+    return target
+
+
+def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer)
+    except CheckpointException as failed:  # in all processes; it is no `Exception`
+        rank, (error, _) = min(failed.failures.items())
+        reason = write_failure(error) or one_line(error)
+        what = f"process {rank} could not write its part of checkpoint {folder.name}: {reason}"
+        raise UserError(f"{what}; the checkpoint before it is kept") from None
+
+
+def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
+    """Restore weights and moments in place; each process reads what is its own, and no more.
+
+    Modules and optimizers may be sharded over any number of processes, or not at all.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    states = _empty_states(reader.read_metadata().state_dict_metadata, optimizers)
+    tensors = weights_of(modules)
+    tensors |= {
+        f"{name}/{index}/{moment}": tensor
+        for name, state in states.items()
+        for index, moments in state.items()
+        for moment, tensor in moments.items()
+    }
+    alone = not any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    try:
+        dcp.load(tensors, storage_reader=reader, no_dist=alone)
+    except CheckpointException as failed:
+        raise min(failed.failures.items())[1][0] from None
+    for name, optimizer in optimizers.items():
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states[name], "param_groups": groups})
+
+
+def weights_of(modules: Modules) -> dict[str, Tensor]:
+    """`module/weight` → the tensor (or this process's part of it); tied ones once."""
+    found = {}
+    for name, module in modules.items():
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        weights = module.state_dict().items()
+        found |= {f"{name}/{part}": tensor for part, tensor in weights if part in own}
+    return found
+
+
+def moments_of(optimizers: Optimizers) -> dict[str, Tensor]:
+    """`optimizer/number of the parameter/moment` → the tensor (or this process's part of it)."""
+    return {
+        f"{name}/{index}/{moment}": tensor
+        for name, optimizer in optimizers.items()
+        for index, moments in optimizer.state_dict()["state"].items()
+        for moment, tensor in moments.items()
+    }
+
+
+def _empty_states(saved: dict, optimizers: Optimizers) -> dict[str, dict]:
+    """Optimizer → parameter → moment → zeros, shared out as the parameter, for all that is saved;
+    those of another shape (a count of steps) are whole in every process."""
+    states: dict[str, dict] = {name: defaultdict(dict) for name in optimizers}
+    likes = {
+        name: [p for group in optimizer.param_groups for p in group["params"]]
+        for name, optimizer in optimizers.items()
+    }
+    for key, facts in saved.items():
+        name, *more = key.split("/")
+        if len(more) == 2:  # a weight's name has one stroke
+            index, moment = int(more[0]), more[1]
+            like = likes[name][index].detach()
+            if facts.size == like.shape:
+                states[name][index][moment] = torch.zeros_like(like)
+            else:
+                states[name][index][moment] = torch.zeros(facts.size, dtype=facts.properties.dtype)
+    return states
