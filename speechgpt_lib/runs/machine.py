@@ -11,7 +11,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
 VECTOR_EXTENSIONS = "avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 asimd sve bf16".split()
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 FIGURES = ("seconds", "cpu_seconds", "peak_memory_mb")  # what a `Monitor` measures
 
 
@@ -111,6 +112,29 @@ def return_free_memory(collect: bool = True) -> None:
         arrow.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Inside the block, memory that is freed stays with this process, for what is computed next,
+    where it is glibc; afterwards it is given back.
+
+    Else every tensor of some 10 MB comes fresh from the system, page by page, which takes a sixth
+    of the time where such tensors come and go.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        yield
+        return
+    for kind, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(kind, value)
+    try:
+        yield
+    finally:  # the thresholds that glibc would have come to by itself
+        for kind, value in ((MMAP_MAX, 65_536), (MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**26)):
+            mallopt(kind, value)
+        return_free_memory(collect=False)
 
 
 class Monitor:

@@ -25,6 +25,7 @@ from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.recipes.schema import ExtractionSettings
 from speechgpt_lib.runs.artefacts import atomic_path, read_json
+from speechgpt_lib.runs.machine import keeping_memory
 from speechgpt_lib.runs.processes import run_in_processes
 from speechgpt_lib.training.batches import fill_batches
 from speechgpt_lib.units.features import FeatureEncoder
@@ -153,6 +154,10 @@ class ShardEncoder:
 
     def encode(self, speech: Sequence[tables.Utterance]) -> tuple[list[dict], Counts]:
         """Utterances (`seconds`, `read`) → `units`, `durations`, or `reason`, `detail`; counts."""
+        with keeping_memory():
+            return self._encode(speech)
+
+    def _encode(self, speech: Sequence[tables.Utterance]) -> tuple[list[dict], Counts]:
         found, counts = {}, Counts()
         seconds = [u.seconds for u in speech]
         by_length = sorted(range(len(speech)), key=seconds.__getitem__)

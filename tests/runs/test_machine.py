@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,3 +71,19 @@ def test_what_arrow_keeps_goes_back_too(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "pyarrow")
     machine.return_free_memory()
     assert freed == [1] and "pyarrow" not in sys.modules, "it is not loaded for that"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_memory_stays_inside_the_block_and_goes_back_after_it() -> None:
+    code = (
+        "import numpy, psutil\n"
+        "from speechgpt_lib.runs.machine import keeping_memory\n"
+        "used = lambda: psutil.Process().memory_info().rss / 2**20\n"
+        "def work(): return float(numpy.ones(25_000_000).sum())\n"
+        "before = used(); work(); print(used() - before)\n"
+        "with keeping_memory():\n    work(); print(used() - before)\n"
+        "print(used() - before); work(); print(used() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, inside, after, again = map(float, done.stdout.split())
+    assert inside > 150 and max(first, after, again) < 50
