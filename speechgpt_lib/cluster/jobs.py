@@ -88,13 +88,18 @@ def _of_notebooks(run: Run, todo: set[str]) -> list[ClusterJob]:
     for name in (path.stem for path in notebooks):
         if left_out(run.recipe, name):
             continue
-        shown = notebook_steps(run.recipe, name) if name in NOTEBOOKS else list(todo)
-        needs = _last(run, {step for step in order(run.recipe, shown) if step in todo})
+        needs = unmade(run, name, todo)
         if needs or name in missing:
             command = (*_cli("run", "--only", name, "--jobs", "1"), *_where(run))
             before = tuple(job.name for job in jobs[-1:])
             jobs.append(ClusterJob(f"notebook-{name[:2]}", "notebook", command, needs, before))
     return jobs
+
+
+def unmade(run: Run, notebook: str, todo: set[str]) -> tuple[str, ...]:
+    """The last of the steps `todo` that a notebook shows."""
+    shown = notebook_steps(run.recipe, notebook) if notebook in NOTEBOOKS else list(todo)
+    return _last(run, {step for step in order(run.recipe, shown) if step in todo})
 
 
 def _last(run: Run, names: set[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt_lib.cluster import slurm
+from speechgpt_lib.cluster.jobs import unmade
 from speechgpt_lib.cluster.submit import logs_of, read_ledger
 from speechgpt_lib.notebook.runner import find_notebooks, missing_notebooks
 from speechgpt_lib.pipeline.graph import plan
@@ -32,10 +33,11 @@ def status(run: Run) -> list[Status]:
     """How every job that was submitted for `run` stands."""
     ledger = read_ledger(run)
     known = slurm.states(facts["id"] for facts in ledger.values())
-    there = {step.step for step in plan(run) if step.state == "reused"}
-    notebooks = find_notebooks()
+    planned, notebooks = plan(run), find_notebooks()
+    todo = {step.step for step in planned if step.state != "reused"}
+    there = {step.step for step in planned} - todo
     executed = {path.stem for path in notebooks} - missing_notebooks(run, notebooks)
-    there |= {f"notebook-{name[:2]}" for name in executed}
+    there |= {f"notebook-{name[:2]}" for name in executed if not unmade(run, name, todo)}
     return [_status(run, name, facts, known[facts["id"]], there) for name, facts in ledger.items()]
 
 
