@@ -16,14 +16,14 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR=$(scontrol -o show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 """
-# 130: told to stop, it has saved; 138: it was told before it could listen. A job that was
-# cancelled is no longer RUNNING; one that is being preempted is requeued by Slurm as well.
+# 130: told to stop, it has saved; 143: told again while it ended; 138: told before it could listen.
+# A job that was cancelled is no longer RUNNING; a preempted one still is while its grace lasts.
 GO_ON = """\
 me=$SLURM_JOB_ID
-if [ $code -eq 130 ] || [ $code -eq 138 ]; then
+case $code in 130|138|143)
     echo "stopped in time; the job goes on where it was (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
-    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me"
-fi
+    [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
+esac
 """
 AGAIN = """\
 me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID may be that of the whole array

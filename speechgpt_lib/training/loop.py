@@ -295,6 +295,7 @@ class Training:
             self.visits[done]()
         if due and not last:
             self.saved = time.perf_counter()
+            # Nobody leaves before all is saved: a launcher ends the others when the first has gone.
             if self._sum(len(asked)) > 0:
                 raise KeyboardInterrupt(f"stopped after step {done}; run it again to resume")
 
