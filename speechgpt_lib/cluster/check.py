@@ -53,13 +53,14 @@ def _prepare(folder: Path, word: str) -> None:
 
 def _from_inside(folder: Path, word: str, site: Site, paths: tuple[Path, ...]) -> list[Check]:
     """What the tasks of a job on two nodes (or the only one) say."""
-    nodes = min(2, slurm.count_nodes(site.partition))
     seen = [str(path.absolute()) for path in paths]
     command = ("-m", "speechgpt_lib.cluster.probe", str(folder), word, *seen)
-    job = ClusterJob("doctor", "step", command, nodes=nodes)
     script = folder / "doctor.sbatch"
-    write_text(script, render(job, site, folder))
     try:
+        slurm.refuse_inside_a_job()
+        nodes = min(2, slurm.count_nodes(site.partition))
+        job = ClusterJob("doctor", "step", command, nodes=nodes)
+        write_text(script, render(job, site, folder))
         number = slurm.submit(script, [])
         ended = _wait(number, QUEUE_S)
     except UserError as error:
@@ -75,13 +76,15 @@ def _from_inside(folder: Path, word: str, site: Site, paths: tuple[Path, ...]) -
 def _wait(number: str, seconds: float) -> str | None:
     """Wait for the end of a job; why it did not come (it is cancelled then), or None."""
     deadline = time.monotonic() + seconds
-    while set(slurm.states([number])[number]) & set(slurm.ALIVE):
-        if time.monotonic() > deadline:
-            reason = slurm.reason(number)
-            slurm.cancel([number])
-            return f"still in the queue after {seconds:.0f} s ({reason}); cancelled"
-        time.sleep(1)
-    return None
+    try:
+        while set(slurm.states([number])[number]) & set(slurm.ALIVE):
+            if time.monotonic() > deadline:
+                why = slurm.reason(number)
+                return f"still in the queue after {seconds:.0f} s ({why}); cancelled"
+            time.sleep(1)
+        return None
+    finally:  # nothing is left behind, whoever interrupts
+        slurm.cancel([number])
 
 
 def judge(answers: list[dict], nodes: int, log: Path) -> list[Check]:

@@ -57,6 +57,13 @@ def cancel(ids: Sequence[str]) -> None:
         call("scancel", *ids)
 
 
+def refuse_inside_a_job() -> None:
+    """Raises UserError in a job of Slurm."""
+    if "SLURM_JOB_ID" in os.environ:
+        here = f"this is job {os.environ['SLURM_JOB_ID']} of Slurm"
+        raise UserError(f"{here}, and a job submits no others: run this on a login node")
+
+
 def check_partition(name: str | None) -> None:
     """Raises UserError with the partitions that there are, if `name` is none of them."""
     known = [line.rstrip("*") for line in call("sinfo", "-h", "-o", "%P").split()]

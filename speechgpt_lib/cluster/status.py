@@ -55,7 +55,7 @@ def _status(run: Run, name: str, facts: dict, states: list[str], there: set) -> 
     ended = ", ".join(sorted(counts)).lower().replace("_", " ") or "gone from the queue"
     if facts["parts"] and set(counts) == {"COMPLETED"}:
         return Status(name, facts["id"], "done", "its parts are not joined yet")
-    words = _last_error(logs[-1]) if logs else NO_LOG * (ended not in ("cancelled", "pending"))
+    words = _last_error(logs[-1]) if logs else NO_LOG * (ended != "cancelled")
     return Status(name, facts["id"], "failed", f"{ended}{': ' * bool(words)}{words}", log)
 
 

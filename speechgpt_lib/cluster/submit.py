@@ -7,7 +7,6 @@ ledger.  A job that Slurm still has is not submitted twice; what others wait for
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +37,7 @@ def submit_missing(run: Run, site: Site) -> tuple[dict[str, str], dict[str, str]
     Raises UserError where there is no Slurm, in a job, for a partition that there is not or an
     array that is too large, and where a job is refused: those submitted before it are cancelled.
     """
-    if "SLURM_JOB_ID" in os.environ:
-        here = f"this is job {os.environ['SLURM_JOB_ID']} of Slurm"
-        raise UserError(f"{here}, and a job submits no others: run this on a login node")
+    slurm.refuse_inside_a_job()
     slurm.check_partition(site.partition)
     slurm.check_array(site.array.tasks)
     busy = f"another process is submitting the jobs of {run.path}: wait for it"

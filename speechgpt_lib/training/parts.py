@@ -2,9 +2,9 @@
 
     checkpoints/step_00000120/{shard-00001-….safetensors, shard-00002-…, state.json}
 
-No process ever holds the whole model, and a training begun in 8 processes goes on in 2 or 1: where
-a part belongs in its tensor stands in its file.  torch's distributed checkpoint does the work, in
-its safetensors format, which runs no code when it is read.
+For that no process needs the whole model, and a training begun in 8 processes goes on in 2 or 1:
+where a part belongs in its tensor stands in its file.  torch's distributed checkpoint does the
+work, in its safetensors format, which runs no code when it is read.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib import __version__
-from speechgpt_lib.cluster import probe
+from speechgpt_lib.cluster import check, probe
 from speechgpt_lib.cluster.check import check_cluster, judge
 from speechgpt_lib.cluster.site import Site
 
@@ -17,7 +17,7 @@ GOOD = {"speechgpt": __version__, "sees_folder": True, "missing": [], "clock_s":
 
 def failed(answers: list[dict], tmp_path: Path, nodes: int = 2) -> dict[str, str]:
     found = judge(answers, nodes, tmp_path / "logs" / "doctor-7.log")
-    return {check.name: check.found for check in found if not check.ok}
+    return {one.name: one.found for one in found if not one.ok}
 
 
 def test_two_good_answers_are_good(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_an_environment_that_is_not_there_is_told_by_the_log(tmp_path: Path) -> 
 
 def test_without_slurm_there_is_one_failed_check(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (check,) = check_cluster(tmp_path / "run", Site())
-    assert not check.ok and check.required and check.found.startswith("no sbatch, squeue")
+    (one,) = check_cluster(tmp_path / "run", Site())
+    assert not one.ok and one.required and one.found.startswith("no sbatch, squeue")
     assert not (tmp_path / "run").exists()
 
 
@@ -74,3 +74,12 @@ def test_tasks_meet_and_compare_their_clocks(monkeypatch, tmp_path: Path) -> Non
     monkeypatch.setattr(probe, "WAIT_S", 0.1)
     with pytest.raises(OSError, match=r"127.0.0.1:26799 not reached in 0 s"):
         probe.meet(1, 2)
+
+
+def test_a_job_looks_at_no_cluster(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(check.shutil, "which", lambda name: name)
+    for name in ("check_partition", "check_array"):
+        monkeypatch.setattr(check.slurm, name, lambda value: None)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (bad,) = (c for c in check_cluster(tmp_path / "run", Site()) if not c.ok)
+    assert bad.name == "a job" and "a job submits no others" in bad.found
