@@ -13,6 +13,7 @@ from speechgpt_lib.cluster import slurm
 from speechgpt_lib.cluster.jobs import ClusterJob
 from speechgpt_lib.cluster.script import render
 from speechgpt_lib.cluster.site import Site
+from speechgpt_lib.cluster.status import last_error
 from speechgpt_lib.cluster.submit import FOLDER
 from speechgpt_lib.doctor import Check
 from speechgpt_lib.errors import UserError, one_line
@@ -93,9 +94,8 @@ def judge(answers: list[dict], nodes: int, log: Path) -> list[Check]:
         if not log.is_file():
             what = "the job wrote nothing, not even a log: is this folder on a disk of all nodes?"
             return [_check("run directory, on nodes", False, f"{what} {log.parent.parent}")]
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "an empty log")
-        return [_check("environment, on nodes", False, f"{last[:200]} (see {log})")]
+        why = last_error(log) or "an empty log"
+        return [_check("environment, on nodes", False, f"{why} (see {log})")]
     blind = [a["node"] for a in answers if not a["sees_folder"]]
     others = [f"{a['node']}: {a['speechgpt']}" for a in answers if a["speechgpt"] != __version__]
     missing = [f"{a['node']}: {path}" for a in answers for path in a["missing"]]

@@ -55,7 +55,7 @@ def _status(run: Run, name: str, facts: dict, states: list[str], there: set) -> 
     ended = ", ".join(sorted(counts)).lower().replace("_", " ") or "gone from the queue"
     if facts["parts"] and set(counts) == {"COMPLETED"}:
         return Status(name, facts["id"], "done", "its parts are not joined yet")
-    words = _last_error(logs[-1]) if logs else NO_LOG * (ended != "cancelled")
+    words = last_error(logs[-1]) if logs else NO_LOG * (ended != "cancelled")
     return Status(name, facts["id"], "failed", f"{ended}{': ' * bool(words)}{words}", log)
 
 
@@ -72,7 +72,7 @@ def _progress(run: Run, step: str) -> str:
     return f"step {rows[-1]['step']}" + (f", {left / 60:.0f} min left" if left is not None else "")
 
 
-def _last_error(log: Path) -> str:
+def last_error(log: Path) -> str:
     """The last line of a log that tells an error, else its last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
