@@ -46,12 +46,13 @@ def test_log_mel_of_twice_the_amplitude_and_of_silence():
 
 
 def test_distance_of_a_filter_is_at_most_its_ripple_in_decibels():
-    # An echo after 0.5 ms changes the envelope alike in every frame, so warping has little to gain.
+    # An echo after 0.5 ms changes the envelope alike in every frame, so warping has little to gain
+    # (here nothing, and then the two sums differ by their rounding alone).
     plain = noise(2)
     echoed = lfilter([1, *[0] * 7, 0.3], [1], plain)
     gaps = np.subtract(*(dct(log_mel(wave))[:, 1:14] / 40 for wave in (plain, echoed)))
     frames = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(gaps, axis=1).mean()
-    assert 0.5 < mel_cepstral_distance(plain, echoed) <= frames < 4
+    assert 0.5 < mel_cepstral_distance(plain, echoed) <= frames * (1 + 1e-12) < 4
 
 
 def test_distance_formula(monkeypatch):
