@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from speechgpt_lib.errors import UserError, out_of_memory, reading
 from speechgpt_lib.recipes.schema import Optimization
+from speechgpt_lib.runs.machine import keeping_memory
 from speechgpt_lib.surroundings import clear_variables
 from speechgpt_lib.training.checkpoints import find_checkpoint, save_checkpoint
 from speechgpt_lib.training.devices import compile_layers, resolve_compile, resolve_precision
@@ -71,7 +72,7 @@ def train(task: Task, settings: Optimization, work: Path, options: TrainingOptio
     (the last good checkpoint is kept); KeyboardInterrupt when a signal or the clock stopped it.
     """
     training = Training(task, settings, work, options)
-    with stop_requests() as asked:
+    with keeping_memory(), stop_requests() as asked:
         for step in range(training.first, settings.steps):
             record = training.step(step)
             last = training.is_last(step + 1)
