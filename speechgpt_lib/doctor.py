@@ -166,7 +166,7 @@ def check_parts(recipe: Recipe) -> list[Check]:
     """A check for each part that a recipe reads: is it there, and whole as far as one can tell?"""
     from speechgpt_lib.pipeline.fetch import parts_of
 
-    data, checks = Path(recipe.data).expanduser(), []
+    data, checks = recipe.data, []
     cost = f"recipe {recipe.name} can't run; speechgpt fetch --recipe {recipe.name} -o {data}"
     for part in parts_of(recipe):
         state, expected = part.state(data), f"{part.what}, in {data}"

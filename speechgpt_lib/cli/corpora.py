@@ -36,7 +36,7 @@ def list_corpora(as_json: AsJson = False) -> None:
 @corpora_app.command()
 def prepare(
     corpus: argument(str, "librispeech, common_voice, gigaspeech, libri_light, lj_speech or vctk."),
-    root: argument(Path, "The corpus' folder."),
+    root: argument(str, "The corpus' folder, or its address in an object store (s3://…)."),
     out: option(Path, "The folder to write: the utterance table.", "--out", "-o"),
     split: option(list[str] | None, "Repeatable; see `corpora list`. Default: all.") = None,
     decode: option(bool, "Look at samples, too: finds silence and NaN.", "--decode") = False,

@@ -25,6 +25,7 @@ from speechgpt_lib.corpora.ffmpeg import BadAudio
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.runs.stores import located
 
 LIMIT_S = 60  # of a file in one go
 MAXIMUM_S = 7200.0  # longer than any file of the corpora, 460 MB as float32 at 16 kHz
@@ -43,7 +44,7 @@ def read_audio(
 
     Raises BadAudio, in whatever format: docs/corpora-and-units.md says for which reasons.
     """
-    path = Path(path).expanduser()
+    path = located(path)
     return decode(path, *stretch(path, start, end, longest_s))[0]
 
 

@@ -25,6 +25,7 @@ from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus, LabCorpus
 from speechgpt_lib.runs.artefacts import remove_half_written
 from speechgpt_lib.runs.seeds import rank
+from speechgpt_lib.runs.stores import located
 
 MOST_TEXTS = 100_000  # transcripts that documents are drawn from
 WITH_TEXT = ("train", "voice")
@@ -37,7 +38,7 @@ def open_corpora(recipe: Recipe, table: Path | None = None, say: Callable = prin
         if isinstance(settings, LabCorpus):
             members.append(LabReader(settings))
             continue
-        root = Path(recipe.data).expanduser() / Path(settings.root).expanduser()
+        root = located(settings.root, recipe.data)
         name = f"{settings.reader}-{number}"
         members.append(DiskReader(settings, root, name, table and table / name, say))
     if len({member.name for member in members}) < len(members):

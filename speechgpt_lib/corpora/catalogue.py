@@ -5,7 +5,6 @@ Folders and files come in a fixed order, without hidden ones (macOS leaves `._na
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.runs.artefacts import open_text
+from speechgpt_lib.runs.stores import entries, located
 
 LONGEST_LINE = 1 << 20
 Names = str | Sequence[str] | None  # one, several, or all
@@ -55,12 +55,12 @@ ARCHIVES = {facts["name"]: Archive(**facts) for facts in _LISTED["archives"]}
 
 def require_corpus(root: Path | str, name: str) -> Path:
     """`root` as a path.  Raises UserError where the corpus `name` isn't: what is there instead."""
-    root, wanted = Path(root).expanduser(), CORPORA[name]
+    root, wanted = located(root), CORPORA[name]
     if not root.is_dir():
         raise UserError(f"no folder at {root}: give the folder that holds {wanted.layout}")
     if _holds(root, wanted):
         return root
-    inside = sorted(os.listdir(root))
+    inside = sorted(name for name, _ in entries(root))
     found = ", ".join(inside[:5]) + f" and {len(inside) - 5} more" * (len(inside) > 5)
     what = f"found {found or 'nothing'}; expected {wanted.layout}{_hint(root, wanted)}"
     raise UserError(f"{root} is not {wanted.title}: {what}")
@@ -96,12 +96,12 @@ def _has_chapters(root: Path, *suffixes: str) -> bool:
 
 def folders(root: Path) -> list[str]:
     """Names of the folders in `root`, sorted."""
-    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    return sorted(name for name, inner in entries(root) if inner and not name.startswith("."))
 
 
 def files(root: Path, suffix: str) -> list[str]:
     """Names of the files in `root` that end in `suffix`, sorted."""
-    found = (entry.name for entry in os.scandir(root) if not entry.is_dir())
+    found = (name for name, inner in entries(root) if not inner)
     return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
 
 

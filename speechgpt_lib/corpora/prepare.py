@@ -29,6 +29,7 @@ from speechgpt_lib.runs.artefacts import (
     remove_half_written,
     write_json,
 )
+from speechgpt_lib.runs.stores import located
 
 NO_FAULT = "not_speech"  # the reason that is counted, but neither bad nor in quarantine
 SETTINGS, QUARANTINE = "settings.json", "quarantine.parquet"
@@ -84,7 +85,7 @@ def prepare(
     change: what becomes of each row that the reader gives; None leaves it out.
     Raises UserError: no such corpus there, other settings than before, or too many bad utterances.
     """
-    root, out = Path(root).expanduser(), Path(out).expanduser()
+    root, out = located(root), Path(out).expanduser()
     rows = filter(None, map(change, read_rows(corpus, root, split, options)))
     first = next(rows, None)  # a folder of another corpus is refused before anything is written
     if first is None:

@@ -20,6 +20,7 @@ from speechgpt_lib.corpora.catalogue import Names, chosen_splits, files, require
 from speechgpt_lib.corpora.tables import Row, Skipped, Utterance
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.runs.artefacts import open_text, read_text
+from speechgpt_lib.runs.stores import located
 
 SPLIT = "train"  # the only one of LJSpeech and VCTK
 # Releases 0.92 and 0.80; of two microphones the first, which every sentence has.
@@ -40,7 +41,7 @@ def librispeech(root: Path | str, split: Names = None) -> Iterator[Row]:
     split: subsets such as dev-clean; None is all that are there.
     `root` may also be the folder that holds `LibriSpeech`, as the archives unpack.
     """
-    root, inner = Path(root).expanduser(), ""
+    root, inner = located(root), ""
     if (root / "LibriSpeech").is_dir() and not catalogue.subset_folders(root):
         inner = "LibriSpeech/"
     for subset, speaker, chapter in _chapters(root / inner, "librispeech", split):
@@ -84,7 +85,7 @@ def libri_light(
     maximum_s, pause_s: see `join_spans`; a longer pause would be silence that units have to model.
     whole_files: each file is one utterance, and the json files are not read.
     """
-    root = Path(root).expanduser()
+    root = located(root)
     for subset, speaker, book in _chapters(root, "libri_light", split):
         for name in files(root / book, ".flac"):
             id, path = f"{book}/{name.removesuffix('.flac')}", f"{book}/{name}"

@@ -27,6 +27,7 @@ from speechgpt_lib.corpora.speech import PLAIN, Manner, Phone
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.rates import SAMPLE_RATE
 from speechgpt_lib.runs.artefacts import atomic_path
+from speechgpt_lib.runs.stores import located
 
 TEXT_COLUMNS = ("id", "text", "answer", "kind", "voice", "split")
 _TEXT = pyarrow.string()
@@ -105,7 +106,7 @@ def inside(root: Path | str, name: str) -> Path:
     """
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise BadAudio("outside", name, f"only files inside {root} are read")
-    return Path(root) / name
+    return located(root) / name
 
 
 def read_segment(root: Path | str, u: Utterance, maximum_s=MAXIMUM_S) -> np.ndarray:

@@ -8,14 +8,17 @@ as an induction circuit (Olsson et al. 2022, arXiv 2209.11895), trainable from t
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reads
+from speechgpt_lib.language_model import planning
 from speechgpt_lib.language_model.families import read_config
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
@@ -108,9 +111,23 @@ class CausalLoss(nn.Module):
         fill = (-len(counted)) % 256
         chosen = torch.cat([counted, counted.new_zeros(fill)])
         kept = torch.cat([weights[counted], weights.new_zeros(fill)])
-        logits = self.model.lm_head(hidden[chosen]).float()  # (chosen, vocabulary)
-        losses = nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
-        return (losses * kept).sum(), weights.sum()
+        parts = (hidden[chosen], targets[chosen], kept)
+        # (chosen, vocabulary) numbers can be more than all else that a step keeps: of a large
+        # vocabulary some rows at a time, whose logits the backward pass computes again.
+        size = planning.positions_at_once(self.model.config.vocab_size)
+        if len(chosen) <= size:
+            return self._sum_of_losses(*parts), weights.sum()
+        again = functools.partial(checkpoint, self._sum_of_losses, use_reentrant=False)
+        sums = [again(*part) for part in zip(*(p.split(size) for p in parts), strict=True)]
+        return torch.stack(sums).sum(), weights.sum()
+
+    def _sum_of_losses(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """States (chosen, hidden), what should follow them, and how much each counts → a number."""
+        logits = self.model.lm_head(hidden).float()  # (chosen, vocabulary)
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (losses * weights).sum()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benc
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "4bit": 0.5}  # a weight of a frozen matrix
 BLOCK = 1024  # tokens
+LOGITS_AT_ONCE = 1 << 25  # of the loss: 134 MB; lab's 4096 tokens stay below it
 RESERVE = 0.08  # of a GPU's memory that its context, the allocator's gaps and communication take
 NAMES = {  # of what a shape has in transformers
     "hidden_size": "hidden_size",
@@ -156,22 +157,31 @@ def block_bytes(shape: Shape, tokens: int, precision: str) -> int:
     return tokens * (wide + 4 * shape.heads + 8)
 
 
+def positions_at_once(vocabulary: int) -> int:
+    """Of how many positions the loss computes logits at a time."""
+    return max(256, LOGITS_AT_ONCE // vocabulary // 256 * 256)
+
+
 def activation_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
-    With checkpointing a block keeps its input alone.  Each token has a row of log-probabilities.
+    With checkpointing a block keeps its input alone.  Each token has a row of log-probabilities,
+    but where the vocabulary is so large that the loss computes them again.
     """
-    d = shape.hidden_size
+    d, at_once = shape.hidden_size, tokens <= positions_at_once(shape.vocabulary)
     block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
-    row = 4 * shape.vocabulary + (10 if precision == "bf16" else 12) * d
+    row = 4 * shape.vocabulary * at_once + (10 if precision == "bf16" and at_once else 12) * d
     return shape.layers * block + tokens * row
 
 
 def _most_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
-    """Activations, and the gradient of the log-probabilities or a block that is computed again."""
+    """Activations, and the gradient of the log-probabilities or what is computed again: they and
+    it of some positions, or a block."""
     again = block_bytes(shape, tokens, precision) if checkpointing else 0
     kept = activation_bytes(shape, tokens, precision, checkpointing)
-    return kept + max(4 * tokens * shape.vocabulary, again)
+    some = positions_at_once(shape.vocabulary)
+    loss = shape.vocabulary * (4 * tokens if tokens <= some else 2 * 4 * some)
+    return kept + max(loss, again)
 
 
 def full_memory(

@@ -27,8 +27,8 @@ from speechgpt_lib.runs.machine import free_memory
 from speechgpt_lib.training.devices import resolve_precision
 from speechgpt_lib.training.options import TrainingOptions
 
-LAYERS, BLOCKS = (1, 5), (1, 2)  # of the short trainings
-STEPS = 4  # of each; the first one prepares kernels and is not counted
+LAYERS, BLOCKS = (1, 6), (1, 3)  # of the short trainings
+STEPS = 6  # of each; the first one prepares kernels and is not counted
 
 
 def measure(recipe: Recipe, device: str) -> Callable[[str, int], float]:

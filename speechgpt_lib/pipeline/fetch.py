@@ -20,6 +20,7 @@ from speechgpt_lib.corpora.download import download, fetch_file, hash_of
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
+from speechgpt_lib.runs.stores import located
 
 _LISTED = yaml.safe_load(Path(__file__).with_name("parts.yaml").read_text(encoding="utf-8"))
 UNKNOWN = {
@@ -56,9 +57,9 @@ class Part:
             return self.url or self.archive.url
         return f"by hand: {self.manual}"
 
-    def state(self, data: Path) -> str:
+    def state(self, data: Path | str) -> str:
         """there, missing, or damaged (of what a hash is known)."""
-        place = data / self.path
+        place = located(self.path, data)
         if not place.exists() or (
             self.files and not any((place / n).exists() for n, _ in self.files)
         ):
@@ -94,6 +95,9 @@ def _parts_of_corpus(corpus: object) -> Iterator[Part]:
     published, root = CORPORA[corpus.reader], Path(corpus.root)
     facts = {"what": published.title, "licence": published.licence}
     archives = [a for a in ARCHIVES.values() if a.corpus == corpus.reader]
+    if "://" in corpus.root:  # a store's owner has put it there
+        yield Part(corpus.root, size="?", manual="It is read from where it is.", **facts)
+        return
     if published.manual or not archives:
         yield Part(corpus.root, size="?", manual=published.manual or UNKNOWN["manual"], **facts)
         return

@@ -18,6 +18,7 @@ from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import DiskCorpus
 from speechgpt_lib.runs.artefacts import read_text
+from speechgpt_lib.runs.stores import StorePath, located
 
 LARGEST, MOST_ALIASES = 1 << 20, 16  # bytes of a recipe; values that stand elsewhere in it
 BUILT_IN = ("smoke", "lab", "release", "paper", "lab-natural", "small")
@@ -96,13 +97,17 @@ def _parse(text: str) -> Any:
 def check_sources(recipe: Recipe) -> None:
     """Raises UserError naming all files and folders of the recipe that are not there; also a judge
     that it names."""
-    paths = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
+    roots = [c.root for c in recipe.corpora if isinstance(c, DiskCorpus)]
+    paths = []
     for source in recipe.imports.used({"inventory": {"encoder"}}).values():
         # All but an encoder, which may be a name on the hub.
         paths += source.values() if isinstance(source, dict) else [source]
     data = Path(recipe.data).expanduser()
     named = [path for path in paths if isinstance(path, str) and not on_hub(data, path)]
-    places = [data / Path(path).expanduser() for path in named]
+    places = [located(path, recipe.data) for path in roots + named]
+    if far := [path for path in places[len(roots) :] if isinstance(path, StorePath)]:
+        cure = "copy it to a disk, and give its absolute path"
+        raise UserError(f"only corpora are read from a store, not the import {far[0]}: {cure}")
     if missing := dict.fromkeys(str(place) for place in places if not place.exists()):
         needs = f" It needs: {'; '.join(recipe.needs)}." if recipe.needs else ""
         raise UserError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from speechgpt_lib.runs.run import Run
 from tests.cluster.slurm_lab import SlurmLab, missing
 
 
@@ -45,3 +47,10 @@ def site_file(root: Path, tmp_path: Path) -> Path:
         f"setup: ['export PYTHONPATH={root} OMP_NUM_THREADS=1']\n"
     )
     return file
+
+
+@pytest.fixture
+def copied(smoke_run: Path, tmp_path: Path) -> Run:
+    """A run in which everything is finished."""
+    shutil.copytree(smoke_run, tmp_path / "run")
+    return Run.open(tmp_path / "run", say=lambda line: None)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from speechgpt_lib.cluster.check import check_cluster
-from speechgpt_lib.cluster.site import Array, load_site
+from speechgpt_lib.cluster.site import Array, Times, load_site
 from speechgpt_lib.cluster.status import status
 from speechgpt_lib.cluster.submit import cancel_all, submit_missing, write_scripts
 from speechgpt_lib.errors import UserError
@@ -45,13 +45,6 @@ def states(run: Run) -> dict[str, str]:
 def without_notebooks(lab: SlurmLab, new: dict[str, str]) -> None:
     """They take long, and have their own test."""
     lab.call("scancel", *(job for name, job in new.items() if name.startswith("notebook")))
-
-
-@pytest.fixture
-def copied(smoke_run: Path, tmp_path: Path) -> Run:
-    """A run in which everything is finished."""
-    shutil.copytree(smoke_run, tmp_path / "run")
-    return Run.open(tmp_path / "run", say=quiet)
 
 
 def test_all_notebooks_on_two_nodes(smoke_run, on_slurm, site_file, tmp_path, speechgpt) -> None:
@@ -189,6 +182,26 @@ def test_a_training_on_two_nodes_that_is_preempted_twice(
     assert broken.require("stage1").facts["resumed"]
     said = (broken.path / "slurm" / "logs" / f"stage1-{job}.log").read_text()
     assert said.count("the job goes on where it was") == 2
+
+
+def test_a_limit_of_time_that_is_shorter_than_a_training(
+    smoke_run, on_slurm, site_file, tmp_path
+) -> None:
+    """The least that Slurm knows is a minute."""
+    more = {"steps": 300, "accumulation": 16, "precision": "no", "log_every": 1}
+    values = {f"stage1.optimization.{name}": n for name, n in more.items()}
+    recipe = load_recipe(smoke_run / "recipe.yaml", values)
+    shared = {name: name for name in ("corpus", "inventory", "units", "expanded_model")}
+    run = Run.open(smoke_run, say=quiet).fork(tmp_path / "run", recipe, shared)
+    site = load_site(site_file).model_copy(update={"times": Times(training="1")})
+    write_scripts(run, site)
+    job = on_slurm.call("sbatch", "--parsable", str(run.path / "slurm" / "stage1.sbatch"))
+    on_slurm.wait_until_empty(600)
+    steps = [row["step"] for row in read_metrics(run.require("stage1").path / "metrics.jsonl")]
+    assert steps == [*range(1, 301)], "every step once, and none left out"
+    said = (run.path / "slurm" / "logs" / f"stage1-{job}.log").read_text()
+    assert said.count("the job goes on where it was") == restarts(on_slurm, job) >= 1
+    assert "DUE TO TIME LIMIT" not in said, "it was in time each time"
 
 
 def restarts(lab: SlurmLab, job: str) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import chain_row, cross_modal_row
+from speechgpt_lib.language_model import planning
 from speechgpt_lib.language_model.adapters import add_lora, load_adapter, save_adapter
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
 from speechgpt_lib.language_model.generation import answer, generate, speak, transcribe
@@ -70,6 +71,26 @@ def test_the_loss_is_the_weighted_mean_of_what_counts() -> None:
             counted = zip(row.ids[1:], row.weights[1:], strict=True)
             expected -= sum(w * logs[k, i] for k, (i, w) in enumerate(counted))
     assert weight == 8 and total.item() == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_the_loss_of_some_positions_at_a_time_is_that_of_all(compute, monkeypatch) -> None:
+    model = tiny_language_model(VOCABULARY)
+    ids = torch.randint(5, VOCABULARY.size, (3, 400))
+    weights = torch.rand(3, 400) * (torch.rand(3, 400) > 0.2)
+    found = []
+    for at_once in (1 << 25, 1):  # all, and 256
+        monkeypatch.setattr(planning, "LOGITS_AT_ONCE", at_once)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+            loss, weight = CausalLoss(model)(ids, weights)
+        loss.backward()
+        found.append((loss.item(), weight.item(), [p.grad.clone() for p in model.parameters()]))
+    (loss, weight, gradients), (again, same, others) = found
+    assert again == pytest.approx(loss, rel=1e-6) and same == weight
+    near = {"rtol": 1e-4, "atol": 1e-4} if compute == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, **near)
 
 
 def test_answers_count_and_text_counts_more() -> None:
