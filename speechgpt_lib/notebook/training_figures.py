@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,22 @@ def draw_log(
     ax.set(xlabel="step", ylabel=ylabel, ylim=(0, None), title=title)
     if smooth or mark:
         ax.legend()
+    return fig
+
+
+def draw_attempts(log: Sequence[dict]) -> Figure:
+    """The loss of a training in several attempts, with a line where each goes on: the seconds of
+    its log begin anew there."""
+    fig, ax = new_axes()
+    begins = [k for k in range(1, len(log)) if log[k]["seconds"] < log[k - 1]["seconds"]]
+    for number, (a, b) in enumerate(pairwise([0, *begins, len(log)])):
+        steps, losses = zip(*((row["step"], row["loss"]) for row in log[a:b]), strict=True)
+        ax.plot(steps, losses, color=COLORS[number % len(COLORS)], label=f"start {number + 1}")
+        if number:
+            ax.axvline(steps[0] - 0.5, **DASHED)
+            ax.annotate(" requeued", (steps[0] - 0.5, ax.get_ylim()[1]), va="top")
+    ax.set(xlabel="step", ylabel="loss", title="A job that was taken away and came back")
+    ax.legend()
     return fig
 
 

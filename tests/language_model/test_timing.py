@@ -41,5 +41,5 @@ def test_a_short_training_is_timed_in_every_stage() -> None:
 
 def test_what_does_not_fit_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "free_memory", lambda device: 10**6)
-    with pytest.raises(UserError, match=r"timing stage1 takes .* GB for 1 layers.*--mfu"):
+    with pytest.raises(UserError, match=r"timing stage1 takes .* GB for 2 layers.*--mfu"):
         timing.measure(load_recipe("smoke"), "cpu")
