@@ -31,8 +31,8 @@ class Story(NamedTuple):
 
 
 def interrupted_training(run: Run, step: str, rows: int, site: Site) -> Story:
-    """Submit the training of `step`; once its log has so many `rows`, its job hears what a job hears
-    that must make room.  It saves, is requeued and goes on; waits for its end.
+    """Submit the training of `step`; once its log has so many `rows`, its job hears the signal of
+    one that must make room.  It saves, is requeued and goes on; waits for its end.
 
     Where no cluster takes the job, the story that was recorded on one, which says so and why.
     Raises UserError where the job fails, or takes more than a quarter of an hour.
