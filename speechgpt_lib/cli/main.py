@@ -19,7 +19,7 @@ from speechgpt_lib.cli.vocoder import speak, vocoder_app
 from speechgpt_lib.cli.voice import voice_app
 from speechgpt_lib.errors import UserError, one_line, out_of_memory
 from speechgpt_lib.runs.artefacts import escaped
-from speechgpt_lib.runs.processes import end_with_parent
+from speechgpt_lib.runs.processes import watched_by_slurm
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",
@@ -56,14 +56,13 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
-    if "SLURM_PROCID" in os.environ:  # a task that nobody watches over any more would be an orphan
-        end_with_parent()
     # What the terminal's encoding lacks is printed as \u2192, here and in child processes.
     for stream in (s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")):
         stream.reconfigure(errors="backslashreplace")
         os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
     try:
-        status = app(standalone_mode=False)
+        with watched_by_slurm():
+            status = app(standalone_mode=False)
         if status == 130:  # typer answers an interruption so, instead of raising it
             print("stopped; what is finished is kept", file=sys.stderr)
         sys.exit(status)

@@ -24,7 +24,7 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import find_step, make
 from speechgpt_lib.runs.machine import usable_cores
-from speechgpt_lib.runs.processes import end_with_parent
+from speechgpt_lib.runs.processes import end_with_parent, watched_by_slurm
 from speechgpt_lib.runs.run import Run
 
 MEET_S = (60, 300)  # for all processes to be there, on one machine and on several
@@ -88,7 +88,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        with watched_by_slurm():
+            main(*sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:

@@ -185,3 +185,26 @@ def end_with_parent() -> None:
     """Ask Linux to send this process SIGTERM when its parent is gone, even by SIGKILL."""
     if _LIBC:
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextlib.contextmanager
+def watched_by_slurm() -> Iterator[None]:
+    """Around what a task of srun does; elsewhere nothing.
+
+    It ends with the daemon that watches over it (slurmstepd), even if that is killed.  srun would
+    not notice, and wait until the job's limit: so the job is requeued then.
+    """
+    if "SLURM_PROCID" not in os.environ:
+        yield
+        return
+    daemon, job = os.getppid(), os.environ.get("SLURM_JOB_ID", "")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the job's own id may mean all its parts
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    end_with_parent()
+    try:
+        yield
+    finally:
+        if os.getppid() != daemon:
+            print("the daemon of this task was lost: the job is begun again", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                subprocess.run(["scontrol", "requeue", job], check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -34,17 +33,29 @@ class Faults:
         return self._kill([p for p in self.working() if "srun" not in p.name()])
 
     def daemon(self) -> str:
-        """The daemon that watches over a step of a job is killed."""
+        """The daemon that watches over a step of a job is killed.
+
+        Not that of the job's script: Slurm notices its loss only when it next compares notes with
+        the node, after minutes.
+        """
         mine = {p.pid for p in self.working()}
-        found = [p for p in processes() if p.name() == "slurmstepd"]
-        return self._kill([p for p in found if {c.pid for c in p.children(recursive=True)} & mine])
+        found = [p for p in processes() if p.name() == "slurmstepd" and self._below(p) & mine]
+        return self._kill([p for p in found if ".batch]" not in " ".join(p.info["cmdline"])])
+
+    @staticmethod
+    def _below(process: psutil.Process) -> set[int]:
+        try:
+            return {child.pid for child in process.children(recursive=True)}
+        except psutil.Error:  # gone
+            return set()
 
     def node(self) -> str:
         """A node fails and comes back."""
         name = f"n{self.chance.randint(1, self.lab.nodes)}"
         self.lab.call("scontrol", "update", f"nodename={name}", "state=down", "reason=fault")
         time.sleep(1)
-        self.lab.call("scontrol", "update", f"nodename={name}", "state=resume")
+        # Refused where its daemon has reported by itself meanwhile.
+        self.lab.call("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         return name
 
     def cancelled(self) -> str:
@@ -74,8 +85,12 @@ class Faults:
         if not found:
             return ""
         one = self.chance.choice(found)
-        os.kill(one.pid, signal.SIGKILL)
-        return f"{one.pid} {one.name()}"
+        try:
+            told = f"{one.pid} {one.name()}"
+            one.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            return ""
+        return told
 
 
 def processes() -> list[psutil.Process]:
@@ -104,13 +119,15 @@ def test_twenty_faults_lose_nothing(copied: Run, on_slurm, site_file) -> None:
     todo = [*kinds, faults.full_disk] * 4
     chance.shuffle(todo)
     finished: dict[Path, str] = {}
+    deadline = time.monotonic() + 900
     while submit(on_slurm, run, site):
-        if todo:
-            on_slurm.wait_for(lambda: faults.working() or not on_slurm.call("squeue", "-h"), 120)
-            time.sleep(chance.uniform(0, 3))
+        happened = ""
+        while todo and not happened and on_slurm.call("squeue", "-h"):
+            time.sleep(chance.uniform(0.2, 3))
             if happened := todo[-1]():
-                print(f"{todo.pop().__name__} {happened}")
-        else:
+                print(f"{todo.pop().__name__} {happened}", flush=True)
+            assert time.monotonic() < deadline, on_slurm.call("squeue")
+        if not todo:
             on_slurm.wait_until_empty(300)
         made = {path: path.read_text() for path in run.path.glob("[0-9][0-9]_*/*/facts.json")}
         assert all(made[path] == facts for path, facts in finished.items()), "made once"

@@ -1,4 +1,4 @@
-"""The training that notebook 10 has taken away: recorded where nothing takes a job, else for real."""
+"""The training that notebook 10 has taken away: recorded where no cluster is, else for real."""
 
 from __future__ import annotations
 
