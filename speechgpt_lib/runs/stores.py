@@ -38,9 +38,8 @@ def entries(folder: Path | StorePath) -> Iterator[tuple[str, bool]]:
     if isinstance(folder, StorePath):
         yield from folder.entries()
         return
-    with os.scandir(folder) as found:
-        for entry in found:
-            yield entry.name, entry.is_dir()
+    for entry in os.scandir(folder):
+        yield entry.name, entry.is_dir()
 
 
 class StorePath(os.PathLike):
