@@ -193,7 +193,8 @@ def test_a_limit_of_time_that_is_shorter_than_a_training(
     recipe = load_recipe(smoke_run / "recipe.yaml", values)
     shared = {name: name for name in ("corpus", "inventory", "units", "expanded_model")}
     run = Run.open(smoke_run, say=quiet).fork(tmp_path / "run", recipe, shared)
-    site = load_site(site_file).model_copy(update={"times": Times(training="1")})
+    limit = {"times": Times(training="1"), "signal_s": 15}
+    site = load_site(site_file).model_copy(update=limit)
     write_scripts(run, site)
     job = on_slurm.call("sbatch", "--parsable", str(run.path / "slurm" / "stage1.sbatch"))
     on_slurm.wait_until_empty(600)
