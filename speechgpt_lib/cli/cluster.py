@@ -38,7 +38,8 @@ def cluster_checks(run: Path, site_file: Path | None, recipe: Recipe | None) -> 
     from speechgpt_lib.cluster.check import check_cluster
     from speechgpt_lib.cluster.site import load_site
 
-    paths = (Path(recipe.data).expanduser(),) if recipe and not recipe.lab else ()
+    on_disk = recipe and not recipe.lab and "://" not in recipe.data
+    paths = (Path(recipe.data).expanduser(),) if on_disk else ()
     return check_cluster(run, load_site(site_file), paths)
 
 

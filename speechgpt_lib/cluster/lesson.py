@@ -46,9 +46,13 @@ def interrupted_training(run: Run, step: str, rows: int, site: Site) -> Story:
         story = Story(**read_json(RECORDED))
         return story._replace(where=f"recorded {story.where}, since here: {why}")
     log = run.path / f"{folder_of(step)}.partial" / "metrics.jsonl"
-    _wait(lambda: len(read_metrics(log)) >= rows or not _alive(job), job)
-    slurm.call("scancel", "--signal=USR1", job)
-    _wait(lambda: not _alive(job), job)
+    try:
+        _wait(lambda: len(read_metrics(log)) >= rows or not _alive(job), job)
+        slurm.call("scancel", "--signal=USR1", job)
+        _wait(lambda: not _alive(job), job)
+    except BaseException:  # an interrupt, too, leaves no job behind
+        slurm.cancel([job])
+        raise
     said = [line for path in logs_of(run, step, job) for line in path.read_text().splitlines()]
     if not (made := run.find(step)):
         raise UserError(f"job {job} has failed: {' / '.join(said[-3:])}")
