@@ -73,8 +73,10 @@ def _progress(run: Run, step: str) -> str:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that tells an error, else its last line."""
+    """The last line of a log that tells an error, else its last line.  That srun failed, or that
+    Slurm cancelled the other tasks (in stars), is no cause, and may stand before or after it."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
-    told = [line for line in lines if "rror" in line and not line.startswith("srun: ")]
-    return (told or lines or [""])[-1][:300]
+    errors = [line for line in lines if "rror" in line and not line.startswith("srun: ")]
+    causes = [line for line in errors if "error: *** " not in line]
+    return (causes or errors or lines or [""])[-1][:300]

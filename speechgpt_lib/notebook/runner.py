@@ -34,13 +34,8 @@ from speechgpt_lib.runs.machine import Monitor
 from speechgpt_lib.runs.names import NOTEBOOKS
 from speechgpt_lib.runs.run import Run
 
-CODE = (
-    ".py",
-    ".js",
-    ".yaml",
-    ".txt",
-    ".mplstyle",
-)  # the files of the package that may change a result
+# The files of the package that may change a result.
+CODE = (".py", ".js", ".json", ".yaml", ".txt", ".mplstyle")
 
 
 @dataclass(frozen=True)

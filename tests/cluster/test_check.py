@@ -11,6 +11,7 @@ from speechgpt_lib import __version__
 from speechgpt_lib.cluster import check, probe
 from speechgpt_lib.cluster.check import check_cluster, judge
 from speechgpt_lib.cluster.site import Site
+from speechgpt_lib.cluster.status import last_error
 
 GOOD = {"speechgpt": __version__, "sees_folder": True, "missing": [], "clock_s": 0.01}
 
@@ -54,6 +55,18 @@ def test_an_environment_that_is_not_there_is_told_by_the_log(tmp_path: Path) -> 
     (tmp_path / "logs" / "doctor-7.log").write_text("bash: module: command not found\n\n")
     (what,) = failed([], tmp_path).values()
     assert what.startswith("bash: module: command not found (see ")
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["before", "after"])
+def test_the_cause_is_told_wherever_slurms_own_words_stand(order, tmp_path: Path) -> None:
+    cause = "slurmstepd-n2: error: execve(): /nowhere/python: No such file or directory"
+    cancelled = "slurmstepd-n1: error: *** STEP 119.0 ON n1 CANCELLED AT 2026-11-27T09:15:01 ***"
+    lost = "srun: error: n2: task 1: Exited with exit code 2"
+    log = tmp_path / "log"
+    log.write_text("\n".join([cause, cancelled, lost][order]))
+    assert last_error(log) == cause
+    log.write_text(cancelled)
+    assert last_error(log) == cancelled
 
 
 def test_without_slurm_there_is_one_failed_check(tmp_path: Path, monkeypatch) -> None:
