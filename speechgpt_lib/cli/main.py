@@ -19,7 +19,7 @@ from speechgpt_lib.cli.vocoder import speak, vocoder_app
 from speechgpt_lib.cli.voice import voice_app
 from speechgpt_lib.errors import UserError, one_line, out_of_memory
 from speechgpt_lib.runs.artefacts import escaped
-from speechgpt_lib.runs.processes import watched_by_slurm
+from speechgpt_lib.runs.slurm_task import watched_by_slurm
 
 app = typer.Typer(
     help="SpeechGPT as a course you can run: train one, ask it something, hear it answer.",

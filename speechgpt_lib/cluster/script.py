@@ -60,7 +60,9 @@ def render(job: ClusterJob, site: Site, folder: Path) -> str:
     body += [f"export TMPDIR={shlex.quote(site.scratch)}"] if site.scratch else []
     body += ["export PYTHONUNBUFFERED=1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
     body += MEETING.splitlines() if job.nodes * job.ranks > 1 else []
-    body += [f"srun --kill-on-bad-exit=1 {' '.join(map(_word, words))}", "code=$?"]
+    # srun hands signals on to a training; other work needs no step of its own.
+    launch = "srun --kill-on-bad-exit=1 " * (job.kind == "training" or job.nodes > 1)
+    body += [f"{launch}{' '.join(map(_word, words))}", "code=$?"]
     body += GO_ON.splitlines() if job.kind == "training" else []
     if job.parts and site.array.retries:
         body += AGAIN.replace("RETRIES", str(site.array.retries)).splitlines()

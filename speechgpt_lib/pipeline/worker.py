@@ -24,8 +24,9 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import find_step, make
 from speechgpt_lib.runs.machine import usable_cores
-from speechgpt_lib.runs.processes import end_with_parent, watched_by_slurm
+from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
+from speechgpt_lib.runs.slurm_task import watched_by_slurm
 
 MEET_S = (60, 300)  # for all processes to be there, on one machine and on several
 

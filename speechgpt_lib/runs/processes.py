@@ -185,29 +185,3 @@ def end_with_parent() -> None:
     """Ask Linux to send this process SIGTERM when its parent is gone, even by SIGKILL."""
     if _LIBC:
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-@contextlib.contextmanager
-def watched_by_slurm() -> Iterator[None]:
-    """Around what a task of srun does; elsewhere, also below a container or a launcher, nothing.
-
-    It ends with the daemon that watches over it (slurmstepd), even if that is killed.  srun would
-    not notice, and wait until the job's limit: so the job is requeued then.
-    """
-    daemon, name = os.getppid(), ""
-    with contextlib.suppress(psutil.Error):
-        name = psutil.Process(daemon).name() if "SLURM_PROCID" in os.environ else ""
-    if name != "slurmstepd":
-        yield
-        return
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the job's own id may mean all its parts
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    end_with_parent()
-    try:
-        yield
-    finally:
-        if os.getppid() != daemon:
-            with contextlib.suppress(OSError):  # nobody reads what is printed here any more
-                nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-                subprocess.run(["scontrol", "requeue", job], check=False, **nowhere)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -88,37 +86,3 @@ def test_one_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     maker = int((tmp_path / "0.shard").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(maker, 0)
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
-)
-@pytest.mark.parametrize("parent", ["slurmstepd", "launcher"])
-def test_a_task_whose_daemon_is_killed_has_its_job_requeued(tmp_path, root, parent) -> None:
-    said, ready = tmp_path / "said", tmp_path / "ready"
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {said}.new; mv {said}.new {said}\n')
-    task = tmp_path / "task.py"
-    task.write_text(
-        "import pathlib, signal, sys, time\n"
-        "from speechgpt_lib.runs.processes import watched_by_slurm\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n"
-        f"with watched_by_slurm():\n    pathlib.Path({str(ready)!r}).touch()\n    time.sleep(5)\n"
-    )
-    daemon = tmp_path / parent
-    daemon.write_text(f"#!/bin/sh\n{sys.executable} {task} &\nwait\n")
-    for program in (scontrol, daemon):
-        program.chmod(0o755)
-    job = {"SLURM_PROCID": "0", "SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "5"}
-    job |= {"SLURM_ARRAY_TASK_ID": "2", "PYTHONPATH": str(root)}
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with subprocess.Popen([daemon], env=os.environ | job | path) as process:
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.kill()
-    while not said.exists() and time.monotonic() < deadline and parent == "slurmstepd":
-        time.sleep(0.05)
-    time.sleep(0.5)
-    assert (said.read_text() if said.exists() else "") == "requeue 5_2\n" * (parent == "slurmstepd")

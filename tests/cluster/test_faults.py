@@ -1,0 +1,154 @@
+"""Twenty faults that nobody chose, over a run on two nodes: after all of them the same results."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from speechgpt_lib.cluster.jobs import jobs_of
+from speechgpt_lib.cluster.site import Site, load_site
+from speechgpt_lib.cluster.submit import submit_missing
+from speechgpt_lib.runs.run import Run
+from tests.cluster.slurm_lab import SlurmLab
+from tests.cluster.test_on_slurm import hashes, quiet, without_notebooks
+
+pytestmark = pytest.mark.slow
+DISK_MB = 256
+FAULTS = 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, small enough to be filled."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", disk]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("nobody but root may mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+class Faults:
+    """What can happen to the jobs of a run while they run.  Each returns what it hit, "" if there
+    was nothing to hit."""
+
+    def __init__(self, lab: SlurmLab, run: Run, chance: random.Random):
+        self.lab, self.run, self.chance = lab, run, chance
+
+    def process(self) -> str:
+        """A process that does the work is killed."""
+        return self._kill([p for p in self.working() if "srun" not in p.name()])
+
+    def daemon(self) -> str:
+        """The daemon that watches over a job, or over a step of it, is killed."""
+        mine = self.working()
+        return self._kill([p for p in processes() if p.name() == "slurmstepd" and _above(p, mine)])
+
+    def node(self) -> str:
+        """A node fails and comes back."""
+        if not self.working():
+            return ""
+        name = f"n{self.chance.randint(1, self.lab.nodes)}"
+        self.lab.call("scontrol", "update", f"nodename={name}", "state=down", "reason=fault")
+        time.sleep(1)
+        # Refused where its daemon has reported by itself meanwhile.
+        self.lab.call("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        return name
+
+    def cancelled(self) -> str:
+        """An administrator cancels a job."""
+        jobs = self.lab.call("squeue", "-h", "-t", "running", "-o", "%i").split()
+        if jobs:
+            self.lab.call("scancel", chosen := self.chance.choice(jobs))
+        return chosen if jobs else ""
+
+    def full_disk(self) -> str:
+        """The disk is full for some seconds."""
+        if not self.working():
+            return ""
+        disk = self.run.path.parent
+        room = os.statvfs(disk)
+        with open(disk / "others", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+        time.sleep(self.chance.uniform(1, 6))
+        (disk / "others").unlink()
+        return f"for {room.f_bavail * room.f_frsize >> 20} MB"
+
+    def working(self) -> list[psutil.Process]:
+        """The processes that make steps of the run."""
+        return [p for p in processes() if str(self.run.path) in " ".join(p.info["cmdline"] or ())]
+
+    def _kill(self, found: list[psutil.Process]) -> str:
+        if not found:
+            return ""
+        one = self.chance.choice(found)
+        try:
+            told = f"{one.pid} {' '.join(one.info['cmdline'])[:70]}"
+            one.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            return ""
+        return told
+
+
+def processes() -> list[psutil.Process]:
+    return list(psutil.process_iter(["cmdline", "name"]))
+
+
+def _above(process: psutil.Process, others: list[psutil.Process]) -> bool:
+    """Whether a process is above one of the others."""
+    try:
+        return bool({*process.children(recursive=True)} & {*others})
+    except psutil.Error:  # gone
+        return False
+
+
+def submit(lab: SlurmLab, run: Run, site: Site) -> bool:
+    """Submit what is missing, without notebooks, which have their own test; whether any was."""
+    steps = [job for job in jobs_of(run, site) if job.step]
+    if steps:
+        new, _ = submit_missing(run, site)
+        without_notebooks(lab, new)
+    return bool(steps)
+
+
+def test_twenty_faults_lose_nothing(smoke_run, small_disk, on_slurm, site_file) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    shutil.copytree(smoke_run, small_disk / "run")
+    run = Run.open(small_disk / "run", say=quiet)
+    chance, site, before = random.Random(seed), load_site(site_file), hashes(run)
+    for name in ("units", "cross_modal_set", "chain_set", "expanded_model", "stage1", "stage2"):
+        shutil.rmtree(run.require(name).path)
+    shutil.rmtree(run.require("stage3").path)
+    faults = Faults(on_slurm, run, chance)
+    kinds: list[Callable[[], str]] = [faults.process, faults.daemon, faults.node, faults.cancelled]
+    todo = [*kinds, faults.full_disk] * (FAULTS // 5)
+    chance.shuffle(todo)
+    finished: dict[Path, str] = {}
+    deadline = time.monotonic() + 1500
+    while submit(on_slurm, run, site):
+        happened = ""
+        while todo and not happened and on_slurm.call("squeue", "-h"):
+            time.sleep(chance.uniform(0.5, 8))
+            if happened := todo[-1]():
+                print(f"{time.strftime('%T')} {todo.pop().__name__} {happened}", flush=True)
+            assert time.monotonic() < deadline, on_slurm.call("squeue")
+        if not todo:
+            on_slurm.wait_until_empty(300)
+        made = {path: path.read_text() for path in run.path.glob("[0-9][0-9]_*/*/facts.json")}
+        assert all(made[path] == facts for path, facts in finished.items()), "made once"
+        finished = made
+    assert not todo, "the run was over before all of them had happened"
+    on_slurm.wait_until_empty(60)
+    assert hashes(run) == before
+    on_slurm.wait_for(lambda: not faults.working(), 30)
