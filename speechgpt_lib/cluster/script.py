@@ -16,17 +16,20 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR=$(scontrol -o show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 """
+ME = "me=$SLURM_JOB_ID"
+# The job's number may mean its whole array.
+ME_OF_ARRAY = "me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+# slurmstepd, which began as our parent, tells Slurm how a script has ended; killed, nobody does.
+LOST = '[ $(ps -o ppid= $$) -ne $PPID ] && { scontrol requeue "$me"; exit; }'
 # 130: told to stop, it has saved; 143: told again while it ended; 138: told before it could listen.
 # A job that was cancelled is no longer RUNNING; a preempted one still is while its grace lasts.
 GO_ON = """\
-me=$SLURM_JOB_ID
 case $code in 130|138|143)
     echo "stopped in time; the job goes on where it was (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
     [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
 esac
 """
 AGAIN = """\
-me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID may be that of the whole array
 if [ $code -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt RETRIES ]; then
     echo "exit code $code; tried again ($((${SLURM_RESTART_COUNT:-0} + 1)) of RETRIES times)"
     [ "$(squeue -h -j "$me" -o %T)" = RUNNING ] && scontrol requeue "$me" && sleep 60
@@ -63,6 +66,7 @@ def render(job: ClusterJob, site: Site, folder: Path) -> str:
     # srun hands signals on to a training; other work needs no step of its own.
     launch = "srun --kill-on-bad-exit=1 " * (job.kind == "training" or job.nodes > 1)
     body += [f"{launch}{' '.join(map(_word, words))}", "code=$?"]
+    body += [ME_OF_ARRAY if job.parts else ME, LOST]
     body += GO_ON.splitlines() if job.kind == "training" else []
     if job.parts and site.array.retries:
         body += AGAIN.replace("RETRIES", str(site.array.retries)).splitlines()

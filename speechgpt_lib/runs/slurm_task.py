@@ -2,6 +2,8 @@
 
 That daemon (slurmstepd) tells Slurm how a task ended.  If it is killed, nobody does: the job shows
 as running until Slurm next compares notes with the node, and what it began goes on as an orphan.
+So it stops, and a task of srun has its job requeued; in a job's script, the script does that
+(`cluster/script.py`).
 """
 
 from __future__ import annotations
@@ -22,28 +24,25 @@ LOOK_S = 1.0  # between two looks at the daemon
 
 @contextlib.contextmanager
 def watched_by_slurm() -> Iterator[None]:
-    """Around the work of a process: where its daemon is lost, it gets SIGTERM, and its job is
-    requeued when it has stopped.  Outside a job of Slurm this does nothing.
+    """Around the work of a process: it gets SIGTERM where its daemon is lost.  Outside a job of
+    Slurm this does nothing.
 
-    Raises UserError where the daemon was lost already.
+    Raises UserError where the daemon was lost before.
     """
     task = _task()
-    daemon = task and task.parent()
     if task is None:
         yield
         return
-    if daemon is None or daemon.name() != "slurmstepd":
-        if _requeue():
-            raise UserError("the daemon of this job (slurmstepd) was lost: the job is requeued")
-        yield
-        return
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(daemon, over), daemon=True).start()
+    daemon, over = task.ppid(), threading.Event()
+    if not _may_be_daemon(daemon):
+        _requeue()
+        raise UserError("the daemon of this job (slurmstepd) was lost")
+    threading.Thread(target=_watch, args=(task, daemon, over), daemon=True).start()
     try:
         yield
     finally:
         over.set()
-        if not daemon.is_running():
+        if _lost(task, daemon):
             _requeue()
 
 
@@ -54,19 +53,33 @@ def _task() -> psutil.Process | None:
     return next((p for p in (me, *me.parents()) if str(p.pid) == number), None)
 
 
-def _watch(daemon: psutil.Process, over: threading.Event) -> None:
+def _may_be_daemon(number: int) -> bool:
+    """Whether a process may be slurmstepd; where a user may not see those of others, all but the
+    first, which adopts whoever has lost his parent."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(number).name() == "slurmstepd"
+    return number > 1
+
+
+def _lost(task: psutil.Process, daemon: int) -> bool:
+    """Whether the task is gone, or another process has adopted it."""
+    with contextlib.suppress(psutil.Error):
+        return task.ppid() != daemon
+    return True
+
+
+def _watch(task: psutil.Process, daemon: int, over: threading.Event) -> None:
     while not over.wait(LOOK_S):
-        if not daemon.is_running():
+        if _lost(task, daemon):
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
-def _requeue() -> bool:
-    """Have Slurm put the job of this process back into its queue; whether it does."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the job's own id may mean all its parts
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+def _requeue() -> None:
+    """Have Slurm put the job of this task of srun back into its queue."""
+    if "SLURM_STEP_ID" not in os.environ:  # the job's script, which sees to it
+        return
     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     with contextlib.suppress(OSError):  # nobody may read what is printed here
-        return subprocess.run(["scontrol", "requeue", job], check=False, **nowhere).returncode == 0
-    return False
+        job = os.environ.get("SLURM_JOB_ID", "")
+        subprocess.run(["scontrol", "requeue", job], check=False, **nowhere)

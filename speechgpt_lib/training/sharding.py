@@ -1,9 +1,10 @@
 """Weights, gradients and moments shared out over all processes (FSDP2), for large models.
 
 Every process keeps a part of each tensor; a block's weights are whole only while it is at work.
-Checkpoints are written in parts (`parts.py`), so a training begun in 8 processes goes on in 2, in
-1, or unsharded.  torch's `fully_shard` is used as it is: accelerate's plug-in silently becomes
-plain data parallelism on a CPU.
+Weights are read, and checkpoints and results written, in parts (`parts.py`): so no process ever
+holds the model whole, and a training begun in 8 processes goes on in 2, in 1, or unsharded.
+torch's `fully_shard` is used as it is: accelerate's plug-in silently becomes plain data parallelism
+on a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """A sharded copy of `module` on `device`.
+    """A sharded copy of `module` on `device`; of an empty module (on the device "meta") one with
+    arbitrary weights, to be read afterwards (`parts.read_rows`).
 
     The unit that becomes whole at a time is an element of a `ModuleList` (a decoder layer).
     `precision` "bf16" computes and gathers in it; gradient sums, weights and moments stay fp32.
@@ -26,15 +28,28 @@ def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     bf16 = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
     policy = MixedPrecisionPolicy(**(bf16 if precision == "bf16" else {}))
-    lists = [m for m in module.cpu().modules() if isinstance(m, nn.ModuleList)]
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     empty = {id(layers): nn.ModuleList() for layers in lists}
     # Without its layers: those come one by one, so that the device never holds all.
-    sharded = copy.deepcopy(module, dict(empty)).to(device)
+    sharded = _placed(copy.deepcopy(module, dict(empty)), device)
     for layers in lists:
         for layer in layers:
-            own = copy.deepcopy(layer).to(device)
+            own = _placed(copy.deepcopy(layer), device)
             empty[id(layers)].append(fully_shard(own, mesh=mesh, mp_policy=policy))
     return fully_shard(sharded, mesh=mesh, mp_policy=policy)
+
+
+def _placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on `device`; what is empty gets memory there, tied weights the same."""
+    new: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, weight in owner.named_parameters(recurse=False):
+            if weight.is_meta:
+                if id(weight) not in new:
+                    values = torch.empty_like(weight, device=device)
+                    new[id(weight)] = nn.Parameter(values, requires_grad=weight.requires_grad)
+                owner.register_parameter(name, new[id(weight)])
+    return module.to(device)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,13 +17,14 @@ import pytest
 from speechgpt_lib.cluster.jobs import jobs_of
 from speechgpt_lib.cluster.site import Site, load_site
 from speechgpt_lib.cluster.submit import submit_missing
+from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.runs.run import Run
 from tests.cluster.slurm_lab import SlurmLab
 from tests.cluster.test_on_slurm import hashes, quiet, without_notebooks
 
 pytestmark = pytest.mark.slow
 DISK_MB = 256
-FAULTS = 20
+STEPS = "units cross_modal_set chain_set expanded_model stage1 stage2 stage3".split()
 
 
 @pytest.fixture
@@ -122,27 +123,27 @@ def submit(lab: SlurmLab, run: Run, site: Site) -> bool:
 
 
 def test_twenty_faults_lose_nothing(smoke_run, small_disk, on_slurm, site_file) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
+    print(f"seed {(seed := random.randrange(10**6))}")
     shutil.copytree(smoke_run, small_disk / "run")
     run = Run.open(small_disk / "run", say=quiet)
     chance, site, before = random.Random(seed), load_site(site_file), hashes(run)
-    for name in ("units", "cross_modal_set", "chain_set", "expanded_model", "stage1", "stage2"):
-        shutil.rmtree(run.require(name).path)
-    shutil.rmtree(run.require("stage3").path)
+    for name in STEPS:
+        shutil.rmtree(run.path / folder_of(name))
     faults = Faults(on_slurm, run, chance)
-    kinds: list[Callable[[], str]] = [faults.process, faults.daemon, faults.node, faults.cancelled]
-    todo = [*kinds, faults.full_disk] * (FAULTS // 5)
+    todo = [faults.process, faults.daemon, faults.node, faults.cancelled, faults.full_disk] * 4
     chance.shuffle(todo)
+    when = sorted(chance.choices(range(len(STEPS)), k=len(todo)))  # so many steps are finished
     finished: dict[Path, str] = {}
     deadline = time.monotonic() + 1500
     while submit(on_slurm, run, site):
         happened = ""
         while todo and not happened and on_slurm.call("squeue", "-h"):
-            time.sleep(chance.uniform(0.5, 8))
-            if happened := todo[-1]():
-                print(f"{time.strftime('%T')} {todo.pop().__name__} {happened}", flush=True)
+            time.sleep(chance.uniform(0.2, 5))
             assert time.monotonic() < deadline, on_slurm.call("squeue")
+            if sum(run.find(name) is not None for name in STEPS) >= when[-len(todo)]:
+                happened = todo[0]()
+        if happened:
+            print(f"{time.strftime('%T')} {todo.pop(0).__name__} {happened}", flush=True)
         if not todo:
             on_slurm.wait_until_empty(300)
         made = {path: path.read_text() for path in run.path.glob("[0-9][0-9]_*/*/facts.json")}

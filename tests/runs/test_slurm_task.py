@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
 
 # The process that Slurm starts is the task itself, or the job's script above it.
-TASK = "sh -c 'export SLURM_TASK_PID=$$; exec {task}' & wait"
+TASK = "sh -c 'export SLURM_STEP_ID=0 SLURM_TASK_PID=$$; exec {task}' & wait"
 SCRIPT = "sh -c 'export SLURM_TASK_PID=$$; {task}; true' & wait"
 CONTAINER = "sh -c 'export SLURM_TASK_PID=1234567; exec {task}' & wait"
 
@@ -46,7 +46,7 @@ def play(tmp_path, root):
         daemon.write_text(f"#!/bin/sh\n{how.format(task=f'{sys.executable} {task}')}\n")
         for program in (tmp_path / "scontrol", daemon):
             program.chmod(0o755)
-        job = {"SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
+        job = {"SLURM_JOB_ID": "5"}
         more = {"PYTHONPATH": str(root), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         with subprocess.Popen([daemon], env=os.environ | job | more) as process:
             wait_for(tmp_path / ("ready" if kill else "told"))
@@ -64,9 +64,12 @@ def wait_for(path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", [TASK, SCRIPT], ids=["task", "script"])
-def test_a_killed_daemon_stops_its_work_and_the_job_is_requeued(play, how) -> None:
-    assert play("slurmstepd", how) == ("requeue 5_2\n", "stopped")
+def test_a_killed_daemon_stops_its_work_and_the_job_is_requeued(play) -> None:
+    assert play("slurmstepd", TASK) == ("requeue 5\n", "stopped")
+
+
+def test_in_a_script_it_stops_and_the_script_does_the_rest(play) -> None:
+    assert play("slurmstepd", SCRIPT) == ("", "stopped")
 
 
 @pytest.mark.parametrize("how", [TASK, SCRIPT], ids=["task", "script"])
@@ -78,6 +81,6 @@ def test_elsewhere_nothing_is_watched(play) -> None:
     assert play("launcher", CONTAINER) == ("", "at its end")
 
 
-def test_a_daemon_that_was_lost_before_has_the_job_requeued_at_once(play) -> None:
-    asked, told = play("init", SCRIPT, kill=False)
-    assert asked == "requeue 5_2\n" and "the daemon of this job (slurmstepd) was lost" in told
+@pytest.mark.parametrize("how,asked", [(TASK, "requeue 5\n"), (SCRIPT, "")], ids=["task", "script"])
+def test_a_daemon_that_was_lost_before_leaves_nothing_to_do(play, how, asked) -> None:
+    assert play("init", how, kill=False) == (asked, "the daemon of this job (slurmstepd) was lost")
