@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -22,9 +23,17 @@ from speechgpt_lib.language_model import planning
 from speechgpt_lib.language_model.families import read_config
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
-from speechgpt_lib.language_model.weights import Place, copy_weights, empty_model, load_weights
+from speechgpt_lib.language_model.weights import (
+    PART_BYTES,
+    Place,
+    copy_weights,
+    empty_model,
+    load_weights,
+)
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import save_module
+from speechgpt_lib.training.parts import read_rows, write_joined
+from speechgpt_lib.training.sharding import shard
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 # The induction circuit: tokens of context that it compares; size of its positional biases; gain of
@@ -170,10 +179,14 @@ def expand_model(
 
 
 def save_model(model: PreTrainedModel, vocabulary: UnitVocabulary, folder: Path) -> None:
-    """Write configuration, weights and vocabulary into `folder`."""
+    """Write configuration, weights and vocabulary into `folder`.  One that is sharded is written by
+    all processes together, into the folder of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    save_module(model, folder / "model.safetensors")
+    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+        write_joined(model, folder, PART_BYTES)
+    else:
+        save_module(model, folder / "model.safetensors")
     vocabulary.save(folder)
 
 
@@ -183,9 +196,28 @@ def load_model(
 ) -> tuple[PreTrainedModel, UnitVocabulary]:
     """Model and vocabulary that `save_model` or `adopt_model` left; no code from the folder is
     executed.  Each weight comes in `dtype` to its `place`, by its name."""
+    vocabulary, config = _read_facts(folder)
+    return load_weights(config, folder, dtype, place), vocabulary
+
+
+@reads("is no whole model", "run its step again")
+def load_sharded(
+    folder: Path, device: torch.device, precision: str
+) -> tuple[CausalLoss, UnitVocabulary]:
+    """The same, shared out over all processes, of which none ever holds it whole; with its loss,
+    since FSDP2 wants the outermost module.  `precision`: see `training.sharding.shard`."""
+    vocabulary, config = _read_facts(folder)
+    model = empty_model(config)
+    model.tie_weights()
+    scorer = shard(CausalLoss(model), device, precision)
+    read_rows(scorer.model, folder)
+    return scorer.eval(), vocabulary
+
+
+def _read_facts(folder: Path) -> tuple[UnitVocabulary, PretrainedConfig]:
     vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
-        return load_weights(config, folder, dtype, place), vocabulary
+        return vocabulary, config
     found = f"the model has {config.vocab_size} embeddings, its vocabulary {vocabulary.size} tokens"
     raise UserError(f"{folder}: {found}: files of two runs?")
 

@@ -13,15 +13,16 @@ their own; without it a model this small forgets its text and then learns the al
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
-from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
@@ -42,22 +43,42 @@ TEXT_EPOCH = 2000  # documents between two draws of new ones
 CURRICULUM = 0.25  # share of the text steps in which look-ups and echoes come alone
 
 
+def is_sharded(stage: StageSettings, options: TrainingOptions) -> bool:
+    """Whether a stage shares its model out over several processes."""
+    return stage.optimization.sharding == "full" and options.world_size > 1
+
+
+@contextlib.contextmanager
+def evaluating(scorer: CausalLoss) -> Iterator[PreTrainedModel]:
+    """The model of `scorer`, ready to be asked.  Where it is sharded, by all processes at once and
+    the same: its layers come together one by one, its tables and norms for as long as this."""
+    if not isinstance(scorer, FSDPModule):
+        yield scorer.model
+        return
+    with torch.no_grad():  # FSDP2 wants to be passed through from outside first
+        scorer(*(t.to(scorer.model.device) for t in collate([TokenRow([1, 2], [0.0, 1.0])])))
+    scorer.unshard()
+    yield scorer.model
+    scorer.reshard()
+
+
 def fit(
-    model: nn.Module,
+    model: PreTrainedModel | CausalLoss,
     rows_of: RowsOf,
     stage: StageSettings,
     work: Path,
     options: TrainingOptions,
     ends: frozenset[int] = frozenset(),
 ) -> dict:
-    """Train `model` in place on `rows_of(epoch, first step of that epoch)`.
+    """Train `model` (a sharded one comes with its loss) in place on `rows_of(epoch, first step of
+    that epoch)`.
 
     A shortened row keeps its last id if it is one of `ends`.  Returns the loop's summary with
     tokens per second (no padding).
     """
     batches, counts = batches_of(rows_of, stage, options.seed, ends)
-    scorer = CausalLoss(model)
-    sharded = stage.optimization.sharding == "full" and options.world_size > 1
+    scorer = model if isinstance(model, CausalLoss) else CausalLoss(model)
+    model, sharded = scorer.model, is_sharded(stage, options)
     all_trained = float(all(p.requires_grad for p in model.parameters()))
     flops = Shape.of_config(model.config).flops_per_token(0, all_trained)
 

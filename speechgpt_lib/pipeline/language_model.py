@@ -10,14 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from accelerate import PartialState
 
 from speechgpt_lib.instructions import sets
 from speechgpt_lib.instructions.descriptions import load_descriptions
 from speechgpt_lib.instructions.templates import CHAIN_FORMATS, Row, chain_row, cross_modal_row
 from speechgpt_lib.language_model import generation, stages
 from speechgpt_lib.language_model.adapters import add_lora, save_adapter
-from speechgpt_lib.language_model.model import build_model, expand_model, load_model, save_model
+from speechgpt_lib.language_model.model import (
+    CausalLoss,
+    build_model,
+    expand_model,
+    load_model,
+    load_sharded,
+    save_model,
+)
 from speechgpt_lib.language_model.rows import encoded, write_table
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.metrics.unit_errors import wer
@@ -25,6 +32,7 @@ from speechgpt_lib.pipeline.imports import import_stage2, import_stage3, import_
 from speechgpt_lib.pipeline.step import Definition, Job, part, trained
 from speechgpt_lib.recipes.schema import Recipe, StageSettings
 from speechgpt_lib.runs.seeds import shuffled
+from speechgpt_lib.training.devices import resolve_precision
 from speechgpt_lib.units.extract import UnitRow, read_units
 
 HEARD = ["train", "unlabelled"]  # the splits whose units stages 1 and 2 learn
@@ -82,31 +90,34 @@ def make_expanded_model(job: Job) -> dict:
 def make_stage1(job: Job) -> dict:
     """Modality adaptation: the next unit of unlabelled speech."""
     settings, count = job.recipe.stage1, job.recipe.evaluation.stage1_utterances
-    model, vocabulary = _start(job, "expanded_model")
+    scorer, vocabulary = _start(job, "expanded_model", settings)
     speech = read_units(job.path("units"), vocabulary.inventory, {"split": HEARD})
     rows = (stages.unit_row(vocabulary, row.units, row.id) for row in speech)
     held_out = [row.units for row in held_out_units(job)][:count]
-    before = stages.unit_perplexity(model, vocabulary, held_out)
+    with stages.evaluating(scorer) as model:
+        before = stages.unit_perplexity(model, vocabulary, held_out)
     with _tokens(job.work) as tokens:
         own = write_table(tokens / "units", rows, vocabulary.size)
         replay = stages.Replay(vocabulary, job.corpora(), settings.replay)
         plan = stages.stage1_plan(own, replay, job.recipe.seed)
-        summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
-    save_model(model, vocabulary, job.work)
-    after = stages.unit_perplexity(model, vocabulary, held_out)
+        summary = stages.fit(scorer, plan, settings, job.work, job.training, vocabulary.ends)
+    save_model(scorer.model, vocabulary, job.work)
+    with stages.evaluating(scorer) as model:
+        after = stages.unit_perplexity(model, vocabulary, held_out)
     return summary | {"unit_perplexity_before": before, "unit_perplexity": after}
 
 
 def make_stage2(job: Job) -> dict:
     """Cross-modal fine-tuning: listen and write, read and speak."""
     settings, templates = job.recipe.stage2, job.recipe.instructions
-    model, vocabulary = _start(job, "stage1")
+    scorer, vocabulary = _start(job, "stage1", settings)
     speech = []
     if settings.replay.get("units"):
         rows = read_units(job.path("units"), vocabulary.inventory, {"split": HEARD})
         speech = [row.units for row in rows]
     held_out = held_out_units(job)[: job.recipe.evaluation.stage_utterances]
-    before = _transcription_wer(job, model, vocabulary, held_out)
+    with stages.evaluating(scorer) as model:
+        before = _transcription_wer(job, model, vocabulary, held_out)
     with _tokens(job.work) as tokens:
         tasks = []
         for task in ("asr", "tts"):
@@ -116,16 +127,18 @@ def make_stage2(job: Job) -> dict:
         past = (vocabulary, job.corpora(), settings.replay, speech, templates.text_weight)
         replay = stages.Replay(*past)
         plan = stages.stage2_plan(tasks, replay, settings.speaking, job.recipe.seed)
-        summary = stages.fit(model, plan, settings, job.work, job.training, vocabulary.ends)
-    save_model(model, vocabulary, job.work)
-    after = _transcription_wer(job, model, vocabulary, held_out)
+        summary = stages.fit(scorer, plan, settings, job.work, job.training, vocabulary.ends)
+    save_model(scorer.model, vocabulary, job.work)
+    with stages.evaluating(scorer) as model:
+        after = _transcription_wer(job, model, vocabulary, held_out)
     return summary | {"asr_wer_before": before, "asr_wer": after}
 
 
 def make_stage3(job: Job) -> dict:
     """Chain of modality: hear, write, answer, speak; adapters alone learn it (LoRA)."""
     settings, templates = job.recipe.stage3, job.recipe.instructions
-    model, vocabulary = _start(job, "stage2")
+    model, vocabulary = load_model(job.path("stage2"))
+    model.to(job.training.device)
     questions = [row for row in held_out_units(job) if row.answer]
     questions = questions[: job.recipe.evaluation.stage_utterances]
     before = _chain_accuracy(job, model, vocabulary, questions)
@@ -148,10 +161,16 @@ def held_out_units(job: Job) -> list[UnitRow]:
     return shuffled(list(rows), job.recipe.seed)
 
 
-def _start(job: Job, name: str) -> tuple[PreTrainedModel, Vocabulary]:
-    """The model and vocabulary that a stage begins with, on the device it trains on."""
+def _start(job: Job, name: str, stage: StageSettings) -> tuple[CausalLoss, Vocabulary]:
+    """The model that a stage begins with, in its loss, on the device where it trains; shared out
+    over the processes where the stage says so."""
+    device = job.training.device
+    if stages.is_sharded(stage, job.training):
+        place = PartialState(cpu=device == "cpu").device  # the processes meet here
+        precision = resolve_precision(stage.optimization.precision, device)
+        return load_sharded(job.path(name), place, precision)
     model, vocabulary = load_model(job.path(name))
-    return model.to(job.training.device), vocabulary
+    return CausalLoss(model.to(device)), vocabulary
 
 
 @contextlib.contextmanager

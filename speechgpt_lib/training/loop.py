@@ -31,7 +31,7 @@ from speechgpt_lib.training.devices import compile_layers, resolve_compile, reso
 from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
-from speechgpt_lib.training.parts import load_in_parts, save_in_parts
+from speechgpt_lib.training.parts import load_in_parts, read_rows, save_in_parts
 from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, whole
 
 
@@ -39,7 +39,7 @@ from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, wh
 class Task:
     """What is trained on what, and how its loss is computed.
 
-    - `modules`: what is trained, by name.
+    - `modules`: what is trained, by name; one that is sharded already stays so.
     - `step_function(phase, modules, batch, step)`: (sum of losses, their weight, metrics), or None
       to skip the phase.  The loss minimised is the sum over all processes divided by the weight
       over all processes, so two processes with unequal batches equal one process with both.  A
@@ -130,11 +130,15 @@ class Training:
         self.first, self.tokens_before = 0, 0
         if checkpoint:
             self.first, self.tokens_before = checkpoint.step, checkpoint.tokens
-            if not checkpoint.in_parts:  # whole weights come before they are shared out
-                checkpoint.load_modules(self.modules)
+        shared = {n: m for n, m in self.modules.items() if isinstance(m, FSDPModule)}
+        self.whole = {n: m for n, m in self.modules.items() if n not in shared}
+        if checkpoint and not checkpoint.in_parts:
+            checkpoint.load_modules(self.whole)  # before they are shared out
+            for module in shared.values():
+                read_rows(module, checkpoint.path)
         if self.sharded:
             place, precision = self.accelerator.device, self.settings.precision
-            self.modules = {n: shard(m, place, precision) for n, m in self.modules.items()}
+            self.modules |= {n: shard(m, place, precision) for n, m in self.whole.items()}
         if self.settings.compile:
             compile_layers(self.modules.values())
         self.optimizers = {}
@@ -313,7 +317,7 @@ class Training:
     def finish(self) -> dict[str, Any]:
         """The trained weights back in the modules that were given; returns the summary."""
         if self.sharded:
-            copy_back(self.modules, self.task.modules)
+            copy_back(self.modules, self.whole)
         if self.settings.compile:
             compile_layers(self.task.modules.values(), undo=True)
         steps, precision = self.summary.get("step", self.first), self.settings.precision

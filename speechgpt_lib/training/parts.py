@@ -3,8 +3,9 @@
     checkpoints/step_00000120/{shard-00001-….safetensors, shard-00002-…, state.json}
 
 For that no process needs the whole model, and a training begun in 8 processes goes on in 2 or 1:
-where a part belongs in its tensor stands in its file.  torch's distributed checkpoint does the
-work, in its safetensors format, which runs no code when it is read.
+where a part belongs in its tensor stands in its file.  The model that a training begins with is
+read so, too, and what it leaves is joined from parts, a tensor at a time.  torch's distributed
+checkpoint does the work, in its safetensors format, which runs no code when it is read.
 """
 
 from __future__ import annotations
@@ -34,36 +35,84 @@ def save_in_parts(
 
     Raises UserError in every process where one could not write its part.
     """
-    rank, target = distributed.get_rank(), step_folder(folder, step)
-    temporary = folder / f".{target.name}.parts" / target.name
+    rank, target = distributed.get_rank(), step_folder(_of_first(folder), step)
+    temporary = target.parent / f".{target.name}.parts" / target.name
     if rank == 0:
         shutil.rmtree(temporary.parent, ignore_errors=True)
         temporary.mkdir(parents=True)
     distributed.barrier()
     try:
-        _write(temporary, weights_of(modules) | moments_of(optimizers))
+        tensors = weights_of(modules) | moments_of(optimizers)
+        _write(f"checkpoint {target.name}", temporary, tensors)
         own, found = f"shard-{rank + 1:05d}-", [None] * distributed.get_world_size()
         hashes = hash_folder(temporary, lambda name: name.startswith(own))
         distributed.all_gather_object(found, hashes)
         if rank == 0:
             write_state(temporary, step, tokens, {n: h for part in found for n, h in part.items()})
             replace(temporary, target)
-            remove_old(folder, keep)
+            remove_old(target.parent, keep)
     finally:
         if rank == 0:
             shutil.rmtree(temporary.parent, ignore_errors=True)
     return target
 
 
-def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+def _of_first(folder: Path) -> Path:
+    """The folder that the first process names: results belong there, others have but scratch."""
+    named = [str(folder)]
+    distributed.broadcast_object_list(named, src=0)
+    return Path(named[0])
+
+
+def _write(what: str, folder: Path, tensors: dict[str, Tensor], **options) -> None:
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, **options)
     try:
         dcp.save(tensors, storage_writer=writer)
     except CheckpointException as failed:  # in all processes; it is no `Exception`
         rank, (error, _) = min(failed.failures.items())
         reason = write_failure(error) or one_line(error)
-        what = f"process {rank} could not write its part of checkpoint {folder.name}: {reason}"
+        what = f"process {rank} could not write its part of {what}: {reason}"
         raise UserError(f"{what}; the checkpoint before it is kept") from None
+
+
+def read_rows(module: nn.Module, folder: Path) -> None:
+    """Fill a sharded module from the safetensors in `folder`, whole or in parts: each process reads
+    the rows that are its own, so that all together read every file once.
+
+    Raises UserError in every process for a weight that is missing, of another shape, or not finite.
+    """
+    tensors = _weights_in(module)
+    try:
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    except CheckpointException as failed:
+        raise UserError(f"{folder}: {one_line(min(failed.failures.items())[1][0])}") from None
+    bad = [name for name, tensor in tensors.items() if not own_part(tensor).isfinite().all()]
+    found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(found, bad)
+    if strange := [name for names in found for name in names]:
+        raise UserError(f"{folder}: {strange[0]} holds numbers that are not finite")
+
+
+def write_joined(module: nn.Module, folder: Path, part_bytes: int) -> None:
+    """The weights of a sharded module as files of safetensors with an index, as others read them.
+
+    Every process writes its part, the first joins them, a tensor at a time.
+    """
+    folder, tensors = _of_first(folder), _weights_in(module)
+    numbers, size, number = {}, 0, 1
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > part_bytes:
+            size, number = 0, number + 1
+        size, numbers[name] = size + tensor.nbytes, number
+    options = {"enable_consolidation": True, "fqn_to_index_mapping": numbers}
+    _write(f"the model in {folder}", folder, tensors, **options)
+    if distributed.get_rank() == 0:
+        shutil.rmtree(folder / "sharded")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Of a sharded tensor what this process has; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
@@ -92,12 +141,16 @@ def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
 
 def weights_of(modules: Modules) -> dict[str, Tensor]:
     """`module/weight` → the tensor (or this process's part of it); tied ones once."""
-    found = {}
-    for name, module in modules.items():
-        own = dict(module.named_parameters()) | dict(module.named_buffers())
-        weights = module.state_dict().items()
-        found |= {f"{name}/{part}": tensor for part, tensor in weights if part in own}
-    return found
+    return {
+        f"{name}/{part}": tensor
+        for name, module in modules.items()
+        for part, tensor in _weights_in(module).items()
+    }
+
+
+def _weights_in(module: nn.Module) -> dict[str, Tensor]:
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: tensor for name, tensor in module.state_dict().items() if name in own}
 
 
 def moments_of(optimizers: Optimizers) -> dict[str, Tensor]:

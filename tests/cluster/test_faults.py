@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
 import shutil
 import signal
@@ -48,12 +48,14 @@ class Faults:
 
     def process(self) -> str:
         """A process that does the work is killed."""
-        return self._kill([p for p in self.working() if "srun" not in p.name()])
+        return self._kill([p for p in self.working() if "srun" not in p.info["name"]])
 
     def daemon(self) -> str:
         """The daemon that watches over a job, or over a step of it, is killed."""
         mine = self.working()
-        return self._kill([p for p in processes() if p.name() == "slurmstepd" and _above(p, mine)])
+        return self._kill(
+            [p for p in processes() if p.info["name"] == "slurmstepd" and _above(p, mine)]
+        )
 
     def node(self) -> str:
         """A node fails and comes back."""
@@ -77,13 +79,14 @@ class Faults:
         """The disk is full for some seconds."""
         if not self.working():
             return ""
-        disk = self.run.path.parent
-        room = os.statvfs(disk)
-        with open(disk / "others", "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+        full = self.run.path.parent / "others"
+        with open(full, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * (1 << 20)):
+                pass
+        size = full.stat().st_size
         time.sleep(self.chance.uniform(1, 6))
-        (disk / "others").unlink()
-        return f"for {room.f_bavail * room.f_frsize >> 20} MB"
+        full.unlink()
+        return f"by {size >> 20} MB"
 
     def working(self) -> list[psutil.Process]:
         """The processes that make steps of the run."""
