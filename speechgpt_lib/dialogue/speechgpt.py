@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
@@ -88,12 +88,12 @@ class SpeechGPT:
         return cls(inventory, vocabulary, model, Vocoder.load(vocoder), *facts)
 
     @property
-    def conversational(self) -> PreTrainedModel:
+    def conversational(self) -> transformers.PreTrainedModel:
         """The model of stage 3, which answers."""
         return self.model.get_base_model()
 
     @contextmanager
-    def cross_modal(self) -> Iterator[PreTrainedModel]:
+    def cross_modal(self) -> Iterator[transformers.PreTrainedModel]:
         """Within the block, the model of stage 2: the same weights, the adapter switched off."""
         with self.model.disable_adapter():
             yield self.model.get_base_model()

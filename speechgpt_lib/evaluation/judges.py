@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import torch
-from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+import transformers
 
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.errors import UserError
@@ -55,8 +55,8 @@ def figure_name(kind: str, suffix: str, ceiling: bool = False) -> str:
 
 
 @functools.cache
-def _whisper() -> EnglishTextNormalizer:
-    return EnglishTextNormalizer({})
+def _whisper() -> Callable[[str], str]:
+    return transformers.models.whisper.english_normalizer.EnglishTextNormalizer({})
 
 
 def as_whisper_counts(text: str) -> str:

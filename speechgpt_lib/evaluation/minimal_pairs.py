@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.corpora.audio import inspect
 from speechgpt_lib.corpora.minimal_pairs import MinimalPair, read_pairs
@@ -66,7 +66,7 @@ def score_set(
 
 
 def score_own(
-    folder: Path, model: PreTrainedModel, vocabulary: UnitVocabulary, draws: int = 1000
+    folder: Path, model: transformers.PreTrainedModel, vocabulary: UnitVocabulary, draws: int = 1000
 ) -> dict:
     """`pair_accuracy` of a model on what the step `minimal_pairs` left in `folder`; {} where the
     corpora of the run have no pairs."""
@@ -120,7 +120,7 @@ def _recording(root: Path, name: str) -> Utterance:
 
 
 def score_recordings(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     units: Mapping[str, np.ndarray],
     per_token: bool = True,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_sizes, check_tensors
@@ -31,7 +31,7 @@ CONFIG = "adapter_config.json"
 SAMPLED = 4096  # numbers of each tensor that go into a model's id
 
 
-def model_id(model: PreTrainedModel) -> str:
+def model_id(model: transformers.PreTrainedModel) -> str:
     """16 hex digits: a hash of every tensor's name, shape, first and last numbers (7B: seconds)."""
     return _id_of((name, *_shape_and_ends(t)) for name, t in model.state_dict().items())
 
@@ -58,7 +58,9 @@ def _id_of(tensors: Iterable[tuple[str, tuple[int, ...], bytes]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def store_as(model: PreTrainedModel, base: str, device: torch.device | str | None = None) -> None:
+def store_as(
+    model: transformers.PreTrainedModel, base: str, device: torch.device | str | None = None
+) -> None:
     """Store the weights of `model`, in place, in fp32, bf16, int8 or 4bit; adapters stay fp32.
     With a `device` they come there, a layer at a time.
 
@@ -94,7 +96,10 @@ def store_as(model: PreTrainedModel, base: str, device: torch.device | str | Non
 
 
 def add_lora(
-    model: PreTrainedModel, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
+    model: transformers.PreTrainedModel,
+    settings: LoraSettings,
+    seed: int,
+    new_tokens: Sequence[int] = (),
 ) -> PeftModel:
     """Freeze `model`, store it as `settings.base` says, and put low-rank adapters into it in place.
 
@@ -146,7 +151,10 @@ def _sort_targets(folder: Path) -> None:
 
 
 def attach_adapter(
-    model: PreTrainedModel, folder: Path, trust: bool = False, identity: str | None = None
+    model: transformers.PreTrainedModel,
+    folder: Path,
+    trust: bool = False,
+    identity: str | None = None,
 ) -> PeftModel:
     """A saved adapter on the model it was trained on, not merged: bit for bit as in memory.
 
@@ -198,6 +206,6 @@ def adopt_adapter(base: Path, folder: Path, out: Path) -> int:
     return sum(tensor.numel() for name, tensor in found.items() if "lora_" in name)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def load_adapter(model: transformers.PreTrainedModel, folder: Path) -> transformers.PreTrainedModel:
     """The model with a saved adapter merged into its weights.  Raises as `attach_adapter`."""
     return attach_adapter(model, folder).merge_and_unload().eval()

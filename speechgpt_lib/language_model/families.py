@@ -7,43 +7,28 @@ layer.  SmolLM, Llama 1 to 3 and many others are `llama`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 
 from speechgpt_lib.errors import UserError, reads
 from speechgpt_lib.foreign.tensors import check_sizes
 from speechgpt_lib.runs.artefacts import read_json
 
-
-class Family(NamedTuple):
-    """A configuration and the model that it describes."""
-
-    config: type[PretrainedConfig]
-    model: type[PreTrainedModel]
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # by transformers' names
 
 
-FAMILIES = {
-    "llama": Family(LlamaConfig, LlamaForCausalLM),
-    "mistral": Family(MistralConfig, MistralForCausalLM),
-    "qwen2": Family(Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": Family(Qwen3Config, Qwen3ForCausalLM),
-}
+def config_class(family: str) -> type[transformers.PretrainedConfig]:
+    """The configuration of a family."""
+    return transformers.CONFIG_MAPPING[family]
+
+
+def model_class(config: transformers.PretrainedConfig) -> type[transformers.PreTrainedModel]:
+    """The model that a configuration describes."""
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 @reads("has a damaged config.json")
-def read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path) -> transformers.PretrainedConfig:
     """`config.json` of a model.  Raises UserError where it is missing, damaged or of a model of no
     family of ours."""
     path = folder / "config.json"
@@ -57,4 +42,4 @@ def read_config(folder: Path) -> PretrainedConfig:
         expected = f"expected {first} or another of its kind ({', '.join(others)})"
         raise UserError(f"{folder} has a model of type {kind}, {expected}")
     options = {"local_files_only": True, "attn_implementation": "sdpa"}
-    return FAMILIES[kind].config.from_pretrained(folder, **options)
+    return config_class(kind).from_pretrained(folder, **options)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, StoppingCriteria
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.instructions.templates import (
@@ -66,7 +66,7 @@ class Chain(NamedTuple):
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
@@ -107,7 +107,7 @@ def generate(
     return answers
 
 
-class _Spelled(StoppingCriteria):
+class _Spelled:
     """An answer is complete once the text `until` is written: where it is no token of its own."""
 
     def __init__(self, vocabulary: UnitVocabulary, until: str, start: int):
@@ -123,7 +123,7 @@ class _Spelled(StoppingCriteria):
 
 
 def transcribe(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     units: Sequence[np.ndarray],
     limit: int,
@@ -137,7 +137,7 @@ def transcribe(
 
 
 def speak(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     texts: Sequence[str],
     limit: int,
@@ -151,7 +151,7 @@ def speak(
 
 
 def answer(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     instructions: Sequence[np.ndarray | str],
     limit: int,

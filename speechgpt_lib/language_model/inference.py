@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import dispatch_model, infer_auto_device_map
-from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.adapters import store_as
@@ -24,7 +24,7 @@ COARSE = ("int8", "4bit")
 
 def load_to_answer(
     folder: Path, weights: str = "fp32", device: str = "cpu"
-) -> tuple[PreTrainedModel, UnitVocabulary]:
+) -> tuple[transformers.PreTrainedModel, UnitVocabulary]:
     """The model of a step, its weights stored as `weights` says: fp32, bf16, int8 or 4bit.
 
     On several GPUs, where it is too large for one, its layers are shared out.  int8 and 4bit are
@@ -79,7 +79,9 @@ def spread_over(folder: Path, dtype: torch.dtype, device: str) -> dict[str, int]
     return device_map(empty_model(read_config(folder)), dtype, free)
 
 
-def device_map(model: PreTrainedModel, dtype: torch.dtype, free: dict[int, int]) -> dict[str, int]:
+def device_map(
+    model: transformers.PreTrainedModel, dtype: torch.dtype, free: dict[int, int]
+) -> dict[str, int]:
     """Module → device, each filled in turn and no layer cut; UserError where all are too small."""
     layer = type(model.model.layers[0]).__name__
     model.tie_weights()

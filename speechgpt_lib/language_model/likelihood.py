@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.training.batches import fill_batches
@@ -16,7 +16,7 @@ MOST_LOGITS = 1 << 25  # held at once: 128 MB in float32, and as much again for 
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], given: int = 1
+    model: transformers.PreTrainedModel, rows: Sequence[Sequence[int]], given: int = 1
 ) -> list[float]:
     """log p(ids[given:] | ids[:given]) of each row of ids, in nats, in the order of `rows`.
 
@@ -41,7 +41,7 @@ def log_likelihoods(
 
 
 def unit_log_likelihoods(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     units: Sequence[np.ndarray],
     per_token: bool = True,

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reads
 from speechgpt_lib.language_model import planning
@@ -33,7 +32,7 @@ from speechgpt_lib.language_model.weights import (
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import save_module
 from speechgpt_lib.training.parts import read_rows, write_joined
-from speechgpt_lib.training.sharding import shard
+from speechgpt_lib.training.sharding import is_sharded, shard
 
 LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 # The induction circuit: tokens of context that it compares; size of its positional biases; gain of
@@ -41,7 +40,9 @@ LARGEST_MULTIPLE = 256  # to which a number of embeddings may be rounded up
 LOOK_BACK, SHARPNESS, MATCH, SHARE = 4, 7.0, 1.5, 0.03
 
 
-def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> LlamaForCausalLM:
+def build_model(
+    settings: LanguageModelSettings, vocabulary: int, seed: int
+) -> transformers.LlamaForCausalLM:
     """A LLaMA with random weights and, if the settings say so, an induction circuit."""
     sizes = settings.model_dump(include=set(NAMES)) | {"vocabulary": vocabulary, "tied": True}
     config = Shape(**sizes).config(
@@ -52,14 +53,14 @@ def build_model(settings: LanguageModelSettings, vocabulary: int, seed: int) -> 
         **{"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END},
     )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     if settings.induction_start:
         seed_induction(model)
     return model
 
 
 @torch.no_grad()
-def seed_induction(model: LlamaForCausalLM) -> None:
+def seed_induction(model: transformers.LlamaForCausalLM) -> None:
     """Let the model start with a look-up of "what followed the last time I read these words".
 
     Layer 0, heads 0 to 4: head h attends to the token h places back, through the biases alone (with
@@ -100,7 +101,7 @@ def seed_induction(model: LlamaForCausalLM) -> None:
 class CausalLoss(nn.Module):
     """The next-token loss over padded rows, computed only where the loss mask is not 0."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: transformers.PreTrainedModel):
         super().__init__()
         self.model = model
 
@@ -141,13 +142,13 @@ class CausalLoss(nn.Module):
 
 @torch.no_grad()
 def expand_model(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     before: UnitVocabulary,
     after: UnitVocabulary,
     seed: int,
     centroids: np.ndarray | None = None,
     multiple: int = 1,
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """Add embeddings for the tokens of `after`, the vocabulary with units, to those of `before`.
 
     New ones start at the mean of the old ones plus noise of their spread, so that no two are equal;
@@ -178,12 +179,14 @@ def expand_model(
     return model
 
 
-def save_model(model: PreTrainedModel, vocabulary: UnitVocabulary, folder: Path) -> None:
+def save_model(
+    model: transformers.PreTrainedModel, vocabulary: UnitVocabulary, folder: Path
+) -> None:
     """Write configuration, weights and vocabulary into `folder`.  One that is sharded is written by
     all processes together, into the folder of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+    if any(map(is_sharded, model.parameters())):
         write_joined(model, folder, PART_BYTES)
     else:
         save_module(model, folder / "model.safetensors")
@@ -193,7 +196,7 @@ def save_model(model: PreTrainedModel, vocabulary: UnitVocabulary, folder: Path)
 @reads("is no whole model", "run its step again")
 def load_model(
     folder: Path, dtype: torch.dtype = torch.float32, place: Place = lambda name: "cpu"
-) -> tuple[PreTrainedModel, UnitVocabulary]:
+) -> tuple[transformers.PreTrainedModel, UnitVocabulary]:
     """Model and vocabulary that `save_model` or `adopt_model` left; no code from the folder is
     executed.  Each weight comes in `dtype` to its `place`, by its name."""
     vocabulary, config = _read_facts(folder)
@@ -214,7 +217,7 @@ def load_sharded(
     return scorer.eval(), vocabulary
 
 
-def _read_facts(folder: Path) -> tuple[UnitVocabulary, PretrainedConfig]:
+def _read_facts(folder: Path) -> tuple[UnitVocabulary, transformers.PretrainedConfig]:
     vocabulary, config = UnitVocabulary.load(folder), read_config(folder)
     if 0 <= config.vocab_size - vocabulary.size < LARGEST_MULTIPLE:
         return vocabulary, config
@@ -265,7 +268,7 @@ def copy_model(folder: Path, out: Path) -> UnitVocabulary:
 
 
 def _copied(
-    config: PretrainedConfig, vocabulary: UnitVocabulary, folder: Path, out: Path
+    config: transformers.PretrainedConfig, vocabulary: UnitVocabulary, folder: Path, out: Path
 ) -> UnitVocabulary:
     copy_weights(empty_model(config), folder, out)
     config.save_pretrained(out)

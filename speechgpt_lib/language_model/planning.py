@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import LlamaConfig, PretrainedConfig
+import transformers
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.families import read_config
@@ -67,14 +67,16 @@ class Shape:
         return replace(shape, vocabulary=-(-size // s.multiple) * s.multiple)
 
     @classmethod
-    def of_config(cls, config: PretrainedConfig) -> Shape:
+    def of_config(cls, config: transformers.PretrainedConfig) -> Shape:
         """Of a model's configuration."""
         values = config.to_dict()
         return cls(**{ours: values.get(theirs) for ours, theirs in NAMES.items()})
 
-    def config(self, **others) -> LlamaConfig:
+    def config(self, **others) -> transformers.LlamaConfig:
         """The shape as transformers takes it."""
-        return LlamaConfig(**{NAMES[ours]: size for ours, size in vars(self).items()}, **others)
+        return transformers.LlamaConfig(
+            **{NAMES[ours]: size for ours, size in vars(self).items()}, **others
+        )
 
     @property
     def layer_parameters(self) -> int:

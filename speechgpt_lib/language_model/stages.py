@@ -22,8 +22,7 @@ from random import Random
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.corpora.corpus import Corpora, Question
 from speechgpt_lib.language_model.documents import document_rows, question_prompt
@@ -35,6 +34,7 @@ from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.rows import EpochBatches, RowsOf, TokenRow, collate
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.recipes.schema import StageSettings
+from speechgpt_lib.training import sharding
 from speechgpt_lib.training.attention import training_attention
 from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
@@ -49,10 +49,10 @@ def is_sharded(stage: StageSettings, options: TrainingOptions) -> bool:
 
 
 @contextlib.contextmanager
-def evaluating(scorer: CausalLoss) -> Iterator[PreTrainedModel]:
+def evaluating(scorer: CausalLoss) -> Iterator[transformers.PreTrainedModel]:
     """The model of `scorer`, ready to be asked.  Where it is sharded, by all processes at once and
     the same: its layers come together one by one, its tables and norms for as long as this."""
-    if not isinstance(scorer, FSDPModule):
+    if not sharding.is_sharded(scorer):
         yield scorer.model
         return
     with torch.no_grad():  # FSDP2 wants to be passed through from outside first
@@ -63,7 +63,7 @@ def evaluating(scorer: CausalLoss) -> Iterator[PreTrainedModel]:
 
 
 def fit(
-    model: PreTrainedModel | CausalLoss,
+    model: transformers.PreTrainedModel | CausalLoss,
     rows_of: RowsOf,
     stage: StageSettings,
     work: Path,
@@ -209,7 +209,7 @@ def unit_row(vocabulary: UnitVocabulary, units: np.ndarray, name: str = "") -> T
 
 # --- held-out metrics ----------------------------------------------------------------------------
 def unit_perplexity(
-    model: PreTrainedModel, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
+    model: transformers.PreTrainedModel, vocabulary: UnitVocabulary, units: Sequence[np.ndarray]
 ) -> float:
     """exp(mean negative log-likelihood) per token of unit sequences (n,); guessing: all ids."""
     rows = [unit_row(vocabulary, u).ids for u in units]
@@ -218,7 +218,10 @@ def unit_perplexity(
 
 
 def text_accuracy(
-    model: PreTrainedModel, vocabulary: UnitVocabulary, questions: Sequence[Question], limit: int
+    model: transformers.PreTrainedModel,
+    vocabulary: UnitVocabulary,
+    questions: Sequence[Question],
+    limit: int,
 ) -> dict[str, float]:
     """Share of written questions, by kind, answered word for word in at most `limit` tokens."""
     prompts = [question_prompt(vocabulary, question.text) for question in questions]

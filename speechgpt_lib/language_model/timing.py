@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
-from transformers import LlamaForCausalLM
+import transformers
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import stages
@@ -79,7 +79,7 @@ def seconds_of(recipe: Recipe, name: str, shape: Shape, tokens: int, device: str
     if needed > free:
         found = f"{needed / 1e9:.1f} GB for {shape.layers} layers, and {free / 1e9:.1f} are free"
         raise UserError(f"timing {name} takes {found}: plan with --mfu and --peak-tflops instead")
-    model = LlamaForCausalLM(shape.config()).to(device)
+    model = transformers.LlamaForCausalLM(shape.config()).to(device)
     if name == "stage3":
         first = shape.vocabulary - recipe.units.clusters  # the new tokens learn, too
         new_tokens = range(first, shape.vocabulary) if stage.lora.new_tokens else ()

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import sentencepiece
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PretrainedConfig
 
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.instructions.templates import MARKERS, META_PREFIX, Part, Row
@@ -322,7 +322,7 @@ def cut(text: str, markers: tuple[str, ...]) -> list[str]:
     return re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
 
 
-def read_tokenizer(folder: Path, config: PretrainedConfig) -> UnitVocabulary:
+def read_tokenizer(folder: Path, config: transformers.PretrainedConfig) -> UnitVocabulary:
     """The text vocabulary of a published model from its folder and configuration.
 
     From `tokenizer.model` (SentencePiece: LLaMA 1, 2), else `tokenizer.json` (fast BPE), whose ids

@@ -16,16 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.checkpoints import file_kind, is_mappable, load_torch_checkpoint
 from speechgpt_lib.foreign.tensors import check_finite, check_tensor_bytes
-from speechgpt_lib.language_model.families import FAMILIES
+from speechgpt_lib.language_model.families import model_class
 from speechgpt_lib.runs.artefacts import read_json, write_json
 
 PART_BYTES = 1 << 28  # of a part; while one is written it is in memory twice
@@ -35,10 +35,10 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Place = Callable[[str], torch.device | str]  # name of a tensor → where it belongs
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def empty_model(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
     """A model without weights, which takes no memory."""
     with init_empty_weights(include_buffers=False):
-        return FAMILIES[config.model_type].model(config)
+        return model_class(config)(config)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -106,7 +106,7 @@ def _forget(tensor: Tensor) -> None:
 
 
 def read_weights(
-    folder: Path, model: PreTrainedModel, look: bool = True
+    folder: Path, model: transformers.PreTrainedModel, look: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a folder under the names that `model` (perhaps empty) gives them.
 
@@ -142,8 +142,11 @@ def read_weights(
 
 
 def load_weights(
-    config: PretrainedConfig, folder: Path, dtype: torch.dtype, place: Place = lambda name: "cpu"
-) -> PreTrainedModel:
+    config: transformers.PretrainedConfig,
+    folder: Path,
+    dtype: torch.dtype,
+    place: Place = lambda name: "cpu",
+) -> transformers.PreTrainedModel:
     """The model of `config` with the weights of `folder` in `dtype`, each at its place."""
     model = empty_model(config)
     for name, tensor in read_weights(folder, model):
@@ -154,7 +157,7 @@ def load_weights(
     return model.eval()
 
 
-def copy_weights(model: PreTrainedModel, source: Path, out: Path) -> None:
+def copy_weights(model: transformers.PreTrainedModel, source: Path, out: Path) -> None:
     """The weights of `source`, checked against the (empty) `model`, into `out` as safetensors in
     parts, in the precision they have."""
     parts: list[dict[str, int]] = []

@@ -22,6 +22,9 @@ from speechgpt_lib.runs.processes import end_with_parent
 from speechgpt_lib.runs.run import Run
 
 PATIENCE_S = 20.0  # for a step that was asked to stop
+# Imported once for all steps; those of models are imported elsewhere only where they are used.
+LIBRARIES = ["speechgpt_lib.pipeline.graph", "transformers.models.hubert.modeling_hubert"]
+LIBRARIES += [f"transformers.models.{name}.modeling_{name}" for name in ("llama", "pegasus")]
 
 
 class StepProcesses:
@@ -35,7 +38,7 @@ class StepProcesses:
         self.run, self.log = run, log
         self.context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
         if device == "cpu":
-            self.context.set_forkserver_preload(["speechgpt_lib.pipeline.graph"])
+            self.context.set_forkserver_preload(LIBRARIES)
         self.running: list[multiprocessing.process.BaseProcess] = []
 
     def make(self, step: str, force: bool, say: Callable[[str], None]) -> None:

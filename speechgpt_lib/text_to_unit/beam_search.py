@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad, scaled_dot_product_attention
-from transformers import FSMTForConditionalGeneration as Fsmt
-from transformers import PegasusForConditionalGeneration as Pegasus
-from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
 from speechgpt_lib.text_to_unit.model import UnitIds
 from speechgpt_lib.units.features import fast_linear
@@ -36,7 +33,8 @@ class Layer:
 
     def __init__(self, block: nn.Module, config, norm_first: bool, encoded: Tensor, beams: int):
         own, cross, self.heads = block.self_attn, block.encoder_attn, config.decoder_attention_heads
-        self.norm_first, self.activation = norm_first, ACT2FN[config.activation_function]
+        self.norm_first = norm_first
+        self.activation = transformers.activations.ACT2FN[config.activation_function]
         self.qkv, self.out = _dense(own.q_proj, own.k_proj, own.v_proj), _dense(own.out_proj)
         self.cross_q, self.cross_out = _dense(cross.q_proj), _dense(cross.out_proj)
         self.up, self.down = _dense(block.fc1), _dense(block.fc2)
@@ -82,13 +80,16 @@ class Decoder:
         that step, else −inf; allocated ahead.
     """
 
-    def __init__(self, model: PreTrainedModel, sources: Tensor, real: Tensor, beams: int):
+    def __init__(
+        self, model: transformers.PreTrainedModel, sources: Tensor, real: Tensor, beams: int
+    ):
         """sources: ids (texts, pieces), `real` where they are no padding."""
-        if not isinstance(model, Pegasus | Fsmt):
+        kind = model.config.model_type
+        if kind not in ("pegasus", "fsmt"):
             raise TypeError(f"beam search knows Pegasus and FSMT, found {type(model).__name__}")
         body, config = model.model.decoder, model.config
         encoded = model.get_encoder()(input_ids=sources, attention_mask=real.long())[0]
-        norm_first = isinstance(model, Pegasus)
+        norm_first = kind == "pegasus"
         self.embedding, positions = body.embed_tokens.weight, body.embed_positions.weight
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.positions = positions if norm_first else positions[config.pad_token_id + 1 :]
@@ -152,7 +153,11 @@ class Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: PreTrainedModel, vocabulary: UnitIds, sources: Tensor, limits: Sequence[int], beams: int
+    model: transformers.PreTrainedModel,
+    vocabulary: UnitIds,
+    sources: Tensor,
+    limits: Sequence[int],
+    beams: int,
 ) -> list[list[int]]:
     """The best hypothesis of every text: the ids of its units, at least one, at most `limits[k]`.
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.recipes.schema import TextToUnitSettings
@@ -80,7 +80,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 def build_model(
     settings: TextToUnitSettings, vocabulary: PairVocabulary, units_per_piece: float, seed: int
-) -> PegasusForConditionalGeneration:
+) -> transformers.PegasusForConditionalGeneration:
     """An encoder–decoder with random weights and an aligned start (`align_start`).
 
     Pegasus is transformers' plain Transformer with layer norms before the blocks and sinusoidal
@@ -90,7 +90,7 @@ def build_model(
     shape |= {"ffn_dim": settings.feed_forward}
     both = {f"{side}_{key}": shape[key] for side in ("encoder", "decoder") for key in shape}
     markers = {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END}
-    config = PegasusConfig(
+    config = transformers.PegasusConfig(
         vocab_size=FIRST_UNIT + vocabulary.unit_count + vocabulary.tokenizer.get_vocab_size(),
         d_model=settings.hidden_size,
         max_position_embeddings=POSITIONS,
@@ -105,13 +105,15 @@ def build_model(
         **markers,
     )
     torch.manual_seed(seed)
-    model = PegasusForConditionalGeneration(config)
+    model = transformers.PegasusForConditionalGeneration(config)
     align_start(model, units_per_piece)
     return model
 
 
 @torch.no_grad()
-def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) -> None:
+def align_start(
+    model: transformers.PegasusForConditionalGeneration, units_per_piece: float
+) -> None:
     """Let the decoder start out reading the text from left to right at an even pace.
 
     After Ping et al. 2018 (arXiv 1710.07654, 3.5): text position p gets the sinusoids of unit
@@ -132,7 +134,7 @@ def align_start(model: PegasusForConditionalGeneration, units_per_piece: float) 
 class PairLoss(nn.Module):
     """The loss of predicting each unit from the text and the units before it."""
 
-    def __init__(self, model: PegasusForConditionalGeneration):
+    def __init__(self, model: transformers.PegasusForConditionalGeneration):
         super().__init__()
         self.model = model
 

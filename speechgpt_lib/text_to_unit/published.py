@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from sentencepiece import SentencePieceProcessor
-from transformers import FSMTConfig, FSMTForConditionalGeneration
 
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import check_is_no_text, load_torch_checkpoint, plain
@@ -95,7 +95,7 @@ def load_vocabulary(spm: Path, dictionary: Path | None = None) -> SentencePieceV
 @reads("is no text-to-unit model", "is it fairseq's text2unit.pt?")
 def model_from_fairseq(
     checkpoint: Path, vocabulary: SentencePieceVocabulary
-) -> tuple[FSMTForConditionalGeneration, dict[str, Any]]:
+) -> tuple[transformers.FSMTForConditionalGeneration, dict[str, Any]]:
     """The Transformer in a fairseq checkpoint, and the settings that `build_fsmt` takes.
 
     Raises UserError: damaged or dangerous file, another kind of model, wrong tensors.
@@ -136,9 +136,11 @@ def _settings(loaded: dict, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def build_fsmt(settings: dict[str, Any]) -> FSMTForConditionalGeneration:
+def build_fsmt(settings: dict[str, Any]) -> transformers.FSMTForConditionalGeneration:
     """The model, weights yet to be filled in; `settings` as `model_from_fairseq` gives them."""
     shape = dict(settings)
     size = shape.pop("vocabulary")
     shape |= {"src_vocab_size": size, "tgt_vocab_size": size}  # FSMT's markers are fairseq's
-    return FSMTForConditionalGeneration(FSMTConfig(tie_word_embeddings=True, **shape)).eval()
+    return transformers.FSMTForConditionalGeneration(
+        transformers.FSMTConfig(tie_word_embeddings=True, **shape)
+    ).eval()

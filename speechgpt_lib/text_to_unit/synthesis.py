@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_described, check_sizes
@@ -41,7 +41,7 @@ class TextToUnit:
     what transcripts look like.
     """
 
-    model: PreTrainedModel
+    model: transformers.PreTrainedModel
     vocabulary: PairVocabulary | published.SentencePieceVocabulary
     inventory: str
     settings: TextToUnitSettings | dict[str, Any]

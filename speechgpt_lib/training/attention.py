@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
+import transformers
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.models.llama.modeling_llama import repeat_kv
 
 from speechgpt_lib.errors import UserError
 
@@ -22,7 +21,9 @@ STEP = 32  # tokens
 
 
 @contextmanager
-def training_attention(model: PreTrainedModel, device: str, wanted="auto", packed=False):
+def training_attention(
+    model: transformers.PreTrainedModel, device: str, wanted="auto", packed=False
+):
     """Within the block `model` computes attention as `wanted`; after it, fused again.
 
     "auto" is what trains fastest on `device`, else a name that transformers knows.  With `packed`,
@@ -35,7 +36,7 @@ def training_attention(model: PreTrainedModel, device: str, wanted="auto", packe
         flash = packed and device == "cuda" and find_spec("flash_attn")
         wanted = "flash_attention_2" if flash else "sdpa"
     try:
-        model.set_attn_implementation(wanted)
+        set_attention(model, wanted)
     except (ImportError, ValueError) as error:
         what = f"{wanted} can't be had here ({str(error).splitlines()[0][:150]})"
         raise UserError(f"attention: {what}: install it or set attention: auto") from None
@@ -43,6 +44,12 @@ def training_attention(model: PreTrainedModel, device: str, wanted="auto", packe
         yield
     finally:
         model.set_attn_implementation("sdpa")
+
+
+def set_attention(model: transformers.PreTrainedModel, name: str) -> None:
+    """Let `model` compute attention as `name` says, of those that transformers knows or ours."""
+    transformers.AttentionInterface.register(NAME, row_attention)
+    model.set_attn_implementation(name)
 
 
 def row_attention(
@@ -60,6 +67,7 @@ def row_attention(
     Returns (blocks, tokens, heads, width); `mask` is not looked at.
     """
     blocks, heads, tokens, width = query.shape
+    repeat_kv = transformers.models.llama.modeling_llama.repeat_kv
     groups, place, slot, real = _lay_out(position_ids.expand(blocks, tokens))
     sizes, laid, seen = [rows * length for rows, length in groups], [], []
     for states in (query, key, value):
@@ -115,6 +123,3 @@ class _Gather(torch.autograd.Function):
         if ctx.real is not None:
             gathered = gathered * ctx.real[:, None, None]
         return gathered, None, None, None
-
-
-AttentionInterface.register(NAME, row_attention)

@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from torch.distributed.fsdp import FSDPModule
 
 from speechgpt_lib.errors import UserError, out_of_memory, reading
 from speechgpt_lib.recipes.schema import Optimization
@@ -32,7 +31,7 @@ from speechgpt_lib.training.log import MetricsLog
 from speechgpt_lib.training.optimizers import MATRICES, learning_rate_at, make_optimizers
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.training.parts import load_in_parts, read_rows, save_in_parts
-from speechgpt_lib.training.sharding import copy_back, load_optimizer, shard, whole
+from speechgpt_lib.training.sharding import copy_back, is_sharded, load_optimizer, shard, whole
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Training:
         self.first, self.tokens_before = 0, 0
         if checkpoint:
             self.first, self.tokens_before = checkpoint.step, checkpoint.tokens
-        shared = {n: m for n, m in self.modules.items() if isinstance(m, FSDPModule)}
+        shared = {n: m for n, m in self.modules.items() if is_sharded(m)}
         self.whole = {n: m for n, m in self.modules.items() if n not in shared}
         if checkpoint and not checkpoint.in_parts:
             checkpoint.load_modules(self.whole)  # before they are shared out
@@ -232,7 +231,7 @@ class Training:
         """Adds gradients to those of earlier parts; processes `exchange` them at the last only."""
         with contextlib.ExitStack() as stack:
             for name in self.phases[phase]:
-                if isinstance(module := self.modules[name], FSDPModule):
+                if is_sharded(module := self.modules[name]):
                     module.set_requires_gradient_sync(exchange)
                 elif not exchange:
                     stack.enter_context(self.accelerator.no_sync(module))

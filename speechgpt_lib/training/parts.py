@@ -16,13 +16,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 
 from speechgpt_lib.errors import UserError, one_line
 from speechgpt_lib.runs.artefacts import hash_folder, replace, write_failure
 from speechgpt_lib.training.checkpoints import remove_old, step_folder, write_state
+from speechgpt_lib.training.sharding import is_sharded
 
 Modules = dict[str, nn.Module]
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -65,10 +63,12 @@ def _of_first(folder: Path) -> Path:
 
 
 def _write(what: str, folder: Path, tensors: dict[str, Tensor], **options) -> None:
+    from torch.distributed import checkpoint as dcp
+
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, **options)
     try:
         dcp.save(tensors, storage_writer=writer)
-    except CheckpointException as failed:  # in all processes; it is no `Exception`
+    except dcp.api.CheckpointException as failed:  # in all processes; it is no `Exception`
         rank, (error, _) = min(failed.failures.items())
         reason = write_failure(error) or one_line(error)
         what = f"process {rank} could not write its part of {what}: {reason}"
@@ -81,10 +81,12 @@ def read_rows(module: nn.Module, folder: Path) -> None:
 
     Raises UserError in every process for a weight that is missing, of another shape, or not finite.
     """
+    from torch.distributed import checkpoint as dcp
+
     tensors = _weights_in(module)
     try:
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
-    except CheckpointException as failed:
+    except dcp.api.CheckpointException as failed:
         raise UserError(f"{folder}: {one_line(min(failed.failures.items())[1][0])}") from None
     bad = [name for name, tensor in tensors.items() if not own_part(tensor).isfinite().all()]
     found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
@@ -112,7 +114,7 @@ def write_joined(module: nn.Module, folder: Path, part_bytes: int) -> None:
 
 def own_part(tensor: Tensor) -> Tensor:
     """Of a sharded tensor what this process has; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
@@ -120,6 +122,8 @@ def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
 
     Modules and optimizers may be sharded over any number of processes, or not at all.
     """
+    from torch.distributed import checkpoint as dcp
+
     reader = dcp.HuggingFaceStorageReader(str(path))
     states = _empty_states(reader.read_metadata().state_dict_metadata, optimizers)
     tensors = weights_of(modules)
@@ -129,10 +133,10 @@ def load_in_parts(path: Path, modules: Modules, optimizers: Optimizers) -> None:
         for index, moments in state.items()
         for moment, tensor in moments.items()
     }
-    alone = not any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    alone = not any(map(is_sharded, tensors.values()))
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=alone)
-    except CheckpointException as failed:
+    except dcp.api.CheckpointException as failed:
         raise min(failed.failures.items())[1][0] from None
     for name, optimizer in optimizers.items():
         groups = optimizer.state_dict()["param_groups"]

@@ -13,9 +13,12 @@ import copy
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(part: nn.Module | torch.Tensor) -> bool:
+    """Whether a module is FSDP2's, or a tensor is shared out (a DTensor).  By what they can do:
+    their classes take a second to import, which most who ask don't need."""
+    return hasattr(part, "unshard" if isinstance(part, nn.Module) else "full_tensor")
 
 
 def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
@@ -25,6 +28,9 @@ def shard(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     The unit that becomes whole at a time is an element of a `ModuleList` (a decoder layer).
     `precision` "bf16" computes and gathers in it; gradient sums, weights and moments stay fp32.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     bf16 = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
     policy = MixedPrecisionPolicy(**(bf16 if precision == "bf16" else {}))
@@ -54,7 +60,7 @@ def _placed(module: nn.Module, device: torch.device) -> nn.Module:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor → the whole one on the CPU, by all processes; any other as it is."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().cpu() if is_sharded(tensor) else tensor
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -62,11 +68,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, kept in state["state"].items():
         like = parameters[index]
-        for name, moment in kept.items() if isinstance(like, DTensor) else ():
+        for name, moment in kept.items() if is_sharded(like) else ():
             if moment.shape == like.shape:
-                moment = moment.to(like.device)
-                kept[name] = distribute_tensor(moment, like.device_mesh, like.placements)
+                kept[name] = _shared_as(like, moment.to(like.device))
     optimizer.load_state_dict(state)
+
+
+def _shared_as(like: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(moment, like.device_mesh, like.placements)
 
 
 def copy_back(sharded: dict[str, nn.Module], modules: dict[str, nn.Module]) -> None:

@@ -7,14 +7,16 @@ centroids are equally near up to rounding.  All is time-major, (batch, time, cha
 front end's convolutions are matrix products over windows that lie side by side in memory.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
@@ -47,7 +49,12 @@ class FeatureEncoder:
     """
 
     def __init__(
-        self, encoder: HubertModel, layer: int, device="cpu", precision="fp32", normalize=False
+        self,
+        encoder: transformers.HubertModel,
+        layer: int,
+        device="cpu",
+        precision="fp32",
+        normalize=False,
     ):
         config, projection = encoder.config, encoder.feature_projection
         check_layer(layer, config.num_hidden_layers)
@@ -203,14 +210,14 @@ def check_layer(layer: int, depth: int) -> None:
         raise UserError(f"the encoder has layers 1 to {depth}, layer {layer} was asked for")
 
 
-def check_kind(config: HubertConfig) -> None:
+def check_kind(config: transformers.HubertConfig) -> None:
     """Refuses an encoder with parts that are not computed here."""
     for name, wanted in KIND.items():
         if (found := getattr(config, name, wanted)) != wanted:
             raise UserError(f"the encoder has {name} = {found!r}: only {wanted!r} is computed here")
 
 
-def framing(config: HubertConfig) -> tuple[int, int]:
+def framing(config: transformers.HubertConfig) -> tuple[int, int]:
     """Samples from one frame of an encoder to the next, and those that a frame needs."""
     hop, window = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):

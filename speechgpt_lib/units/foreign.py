@@ -4,15 +4,17 @@
 running the pickle; `hubert_from_transformers` a folder or a name on the hub; `kmeans_from` files.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 import yaml
 from safetensors.numpy import load_file
-from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError, reading, reads
 from speechgpt_lib.foreign.checkpoints import (
@@ -84,7 +86,7 @@ def inventory_count(inventory: str | None) -> int | None:
     return _inventory_facts(inventory).get("clusters")
 
 
-def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
+def encoder_from(source: str | Path) -> tuple[transformers.HubertModel, bool]:
     """(encoder, whether it wants normalised waveforms) from fairseq's file, or transformers."""
     path = Path(source).expanduser()
     if not path.is_file() and path.suffix != ".pt":
@@ -95,7 +97,7 @@ def encoder_from(source: str | Path) -> tuple[HubertModel, bool]:
 
 
 @reads("has settings that make no HuBERT", "is it of fairseq's HuBERT?")
-def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
+def hubert_from_fairseq(path: Path | str) -> tuple[transformers.HubertModel, bool]:
     """A HuBERT that fairseq trained; layer k is that of `extract_features(output_layer=k)`.
 
     UserError: no such checkpoint, a damaged or hostile one, or a model that HubertModel can't be.
@@ -110,8 +112,8 @@ def hubert_from_fairseq(path: Path | str) -> tuple[HubertModel, bool]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} states no settings, `cfg` or `args`: not of fairseq's trainer")
     config = _config(settings, path)
-    check_described(lambda: HubertModel(config), Path(path))
-    model, renamed = HubertModel(config).eval(), _rename(state["model"], path)
+    check_described(lambda: transformers.HubertModel(config), Path(path))
+    model, renamed = transformers.HubertModel(config).eval(), _rename(state["model"], path)
     projection, width = "feature_projection.projection", config.hidden_size
     if f"{projection}.weight" not in renamed and config.conv_dim[-1] == width:
         # fairseq leaves the projection out where the widths are equal
@@ -130,7 +132,7 @@ def truth(settings: dict, key: str, where: Path | str, otherwise: bool | None = 
     return bool(found)
 
 
-def _config(settings: dict, path: Path | str) -> HubertConfig:
+def _config(settings: dict, path: Path | str) -> transformers.HubertConfig:
     name = str(settings.get("_name") or settings.get("arch") or "hubert")
     if not name.startswith("hubert"):
         raise UserError(f"{path} holds a model of kind {name!r}, expected hubert")
@@ -144,7 +146,7 @@ def _config(settings: dict, path: Path | str) -> HubertConfig:
     if mode not in ("default", "layer_norm"):
         raise UserError(f"{path} has extractor_mode = {mode!r}, expected default or layer_norm")
     check_sizes(sizes, path)
-    return HubertConfig(
+    return transformers.HubertConfig(
         **sizes,
         feat_extract_norm="group" if mode == "default" else "layer",
         conv_bias=truth(settings, "conv_bias", path),
@@ -184,7 +186,7 @@ def _rename(weights: dict, path: Path | str) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
+def hubert_from_transformers(source: Path | str) -> tuple[transformers.HubertModel, bool]:
     """A HuBERT of transformers: a folder, or a name on the hub (by network or from the cache).
 
     Whether it wants normalised waveforms `preprocessor_config.json` says, or its kind of norm.
@@ -198,15 +200,15 @@ def hubert_from_transformers(source: Path | str) -> tuple[HubertModel, bool]:
         where, what = folder, "is no whole HuBERT of transformers"
     with reading(where, "give a folder, or a fairseq .pt file", what):
         name = folder if local else str(source)
-        config = HubertConfig.from_pretrained(name, local_files_only=local)
+        config = transformers.HubertConfig.from_pretrained(name, local_files_only=local)
         if config.model_type != "hubert":
             raise UserError(f"{source} is a model of kind {config.model_type!r}, expected hubert")
         config._attn_implementation = "sdpa"
         check_sizes(config.to_dict(), source)
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-        check_described(lambda: HubertModel(config), *weights)
+        check_described(lambda: transformers.HubertModel(config), *weights)
         options = {"config": config, "local_files_only": local, "output_loading_info": True}
-        model, info = HubertModel.from_pretrained(name, **options)
+        model, info = transformers.HubertModel.from_pretrained(name, **options)
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{source} lacks weights, such as {lost[0]}: is it a HuBERT?")
     check_finite(model.state_dict(), source)

@@ -8,6 +8,8 @@ in its hidden layers: their clusters are the units, and the targets of a second 
 weight (the paper's α = 1), so that a model this small learns in minutes; norms precede the blocks.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.corpora.audio import samples_of
 from speechgpt_lib.errors import UserError
@@ -38,11 +40,11 @@ def frame_count(samples: int) -> int:
     return max(0, 1 + (samples - MINIMUM_SAMPLES) // HOP)
 
 
-def build_encoder(settings: HubertSettings) -> HubertModel:
+def build_encoder(settings: HubertSettings) -> transformers.HubertModel:
     """A random HuBERT whose convolutions have HubertConfig's published kernels and strides."""
     positions = {"num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 8}
     dropout = {"attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
-    config = HubertConfig(
+    config = transformers.HubertConfig(
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
@@ -53,13 +55,13 @@ def build_encoder(settings: HubertSettings) -> HubertModel:
         attn_implementation="sdpa",
         **positions | dropout,
     )
-    return HubertModel(config)
+    return transformers.HubertModel(config)
 
 
 class MaskedPrediction(nn.Module):
     """HuBERT and its head: cosine similarity to an embedding of each target (paper, equation 3)."""
 
-    def __init__(self, encoder: HubertModel, classes: int, width: int = 128):
+    def __init__(self, encoder: transformers.HubertModel, classes: int, width: int = 128):
         super().__init__()
         self.encoder = encoder
         self.project = nn.Linear(encoder.config.hidden_size, width)
@@ -98,7 +100,7 @@ def mfcc_of(wave: np.ndarray) -> np.ndarray:
 
 def pretrain_hubert(
     waves: list, settings: HubertSettings, work: Path, options: TrainingOptions, features=mfcc_of
-) -> tuple[HubertModel, KMeansUnits, dict]:
+) -> tuple[transformers.HubertModel, KMeansUnits, dict]:
     """Trains an encoder on waves (samples,) at 16 kHz, float32 or int16.
 
     `features` makes of a wave the frames (n, width) whose clusters are the targets: MFCCs, or the
@@ -142,7 +144,7 @@ def pretrain_hubert(
 
 def train_encoder(
     waves: list[np.ndarray], settings: UnitSettings, work: Path, options: TrainingOptions
-) -> tuple[HubertModel, KMeansUnits, dict]:
+) -> tuple[transformers.HubertModel, KMeansUnits, dict]:
     """Pre-trains in one or two iterations → (encoder, the MFCC k-means of the first, summary).
 
     Metrics go to `work/metrics.jsonl`, those of a second one to `work/metrics_second.jsonl`.
@@ -158,7 +160,11 @@ def train_encoder(
 
 
 def cluster_layer(
-    encoder: HubertModel, waves: Iterable, settings: UnitSettings, seed: int, normalize=False
+    encoder: transformers.HubertModel,
+    waves: Iterable,
+    settings: UnitSettings,
+    seed: int,
+    normalize=False,
 ) -> UnitInventory:
     """k-means over the frames that one layer makes of the waves (samples,) → inventory."""
     features = FeatureEncoder(encoder, settings.layer, normalize=normalize)
@@ -173,7 +179,11 @@ def utterances_for(frames: int) -> int:
 
 
 def quality_grid(
-    encoder: HubertModel, training: Sequence, held_out: Sequence, clusters: list[int], seed: int
+    encoder: transformers.HubertModel,
+    training: Sequence,
+    held_out: Sequence,
+    clusters: list[int],
+    seed: int,
 ) -> Iterator[dict]:
     """A row for each layer and number of clusters: the figures of `unit_quality`, a speaker probe.
 

@@ -5,6 +5,8 @@
 Its id is a hash over all of that.  A vocoder or language model of one refuses units of another.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import HubertConfig, HubertModel
+import transformers
 
 from speechgpt_lib.errors import UserError, reading
 from speechgpt_lib.foreign.tensors import check_described, check_sizes
@@ -29,7 +31,7 @@ class UnitInventory:
     """Turns speech into units."""
 
     id: str  # of encoder, layer and centroids together
-    encoder: HubertModel
+    encoder: transformers.HubertModel
     layer: int
     kmeans: KMeansUnits
     normalize: bool = False  # whether the encoder wants waves of zero mean and unit variance
@@ -74,15 +76,17 @@ class UnitInventory:
         write_json(folder / "inventory.json", facts)
 
     @classmethod
-    def load(cls, folder: Path) -> "UnitInventory":
+    def load(cls, folder: Path) -> UnitInventory:
         """Reads what `save` wrote; raises UserError where its files don't make its id."""
         facts = read_json(folder / "inventory.json")
         with reading(folder, "run notebook 01 again, or get it again", "is no whole inventory"):
-            config = HubertConfig.from_pretrained(folder / "encoder", local_files_only=True)
+            config = transformers.HubertConfig.from_pretrained(
+                folder / "encoder", local_files_only=True
+            )
             check_sizes(config.to_dict(), folder)
             weights = folder / "encoder" / "model.safetensors"
-            check_described(lambda: HubertModel(config), weights)
-            encoder = HubertModel(config).eval()
+            check_described(lambda: transformers.HubertModel(config), weights)
+            encoder = transformers.HubertModel(config).eval()
             load_module(encoder, weights)
             kmeans = KMeansUnits.load(folder / "centroids.safetensors")
             found = cls.create(encoder, facts["layer"], kmeans, facts.get("normalize", False))
@@ -96,8 +100,12 @@ class UnitInventory:
 
     @classmethod
     def create(
-        cls, encoder: HubertModel, layer: int, kmeans: KMeansUnits, normalize: bool = False
-    ) -> "UnitInventory":
+        cls,
+        encoder: transformers.HubertModel,
+        layer: int,
+        kmeans: KMeansUnits,
+        normalize: bool = False,
+    ) -> UnitInventory:
         """Names the parts; raises UserError where they don't belong together."""
         check_layer(layer, encoder.config.num_hidden_layers)
         check_kind(encoder.config)

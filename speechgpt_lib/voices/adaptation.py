@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
@@ -52,7 +52,7 @@ class Adapted:
     """What of a run is another for a voice: the encoder of its units, and the stage-2 model."""
 
     inventory: UnitInventory
-    model: PreTrainedModel
+    model: transformers.PreTrainedModel
     vocabulary: UnitVocabulary
 
     @classmethod

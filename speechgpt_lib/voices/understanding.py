@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from transformers import PreTrainedModel
+import transformers
 
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.instructions import sets
@@ -35,7 +35,7 @@ DOCUMENTS = 0.25  # documents, beside all those rows
 
 
 def adapt_stage2(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     vocabulary: UnitVocabulary,
     inventory: UnitInventory,
     recordings: Sequence[Recording],

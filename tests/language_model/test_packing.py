@@ -21,7 +21,7 @@ from speechgpt_lib.language_model.packing import (
     pack,
 )
 from speechgpt_lib.language_model.rows import EpochBatches, TokenRow, collate
-from speechgpt_lib.training.attention import NAME
+from speechgpt_lib.training.attention import NAME, set_attention
 from tests.builders import tiny_language_model, tiny_vocabulary
 
 BACK_ENDS = (
@@ -78,7 +78,7 @@ def test_blocks_of_the_labs_rows_are_full(block: int) -> None:
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_no_row_sees_its_neighbours(model, back_end) -> None:
     """Through the call of training: change the other rows of a block, a row's states stay."""
-    model.set_attn_implementation(back_end)
+    set_attention(model, back_end)
     first, second, third = rows_of_lengths([10, 17, 12])
     other = rows_of_lengths([10, 17, 12], seed=9)
     hidden = []
@@ -105,7 +105,7 @@ def test_no_row_sees_its_neighbours(model, back_end) -> None:
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_the_packed_loss_is_the_sum_of_the_rows_losses(model, back_end) -> None:
-    model.set_attn_implementation(back_end)
+    set_attention(model, back_end)
     rows = rows_of_lengths([5, 30, 12, 44, 9, 21])
     score = CausalLoss(model)
     packed = [[rows[k] for k in numbers] for numbers in pack([len(r) for r in rows], 64)]
@@ -121,7 +121,7 @@ def test_the_packed_loss_is_the_sum_of_the_rows_losses(model, back_end) -> None:
 
 @pytest.mark.parametrize("back_end", ["sdpa", "eager", NAME])
 def test_gradients_too(model, back_end) -> None:
-    model.set_attn_implementation(back_end)
+    set_attention(model, back_end)
     rows = rows_of_lengths([15, 30, 12])
     gradients = []
     for batch in (collate(rows), collate_packed([rows], 64)):

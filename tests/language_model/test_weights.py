@@ -16,7 +16,7 @@ from transformers import BertConfig
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model import inference, weights
 from speechgpt_lib.language_model.adapters import folder_id, model_id
-from speechgpt_lib.language_model.families import FAMILIES, read_config
+from speechgpt_lib.language_model.families import FAMILIES, config_class, model_class, read_config
 from speechgpt_lib.language_model.inference import device_map, load_to_answer, weight_bytes
 from speechgpt_lib.language_model.model import load_model, save_model
 from speechgpt_lib.language_model.planning import Shape
@@ -42,10 +42,11 @@ SIZES = {
 
 def published(folder: Path, family: str = "llama", tied: bool = False, dtype=torch.bfloat16):
     """A small model of a family, as transformers saves it: in shards with an index."""
-    config, model = FAMILIES[family]
+    config = config_class(family)
     more = {"head_dim": 8} if family == "qwen3" else {}
     torch.manual_seed(0)
-    made = model(config(**SIZES, **more, tie_word_embeddings=tied)).to(dtype)
+    settings = config(**SIZES, **more, tie_word_embeddings=tied)
+    made = model_class(settings)(settings).to(dtype)
     made.save_pretrained(folder, max_shard_size="20KB")
     return made
 
@@ -313,7 +314,7 @@ print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 def test_no_model_is_in_memory_twice(tmp_path: Path, kind: str) -> None:
     """LLaMA-7B's widths with 2 of its 32 layers: 1.3 GB.  An import needs a part of it, to load it
     takes its bytes and little more."""
-    config = FAMILIES["llama"].config(num_hidden_layers=2)  # transformers' defaults are LLaMA-7B's
+    config = config_class("llama")(num_hidden_layers=2)  # transformers' defaults are LLaMA-7B's
     model = empty_model(config)
     folder = tmp_path / "model"
     folder.mkdir()

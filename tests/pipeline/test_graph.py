@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -317,3 +319,15 @@ def test_a_step_takes_half_of_the_processor_and_never_more_than_it_is_given(monk
                 assert torch.get_num_threads() == given
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_graph_is_known_without_the_code_of_models(root) -> None:
+    """It takes seconds to import, and most commands and steps don't need it."""
+    heavy = "{'transformers.modeling_utils', 'peft', 'sympy', 'torch._dynamo'} & {*sys.modules}"
+    code = (
+        f"import sys, speechgpt_lib.pipeline.graph, speechgpt_lib.pipeline.worker; print({heavy})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
