@@ -49,11 +49,12 @@ def jobs_of(run: Run, site: Site) -> list[ClusterJob]:
 
 def _of_step(run: Run, site: Site, step: Planned, todo: set[str]) -> list[ClusterJob]:
     """The job of a step; of one whose shards can be made apart, an array and the job that joins."""
-    cost, needs = find_step(step.step).cost, tuple(n for n in step.needs if n in todo)
+    definition, needs = find_step(step.step), tuple(n for n in step.needs if n in todo)
+    cost = definition.cost
     make = (*_cli("make", step.step), *_where(run))
     plain = ClusterJob(step.step, "step", make, needs, gpu=cost.gpu, step=step.step)
     here = step.state in MADE_HERE
-    if here and cost.splittable and site.array.tasks > 1:
+    if here and definition.in_parts(run.recipe) and site.array.tasks > 1:
         count = site.array.tasks
         part = ClusterJob(
             f"{step.step}-parts",

@@ -24,6 +24,7 @@ from speechgpt_lib.text_to_unit.synthesis import TextToUnit
 from speechgpt_lib.units.inventory import check_inventory
 
 Voicing = TextToUnit | SpeechVoicing
+MOST_SHARDS = 1 << 40  # of a stream whose length is not known beforehand
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def build_chain(
     shard_size: int = 1000,
     sources: Sequence[dict] = (),
     selection: Callable[[], list[dict]] | None = None,
+    shards: slice = slice(None),
     on_rows: Callable[[int], None] | None = None,
 ) -> dict:
     """Write the quadruplets of `dialogues` into `out`, `shard_size` a shard; keep finished shards.
 
+    All dialogues are read; those of the `shards` are voiced, others belong to other processes.
     `selection` is asked, once all dialogues are read, how they were selected (steps with dropped
     and left), for the data card.  What can't be used goes to quarantine.  Returns the summary;
     raises UserError for a voicing of another inventory, or where `out` holds another set.
@@ -75,12 +78,13 @@ def build_chain(
     voices, seen = {"questions": questions.name, "answers": answers.name}, Seen()
     settings = voices | {"shares": shares, "seed": seed, "held_out": held_out_share}
     facts = replace(facts, settings=hash_json(settings))
+    own = range(MOST_SHARDS)[shards]
     for number, group in enumerate(in_shards(dialogues, shard_size)):
         units = [None if d.units is None else d.units.tolist() for d in group]
         told = [[d.id, d.instruction, d.response, u] for d, u in zip(group, units, strict=True)]
         key = hash_json({"dialogues": told} | facts.metadata())
         again = {k for k, d in enumerate(group) if not seen.is_new(d.id)}
-        if not is_made(out, number, key):
+        if number in own and not is_made(out, number, key):
             with ShardWriter(out, number, facts, key) as writer:
                 rows = [
                     replace(row, format=choose_format(row.id, shares, seed))
@@ -88,7 +92,7 @@ def build_chain(
                 ]
                 held_out = [is_held_out(row.instruction, held_out_share) for row in rows]
                 writer.add(to_table(rows, writer.schema), held_out)
-        if on_rows is not None:
+        if on_rows is not None and number in own:
             on_rows(len(group))
     more = {"voicing": voices, "format_shares": shares}
     more |= {"selection": selection()} if selection else {}

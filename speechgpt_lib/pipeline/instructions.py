@@ -155,9 +155,11 @@ def make_chain_set(job: Job) -> dict:
         split_rule=None if settings.dialogues else OWN_SPLIT,
         sources=corpus_facts(job.recipe) + ([source_facts("moss")] if settings.dialogues else []),
         selection=report.funnel if settings.dialogues else None,
+        shards=job.shards,
         on_rows=None if job.on_log is None else lambda count: job.on_log({"rows": count}),
     )
-    if settings.dialogues and not summary["statistics"]["rows"]:
+    whole = job.shards == slice(None)
+    if settings.dialogues and whole and not summary["statistics"]["rows"]:
         lost = report.dropped + Counter(summary["quarantined"])
         why = ", ".join(f"{reason} {n}" for reason, n in lost.most_common(4)) or "nothing in it"
         what = f"{settings.dialogues}: none of {report.records} records became a row ({why})"
@@ -268,6 +270,8 @@ STEPS = (
         _set_settings(*CHAIN),
         make_chain_set,
         version=3,
+        cost=Cost(splittable=True),
+        splits=lambda recipe: recipe.instructions.dialogues is not None,  # else it is one shard
         bring=import_chain_set,
         bring_needs=("inventory",),
     ),

@@ -45,7 +45,7 @@ def launch_steps(
         cost, again = STEPS[name].cost, force and name in names
         if name == names[-1] and shards is not None:
             made[name] = make(run, name, again, on_log, shards)
-        elif processes > 1 and (cost.processes or cost.splittable):
+        elif processes > 1 and (cost.processes or STEPS[name].in_parts(run.recipe)):
             made[name] = train_step(run, name, processes, again, on_log)
         else:
             made[name] = make(run, name, again, on_log)

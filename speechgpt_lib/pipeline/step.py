@@ -95,6 +95,7 @@ class Definition:
     make: writes the results into `job.work` and returns metrics.
     bring: the same from a file or folder that somebody else made, which `imports` names.
     bring_needs, bring_settings: what an import is checked against and depends on.
+    splits: whether a splittable step has several shards under this recipe.
     """
 
     name: str
@@ -106,10 +107,15 @@ class Definition:
     bring: Callable[[Job], dict | None] | None = None
     bring_needs: Needs = ()
     bring_settings: Settings = lambda recipe: None
+    splits: Callable[[Recipe], bool] = lambda recipe: True
 
     def imported(self, recipe: Recipe) -> Any:
         """What the recipe imports instead of making this step, or None."""
         return getattr(recipe.imports, self.name) if self.bring is not None else None
+
+    def in_parts(self, recipe: Recipe) -> bool:
+        """Whether several processes may each make some of its shards."""
+        return self.cost.splittable and self.splits(recipe)
 
     def inputs(self, recipe: Recipe) -> tuple[str, ...]:
         """The names of the steps that it needs under this recipe."""

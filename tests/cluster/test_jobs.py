@@ -43,6 +43,7 @@ def test_every_step_and_notebook_has_a_job_after_what_it_needs(tmp_path: Path) -
     for name, job in jobs.items():
         assert set((*job.needs, *job.after)) <= set(seen), name
         seen.append(name)
+    assert "chain_set-parts" not in jobs, "without dialogues it is one shard"
     assert jobs["units-parts"].parts == 3 and jobs["units"].needs == ("units-parts",)
     assert jobs["vocoder"].kind == "training" and jobs["vocoder"].nodes == 1
     assert set(jobs["notebook-07"].needs) == {"stage2", "vocoder", "minimal_pairs"}
@@ -98,7 +99,7 @@ def test_the_largest_recipe_in_scripts(tmp_path: Path) -> None:
     site = Site(gpus_per_node=8, array=Array(tasks=1000, at_once=200))
     run = run_of(tmp_path, "paper", data=str(tmp_path / "nowhere"))
     jobs = {job.name: job for job in write_scripts(run, site)}
-    assert jobs["units-parts"].parts == 1000
+    assert jobs["units-parts"].parts == jobs["chain_set-parts"].parts == 1000
     assert jobs["stage1"].nodes * jobs["stage1"].ranks == run.recipe.processes == 96
     script = (tmp_path / "slurm" / "units-parts.sbatch").read_text()
     assert "#SBATCH --array=0-999%200" in script

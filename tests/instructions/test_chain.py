@@ -66,6 +66,22 @@ def test_sharding_changes_nothing_but_the_files(tmp_path: Path) -> None:
     assert few["table_hash"] == many["table_hash"] and few["statistics"] == many["statistics"]
 
 
+def test_parts_made_apart_are_the_whole(tmp_path: Path) -> None:
+    """In any order; each voices its own shards, the call that joins them none."""
+    whole = build(dialogues(50), tmp_path / "whole", shard_size=6)
+    for start, texts in ((2, 28), (0, 36), (1, 36)):
+        part = Spelling()
+        options = {"shard_size": 6, "shards": slice(start, None, 3)}
+        summary = build(dialogues(50), tmp_path / "parts", part, **options)
+        assert len(part.asked) == texts
+        assert (tmp_path / "parts" / "summary.json").exists() == (summary["shards"] == "9 of 9")
+    joining = Spelling()
+    assert build(dialogues(50), tmp_path / "parts", joining, shard_size=6) == whole
+    assert not joining.asked
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+
+
 def test_a_killed_build_voices_only_what_is_missing(tmp_path: Path) -> None:
     whole = build(dialogues(50), tmp_path / "whole", shard_size=10)
     dying = Spelling(dies_after=45)
