@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+KERNEL = "speechgpt_lib.notebook.kernel.KeptKernel"
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -32,7 +33,8 @@ def keep(log_file: str, *arguments: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: asked.append("stop"))
     # An interrupt is meant for the kernel.  A handler, unlike SIG_IGN, is not passed on to it.
     signal.signal(signal.SIGINT, lambda *_: None)
-    command = [sys.executable, "-m", "ipykernel_launcher", *arguments]
+    kernel = f"--IPKernelApp.kernel_class={KERNEL}"
+    command = [sys.executable, "-m", "ipykernel_launcher", kernel, *arguments]
     # The kernel watches the process named here and exits when its parent is another.
     environment = {**os.environ, "JPY_PARENT_PID": str(os.getpid())}
     with open(log_file, "wb") as log:

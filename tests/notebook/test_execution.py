@@ -267,6 +267,22 @@ def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path):
     assert not psutil.pid_exists(pid)
 
 
+def test_children_are_the_keepers_who_does_not_wait_for_deaf_ones(write_notebook, tmp_path):
+    """multiprocessing's tracker of resources ignores SIGTERM; ipykernel itself would wait for it
+    for half a minute, and its base class has no other way to be told not to."""
+    start = (
+        "import multiprocessing, os\nfrom ipykernel.kernelbase import Kernel\n"
+        "worker = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "worker.start()\nworker.join()\nkernel = get_ipython().kernel\n"
+        "own = type(kernel)._progressively_terminate_all_children\n"
+        "print(own is not Kernel._progressively_terminate_all_children)\n"
+        "print(*[child.pid for child in kernel._process_children()])"
+    )
+    execute(write_notebook("01_x.ipynb", ("start", start)), tmp_path / "01_x.ipynb", {}, Stop())
+    overridden, *children = outputs(tmp_path / "01_x.ipynb").split()
+    assert overridden == "True" and children and not any(map(psutil.pid_exists, map(int, children)))
+
+
 def test_a_full_disk_is_one_line(write_notebook, tmp_path):
     notebook = write_notebook("01_x.ipynb", ("fill", "print('x' * 5000)"))
     before = set(psutil.Process().children(recursive=True))
