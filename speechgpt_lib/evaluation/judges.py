@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Mapping
 
 import torch
-import transformers
 
 from speechgpt_lib.corpora.corpus import Corpora, Judge
 from speechgpt_lib.errors import UserError
@@ -56,7 +55,9 @@ def figure_name(kind: str, suffix: str, ceiling: bool = False) -> str:
 
 @functools.cache
 def _whisper() -> Callable[[str], str]:
-    return transformers.models.whisper.english_normalizer.EnglishTextNormalizer({})
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
 
 
 def as_whisper_counts(text: str) -> str:

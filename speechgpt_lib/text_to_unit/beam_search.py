@@ -32,9 +32,11 @@ class Layer:
     """
 
     def __init__(self, block: nn.Module, config, norm_first: bool, encoded: Tensor, beams: int):
+        from transformers.activations import ACT2FN
+
         own, cross, self.heads = block.self_attn, block.encoder_attn, config.decoder_attention_heads
         self.norm_first = norm_first
-        self.activation = transformers.activations.ACT2FN[config.activation_function]
+        self.activation = ACT2FN[config.activation_function]
         self.qkv, self.out = _dense(own.q_proj, own.k_proj, own.v_proj), _dense(own.out_proj)
         self.cross_q, self.cross_out = _dense(cross.q_proj), _dense(cross.out_proj)
         self.up, self.down = _dense(block.fc1), _dense(block.fc2)

@@ -67,7 +67,8 @@ def row_attention(
     Returns (blocks, tokens, heads, width); `mask` is not looked at.
     """
     blocks, heads, tokens, width = query.shape
-    repeat_kv = transformers.models.llama.modeling_llama.repeat_kv
+    from transformers.models.llama.modeling_llama import repeat_kv
+
     groups, place, slot, real = _lay_out(position_ids.expand(blocks, tokens))
     sizes, laid, seen = [rows * length for rows, length in groups], [], []
     for states in (query, key, value):

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib import __version__
+from speechgpt_lib.cli.cluster import cluster_checks
 from speechgpt_lib.cluster import check, probe
 from speechgpt_lib.cluster.check import check_cluster, judge
 from speechgpt_lib.cluster.site import Site
 from speechgpt_lib.cluster.status import last_error
+from speechgpt_lib.recipes.loading import load_recipe
 
 GOOD = {"speechgpt": __version__, "sees_folder": True, "missing": [], "clock_s": 0.01}
 
@@ -96,3 +98,14 @@ def test_a_job_looks_at_no_cluster(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (bad,) = (c for c in check_cluster(tmp_path / "run", Site()) if not c.ok)
     assert bad.name == "a job" and "a job submits no others" in bad.found
+
+
+@pytest.mark.parametrize(
+    "changes,seen", [({"data": "/data"}, ("/data",)), ({"data": "s3://bucket/speech"}, ())]
+)
+def test_what_nodes_must_see_is_on_a_disk(changes, seen, tmp_path: Path, monkeypatch) -> None:
+    asked: list = []
+    monkeypatch.setattr(check, "check_cluster", lambda *words: asked.append(words))
+    cluster_checks(tmp_path, None, load_recipe("small", changes))
+    cluster_checks(tmp_path, None, load_recipe("lab"))
+    assert [words[2] for words in asked] == [tuple(map(Path, seen)), ()]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from speechgpt_lib.cluster import lesson, slurm
 from speechgpt_lib.cluster.lesson import interrupted_training
 from speechgpt_lib.cluster.site import Site, load_site
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.training_figures import draw_attempts
 from speechgpt_lib.pipeline.graph import order
 from speechgpt_lib.recipes.loading import load_recipe
@@ -31,6 +33,25 @@ def test_without_a_cluster_it_is_recorded_and_says_so(tmp_path: Path, monkeypatc
     first, second, requeued = figure.axes[0].lines
     assert [*first.get_xdata(), *second.get_xdata()] == steps
     assert requeued.get_xdata()[0] == second.get_xdata()[0] - 0.5
+
+
+def test_a_job_that_gets_no_place_is_given_up_and_leaves_the_queue(tmp_path, monkeypatch) -> None:
+    run = Run.create(tmp_path / "run", load_recipe("smoke"), say=lambda line: None)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    cancelled: list[str] = []
+    plays = {
+        "check_partition": lambda name: None,
+        "submit": lambda script, after: "5",
+        "states": lambda ids: {"5": ["PENDING"]},
+        "reason": lambda job: "Resources",
+        "cancel": cancelled.extend,
+    }
+    for name, play in plays.items():
+        monkeypatch.setattr(slurm, name, play)
+    monkeypatch.setattr(lesson, "PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match=r"job 5 is still \['PENDING'\]: Resources"):
+        interrupted_training(run, "stage1", 20, Site())
+    assert cancelled == ["5"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from speechgpt_lib.cluster.check import check_cluster
+from speechgpt_lib.cluster.check import WORDS, check_cluster
 from speechgpt_lib.cluster.site import Array, Times, load_site
 from speechgpt_lib.cluster.status import status
 from speechgpt_lib.cluster.submit import cancel_all, submit_missing, write_scripts
@@ -211,12 +211,15 @@ def restarts(lab: SlurmLab, job: str) -> int:
     return int(found[1].split()[0])
 
 
-def test_doctor_looks_at_the_cluster_from_inside(copied, on_slurm, site_file, tmp_path) -> None:
-    site = load_site(site_file)
-    good = check_cluster(copied.path, site, (tmp_path,))
-    assert all(check.ok for check in good), good
-    assert {"nodes reach each other", "clocks", "data, on nodes"} <= {c.name for c in good}
-    assert next(c.found for c in good if c.name == "run directory, on nodes") == "n1, n2"
+def test_doctor_looks_at_the_cluster_from_inside(
+    copied, on_slurm, site_file, tmp_path, speechgpt
+) -> None:
+    site, words = load_site(site_file), ("doctor", "--on", "slurm", "--site", site_file, "--json")
+    words += ("--run", copied.path, "--recipe", "small", "--set", f"data={tmp_path}")
+    told = {check["name"]: check for check in json.loads(speechgpt(*words).stdout)}
+    inside = {n: c for n, c in told.items() if n in WORDS}
+    assert inside.keys() == WORDS.keys() and all(c["ok"] for c in inside.values()), inside
+    assert inside["run directory, on nodes"]["found"] == "n1, n2"
     elsewhere = site.model_copy(update={"python": "/nowhere/python"})
     (bad,) = (c for c in check_cluster(copied.path, elsewhere) if not c.ok)
     assert bad.name == "environment, on nodes" and "/nowhere/python" in bad.found
