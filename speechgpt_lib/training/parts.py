@@ -106,6 +106,9 @@ def write_joined(module: nn.Module, folder: Path, part_bytes: int) -> None:
         if size and size + tensor.nbytes > part_bytes:
             size, number = 0, number + 1
         size, numbers[name] = size + tensor.nbytes, number
+    if distributed.get_rank() == 0:  # what other processes left, perhaps more of them, is not ours
+        shutil.rmtree(folder / "sharded", ignore_errors=True)
+    distributed.barrier()
     options = {"enable_consolidation": True, "fqn_to_index_mapping": numbers}
     _write(f"the model in {folder}", folder, tensors, **options)
     if distributed.get_rank() == 0:
