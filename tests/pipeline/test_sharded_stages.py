@@ -89,6 +89,9 @@ from accelerate import PartialState
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.language_model.model import load_sharded
 from speechgpt_lib.training.parts import own_part
+# What loading imports is not what it loads.
+import torch.distributed.checkpoint, torch.distributed.fsdp, torch.distributed.tensor
+import transformers.models.llama.modeling_llama
 place, me = PartialState(cpu=True).device, psutil.Process()
 def memory():  # without the pages of files, which the system takes back when it likes
     found = me.memory_info()
