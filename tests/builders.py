@@ -14,10 +14,11 @@ import torch
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
 from speechgpt_lib.corpora.world import lab_texts
-from speechgpt_lib.language_model.model import build_model
+from speechgpt_lib.language_model.model import build_model, load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import LanguageModelSettings, Optimization, Recipe
+from speechgpt_lib.runs.run import Run
 from speechgpt_lib.units.hubert import build_encoder
 from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
@@ -84,3 +85,12 @@ def serving(server: socketserver.BaseServer) -> Iterator:
         finally:
             server.shutdown()
             thread.join()
+
+
+def change_of_old_logits(run: Run) -> float:
+    """By how much the expanded model's logits of old tokens differ from the text model's."""
+    paths = (run.require(name).path for name in ("text_model", "expanded_model"))
+    (old, before), (new, _) = map(load_model, paths)
+    probe = torch.tensor([[before.begin, *before.encode_text("the big dog is in the house")]])
+    with torch.inference_mode():
+        return (new(probe).logits[..., : before.size] - old(probe).logits).abs().max().item()

@@ -23,11 +23,14 @@ from speechgpt_lib.language_model.families import read_config
 from speechgpt_lib.language_model.planning import NAMES, Shape
 from speechgpt_lib.language_model.vocabulary import BEGIN, END, PAD, UnitVocabulary, read_tokenizer
 from speechgpt_lib.language_model.weights import (
+    EMBEDDINGS,
+    HEAD,
     PART_BYTES,
     Place,
     copy_weights,
     empty_model,
     load_weights,
+    read_weights,
 )
 from speechgpt_lib.recipes.schema import LanguageModelSettings
 from speechgpt_lib.training.checkpoints import save_module
@@ -177,6 +180,32 @@ def expand_model(
             new[: len(points)] = points / points.std(0).clamp(min=1e-6)
         table[before.size :] = old.mean(0) + old.std(0) * new
     return model
+
+
+@reads("is no whole model", "run its step again")
+def expand_saved(
+    folder: Path, out: Path, inventory: str, units: int, seed: int, **options
+) -> tuple[UnitVocabulary, UnitVocabulary]:
+    """The model in `folder`, expanded (`expand_model`, whose `options` these are), into `out`, in
+    the precision it has.  But for its tables it goes through memory a tensor at a time.
+
+    Returns the vocabularies before and after.
+    """
+    before, config = _read_facts(folder)
+    after, old, model = before.expand(units, inventory), empty_model(config), empty_model(config)
+    for name, tensor in read_weights(folder, old, look=False):
+        if name in (EMBEDDINGS, HEAD):
+            table, kind = nn.Parameter(tensor.float()), tensor.dtype
+            model.get_submodule(name.rpartition(".")[0]).register_parameter("weight", table)
+    model.tie_weights()
+    expand_model(model, before, after, seed, **options)
+    tables = {EMBEDDINGS: model.get_input_embeddings(), HEAD: model.get_output_embeddings()}
+    changed = {name: table.weight.detach().to(kind) for name, table in tables.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    copy_weights(old, folder, out, changed)
+    model.config.save_pretrained(out)
+    after.save(out)
+    return before, after
 
 
 def save_model(

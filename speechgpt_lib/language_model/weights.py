@@ -11,7 +11,7 @@ which it is used before the next one is read.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -157,9 +157,14 @@ def load_weights(
     return model.eval()
 
 
-def copy_weights(model: transformers.PreTrainedModel, source: Path, out: Path) -> None:
+def copy_weights(
+    model: transformers.PreTrainedModel,
+    source: Path,
+    out: Path,
+    changed: Mapping[str, Tensor] | None = None,
+) -> None:
     """The weights of `source`, checked against the (empty) `model`, into `out` as safetensors in
-    parts, in the precision they have."""
+    parts, in the precision they have; those `changed` instead of the ones with their names."""
     parts: list[dict[str, int]] = []
     held: dict[str, Tensor] = {}
 
@@ -169,6 +174,7 @@ def copy_weights(model: transformers.PreTrainedModel, source: Path, out: Path) -
         held.clear()
 
     for name, tensor in read_weights(source, model):
+        tensor = (changed or {}).get(name, tensor)
         if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > PART_BYTES:
             write()
         held[name] = tensor.clone(memory_format=torch.contiguous_format)

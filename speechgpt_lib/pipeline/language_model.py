@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from speechgpt_lib.instructions import sets
@@ -20,7 +19,7 @@ from speechgpt_lib.language_model.adapters import add_lora, save_adapter
 from speechgpt_lib.language_model.model import (
     CausalLoss,
     build_model,
-    expand_model,
+    expand_saved,
     load_model,
     load_sharded,
     save_model,
@@ -71,19 +70,12 @@ def _example_rows() -> list[Row]:
 def make_expanded_model(job: Job) -> dict:
     """Add units and markers to the vocabulary, once and before any stage."""
     settings, inventory = job.recipe.language_model, job.inventory()
-    model, before = load_model(job.path("text_model"))
-    after = before.expand(inventory.count, inventory.id)
     by_sound = settings.new_embeddings == "centroids"
-    centroids = inventory.kmeans.centroids if by_sound else None
-    probe = torch.tensor([[before.begin, *before.encode_text("the big dog is in the house")]])
-    with torch.inference_mode():
-        old_logits = model(probe).logits  # (1, tokens, vocabulary)
-        more = {"centroids": centroids, "multiple": settings.multiple}
-        expand_model(model, before, after, job.recipe.seed, **more)
-        change = (model(probe).logits[..., : before.size] - old_logits).abs().max().item()
-    save_model(model, after, job.work)
-    sizes = {"before": before.size, "after": after.size}
-    return sizes | {"largest_change_of_old_logits": change}
+    options = {"centroids": inventory.kmeans.centroids if by_sound else None}
+    options |= {"multiple": settings.multiple}
+    units = inventory.id, inventory.count, job.recipe.seed
+    before, after = expand_saved(job.path("text_model"), job.work, *units, **options)
+    return {"before": before.size, "after": after.size}
 
 
 # --- 06, 07, 08 the three stages ------------------------------------------------------------------

@@ -18,7 +18,7 @@ from speechgpt_lib.language_model import inference, weights
 from speechgpt_lib.language_model.adapters import folder_id, model_id
 from speechgpt_lib.language_model.families import FAMILIES, config_class, model_class, read_config
 from speechgpt_lib.language_model.inference import device_map, load_to_answer, weight_bytes
-from speechgpt_lib.language_model.model import load_model, save_model
+from speechgpt_lib.language_model.model import expand_model, expand_saved, load_model, save_model
 from speechgpt_lib.language_model.planning import Shape
 from speechgpt_lib.language_model.weights import (
     copy_weights,
@@ -335,3 +335,21 @@ def test_no_model_is_in_memory_twice(tmp_path: Path, kind: str) -> None:
     assert size > 1.2e9
     assert taken["import"] < 0.8 * size, f"{taken['import'] / size:.2f} of the model's bytes"
     assert taken["load"] < 1.15 * size + 0.3e9, f"{taken['load'] / size:.2f} of the model's bytes"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_model_is_expanded_as_in_memory(tmp_path: Path, tied: bool) -> None:
+    """In the precision it has; the model in memory is the one that is rounded to it."""
+    vocabulary = tiny_vocabulary(units=0)
+    torch.manual_seed(0)
+    settings = config_class("llama")(
+        **SIZES | {"vocab_size": vocabulary.size}, tie_word_embeddings=tied
+    )
+    model = model_class(settings)(settings).to(torch.bfloat16)
+    save_model(model, vocabulary, tmp_path / "a")
+    before, after = expand_saved(tmp_path / "a", tmp_path / "b", "an inventory", 20, seed=3)
+    found, there = load_model(tmp_path / "b", torch.bfloat16)
+    assert (before.size, there.size) == (vocabulary.size, after.size) and after.unit_count == 20
+    wanted = expand_model(model.float(), before, after, 3).to(torch.bfloat16).state_dict()
+    assert found.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(found.state_dict()[name], wanted[name]) for name in wanted)

@@ -36,7 +36,12 @@ from speechgpt_lib.units.inventory import UnitInventory
 from speechgpt_lib.units.kmeans import KMeansUnits
 from speechgpt_lib.vocoder.published import vocoder_from_fairseq
 from speechgpt_lib.vocoder.synthesis import Vocoder
-from tests.builders import tiny_inventory, tiny_language_model, tiny_vocabulary
+from tests.builders import (
+    change_of_old_logits,
+    tiny_inventory,
+    tiny_language_model,
+    tiny_vocabulary,
+)
 from tests.instructions.tables import Spelling, dialogues, unit_rows, write_table
 from tests.language_model.test_pretrained import SHAPE, fast_tokenizer, published
 from tests.units.test_features import make_encoder, noise
@@ -338,7 +343,7 @@ def test_a_llama_gets_units_and_markers(with_inventory: NewRun, llama: Path) -> 
     expanded = make(run, "expanded_model")
     model, vocabulary = load_model(expanded.path)
     assert vocabulary.inventory == inventory_of(run).id and vocabulary.size > PIECES + COUNT
-    assert expanded.metrics["largest_change_of_old_logits"] < 1e-4
+    assert change_of_old_logits(run) < 1e-4
     refused(with_inventory(text_model="inventory-20"), "text_model", "no config.json in")
     refused(with_inventory(text_model="absent"), "text_model", "not there.*--set data=DIR.*=null")
     # As a name on the hub, of which nothing is in the cache and no network is here.
