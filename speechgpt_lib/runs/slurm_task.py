@@ -49,7 +49,9 @@ def watched_by_slurm() -> Iterator[None]:
 def _task() -> psutil.Process | None:
     """The process that Slurm started: this one, or one above it.  None elsewhere, and in a
     container that has process numbers of its own."""
-    number, me = os.environ.get("SLURM_TASK_PID"), psutil.Process()
+    if not (number := os.environ.get("SLURM_TASK_PID")):
+        return None
+    me = psutil.Process()
     return next((p for p in (me, *me.parents()) if str(p.pid) == number), None)
 
 
