@@ -51,44 +51,44 @@ def test_prompts_are_training_sentences_with_many_words(run: Path) -> None:
     assert len({word for text in more for word in text.split()}) > len(plain)
 
 
-def test_from_recordings_to_an_adapted_run_and_back(run, folder, speechgpt, tmp_path) -> None:
+def test_from_recordings_to_an_adapted_run_and_back(run, folder, command, tmp_path) -> None:
     at = ("--run", run)
-    refused = error_of(speechgpt("voice", "record", "zebulon", "--from", folder, *at))
+    refused = error_of(command("voice", "record", "zebulon", "--from", folder, *at))
     assert "nothing is recorded without consent" in refused
-    done = speechgpt("voice", "record", "zebulon", "--from", folder, "--consent", *at)
+    done = command("voice", "record", "zebulon", "--from", folder, "--consent", *at)
     assert done.returncode == 0 and "kept 4, refused 0" in done.stdout, done.stderr
     assert "not yet adapted" in error_of(
-        speechgpt("transcribe", folder / "0000.wav", "--voice", "zebulon", *at)
+        command("transcribe", folder / "0000.wav", "--voice", "zebulon", *at)
     )
-    done = speechgpt("voice", "adapt", "zebulon", "--json", *at)
+    done = command("voice", "adapt", "zebulon", "--json", *at)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["sentences"], facts["kept_aside"]) == (3, 1)
     for key in ("voice_wer", "own_wer", "own_answers"):
         assert {f"{key}_before", f"{key}_after"} <= facts.keys()
-    assert "adapted" in speechgpt("voice", "list", *at).stdout
+    assert "adapted" in command("voice", "list", *at).stdout
 
     sound = ("ask", folder / "0000.wav", "--json", "-o", tmp_path / "a.wav", *at)
-    plain, own = speechgpt(*sound), speechgpt(*sound, "--voice", "zebulon")
+    plain, own = command(*sound), command(*sound, "--voice", "zebulon")
     assert plain.returncode == own.returncode == 0, own.stderr
     copy = tmp_path / "set"
     shutil.copytree(folder, copy)
-    done = speechgpt("evaluate", "--set", copy, "--voice", "zebulon", "--json", *at)
+    done = command("evaluate", "--set", copy, "--voice", "zebulon", "--json", *at)
     assert done.returncode == 0 and json.loads(done.stdout)["items"] == 4, done.stderr
-    assert "--voice needs --set" in error_of(speechgpt("evaluate", "--voice", "zebulon", *at))
+    assert "--voice needs --set" in error_of(command("evaluate", "--voice", "zebulon", *at))
 
     recordings = sorted((run / "voices" / "zebulon").glob("*.wav"))
     contents = [path.read_bytes() for path in recordings]
     marks = [b"zebulon", *(data[2000:2200] for data in contents)]
     marks += [hashlib.sha256(data).hexdigest().encode() for data in contents]
-    done = speechgpt("voice", "remove", "zebulon", *at)
+    done = command("voice", "remove", "zebulon", *at)
     assert done.returncode == 0 and "nothing of it is left" in done.stdout, done.stderr
     for path in (p for p in run.rglob("*") if p.is_file()):
         content = path.read_bytes()
         assert not [mark for mark in marks if mark in content], path
-    for command in (("voice", "remove"), ("voice", "adapt")):
-        assert "never recorded, or removed" in error_of(speechgpt(*command, "zebulon", *at))
-    removed = error_of(speechgpt(*sound, "--voice", "zebulon"))
+    for words in (("voice", "remove"), ("voice", "adapt")):
+        assert "never recorded, or removed" in error_of(command(*words, "zebulon", *at))
+    removed = error_of(command(*sound, "--voice", "zebulon"))
     assert "no voice 'zebulon'" in removed
 
 
@@ -101,34 +101,34 @@ def test_from_recordings_to_an_adapted_run_and_back(run, folder, speechgpt, tmp_
         (lambda wave, other: other, "wrong sentence: heard"),
     ],
 )
-def test_a_bad_recording_is_one_line(spoil, said, run, folder, speechgpt, tmp_path) -> None:
+def test_a_bad_recording_is_one_line(spoil, said, run, folder, command, tmp_path) -> None:
     items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
     wave, other = (read_audio(folder / item["path"]) for item in items[:2])
     write_audio(tmp_path / "a.wav", np.float32(spoil(wave, other)))
     (tmp_path / "a.txt").write_text(items[0]["text"])
-    done = speechgpt("voice", "record", "bad", "--from", tmp_path, "--consent", "--run", run)
+    done = command("voice", "record", "bad", "--from", tmp_path, "--consent", "--run", run)
     line = error_of(done)
     assert "a.wav" in line and said in line
     assert not (run / "voices" / "bad" / "items.jsonl").exists()
 
 
-def test_what_cannot_be_recorded_or_adapted(run, folder, speechgpt, tmp_path) -> None:
+def test_what_cannot_be_recorded_or_adapted(run, folder, command, tmp_path) -> None:
     at = ("--run", run)
-    assert "a terminal has no microphone" in error_of(speechgpt("voice", "record", "me", *at))
-    name = error_of(speechgpt("voice", "record", "../me", "--from", folder, "--consent", *at))
+    assert "a terminal has no microphone" in error_of(command("voice", "record", "me", *at))
+    name = error_of(command("voice", "record", "../me", "--from", folder, "--consent", *at))
     assert "'../me' is no name for a voice" in name
     write_audio(tmp_path / "a.wav", np.zeros(16_000, np.float32))
     given = ("--from", tmp_path, "--consent")
-    assert "no texts in" in error_of(speechgpt("voice", "record", "me", *given, *at))
-    assert "no voice 'nobody'" in error_of(speechgpt("voice", "adapt", "nobody", *at))
+    assert "no texts in" in error_of(command("voice", "record", "me", *given, *at))
+    assert "no voice 'nobody'" in error_of(command("voice", "adapt", "nobody", *at))
     unfinished = tmp_path / "run"
     Run.create(unfinished, load_recipe("smoke"), lambda line: None)
     given = ("--from", folder, "--consent", "--run", unfinished)
-    missing = error_of(speechgpt("voice", "record", "me", *given))
+    missing = error_of(command("voice", "record", "me", *given))
     assert "07_stage2_cross_modal_finetuning/model is missing" in missing
     assert not (unfinished / "voices").exists()
     prompts_file = tmp_path / "list.txt"
-    done = speechgpt("voice", "record", "me", "--prompts", prompts_file, "-n", 3, *at)
+    done = command("voice", "record", "me", "--prompts", prompts_file, "-n", 3, *at)
     assert done.returncode == 0 and len(prompts_file.read_text().splitlines()) == 3
 
 

@@ -4,6 +4,7 @@ and what was cut is counted."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,11 +88,18 @@ class Corpora:
         return self.found
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a corpus of noise, with units and without an open judge; its models are empty
     folders."""
-    return noisy_run(tmp_path, "none")
+    return noisy_run(tmp_path_factory.mktemp("noisy"), "none").path
+
+
+@pytest.fixture
+def run(noisy: Path, tmp_path: Path) -> Run:
+    """A copy of it, for one test alone."""
+    shutil.copytree(noisy, tmp_path / "run")
+    return Run.open(tmp_path / "run", say=lambda line: None)
 
 
 def noisy_run(tmp_path: Path, open_judge: str) -> Run:
