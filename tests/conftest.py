@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.util
 import os
 import signal
@@ -20,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 ROOT = Path(__file__).resolve().parents[1]
+# The files that take minutes.  The first one makes the smoke run, for which others would have to
+# wait; the second one does without.
+LONGEST = ("cluster/test_on_slurm.py", "test_miniature.py", "cluster/test_faults.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of reference material (default: `shared` beside the clone)",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, those of quick tests last: processes that take file after
+    file (`make test`) end at about the same time."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (places.get(item.path, len(places)), item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """Every step of a run collects garbage first: not a second long among what tests import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

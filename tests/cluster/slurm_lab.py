@@ -113,16 +113,17 @@ PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10
         return states.split().count("idle")
 
     @staticmethod
-    def wait_for(what, seconds: float) -> None:
+    def wait_for(what, seconds: float, every: float = 0.2) -> None:
         """Wait until `what()` is true; an AssertionError after so many seconds."""
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-            time.sleep(0.2)
+            time.sleep(every)
 
     def wait_until_empty(self, seconds: float = 600) -> None:
         """Wait until no job is in the queue."""
-        self.wait_for(lambda: not self.call("squeue", "-h", check=False), seconds)
+        # Five answers a second would take a tenth of a core.
+        self.wait_for(lambda: not self.call("squeue", "-h", check=False), seconds, every=1)
 
     def stop(self) -> None:
         """Cancel all jobs, and end the daemons that were started here."""

@@ -71,7 +71,9 @@ def test_three_of_32_parts_fail_once_and_are_tried_again(
     flaky = tmp_path / "flaky.sh"
     flaky.write_text(
         '#!/bin/bash\ncase "$SLURM_ARRAY_TASK_ID,${SLURM_RESTART_COUNT:-0}" in 1,0|7,0|30,0)\n'
-        'echo "error: lost its disk" >&2; exit 3;; esac\nexec "$@"\n'
+        'echo "error: lost its disk" >&2; exit 3;; esac\n'
+        # Two shards: most parts have nothing to do, and Python takes seconds to find that out.
+        'case $SLURM_ARRAY_TASK_ID in ""|0|1|7|30) exec "$@";; esac\n'
     )
     flaky.chmod(0o755)
     wide = Array(tasks=32, retries=2)
@@ -156,7 +158,7 @@ def test_a_training_on_two_nodes_that_is_preempted_twice(
     """At steps that nobody chose; it ends as the one that nobody disturbed, no step lost or made
     twice."""
     # Parts of a batch one after the other make a step long enough to be disturbed in.
-    more = {"steps": 120, "accumulation": 8, "precision": "no", "log_every": 1}
+    more = {"steps": 80, "accumulation": 8, "precision": "no", "log_every": 1}
     few = {"processes": 2} | {f"stage1.optimization.{name}": n for name, n in more.items()}
     recipe = load_recipe(smoke_run / "recipe.yaml", few)
     base = Run.open(smoke_run, say=quiet)
@@ -168,7 +170,7 @@ def test_a_training_on_two_nodes_that_is_preempted_twice(
     job = on_slurm.call("sbatch", "--parsable", str(script))  # by hand, as a user may
     log = broken.path / "06_stage1_modality_adaptation" / "model.partial" / "metrics.jsonl"
     for start in (1, 2):
-        rows = len(read_metrics(log)) + random.randint(3, 20)
+        rows = len(read_metrics(log)) + random.randint(3, 12)
         on_slurm.wait_for(lambda: len(read_metrics(log)) >= rows, 120)  # noqa: B023
         urgent = ("sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive")
         on_slurm.call(*urgent, "-o", "/dev/null", "--wrap", "sleep 1")
@@ -176,7 +178,7 @@ def test_a_training_on_two_nodes_that_is_preempted_twice(
     on_slurm.wait_until_empty(300)
     logs = [read_metrics(r.require("stage1").path / "metrics.jsonl") for r in (whole, broken)]
     steps = [[row["step"] for row in log] for log in logs]
-    assert steps[0] == steps[1] == [*range(1, 121)], "every step once, and none left out"
+    assert steps[0] == steps[1] == [*range(1, 81)], "every step once, and none left out"
     for a, b in zip(*logs, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
     assert broken.require("stage1").facts["resumed"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.corpora import natural
-from speechgpt_lib.corpora.lab import LabReader, sample_set, speak_all
+from speechgpt_lib.corpora.lab import LabReader, all_answers, sample_set, speak_all
 from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.tables import Utterance, read_utterances
 from speechgpt_lib.errors import UserError
@@ -77,10 +77,14 @@ def test_a_damaged_voice_is_one_line(joe, tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_made_with_the_natural_voice(joe, tmp_path: Path) -> None:
+def test_a_run_is_made_with_the_natural_voice(joe, tmp_path: Path, monkeypatch) -> None:
     """All steps that hear the target voice, its phones or its synthesiser."""
+    some = all_answers()[::20]  # a minute of speaking less
+    monkeypatch.setattr("speechgpt_lib.corpora.lab.all_answers", lambda: some)
+    few = {"target_statements": 6, "target_questions": 7, "test_sentences": 6}
     changes = {"corpora.0.target_voice": "joe", "evaluation.open_judge": "none"}
     changes |= {"evaluation.voicing_sentences": 2, "evaluation.vocoder_utterances": 2}
+    changes |= {f"corpora.0.{key}": value for key, value in few.items()}
     run = Run.create(tmp_path / "run", load_recipe("smoke", changes))
     grid, voicing, vocoder = make_all(run, ["unit_grid", "voicing", "vocoder_evaluation"])
     assert run.require("corpus").metrics["speaking"] == ["joe"]

@@ -33,7 +33,8 @@ def test_times_of_few_layers_and_blocks_are_extrapolated(monkeypatch: pytest.Mon
 
 
 def test_a_short_training_is_timed_in_every_stage() -> None:
-    recipe = load_recipe("smoke", TINY | {"stage3.lora.base": "fp32"})
+    blocks = {f"stage{k}.block": 512 for k in (1, 2, 3)}
+    recipe = load_recipe("smoke", TINY | blocks | {"stage3.lora.base": "fp32"})
     seconds = timing.measure(recipe, "cpu")
     for name in ("stage1", "stage2", "stage3"):
         assert 0 < seconds(name, 1024) < seconds(name, 64 * 1024)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     return folder, run(folder, 8, 1, settings={})
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training in two processes, stopped at its fourth step."""
+    folder = tmp_path_factory.mktemp("begun")
+    assert [row["step"] for row in run(folder, 8, 2, stop_at=4)] == [1, 2, 3, 4]
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_00000004"]
+    return folder
+
+
+@pytest.fixture
+def stopped(begun: Path, tmp_path: Path) -> Path:
+    """A copy of it, for one test alone."""
+    return shutil.copytree(begun, tmp_path / "stopped")
+
+
 @pytest.mark.slow
 def test_two_sharded_processes_are_one(tmp_path: Path, alone) -> None:
     same_losses(run(tmp_path, 8, 2), alone[1])
@@ -72,41 +88,37 @@ def test_two_sharded_processes_are_one(tmp_path: Path, alone) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_stopped_in_two_it_goes_on_in_any_number(tmp_path: Path, alone, processes: int) -> None:
-    assert [row["step"] for row in run(tmp_path, 8, 2, stop_at=4)] == [1, 2, 3, 4]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
-    same_losses(run(tmp_path, 8, processes), alone[1])
-    same_weights(tmp_path, alone[0])
+def test_stopped_in_two_it_goes_on_in_any_number(stopped: Path, alone, processes: int) -> None:
+    same_losses(run(stopped, 8, processes), alone[1])
+    same_weights(stopped, alone[0])
 
 
 @pytest.mark.slow
 def test_each_process_writes_its_part_and_a_damaged_one_is_passed_over(
-    tmp_path: Path, alone
+    stopped: Path, alone
 ) -> None:
-    run(tmp_path, 8, 2, stop_at=3)
-    run(tmp_path, 8, 2, stop_at=6)
-    newest = tmp_path / "checkpoints" / "step_00000006"
+    run(stopped, 8, 2, stop_at=6)
+    newest = stopped / "checkpoints" / "step_00000006"
     state = json.loads((newest / "state.json").read_text())
     first, second = sorted(newest.glob("shard-*.safetensors"))
     assert {p.name for p in (first, second)} == state["files"].keys() and state["step"] == 6
     sizes = [path.stat().st_size for path in (first, second)]
     assert max(sizes) < 1.2 * min(sizes), "nobody writes all"
     second.write_bytes(second.read_bytes()[:-1] + b"\x01")
-    done = launch(tmp_path, 8, 2)
+    done = launch(stopped, 8, 2)
     assert "step_00000006 is damaged (its files do not match" in done.stderr
     assert "step_00000006 is damaged (so another process found)" in done.stderr
-    same_losses(read_metrics(tmp_path / "metrics.jsonl"), alone[1])
-    same_weights(tmp_path, alone[0])
+    same_losses(read_metrics(stopped / "metrics.jsonl"), alone[1])
+    same_weights(stopped, alone[0])
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_parts_before(tmp_path: Path, alone) -> None:
-    run(tmp_path, 8, 2, stop_at=3)
+def test_a_full_disk_keeps_the_parts_before(stopped: Path, alone) -> None:
     with files_limited_to(20_000):
-        done = launch(tmp_path, 8, 2, stop_at=6)
+        done = launch(stopped, 8, 2, stop_at=6)
     assert done.returncode != 0 and "could not write its part of checkpoint" in done.stderr
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
-    same_losses(run(tmp_path, 8, 1), alone[1])
+    assert [p.name for p in (stopped / "checkpoints").iterdir()] == ["step_00000004"]
+    same_losses(run(stopped, 8, 1), alone[1])
 
 
 @pytest.mark.slow
