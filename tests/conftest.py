@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -143,5 +145,38 @@ def speechgpt():
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
         )
+
+    return run
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended: its exit code and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Done]:
+    """`command("units", …)` does what `speechgpt units …` does, in this process: another Python
+    takes seconds to import torch and transformers."""
+
+    def run(*arguments: object) -> Done:
+        from speechgpt_lib.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["speechgpt", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        printed, code = capsys.readouterr(), ended.value.code
+        if isinstance(code, str):  # Python prints it and exits with 1
+            return Done(1, printed.out, f"{printed.err}{code}\n")
+        return Done(code or 0, printed.out, printed.err)
 
     return run

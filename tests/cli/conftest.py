@@ -1,10 +1,7 @@
-"""Commands as a user types them, in this process; and a small corpus of noise with units of its
-own."""
+"""A small corpus of noise with units of its own, and commands that encode it in this process."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,44 +10,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechgpt_lib.cli.main import main
 from speechgpt_lib.units import extract
+from tests.conftest import Done
 from tests.units.test_features import make_encoder, noise
 from tests.units.test_foreign import kmeans_of, write
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended: its exit code and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Done]:
-    """`command("units", …)` does what `speechgpt units …` does; to start a Python takes longer.
-
-    So does it for each shard of a corpus: they are encoded one after the other.
-    """
+def command(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`command`, which encodes the shards of a corpus in this process, too."""
     monkeypatch.setattr(extract, "run_in_processes", lambda f, jobs, n: map(f, jobs))
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["speechgpt", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        printed, code = capsys.readouterr(), ended.value.code
-        if isinstance(code, str):  # Python prints it and exits with 1
-            return Done(1, printed.out, f"{printed.err}{code}\n")
-        return Done(code or 0, printed.out, printed.err)
-
-    return run
+    return command
 
 
 @dataclass(frozen=True)

@@ -180,9 +180,7 @@ def test_stereo_is_mixed_and_other_rates_are_resampled(
     )
     assert mono["units"] == stereo["units"]
     soundfile.write(tmp_path / "half.wav", wave[::2], 8000)
-    half = json.loads(
-        command("units", tmp_path / "half.wav", "--run", smoke_run, "--json").stdout
-    )
+    half = json.loads(command("units", tmp_path / "half.wav", "--run", smoke_run, "--json").stdout)
     assert abs(sum(half["durations"]) - sum(mono["durations"])) <= 1
 
 
