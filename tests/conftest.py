@@ -25,7 +25,12 @@ os.environ["MPLBACKEND"] = "Agg"
 ROOT = Path(__file__).resolve().parents[1]
 # The files that take minutes.  The first one makes the smoke run, for which others would have to
 # wait; the second one does without.
-LONGEST = ("cluster/test_on_slurm.py", "test_miniature.py", "cluster/test_faults.py")
+LONGEST = (
+    "cluster/test_all_notebooks.py",
+    "test_miniature.py",
+    "cluster/test_on_slurm.py",
+    "cluster/test_faults.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,7 +112,8 @@ def whisper():
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory in which `smoke` executed every notebook, made once for all processes."""
+    """A run directory with all steps of `smoke`, made once for all processes; notebooks are
+    executed in tests/cluster/test_all_notebooks.py."""
     base = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         base = base.parent  # each worker has a folder of its own; the one above is common
@@ -115,16 +121,9 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(base / "smoke.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run_dir / "complete").exists():
-            command = [
-                sys.executable,
-                "-m",
-                "speechgpt_lib.cli",
-                "run",
-                "--recipe",
-                "smoke",
-                "--run-dir",
-                str(run_dir),
-            ]
+            steps = "evaluation vocoder_evaluation voicing unit_grid minimal_pairs".split()
+            where = ["--recipe", "smoke", "--run-dir", str(run_dir)]
+            command = [sys.executable, "-m", "speechgpt_lib.cli", "make", *steps, *where]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
             assert done.returncode == 0, (
                 f"smoke failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -18,9 +18,7 @@ def test_a_run_from_build_to_import(smoke_run: Path, command, tmp_path: Path) ->
     done = command("instruct", "build", "--recipe", "smoke", "--run-dir", smoke_run, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert {line.split()[0] for line in done.stderr.splitlines()} == {"reused"}, (
-        "the notebooks have made all of it"
-    )
+    assert {line.split()[0] for line in done.stderr.splitlines()} == {"reused"}, "all of it is made"
     for name in (CROSS_MODAL, CHAIN):
         checked = command("instruct", "check", smoke_run / name, "--inventory", smoke_run)
         assert checked.returncode == 0, checked.stdout

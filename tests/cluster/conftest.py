@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from speechgpt_lib.cluster import jobs
 from speechgpt_lib.runs.run import Run
-from tests.cluster.slurm_lab import SlurmLab, missing
+from tests.cluster.slurm_lab import SlurmLab, missing, written_site
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +31,7 @@ def slurm_lab(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def on_slurm(slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> SlurmLab:
     """That cluster, for commands of this process too; left empty."""
-    for name, value in slurm_lab.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    slurm_lab.lead_here(monkeypatch)
     yield slurm_lab
     slurm_lab.call("scancel", "-u", slurm_lab.call("id", "-un"), check=False)
     slurm_lab.wait_until_empty(60)
@@ -41,16 +40,17 @@ def on_slurm(slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> SlurmLab:
 @pytest.fixture
 def site_file(root: Path, tmp_path: Path) -> Path:
     """A site file for it."""
-    file = tmp_path / "site.yaml"
-    file.write_text(
-        "cpus: 1\nsignal_s: 5\narray: {tasks: 2, retries: 2}\n"
-        f"setup: ['export PYTHONPATH={root} OMP_NUM_THREADS=1']\n"
-    )
-    return file
+    return written_site(tmp_path, root)
 
 
 @pytest.fixture
-def copied(smoke_run: Path, tmp_path: Path) -> Run:
-    """A run in which everything is finished."""
+def steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No jobs of notebooks, which take long and have their own test."""
+    monkeypatch.setattr(jobs, "find_notebooks", lambda: [])
+
+
+@pytest.fixture
+def copied(smoke_run: Path, steps_alone: None, tmp_path: Path) -> Run:
+    """A run in which every step is finished."""
     shutil.copytree(smoke_run, tmp_path / "run")
     return Run.open(tmp_path / "run", say=lambda line: None)

@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
@@ -16,6 +18,16 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 def missing() -> list[str]:
     """Which of Slurm's programs are not installed."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+def written_site(folder: Path, root: Path) -> Path:
+    """A site file in `folder` for a cluster whose jobs run the clone `root`."""
+    file = folder / "site.yaml"
+    file.write_text(
+        "cpus: 1\nsignal_s: 5\narray: {tasks: 2, retries: 2}\n"
+        f"setup: ['export PYTHONPATH={root} OMP_NUM_THREADS=1']\n"
+    )
+    return file
 
 
 class SlurmLab:
@@ -83,6 +95,12 @@ PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10
     def environment(self) -> dict[str, str]:
         """What leads Slurm's commands to this cluster."""
         return {"SLURM_CONF": str(self.conf), "PATH": PATH}
+
+    def lead_here(self, patch: pytest.MonkeyPatch) -> None:
+        """Lead commands of this process to this cluster, too."""
+        for name, value in self.environment.items():
+            patch.setenv(name, value)
+        patch.delenv("SLURM_JOB_ID", raising=False)
 
     def call(self, *command: str, check: bool = True) -> str:
         """What a command prints."""

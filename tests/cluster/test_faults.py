@@ -20,7 +20,7 @@ from speechgpt_lib.cluster.submit import submit_missing
 from speechgpt_lib.runs.names import folder_of
 from speechgpt_lib.runs.run import Run
 from tests.cluster.slurm_lab import SlurmLab
-from tests.cluster.test_on_slurm import hashes, quiet, without_notebooks
+from tests.cluster.test_on_slurm import hashes, quiet
 
 pytestmark = pytest.mark.slow
 DISK_MB = 256
@@ -116,16 +116,17 @@ def _above(process: psutil.Process, others: list[psutil.Process]) -> bool:
         return False
 
 
-def submit(lab: SlurmLab, run: Run, site: Site) -> bool:
-    """Submit what is missing, without notebooks, which have their own test; whether any was."""
-    steps = [job for job in jobs_of(run, site) if job.step]
-    if steps:
-        new, _ = submit_missing(run, site)
-        without_notebooks(lab, new)
-    return bool(steps)
+def submit(run: Run, site: Site) -> bool:
+    """Submit what is missing; whether anything was."""
+    missing = jobs_of(run, site)
+    if missing:
+        submit_missing(run, site)
+    return bool(missing)
 
 
-def test_twenty_faults_lose_nothing(smoke_run, small_disk, on_slurm, site_file) -> None:
+def test_twenty_faults_lose_nothing(
+    smoke_run, small_disk, steps_alone, on_slurm, site_file
+) -> None:
     print(f"seed {(seed := random.randrange(10**6))}")
     shutil.copytree(smoke_run, small_disk / "run")
     run = Run.open(small_disk / "run", say=quiet)
@@ -138,7 +139,7 @@ def test_twenty_faults_lose_nothing(smoke_run, small_disk, on_slurm, site_file) 
     when = sorted(chance.choices(range(len(STEPS)), k=len(todo)))  # so many steps are finished
     finished: dict[Path, str] = {}
     deadline = time.monotonic() + 1500
-    while submit(on_slurm, run, site):
+    while submit(run, site):
         happened = ""
         while todo and not happened and on_slurm.call("squeue", "-h"):
             time.sleep(chance.uniform(0.2, 5))

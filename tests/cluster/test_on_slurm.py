@@ -42,29 +42,6 @@ def states(run: Run) -> dict[str, str]:
     return {job.name: job.state for job in status(run)}
 
 
-def without_notebooks(lab: SlurmLab, new: dict[str, str]) -> None:
-    """They take long, and have their own test."""
-    lab.call("scancel", *(job for name, job in new.items() if name.startswith("notebook")))
-
-
-def test_all_notebooks_on_two_nodes(smoke_run, on_slurm, site_file, tmp_path, speechgpt) -> None:
-    words = ("run", "--recipe", "smoke", "--run-dir", tmp_path / "run", "--on", "slurm")
-    words += ("--site", site_file, "--json")
-    first = json.loads(speechgpt(*words).stdout)
-    assert len(first["submitted"]) > 25 and not first["queued"]
-    again = json.loads(speechgpt(*words).stdout)
-    assert not again["submitted"], "what waits in the queue is not submitted twice"
-    on_slurm.wait_until_empty(1500)
-    told = speechgpt("status", tmp_path / "run", "--json").stdout
-    assert {job["name"]: job["state"] for job in json.loads(told)} == dict.fromkeys(
-        first["submitted"], "done"
-    ), told
-    local, here = (Run.open(p, say=quiet) for p in (smoke_run, tmp_path / "run"))
-    assert hashes(here) == hashes(local)
-    nothing = speechgpt(*words[:-1]).stdout
-    assert "all of it is finished" in nothing
-
-
 def test_three_of_32_parts_fail_once_and_are_tried_again(
     copied, on_slurm, site_file, tmp_path
 ) -> None:
@@ -81,8 +58,7 @@ def test_three_of_32_parts_fail_once_and_are_tried_again(
     before = hashes(copied)
     shutil.rmtree(copied.require("units").path)
     new, _ = submit_missing(copied, site)
-    assert {n for n in new if not n.startswith("notebook")} == {"units-parts", "units"}
-    without_notebooks(on_slurm, new)
+    assert new.keys() == {"units-parts", "units"}
     on_slurm.wait_until_empty(600)
     assert hashes(copied) == before and states(copied)["units"] == "done"
     logs = copied.path / "slurm" / "logs"
@@ -96,7 +72,6 @@ def test_a_killed_job_is_told_and_only_it_is_submitted_again(copied, on_slurm, s
     for name in ("units", "cross_modal_set"):
         shutil.rmtree(copied.require(name).path)
     new, _ = submit_missing(copied, site)
-    without_notebooks(on_slurm, new)
     work = [f"make units --recipe {copied.path}"]
     on_slurm.wait_for(lambda: processes(work), 60)
     for process in processes(work):
@@ -117,7 +92,6 @@ def test_a_killed_job_is_told_and_only_it_is_submitted_again(copied, on_slurm, s
     assert "cross_modal_set" in new and found["cross_modal_set"].state == "failed"
     again, _ = submit_missing(copied, site)
     assert {"units-parts", "units", "cross_modal_set-parts", "cross_modal_set"} <= set(again)
-    without_notebooks(on_slurm, again)
     on_slurm.wait_until_empty(300)
     assert hashes(copied) == before
     assert not processes(work), "no orphan is left"

@@ -1,6 +1,7 @@
-"""One process of a sharded training for `test_sharding.py`.
+"""One process of sharded trainings for `test_sharding.py`.
 
-Arguments: folder, steps, processes, step to stop at (0: none), more settings as JSON.
+Arguments: how many processes there are, and the trainings as JSON, one after the other: each a
+folder, the step to stop at (0: none), and settings.
 """
 
 from __future__ import annotations
@@ -27,28 +28,33 @@ def batch_at(step: int, rank: int, world_size: int):
     return ids[rank::world_size], weights[rank::world_size]
 
 
-def main(folder: str, steps: str, processes: str, stop_at: str, settings: str) -> None:
+def main(processes: str, trainings: str) -> None:
     torch.set_num_threads(1)
-    vocabulary = tiny_vocabulary()
-    model = tiny_language_model(vocabulary)
+    for folder, stop_at, settings in json.loads(trainings):
+        train_in(Path(folder), int(processes), stop_at, settings)
+
+
+def train_in(folder: Path, processes: int, stop_at: int, settings: dict) -> None:
+    """Eight steps, or as many as it takes to stop."""
+    model = tiny_language_model(tiny_vocabulary())
 
     def step_function(phase, modules, batch, step):
         loss, weight = modules["model"](*batch)
         return loss, weight, {}
 
     def stop(record: dict) -> None:
-        if record["step"] == int(stop_at) and int(os.environ.get("RANK", 0)) == 0:
+        if record["step"] == stop_at and int(os.environ.get("RANK", 0)) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    optimization = few_steps(int(steps), learning_rate=3e-3, **json.loads(settings))
+    optimization = few_steps(8, learning_rate=3e-3, **settings)
     try:
-        options = TrainingOptions(seed=0, world_size=int(processes), on_log=stop)
+        options = TrainingOptions(seed=0, world_size=processes, on_log=stop)
         task = Task({"model": CausalLoss(model)}, step_function, batch_at)
-        train(task, optimization, Path(folder), options)
+        train(task, optimization, folder, options)
     except KeyboardInterrupt:
         return
     if int(os.environ.get("RANK", 0)) == 0:
-        save_module(model, Path(folder) / "trained.safetensors")
+        save_module(model, folder / "trained.safetensors")
 
 
 if __name__ == "__main__":
