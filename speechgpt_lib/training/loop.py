@@ -94,7 +94,8 @@ class Training:
         self.modules, self.phases = dict(task.modules), task.phases or {"model": list(task.modules)}
         self.world, self.own_tokens, self.summary = options.world_size, 0, {}
         self.sharded = settings.sharding == "full" and self.world > 1
-        AcceleratorState._reset_state()  # an earlier training may have had another precision
+        # An earlier training may have had another precision, or have been on another device.
+        AcceleratorState._reset_state(reset_partial_state=self.world == 1)
         clear_variables()  # accelerate would take them before what is said here
         partly = task.phases is not None  # a phase leaves some parameters without gradient
         handlers = [DistributedDataParallelKwargs(find_unused_parameters=partly)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -67,6 +68,15 @@ def test_the_environment_has_no_say_in_the_weights(tmp_path: Path, monkeypatch, 
     fit(other, few_steps(5), tmp_path / "other")
     assert torch.equal(plain.weight, other.weight) and torch.equal(plain.bias, other.bias)
     assert not torch.equal(plain.weight, fresh().weight)
+
+
+def test_an_earlier_training_has_no_say_in_the_device(tmp_path: Path, monkeypatch) -> None:
+    """accelerate keeps the first device of a process for all that follow."""
+    PartialState(cpu=True)
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
+    model = fresh()
+    fit(model, few_steps(2), tmp_path)
+    assert model.weight.device.type == "cpu"
 
 
 def test_learning_rate_warms_up_holds_and_decays() -> None:
