@@ -18,7 +18,7 @@ from speechgpt_lib.language_model.families import read_config
 from speechgpt_lib.language_model.vocabulary import ADDED_MARKERS, TOKENIZER, Vocabulary
 from speechgpt_lib.recipes.schema import LoraSettings, Recipe
 
-MFU = 0.4  # of the matmul peak, unless told otherwise; to be measured with benchmarks/training.py
+MFU = 0.4  # of the matmul peak, unless told otherwise; benchmarks/plan.py measures it on a GPU
 PEAK_TFLOPS = 989.0  # H100 and H200 in bf16, dense
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "4bit": 0.5}  # a weight of a frozen matrix
 BLOCK = 1024  # tokens
@@ -159,28 +159,55 @@ def block_bytes(shape: Shape, tokens: int, precision: str) -> int:
     return tokens * (wide + 4 * shape.heads + 8)
 
 
+def lora_block_bytes(shape: Shape, lora: LoraSettings, tokens: int) -> int:
+    """The same of a frozen block with adapters: no weight of its own wants its input or what a norm
+    makes of it; each adapter wants its input in bf16 and the mask of its dropout, a byte, and what
+    leads to its second matrix.  Where the base is bf16 or coarser, the residual stream is, too."""
+    d, ff = shape.hidden_size, shape.feed_forward
+    wide = (22 if lora.base == "fp32" else 16) * d + 6 * ff
+    inputs = {"o_proj": shape.attention_widths[0], "down_proj": ff}
+    for name in lora.targets:
+        wide += inputs.get(name, d) * (3 if lora.dropout else 2) + 2 * lora.rank
+    return tokens * (wide + 4 * shape.heads + 8)
+
+
 def positions_at_once(vocabulary: int) -> int:
     """Of how many positions the loss computes logits at a time."""
     return max(256, LOGITS_AT_ONCE // vocabulary // 256 * 256)
 
 
-def activation_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
+def activation_bytes(
+    shape: Shape,
+    tokens: int,
+    precision: str,
+    checkpointing: bool,
+    lora: LoraSettings | None = None,
+) -> int:
     """What is kept between the forward and the backward pass of `tokens` tokens in one process.
 
     With checkpointing a block keeps its input alone.  Each token has a row of log-probabilities,
     but where the vocabulary is so large that the loss computes them again.
     """
     d, at_once = shape.hidden_size, tokens <= positions_at_once(shape.vocabulary)
-    block = tokens * 4 * d if checkpointing else block_bytes(shape, tokens, precision)
-    row = 4 * shape.vocabulary * at_once + (10 if precision == "bf16" and at_once else 12) * d
-    return shape.layers * block + tokens * row
+    halved = lora is not None and lora.base != "fp32"  # the residual stream is bf16
+    block = lora_block_bytes(shape, lora, tokens) if lora else block_bytes(shape, tokens, precision)
+    if checkpointing:
+        block = tokens * (2 if halved else 4) * d
+    row = (10 if precision == "bf16" and at_once else 12) - 6 * halved
+    return shape.layers * block + tokens * (4 * shape.vocabulary * at_once + row * d)
 
 
-def _most_bytes(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
+def _most_bytes(
+    shape: Shape,
+    tokens: int,
+    precision: str,
+    checkpointing: bool,
+    lora: LoraSettings | None = None,
+) -> int:
     """Activations, and the gradient of the log-probabilities or what is computed again: they and
     it of some positions, or a block."""
     again = block_bytes(shape, tokens, precision) if checkpointing else 0
-    kept = activation_bytes(shape, tokens, precision, checkpointing)
+    kept = activation_bytes(shape, tokens, precision, checkpointing, lora)
     some = positions_at_once(shape.vocabulary)
     loss = shape.vocabulary * (4 * tokens if tokens <= some else 2 * 4 * some)
     return kept + max(loss, again)
@@ -204,12 +231,14 @@ def full_memory(
     return Memory(4 * own + gathered, gradients, 8 * own, activations)
 
 
-def lora_memory(shape: Shape, lora: LoraSettings, tokens: int) -> Memory:
+def lora_memory(
+    shape: Shape, lora: LoraSettings, tokens: int, checkpointing: bool = True
+) -> Memory:
     """Adapters on a frozen base that every GPU holds whole, stored as `adapters.store_as` does."""
     adapters = shape.lora_parameters(lora.rank, lora.targets)
     weights = int(shape.layers * shape.layer_parameters * BYTES[lora.base])
     weights += (4 if lora.base == "fp32" else 2) * shape.table_parameters
-    activations = _most_bytes(shape, tokens, "bf16", checkpointing=True)
+    activations = _most_bytes(shape, tokens, "bf16", checkpointing, lora)
     return Memory(weights + 4 * adapters, 4 * adapters, 8 * adapters, activations)
 
 
@@ -237,8 +266,9 @@ def plan(
     """What the three stages of `recipe` need on `gpus` GPUs of `gpu_memory` GB.
 
     seconds: what `timing.measure` found, in place of `mfu` and `peak_tflops`.  Returns {recipe,
-    gpus, parameters, mfu, stages, hours, disk_gb}; `mfu` is None where seconds were measured.
-    Raises UserError where a stage can't fit even a block at a time.
+    gpus, parameters, mfu, stages, hours, disk_gb, changes}: `mfu` is None where seconds were
+    measured; `changes` of the recipe make it fit as planned.  Raises UserError where a stage can't
+    fit even a block at a time.
     """
     shape, flops = Shape.of(recipe), gpus * mfu * peak_tflops * 1e12  # a second, of all GPUs
     stages = [_stage(f"stage{k}", recipe, shape, gpus, gpu_memory, flops) for k in (1, 2, 3)]
@@ -249,6 +279,11 @@ def plan(
     disk = shape.parameters * (2 * 16 + 3 * 2) / 1e9
     facts = {"recipe": recipe.name, "gpus": gpus, "parameters": shape.parameters}
     facts["mfu"] = None if seconds else mfu
+    facts["changes"] = [
+        f"{s.name}.optimization.accumulation={s.accumulation}"
+        for s in stages
+        if s.accumulation > dict(recipe)[s.name].optimization.accumulation
+    ]
     facts |= {
         "vocabulary": shape.vocabulary,
         "shape_of": str(model_folder(recipe)[0] or "the recipe"),
@@ -264,11 +299,16 @@ def _stage(
     budget = gpu_memory * 1e9 * (1 - RESERVE)
 
     def memory(tokens: int) -> Memory:
-        return lora_memory(shape, lora, tokens) if lora else full_memory(shape, gpus, tokens)
+        options = {"checkpointing": settings.checkpointing}
+        if lora:
+            return lora_memory(shape, lora, tokens, **options)
+        return full_memory(shape, gpus, tokens, **options)
 
     needed = memory(BLOCK)
     if needed.total > budget:
         cure = "lora.base: int8 or 4bit" if lora else "more GPUs (all of it is shared out)"
+        if not settings.checkpointing:
+            cure = f"{name}.checkpointing: true, {cure}"
         parts = ", ".join(f"{part} {size / 1e9:.0f}" for part, size in vars(needed).items())
         raise UserError(
             f"{name} of {recipe.name} needs {needed.total / 1e9:.0f} GB on each of {gpus} GPUs for "
@@ -279,7 +319,7 @@ def _stage(
     share = -(-tokens // gpus)
     blocks = max(1, share // BLOCK)
     most = max(n for n in range(1, blocks + 1) if memory(n * BLOCK).total <= budget)
-    turns = -(-blocks // most)
+    turns = min(blocks, max(settings.optimization.accumulation, -(-blocks // most)))
     at_once = -(-blocks // turns) * BLOCK
     work = shape.flops_per_token(BLOCK, trained=0.0 if lora else 1.0)
     hours = steps * tokens * work / flops / 3600
@@ -304,4 +344,7 @@ def render(found: dict) -> str:
             f"{s.accumulation:6} {sizes} {s.hours:8.2f}"
         )
     disk = f"{found['disk_gb']:.0f} GB of disk for two checkpoints and the three models"
-    return "\n".join([*lines, f"in all {found['hours']:.1f} hours, {disk}"])
+    lines.append(f"in all {found['hours']:.1f} hours, {disk}")
+    if found["changes"]:
+        lines.append("it fits with " + " ".join(f"--set {change}" for change in found["changes"]))
+    return "\n".join(lines)

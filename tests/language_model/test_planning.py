@@ -24,6 +24,7 @@ from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.recipes.schema import LoraSettings
 
 SMALL = Shape(vocabulary=3000, hidden_size=256, layers=4, heads=8, feed_forward=688)
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def small_model(shape: Shape, checkpointing: bool = False) -> LlamaForCausalLM:
@@ -164,6 +165,26 @@ def test_activations_are_what_autograd_keeps(
     assert planned == pytest.approx(kept - copies, rel=0.05)
 
 
+@pytest.mark.parametrize("base", ["fp32", "bf16"])
+@pytest.mark.parametrize("targets", ["q_proj v_proj", "o_proj down_proj", " ".join(EVERY)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_keep_what_is_planned(base: str, targets: str, checkpointing: bool) -> None:
+    """Without dropout, whose mask a CPU keeps in four bytes instead of one."""
+    shape = Shape(3000, 256, 6, 8, 688)
+    model, ids = small_model(shape, checkpointing), torch.randint(3, 3000, (4, 256))
+    lora = LoraSettings(rank=16, dropout=0.0, base=base, targets=tuple(targets.split()))
+    add_lora(model, lora, seed=0, new_tokens=range(2900, 3000))
+    score = CausalLoss(model)
+
+    def run() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return score(ids, torch.ones(4, 256))[0]
+
+    kept = kept_by_autograd(run, model.parameters())
+    planned = activation_bytes(shape, 1024, "bf16", checkpointing, lora)
+    assert planned == pytest.approx(kept, rel=0.15)
+
+
 def test_the_plan_is_the_tensor_bytes_of_a_training() -> None:
     """Weights, gradients and moments to the byte; together with what autograd keeps within 15 %."""
     model, ids = small_model(SMALL), torch.randint(3, SMALL.vocabulary, (4, 256))
@@ -213,6 +234,23 @@ def test_a_plan_for_the_release() -> None:
     stage1 = found["stages"][0]
     expected = 6 * 6.746e9 * 900 * 196_608 / (0.4 * 989e12) / 3600
     assert stage1.hours * 8 == pytest.approx(expected, rel=0.12)
+
+
+def test_small_fits_as_it_stands_and_else_is_told_how() -> None:
+    """A plan counts what the recipe keeps (no checkpointing) and says which accumulation fits."""
+    found = plan(load_recipe("small"), 1, 24)
+    assert found["changes"] == [] and "--set" not in render(found)
+    whole = {f"stage{k}.optimization.accumulation": 1 for k in (1, 2, 3)}
+    told = plan(load_recipe("small", whole), 1, 24)
+    fitting = dict(change.split("=") for change in told["changes"])
+    assert fitting == {
+        f"stage{k}.optimization.accumulation": n for k, n in zip("123", "442", strict=True)
+    }
+    assert render(told).endswith("--set stage3.optimization.accumulation=2")
+    again = plan(load_recipe("small", {key: int(n) for key, n in fitting.items()}), 1, 24)
+    assert again["stages"] == told["stages"] == found["stages"]
+    less = plan(load_recipe("small", whole | {"stage1.checkpointing": True}), 1, 24)
+    assert less["stages"][0].accumulation == 1
 
 
 def test_what_cannot_fit_is_refused_with_a_cure() -> None:

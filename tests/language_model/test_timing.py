@@ -23,9 +23,12 @@ def test_times_of_few_layers_and_blocks_are_extrapolated(monkeypatch: pytest.Mon
         return 1.0 + 0.5 * shape.layers + tokens / 1024 * (2.0 + 0.25 * shape.layers)
 
     monkeypatch.setattr(timing, "seconds_of", seconds_of)
-    recipe = load_recipe("small", {"language_model.layers": 30})
+    whole = {"language_model.layers": 30, "stage1.optimization.accumulation": 1}
+    recipe = load_recipe("small", whole)
     seconds = timing.measure(recipe, "cpu")
     assert seconds("stage1", 65536) == pytest.approx(16.0 + 64 * 9.5)
+    in_parts = timing.measure(load_recipe("small", {"language_model.layers": 30}), "cpu")
+    assert in_parts("stage1", 65536) == pytest.approx(4 * 16.0 + 64 * 9.5)
     found = planning.plan(recipe, 1, 24, seconds=seconds)
     steps = recipe.stage1.optimization.steps
     assert found["stages"][0].hours == pytest.approx(steps * (16.0 + 64 * 9.5) / 3600)
