@@ -20,11 +20,13 @@ from torch.nn import functional as F
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import MINIMUM_SAMPLES, SAMPLE_RATE
+from speechgpt_lib.runs.machine import cpu_facts
 
 Dense = Callable[[Tensor], Tensor]
 Sums = Sequence[Tensor]  # what `window_sums` gives for the first convolution
 QUIET, LEVEL = 0.045, 0.1  # a wave of a smaller root mean square is brought to this one
 KIND = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "conv_pos_batch_norm": False}
+AT_ONCE = 16  # frames that one row of the convolution of positions gives on a GPU
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -34,6 +36,12 @@ def fast_linear(dtype: torch.dtype) -> Callable | None:
     if usable and dtype == torch.bfloat16:
         usable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if usable else None
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, with which oneDNN's grouped convolutions in bf16 are wrong where a
+    group has few channels (8 and 10 are, 16, 20 and 48 not; torch 2.11, a Xeon of model 207)."""
+    return "amx_bf16" in cpu_facts()["extensions"]
 
 
 class FeatureEncoder:
@@ -165,19 +173,54 @@ class FeatureEncoder:
         return layer, conv.kernel_size[0], conv.stride[0]
 
     def _position(self, conv: nn.Conv1d) -> Dense:
-        """The grouped convolution that tells the blocks where they are, as a 2-d one."""
-        weight = self._tensor(conv.weight)[:, :, None]
+        """The grouped convolution that tells the blocks where they are."""
+        narrow = self.dtype == torch.bfloat16 and conv.in_channels // conv.groups < 16
+        product = self.device.type == "cuda" or narrow and has_amx()
+        make = self._position_product if product else self._position_image
+        convolve = make(self._tensor(conv.weight), self._tensor(conv.bias), conv.groups)
+        return lambda x: F.gelu(convolve(x))
+
+    def _position_image(self, weight: Tensor, bias: Tensor, groups: int) -> Dense:
+        """As a 2-d convolution, over images of one row."""
+        kernel = weight.shape[2]
+        weight = weight[:, :, None]
         weight = weight.contiguous(memory_format=torch.channels_last)  # as time-major as x
-        bias, padding = self._tensor(conv.bias), (0, conv.kernel_size[0] // 2)
 
-        def position(x: Tensor) -> Tensor:
+        def convolve(x: Tensor) -> Tensor:
             image = x.transpose(1, 2)[:, :, None]  # (batch, width, 1, frames)
-            # By default a GPU rounds a convolution's input to 10 bits.
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                y = F.conv2d(image, weight, bias, padding=padding, groups=conv.groups)
-            return F.gelu(y[:, :, 0, : x.shape[1]].transpose(1, 2))
+            y = F.conv2d(image, weight, bias, padding=(0, kernel // 2), groups=groups)
+            return y[:, :, 0, : x.shape[1]].transpose(1, 2)
 
-        return position
+        return convolve
+
+    def _position_product(self, weight: Tensor, bias: Tensor, groups: int) -> Dense:
+        """As matrix products, one a group: a row of windows gives `AT_ONCE` frames.
+
+        Groups are so narrow (48 channels) that a GPU's convolutions take five times as long, in
+        fp32 unless they may round their input to 10 bits.
+        """
+        outputs, inputs, kernel = weight.shape
+        table = weight.new_zeros(groups, AT_ONCE, kernel + AT_ONCE - 1, inputs, outputs // groups)
+        taps = weight.unflatten(0, (groups, -1)).permute(0, 3, 2, 1)  # (groups, kernel, in, out)
+        for frame in range(AT_ONCE):
+            table[:, frame, frame : frame + kernel] = taps
+        # (groups, window · in, frames · out)
+        table = table.permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+        step, window = AT_ONCE * inputs, (kernel + AT_ONCE - 1) * inputs
+
+        def convolve(x: Tensor) -> Tensor:
+            batch, frames, _ = x.shape
+            rows = -(-frames // AT_ONCE)
+            behind = rows * AT_ONCE - frames + kernel - kernel // 2 - 1
+            padded = F.pad(x, (0, 0, kernel // 2, behind)).unflatten(2, (groups, inputs))
+            padded = padded.permute(2, 0, 1, 3).contiguous()  # (groups, batch, time, in)
+            first, second, *_ = padded.stride()
+            seen = padded.as_strided((groups, batch, rows, window), (first, second, step, 1))
+            y = torch.bmm(seen.flatten(1, 2), table)  # (groups, batch · rows, frames · out)
+            y = y.unflatten(1, (batch, rows)).unflatten(3, (AT_ONCE, -1)).flatten(2, 3)
+            return y[:, :, :frames].permute(1, 2, 0, 3).flatten(2) + bias
+
+        return convolve
 
     def _block(self, module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
         attention, forward = module.attention, module.feed_forward

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.units import features
 from speechgpt_lib.units.features import FeatureEncoder, normed_convolution, window_sums, windows
 
 PLAIN = {"feat_extract_norm": "group", "conv_bias": False, "do_stable_layer_norm": False}
@@ -135,6 +137,28 @@ def test_bf16_is_near_and_comes_back_as_float32(encoder):
     (short,) = FeatureEncoder(encoder, 3, precision="bf16")([wave])
     assert short.dtype == torch.float32
     assert (short - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("kernel", [31, 32])
+@pytest.mark.parametrize("frames", [1, 15, 16, 17, 60])
+def test_positions_by_products_are_those_of_the_convolution(kernel: int, frames: int) -> None:
+    """What a GPU takes, and a CPU whose grouped convolutions are wrong in bf16."""
+    encoder = make_encoder()
+    module = nn.Conv1d(32, 32, kernel, padding=kernel // 2, groups=4)
+    parts = module.weight.detach(), module.bias.detach(), 4
+    made, x = FeatureEncoder(encoder, 1), torch.randn(3, frames, 32)
+    wanted = module(x.transpose(1, 2))[..., :frames].transpose(1, 2)
+    for convolve in (made._position_product(*parts), made._position_image(*parts)):
+        torch.testing.assert_close(convolve(x), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_in_bf16_products_take_the_place_of_a_wrong_convolution(encoder, monkeypatch) -> None:
+    (wanted,) = FeatureEncoder(encoder, 3, precision="bf16")([noise(12_000)])
+    monkeypatch.setattr(features, "has_amx", lambda: True)
+    (found,) = FeatureEncoder(encoder, 3, precision="bf16")([noise(12_000)])
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+    (exact,) = FeatureEncoder(encoder, 3)([noise(12_000)])
+    assert (found - exact).norm() < 0.05 * exact.norm()
 
 
 def test_the_encoder_itself_is_left_alone(encoder):
