@@ -1,19 +1,21 @@
 """Speed of training the language model.
 
-    python benchmarks/training.py [--steps 24] [--rounds 3] [--precision bf16]
+    python benchmarks/training.py [--steps 24] [--rounds 3] [--precision bf16] [--device cuda]
 
 The baseline is the release's way: transformers' Trainer, rows in random order, padded on the left
 to the longest of their batch, attention written out, logits of every token.  Then a ladder of our
 own loop, one change more in every arm.  All arms start from the same weights and read the same
 rows; what counts is useful tokens, those of rows, a second.  Two mixes of rows: the lab's
-instructions, and lengths as the released set has them.  Parity: the mean loss of the same rows with
-the same weights, in fp32, baseline against packed and against compiled.
+instructions, and lengths as the released set has them; the model has the lab's size.  On a GPU it
+is SmolLM2-135M with units, as in the recipe `small`, on the second mix alone.  Parity: the mean
+loss of the same rows with the same weights, in fp32, baseline against packed and against compiled.
 
 A round is a whole training with all it sets up, except that compiled code is kept from the first,
 unmeasured one.
 
 Model FLOP/s count what the rows need (`Shape.flops_per_token`, logits only where there is a loss),
-not padding, and stand beside the matmul peak measured in the same run.
+not padding, and stand beside the matmul peak measured in the same run: fp32 on a CPU, on a GPU
+that of the precision.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ from speechgpt_lib.training.loop import Task, train
 from speechgpt_lib.training.options import TrainingOptions
 
 LAB = Shape(vocabulary=2300, hidden_size=192, layers=4, heads=6, feed_forward=512, tied=True)
-BATCH = 4096  # tokens
+SMALL = Shape(50176, 576, 30, heads=9, feed_forward=1536, tied=True, key_value_heads=3)
+BATCH = {"cpu": 4096, "cuda": 16384}  # tokens
 IGNORED = -100
 COMPILER = shutil.which("g++")  # without one the compiled arm is left out
 
@@ -55,29 +58,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
+    parser.add_argument("--device", choices=tuple(BATCH), default="cpu")
     parser.add_argument("--out", type=Path, help="write the result to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    model, ratios, parity = build(LAB), {}, {}
-    names = {"fp32": "no", "bf16": "bf16"}
+    device = arguments.device
+    shape, ratios, parity = LAB if device == "cpu" else SMALL, {}, {}
+    model, names = build(shape), {"fp32": "no", "bf16": "bf16"}
     peaks = {
-        name: matmul_peak("cpu", precision, torch.get_num_threads(), seconds=1.0)
+        name: matmul_peak(device, precision, torch.get_num_threads(), seconds=1.0)
         for name, precision in names.items()
     }
     print(
         "matmul peak: "
         + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
     )
-    for mix, (rows, block) in {
-        "lab": (lab_rows(1600), 512),
-        "released": (released_rows(600), 1024),
-    }.items():
-        ratios |= ladder(mix, model, rows, block, arguments, peaks["fp32"])
-        parity |= parity_of(mix, model, rows[:24], block)
+    mixes = {"lab": (lab_rows(1600), 512), "released": (released_rows(600), 1024)}
+    if device != "cpu":
+        mixes = {"released": (released_rows(2400, vocabulary=shape.vocabulary), 1024)}
+    against = "fp32" if device == "cpu" or arguments.precision == "no" else "bf16"
+    for mix, (rows, block) in mixes.items():
+        ratios |= ladder(mix, model, shape, rows, block, arguments, (against, peaks[against]))
+        parity |= parity_of(mix, model.to(device), rows[:24], block)
     print(f"difference of the mean loss from the baseline's, fp32: {parity}")
     parity |= {"matmul_peak_gflops": {name: round(peak / 1e9) for name, peak in peaks.items()}}
-    finish("training", ratios, parity, "cpu", arguments.out)
+    finish("training", ratios, parity, device, arguments.out)
 
 
 def build(shape: Shape) -> LlamaForCausalLM:
@@ -100,7 +106,7 @@ def lab_rows(count: int, seed: int = 0) -> list[TokenRow]:
     return rows
 
 
-def released_rows(count: int, seed: int = 0) -> list[TokenRow]:
+def released_rows(count: int, seed: int = 0, vocabulary=LAB.vocabulary) -> list[TokenRow]:
     """Lengths as in the released set: English of 2 to 20 s, 25 units a second.
 
     Each row has a prefix of 130 tokens without a loss.
@@ -108,13 +114,13 @@ def released_rows(count: int, seed: int = 0) -> list[TokenRow]:
     rng, rows = random.Random(seed), []
     for _ in range(count):
         seconds = min(20.0, max(2.0, rng.lognormvariate(1.9, 0.6)))
-        rows.append(_row(rng, 130, round(25 * seconds + 4 * seconds) + 20))
+        rows.append(_row(rng, 130, round(25 * seconds + 4 * seconds) + 20, vocabulary))
     return rows
 
 
-def _row(rng: random.Random, prompt: int, answer: int) -> TokenRow:
+def _row(rng: random.Random, prompt: int, answer: int, vocabulary=LAB.vocabulary) -> TokenRow:
     return TokenRow(
-        [1, *(rng.randrange(3, LAB.vocabulary) for _ in range(prompt + answer - 1))],
+        [1, *(rng.randrange(3, vocabulary) for _ in range(prompt + answer - 1))],
         [0.0] * prompt + [1.0] * answer,
     )
 
@@ -155,13 +161,22 @@ class RandomOrder:
 
 
 def ladder(
-    mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int, arguments, peak: float
+    mix: str,
+    model: LlamaForCausalLM,
+    shape: Shape,
+    rows: list[TokenRow],
+    block: int,
+    arguments,
+    peak: tuple[str, float],
 ) -> dict:
-    """Useful tokens a second of every arm, printed; the ratios to the baseline."""
-    plan, plain = (lambda epoch, step: rows), RandomOrder(rows, BATCH // max(map(len, rows)))
-    steps = arguments.steps
+    """Useful tokens a second of every arm, printed; the ratios to the baseline.
+
+    peak: of which precision, and FLOP/s.
+    """
+    steps, device, batch = arguments.steps, arguments.device, BATCH[arguments.device]
+    plan, plain = (lambda epoch, step: rows), RandomOrder(rows, batch // max(map(len, rows)))
     useful = {"random": sum(len(row) for k in range(steps) for row in plain.rows_at(k))}
-    like, packed = EpochBatches(plan, BATCH, 0), PackedBatches(plan, BATCH, 0, block)
+    like, packed = EpochBatches(plan, batch, 0), PackedBatches(plan, batch, 0, block)
     for name, batches in (("like", like), ("packed", packed)):
         useful[name] = sum(int((batches(k)[0] != 0).sum()) for k in range(steps))
     settings = Optimization(
@@ -175,10 +190,13 @@ def ladder(
     compiled = settings.model_copy(update={"compile": True})
 
     def run(loss, batches, attention="auto", settings=settings):
-        return _ours(model, loss, batches, settings, attention)
+        return _ours(model, loss, batches, settings, attention, device)
 
     arms = {
-        "release's way": ("random", lambda: _trainer(model, plain, steps, arguments.precision)),
+        "release's way": (
+            "random",
+            lambda: _trainer(model, plain, steps, arguments.precision, device),
+        ),
         "our loop": ("random", lambda: run(AllLogits, plain)),
         "logits where they count": ("random", lambda: run(CausalLoss, plain)),
         "rows of like length": ("like", lambda: run(CausalLoss, like)),
@@ -186,49 +204,59 @@ def ladder(
         f"packed, blocks of {block}": ("packed", lambda: run(CausalLoss, packed)),
         "packed, attention by row": ("packed", lambda: run(CausalLoss, packed, NAME)),
     }
+    if device != "cpu":
+        arms["packed, compiled"] = "packed", lambda: run(CausalLoss, packed, settings=compiled)
     if not COMPILER:
-        del arms["like length, compiled"]
+        arms = {name: arm for name, arm in arms.items() if not name.endswith("compiled")}
     seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
     speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
-    base, flops_per_token = speeds["release's way"], flops_needed(rows)
+    base, flops_per_token = speeds["release's way"], flops_needed(shape, rows)
+    kind, peak = peak
     lengths = sorted(map(len, rows))
     print(f"{mix}: {len(rows)} rows of {lengths[0]} to {lengths[-1]} tokens, {steps} steps")
     for name, speed in speeds.items():
         flops = speed * flops_per_token
-        share = f"{flops / 1e9:6.1f} GFLOP/s = {flops / peak:.2f} × fp32 peak"
+        share = f"{flops / 1e9:6.1f} GFLOP/s = {flops / peak:.2f} × {kind} peak"
         print(f"  {name:26} {speed:8.0f} useful tokens/s   ratio {speed / base:5.2f}   {share}")
     best = max(speeds, key=speeds.get)
     ratios = {
         f"{mix}": speeds[best] / base,
-        f"{mix}_flops_of_fp32_peak": speeds[best] * flops_per_token / peak,
+        f"{mix}_flops_of_{kind}_peak": speeds[best] * flops_per_token / peak,
     }
     return ratios | {
         f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"
     }
 
 
-def flops_needed(rows: list[TokenRow]) -> float:
+def flops_needed(shape: Shape, rows: list[TokenRow]) -> float:
     """Forward and backward, per token of `rows` on average."""
     tokens, counted = sum(map(len, rows)), sum(w > 0 for row in rows for w in row.weights)
-    unread_logits = 6 * LAB.vocabulary * LAB.hidden_size * (tokens - counted) / tokens
-    return LAB.flops_per_token(round(tokens / len(rows))) - unread_logits
+    unread_logits = 6 * shape.vocabulary * shape.hidden_size * (tokens - counted) / tokens
+    return shape.flops_per_token(round(tokens / len(rows))) - unread_logits
 
 
 def _ours(
-    model: LlamaForCausalLM, loss: type[CausalLoss], batches, settings: Optimization, attention: str
+    model: LlamaForCausalLM,
+    loss: type[CausalLoss],
+    batches,
+    settings: Optimization,
+    attention: str,
+    device: str,
 ) -> None:
-    own = copy.deepcopy(model)
+    own = copy.deepcopy(model).to(device)
 
     def step_function(phase, modules, batch, step):
-        total, weight = modules["model"](*batch)
+        total, weight = modules["model"](*(tensor.to(device) for tensor in batch))
         return total, weight, {}
 
-    with tempfile.TemporaryDirectory() as folder, training_attention(own, "cpu", attention):
+    with tempfile.TemporaryDirectory() as folder, training_attention(own, device, attention):
         task = Task({"model": loss(own)}, step_function, batches)
-        train(task, settings, Path(folder), TrainingOptions(seed=0))
+        train(task, settings, Path(folder), TrainingOptions(seed=0, device=device))
 
 
-def _trainer(model: LlamaForCausalLM, batches: RandomOrder, steps: int, precision: str) -> None:
+def _trainer(
+    model: LlamaForCausalLM, batches: RandomOrder, steps: int, precision: str, device: str
+) -> None:
     """transformers' Trainer with left padding and an attention mask."""
     rows = [row for step in range(steps) for row in batches.rows_at(step)]
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +266,7 @@ def _trainer(model: LlamaForCausalLM, batches: RandomOrder, steps: int, precisio
             max_steps=steps,
             learning_rate=1e-4,
             bf16=precision == "bf16",
-            use_cpu=True,
+            use_cpu=device == "cpu",
             report_to=[],
             save_strategy="no",
             logging_strategy="no",
@@ -273,16 +301,22 @@ def parity_of(
     mix: str, model: LlamaForCausalLM, rows: list[TokenRow], block: int
 ) -> dict[str, float]:
     """Difference of the mean loss from the baseline's."""
-    model.eval()
-    baseline = sum(
-        model(**left_padded([row])).loss.item() * sum(w > 0 for w in row.weights[1:])
-        for row in rows
-    )
+    device = model.eval().device
+
+    def there(tensors) -> list[torch.Tensor]:
+        return [tensor.to(device) for tensor in tensors]
+
+    def baseline_of(row: TokenRow) -> float:
+        batch = left_padded([row])
+        loss = model(**dict(zip(batch, there(batch.values()), strict=True))).loss.item()
+        return loss * sum(w > 0 for w in row.weights[1:])
+
+    baseline = sum(map(baseline_of, rows))
     blocks = [[rows[k] for k in numbers] for numbers in pack([len(row) for row in rows], block)]
-    ours = {"packed": CausalLoss(model)(*collate_packed(blocks, block))}
+    ours = {"packed": CausalLoss(model)(*there(collate_packed(blocks, block)))}
     if COMPILER:
         compile_layers([model])
-        ours["compiled"] = CausalLoss(model)(*collate(rows))
+        ours["compiled"] = CausalLoss(model)(*there(collate(rows)))
         compile_layers([model], undo=True)
     return {
         f"{mix}, {name}": round(abs(baseline - loss.item()) / weight.item(), 8)
