@@ -81,9 +81,9 @@ class Cost:
     minutes: float = 0.5
 
 
-def trained(minutes: float, threads: str = "half") -> Cost:
+def trained(minutes: float) -> Cost:
     """The cost of a step that trains."""
-    return Cost(processes=True, gpu=True, threads=threads, minutes=minutes)
+    return Cost(processes=True, gpu=True, minutes=minutes)
 
 
 @dataclass(frozen=True)

@@ -239,9 +239,7 @@ def _inventory_settings(recipe: Recipe) -> dict:
 
 STEPS = (
     Definition("corpus", (), _corpus_settings, make_corpus, cost=Cost(threads="all", minutes=1.7)),
-    Definition(
-        "hubert", ("corpus",), _hubert_settings, make_hubert, cost=trained(4.0, threads="all")
-    ),
+    Definition("hubert", ("corpus",), _hubert_settings, make_hubert, cost=trained(4.0)),
     Definition(
         "inventory",
         ("corpus", "hubert"),
