@@ -1,7 +1,8 @@
 """One notebook and its parameters → an executed, trusted copy, without orphans, by papermill.
 
 What papermill leaves open is closed: unknown parameters are errors, signals reach the running cell,
-a bad copy never has a good one's name, and the kernel is this interpreter, below `keeper`."""
+a bad copy never has a good one's name, and the kernel is this interpreter, below `keeper`: started
+anew, or forked from a process that has the libraries."""
 
 import contextlib
 import io
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 from nbformat.sign import NotebookNotary
 
 import speechgpt_lib
 from speechgpt_lib.errors import UserError, one_line
+from speechgpt_lib.notebook.keeper import keep_copy
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOG = "kernel.log"
@@ -98,12 +103,14 @@ def execute(
     on_cell=_nothing,
     on_line=_nothing,
     threads: int | None = None,
+    copies: BaseContext | None = None,
 ) -> None:
     """Execute `notebook` in its own folder into `target`, which appears when all has gone well.
 
     `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line
-    printed; the kernel computes with `threads`.  An interrupted copy stays at `*.partial.ipynb`, a
-    failed one at `*.failed.ipynb`.
+    printed; the kernel computes with `threads`, and begins as one of the `copies` that a fork server
+    makes, or anew.  An interrupted copy stays at `*.partial.ipynb`, a failed one at
+    `*.failed.ipynb`.
 
     Raises UserError (notebook, cell, error) when a cell fails or the kernel dies, or Stopped.
     """
@@ -123,7 +130,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="speechgpt-kernel-") as scratch:
         options = {
             "kernel_name": "python3",
-            "kernel_manager_class": _kernel_manager_class(Path(scratch), stop, threads),
+            "kernel_manager_class": _kernel_manager_class(Path(scratch), stop, threads, copies),
             "resources": {"metadata": {"path": str(notebook.parent)}},
             "progress_bar": False,
             "coalesce_streams": True,
@@ -187,8 +194,48 @@ class _Lines(io.TextIOBase):
             self.on_line(lines[-1])
 
 
+class _Copy:
+    """A process of multiprocessing, as jupyter_client asks one of subprocess."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: BaseProcess):
+        self.process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _CopyingProvisioner(LocalProvisioner):
+    """Starts a keeper, and so a kernel, as a copy instead of by its command."""
+
+    copies: BaseContext
+    threads: int | None
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> dict:
+        given = [*cmd[3:4], cmd[4:], options["env"], options["cwd"], self.threads]
+        process = self.copies.Process(target=keep_copy, args=given)
+        process.start()
+        self.process, self.pid, self.pgid = _Copy(process), process.pid, process.pid
+        return self.connection_info
+
+
 def _kernel_manager_class(
-    scratch: Path, stop: Stop, threads: int | None
+    scratch: Path, stop: Stop, threads: int | None, copies: BaseContext | None
 ) -> type[AsyncKernelManager]:
     """A manager of kernels of this interpreter, which keeps its files in `scratch`."""
     # The notebook must import the library that its key was computed from, installed or not.
@@ -219,6 +266,9 @@ def _kernel_manager_class(
         def __init__(self, **settings: Any):
             super().__init__(connection_file=str(scratch / "kernel.json"), **transport, **settings)
             stop.kernel = self
+            if copies:
+                self.provisioner = _CopyingProvisioner(kernel_spec=self.kernel_spec, parent=self)
+                self.provisioner.copies, self.provisioner.threads = copies, threads
 
     return KeptKernelManager
 

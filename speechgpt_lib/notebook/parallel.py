@@ -14,6 +14,8 @@ from speechgpt_lib.pipeline.serve import StepProcesses
 from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.names import NOTEBOOKS
 
+# What notebooks import, but for matplotlib, which reads its settings then.
+KERNELS = ["ipykernel.kernelapp", "ipywidgets"]
 ALONE = {"01_unit_extraction", "10_scale_out"}  # they start processes, which want memory
 
 
@@ -83,13 +85,13 @@ class Parallel:
 
     def __init__(self, course: Any, missing: list[Path], jobs: int):
         self.course, self.missing, self.jobs = course, missing, jobs
-        # Forced steps are made anew once, before the notebooks that show them.
-        self.showing = replace(course, parameters=course.parameters | {"force": False})
-        self.beside = replace(self.showing, threads=max(1, usable_cores() // 2))
         path, device = course.run.path, course.run.recipe.device
-        self.steps = StepProcesses(path, path / "steps.log", device)
+        self.steps = StepProcesses(path, path / "steps.log", device, KERNELS)
+        # Forced steps are made anew once, before the notebooks that show them.
+        parameters = course.parameters | {"force": False}
+        self.showing = replace(course, parameters=parameters, copies=self.steps.copies)
+        self.beside = replace(self.showing, threads=max(1, usable_cores() // 2))
         self.stops: list[Stop] = []
-        self.left: set[str] = set()  # steps that are still to be made
         self.signal: str | None = None
 
     def __call__(self, number: int, frame: object) -> None:
@@ -123,8 +125,6 @@ class Parallel:
     def _nodes(self, execute: Callable) -> list[Node]:
         stems = [notebook.stem for notebook in self.missing]
         todo, waits = self.steps.plan(stems, self.course.parameters["force"])
-        self.left = {name for name, *_ in todo}
-        self._left()
         nodes = [
             Node(name, needs, share, partial(self._make, name, anew), minutes)
             for name, needs, share, minutes, anew in todo
@@ -143,9 +143,3 @@ class Parallel:
     def _make(self, name: str, force: bool) -> None:
         with self.course.reporter.making(name) as say:
             self.steps.make(name, force, say)
-        self._left(name)
-
-    def _left(self, *made: str) -> None:
-        self.left -= {*made}
-        if not self.left:
-            self.steps.retire()

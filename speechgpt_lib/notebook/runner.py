@@ -51,8 +51,8 @@ class NotebookResult:
 
 @dataclass(frozen=True)
 class Course:
-    """The notebooks of a run, their parameters and keys, who is told of progress, and how many
-    threads a kernel has (None: all)."""
+    """The notebooks of a run, their parameters and keys, who is told of progress, how many threads
+    a kernel has (None: all), and what makes kernels as copies (None: each begins anew)."""
 
     run: Run
     notebooks: list[Path]
@@ -60,6 +60,7 @@ class Course:
     keys: dict[Path, str]
     reporter: Reporter
     threads: int | None = None
+    copies: Any = None
 
     def copy(self, notebook: Path) -> Path:
         """Where the executed copy of a notebook belongs."""
@@ -275,7 +276,8 @@ def _execute(course: Course, notebook: Path, stop: Any = None) -> dict:
     watched = course.reporter.executing(notebook.stem, resumed)
     try:
         with stop_on_signals(stop or Stop()) as stop, watched as told, Monitor(clock) as monitor:
-            execute(notebook, target, course.parameters, stop, *told, threads=course.threads)
+            how = {"threads": course.threads, "copies": course.copies}
+            execute(notebook, target, course.parameters, stop, *told, **how)
     except Stopped as stopped:
         where = f"stopped by {stopped} in {notebook.name} after {monitor.seconds:.0f} s"
         kept = f"what was made is kept in {run.path}, and the same command resumes"

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,15 +30,17 @@ LIBRARIES += [f"transformers.models.{name}.modeling_{name}" for name in ("llama"
 class StepProcesses:
     """Makes steps of a run in other processes; any number of threads may call `make`.
 
-    `log` takes what they print.  On a CPU they are forked from one process, which never computes;
-    a GPU can't be used after a fork, so there each starts anew.
+    `log` takes what they print.  On a CPU they are forked from one process, which never computes
+    and imports `more` for others that are `copies` of it; a GPU can't be used after a fork, so
+    there each starts anew.
     """
 
-    def __init__(self, run: Path, log: Path, device: str = "cpu"):
+    def __init__(self, run: Path, log: Path, device: str = "cpu", more: Sequence[str] = ()):
         self.run, self.log = run, log
         self.context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
-        if device == "cpu":
-            self.context.set_forkserver_preload(LIBRARIES)
+        self.copies = self.context if device == "cpu" else None  # what may be forked here
+        if self.copies:
+            self.copies.set_forkserver_preload([*LIBRARIES, *more, "speechgpt_lib.runs.frozen"])
         self.running: list[multiprocessing.process.BaseProcess] = []
 
     def make(self, step: str, force: bool, say: Callable[[str], None]) -> None:
@@ -79,17 +81,15 @@ class StepProcesses:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
 
-    def retire(self) -> None:
-        """No step is left: end the process that they are copied from, which holds memory."""
-        with contextlib.suppress(AttributeError):  # Python has it, but doesn't promise it
-            forkserver._forkserver._stop()
-
     def close(self) -> None:
-        """Wait for what is still under way; it is killed where it takes too long."""
+        """Wait for what is still under way; it is killed where it takes too long.  The process that
+        they are copied from ends, too."""
         for process in list(self.running):
             process.join(PATIENCE_S)
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(AttributeError):  # Python has it, but doesn't promise it
+            forkserver._forkserver._stop()
 
 
 def work(

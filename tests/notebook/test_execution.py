@@ -2,11 +2,13 @@
 run."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver, resource_tracker
 
 import nbformat
 import psutil
@@ -35,14 +37,15 @@ child.stdout.readline()
 print("child", child.pid, flush=True)
 """
 DRIVER = """
-import sys
+import multiprocessing, sys
 from pathlib import Path
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.notebook.execution import Stop, Stopped, execute, stop_on_signals
 with stop_on_signals(Stop()) as stop:
     try:
         paths = map(Path, sys.argv[1:3])
-        execute(*paths, {}, stop, on_line=lambda line: print(line, flush=True))
+        how = {"copies": multiprocessing.get_context("forkserver")} if sys.argv[3:] else {}
+        execute(*paths, {}, stop, on_line=lambda line: print(line, flush=True), **how)
     except (Stopped, UserError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -56,10 +59,24 @@ def outputs(path):
     )
 
 
-def start_driver(notebook, target, root):
+@pytest.fixture(params=["anew", "as a copy"])
+def how(request):
+    """How a kernel is started; the server that copies itself is there before."""
+    if request.param == "anew":
+        yield {}
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["speechgpt_lib.runs.frozen"])
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+    yield {"copies": context}
+    forkserver._forkserver._stop()
+
+
+def start_driver(notebook, target, root, how):
     """Execute a notebook in another process; returns it and its notebook's child once that runs."""
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(notebook), str(target)],
+        [sys.executable, "-c", DRIVER, str(notebook), str(target), *how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,13 +89,14 @@ def start_driver(notebook, target, root):
         if line.startswith("child "):
             tree = psutil.Process(driver.pid).children(recursive=True)
             child = psutil.Process(int(line.split()[1]))
-            assert child in tree and len(tree) == 3  # keeper, kernel, child
+            # Keeper, kernel, child; before them a server to copy, and its tracker of resources.
+            assert child in tree and len(tree) == 3 + 2 * len(how)
             return driver, tree
     raise AssertionError(driver.stderr.read())
 
 
 def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
-    write_notebook, tmp_path, monkeypatch
+    write_notebook, tmp_path, monkeypatch, how
 ):
     # A kernel called python3 that belongs to another environment, and cannot even start.
     shadow = tmp_path / "jupyter/kernels/python3/kernel.json"
@@ -101,6 +119,7 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
         Stop(),
         lambda *cell: cells.append(cell),
         lines.append,
+        **how,
     )
     assert outputs(target).rstrip() == f"{sys.executable} {notebook.parent} smoke\nstep 49"
     assert cells[0] == (1, 5, "title") and cells[-1] == (5, 5, "progress")
@@ -113,12 +132,14 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
 
 
 @pytest.mark.parametrize("threads", [1, None])
-def test_a_kernel_has_the_threads_it_is_given(write_notebook, tmp_path, monkeypatch, threads):
+def test_a_kernel_has_the_threads_it_is_given(
+    write_notebook, tmp_path, monkeypatch, threads, how
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    say = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    say = "import os, torch; print(os.environ['OMP_NUM_THREADS'], torch.get_num_threads() == 1)"
     target = tmp_path / "00_x.ipynb"
-    execute(write_notebook("00_x.ipynb", ("say", say)), target, {}, Stop(), threads=threads)
-    assert outputs(target).strip() == str(threads or 3)
+    execute(write_notebook("00_x.ipynb", ("say", say)), target, {}, Stop(), threads=threads, **how)
+    assert outputs(target).split() == [str(threads or 3), str(threads == 1)]
 
 
 # What a user may have set for a shell of their own: a variable, the text of its file, or none.
@@ -133,7 +154,7 @@ AROUND = {
 
 @pytest.mark.parametrize("kind", AROUND)
 def test_what_surrounds_a_kernel_has_no_say_in_its_cells(
-    write_notebook, tmp_path, monkeypatch, kind
+    write_notebook, tmp_path, monkeypatch, kind, how
 ):
     variable, text = AROUND[kind]
     if variable == "IPYTHONDIR":
@@ -154,11 +175,11 @@ print(fig.get_size_inches(), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 show_figure(fig, "a title", "Figure 1.")
 """
     target = tmp_path / "00_x.ipynb"
-    execute(write_notebook("00_x.ipynb", ("draw", draw)), target, {}, Stop())
+    execute(write_notebook("00_x.ipynb", ("draw", draw)), target, {}, Stop(), **how)
     assert outputs(target).splitlines()[-1] == "[7.  3.2] None"
 
 
-def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
+def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path, how):
     notebook = write_notebook(
         "03_x.ipynb",
         ("fine", "print('made')"),
@@ -169,7 +190,7 @@ def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
         ("never", "print('never')"),
     )
     with pytest.raises(UserError) as caught:
-        execute(notebook, tmp_path / "03_x.ipynb", {}, Stop())
+        execute(notebook, tmp_path / "03_x.ipynb", {}, Stop(), **how)
     message = str(caught.value)
     assert message.startswith("03_x.ipynb, cell load-audio: UserError: no audio here (see ")
     assert "\n" not in message
@@ -177,14 +198,14 @@ def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path):
     assert outputs(tmp_path / "03_x.failed.ipynb") == "made\n"
 
 
-def test_a_dead_kernel_is_named_with_its_last_words(write_notebook, tmp_path):
+def test_a_dead_kernel_is_named_with_its_last_words(write_notebook, tmp_path, how):
     notebook = write_notebook(
         "01_x.ipynb", ("crash", "import os; os.write(2, b'out of memory\\n'); os._exit(9)")
     )
     with pytest.raises(
         UserError, match=r"01_x.ipynb, cell crash: the kernel died.*\(it said: out of memory\)"
     ):
-        execute(notebook, tmp_path / "01_x.ipynb", {}, Stop())
+        execute(notebook, tmp_path / "01_x.ipynb", {}, Stop(), **how)
 
 
 def test_unknown_parameters_are_refused(write_notebook):
@@ -198,13 +219,15 @@ def test_unknown_parameters_are_refused(write_notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_stops_everything_and_keeps_the_partial_copy(write_notebook, tmp_path, root, name):
+def test_a_signal_stops_everything_and_keeps_the_partial_copy(
+    write_notebook, tmp_path, root, name, how
+):
     child = START_CHILD.format(handler="SIG_DFL")
     wait = "try:\n    time.sleep(3600)\nfinally:\n    print('checkpoint written', flush=True)"
     notebook = write_notebook(
         "01_x.ipynb", ("first", "print('made')"), ("start", child), ("wait", wait), ("no", "1/0")
     )
-    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root)
+    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root, how)
     driver.send_signal(getattr(signal, name))
     _, errors = driver.communicate(timeout=30)
     assert driver.returncode == 1 and errors.strip() == f"Stopped: {name}"
@@ -214,19 +237,21 @@ def test_a_signal_stops_everything_and_keeps_the_partial_copy(write_notebook, tm
 
 
 @pytest.mark.slow
-def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monkeypatch):
+def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monkeypatch, how):
     child = START_CHILD.format(handler="SIG_IGN")
     notebook = write_notebook("01_x.ipynb", ("start", child), ("wait", "time.sleep(3600)"))
     (tmp_path / "scratch").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root)
+    driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root, how)
     driver.kill()
     driver.communicate(timeout=30)
     assert psutil.wait_procs(tree, timeout=15)[1] == []
-    assert list((tmp_path / "scratch").iterdir()) == []
+    # Where the server's socket was, Python itself leaves a folder, as of any process that is killed.
+    left = [path for path in (tmp_path / "scratch").iterdir() if "pymp-" not in path.name]
+    assert left == []
 
 
-def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path):
+def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path, how):
     stubborn = (
         "while True:\n    try:\n        print('started', flush=True)\n        time.sleep(3600)\n"
     )
@@ -242,6 +267,7 @@ def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path):
             {},
             stop,
             on_line=lambda line: os.kill(os.getpid(), signal.SIGUSR2),
+            **how,
         )
     assert set(psutil.Process().children(recursive=True)) <= before
 
@@ -253,7 +279,7 @@ def test_handlers_are_given_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path):
+def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path, how):
     # The child's parent is gone before the notebook ends, so it is nobody's child any more.
     start = (
         "import subprocess, sys\n"
@@ -262,7 +288,8 @@ def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path):
         "code += 'print(subprocess.Popen(c, start_new_session=True, stdout=-3, stderr=-3).pid)'\n"
         "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
     )
-    execute(write_notebook("01_x.ipynb", ("start", start)), tmp_path / "01_x.ipynb", {}, Stop())
+    notebook = write_notebook("01_x.ipynb", ("start", start))
+    execute(notebook, tmp_path / "01_x.ipynb", {}, Stop(), **how)
     pid = int(outputs(tmp_path / "01_x.ipynb"))
     assert not psutil.pid_exists(pid)
 

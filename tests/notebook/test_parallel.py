@@ -80,7 +80,7 @@ class InProcess:
     """Makes its steps here."""
 
     def __init__(self, path: Path):
-        self.run, self.retired = Run.open(path, say=lambda line: None), False
+        self.run, self.copies = Run.open(path, say=lambda line: None), None
 
     def plan(self, notebooks: list[str], force: bool) -> tuple[list, dict]:
         return graph.plan_side_by_side(self.run, notebooks, force)
@@ -91,9 +91,6 @@ class InProcess:
 
     def interrupt(self) -> None:
         pass
-
-    def retire(self) -> None:
-        self.retired = True
 
     def close(self) -> None:
         pass
@@ -113,7 +110,6 @@ def test_steps_once_and_notebooks_after_their_steps(bench: Bench) -> None:
     assert order("99_end") == 7, "one that is none of the course's own comes after all others"
     assert outcome.done[VOCODER] == {"name": VOCODER}
     assert f"making   {VOCODER}/c" in bench.said.getvalue()
-    assert bench.steps.retired, "no step is left, and memory is freed for notebooks"
 
 
 def test_what_is_there_is_not_made_again_unless_forced(bench: Bench) -> None:
@@ -145,7 +141,6 @@ def test_a_failed_step_lets_the_others_finish_and_is_reported(bench: Bench) -> N
         bench.do()
     assert str(error.value) == f"c has no paper (not begun, since they need it: {VOCODER}, 99_end)"
     assert {"d", UNITS, SET} <= set(bench.did) and VOCODER not in bench.did
-    assert not bench.steps.retired
     bench.fails = set()
     bench.did.clear()
     bench.do(only=[VOCODER, "99_end"])

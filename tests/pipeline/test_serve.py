@@ -57,11 +57,11 @@ def copying() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "forkserver" in " ".join(p.cmdline())]
 
 
-def test_the_process_they_are_copied_from_ends_when_none_is_left(run: Run, tmp_path: Path) -> None:
+def test_the_process_they_are_copied_from_ends_with_them(run: Run, tmp_path: Path) -> None:
     steps = StepProcesses(run.path, tmp_path / "log")
     steps.make("text_model", False, lambda line: None)
     assert copying()
-    steps.retire()
+    steps.close()
     assert not copying()
     steps.make("text_model", True, lambda line: None)  # it would start again
 
