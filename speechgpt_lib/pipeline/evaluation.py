@@ -59,6 +59,6 @@ STEPS = (
         _evaluation_settings,
         make_evaluation,
         version=5,
-        cost=Cost(gpu=True, threads="all", minutes=3.0),
+        cost=Cost(gpu=True, minutes=5.5),
     ),
 )
