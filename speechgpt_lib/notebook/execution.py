@@ -108,7 +108,7 @@ def execute(
     """Execute `notebook` in its own folder into `target`, which appears when all has gone well.
 
     `on_cell(number, cells, cell_id)` is told each cell before it starts, `on_line` each line
-    printed; the kernel computes with `threads`, and begins as one of the `copies` that a fork server
+    printed; the kernel computes with `threads`, and begins as one of `copies`, which a fork server
     makes, or anew.  An interrupted copy stays at `*.partial.ipynb`, a failed one at
     `*.failed.ipynb`.
 

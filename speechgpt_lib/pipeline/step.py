@@ -69,9 +69,9 @@ Needs = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
 class Cost:
     """Whether several processes can train a step, it gains by a GPU, or they can share its shards.
 
-    `threads` on a CPU: "half", which leaves room for another step, or "all", where the others wait
-    for it.  `minutes`: what it takes in `lab` on 2 cores, roughly; what runs side by side is ordered
-    by them.
+    `threads` on a CPU: "half", which leaves room for another step, or "all", where the others
+    wait for it.  `minutes`: what it takes in `lab` on 2 cores, roughly; what runs side by side is
+    ordered by them.
     """
 
     processes: bool = False

@@ -246,7 +246,7 @@ def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monke
     driver.kill()
     driver.communicate(timeout=30)
     assert psutil.wait_procs(tree, timeout=15)[1] == []
-    # Where the server's socket was, Python itself leaves a folder, as of any process that is killed.
+    # Where the server's socket was Python itself leaves a folder, as of any process it can't close.
     left = [path for path in (tmp_path / "scratch").iterdir() if "pymp-" not in path.name]
     assert left == []
 
