@@ -18,10 +18,13 @@ Judges = Mapping[str, Judge]  # by the suffix of their figures
 
 
 def judges_if_installed(
-    recipe: Recipe, corpora: Corpora, say: Callable[[str], None]
+    recipe: Recipe, corpora: Corpora, say: Callable[[str], None], workers: int | None = None
 ) -> dict[str, Judge]:
     """Judges by the suffix of their figures: those that know the corpora's language ("" and
-    "_bigram" in the lab), then the open one ("_open").  Says why one is missing."""
+    "_bigram" in the lab), then the open one ("_open").  Says why one is missing.
+
+    workers: how many waves the open one hears at once (default: torch's threads); all hear alike.
+    """
     judges: dict[str, Judge] = {}
     try:
         judges |= corpora.judges()
@@ -30,7 +33,7 @@ def judges_if_installed(
     source = recipe.evaluation.open_judge
     if source != open_judge.NONE:
         try:
-            workers = torch.get_num_threads()
+            workers = workers or torch.get_num_threads()
             judges[OPEN] = open_judge.open_judge(source, recipe.data, workers)
         except UserError as error:
             if source != open_judge.AUTO:

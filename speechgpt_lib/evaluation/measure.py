@@ -38,6 +38,7 @@ from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.runs.artefacts import read_text
+from speechgpt_lib.runs.machine import usable_cores
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.units.extract import read_units
@@ -94,7 +95,8 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     settings, draws = run.recipe.evaluation, run.recipe.evaluation.bootstrap_draws
     speechgpt = SpeechGPT.load(run)
     corpora = speechgpt.corpora
-    judges = judges_if_installed(run.recipe, corpora, say)
+    # All cores: a run ends with this step, and no word depends on them.
+    judges = judges_if_installed(run.recipe, corpora, say, usable_cores())
     known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
     figures, cut = {}, {}
 

@@ -132,9 +132,7 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
 
 
 @pytest.mark.parametrize("threads", [1, None])
-def test_a_kernel_has_the_threads_it_is_given(
-    write_notebook, tmp_path, monkeypatch, threads, how
-):
+def test_a_kernel_has_the_threads_it_is_given(write_notebook, tmp_path, monkeypatch, threads, how):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     say = "import os, torch; print(os.environ['OMP_NUM_THREADS'], torch.get_num_threads() == 1)"
     target = tmp_path / "00_x.ipynb"
