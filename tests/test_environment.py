@@ -352,7 +352,7 @@ def test_jupyter_starts_for_root_too(root, tmp_path, monkeypatch, uid, said):
                 "pytest -n 2",
             ],
         ),
-        ("test-fast", ['pytest -n 2 -m "not slow"']),
+        ("test-fast", ['pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"']),
         (
             "lint",
             [
