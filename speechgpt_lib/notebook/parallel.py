@@ -16,7 +16,8 @@ from speechgpt_lib.runs.names import NOTEBOOKS
 
 # What notebooks import, but for matplotlib, which reads its settings then.
 KERNELS = ["ipykernel.kernelapp", "ipywidgets"]
-ALONE = {"01_unit_extraction", "10_scale_out"}  # they start processes, which want memory
+# They start processes or train, and want the memory that a neighbour has.
+ALONE = {"01_unit_extraction", "10_scale_out", "11_your_own_voice"}
 
 
 class Node(NamedTuple):
