@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +79,8 @@ def be_kernel(log: BinaryIO, arguments: list[str], threads: int | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ["JPY_PARENT_PID"] = str(os.getppid())
+        # The runner's tracker would complain of what this process leaves: it starts its own.
+        resource_tracker._resource_tracker._fd = None
         from ipykernel.kernelapp import launch_new_instance
 
         if threads:  # the environment was read long ago

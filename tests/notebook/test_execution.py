@@ -292,7 +292,7 @@ def test_orphans_of_an_ended_notebook_are_stopped(write_notebook, tmp_path, how)
     assert not psutil.pid_exists(pid)
 
 
-def test_children_are_the_keepers_who_does_not_wait_for_deaf_ones(write_notebook, tmp_path):
+def test_children_are_the_keepers_who_does_not_wait_for_deaf_ones(write_notebook, tmp_path, how):
     """multiprocessing's tracker of resources ignores SIGTERM; ipykernel itself would wait for it
     for half a minute, and its base class has no other way to be told not to."""
     start = (
@@ -303,7 +303,8 @@ def test_children_are_the_keepers_who_does_not_wait_for_deaf_ones(write_notebook
         "print(own is not Kernel._progressively_terminate_all_children)\n"
         "print(*[child.pid for child in kernel._process_children()])"
     )
-    execute(write_notebook("01_x.ipynb", ("start", start)), tmp_path / "01_x.ipynb", {}, Stop())
+    notebook = write_notebook("01_x.ipynb", ("start", start))
+    execute(notebook, tmp_path / "01_x.ipynb", {}, Stop(), **how)
     overridden, *children = outputs(tmp_path / "01_x.ipynb").split()
     assert overridden == "True" and children and not any(map(psutil.pid_exists, map(int, children)))
 
