@@ -11,7 +11,9 @@ import transformers
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.training.batches import fill_batches
 
-MOST_LOGITS = 1 << 25  # held at once: 128 MB in float32, and as much again for their logarithms
+# Held at once, in float32, and as much again or twice for their logarithms: 32 MB on a CPU, to
+# which more at a time is worth nothing, and 128 MB on a GPU.
+MOST_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 25}
 
 
 @torch.inference_mode()
@@ -25,7 +27,8 @@ def log_likelihoods(
     model.eval()
     sums = [0.0] * len(rows)
     lengths = [len(row) for row in rows]
-    budget = max(1, MOST_LOGITS // model.config.vocab_size)  # tokens of a batch with its padding
+    most = MOST_LOGITS.get(model.device.type, MOST_LOGITS["cpu"])
+    budget = max(1, most // model.config.vocab_size)  # tokens of a batch with its padding
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
     for batch in fill_batches(by_length, lengths, budget):
         longest = max(lengths[k] for k in batch)
