@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
@@ -32,13 +33,16 @@ class StepProcesses:
 
     `log` takes what they print.  On a CPU they are forked from one process, which never computes
     and imports `more` for others that are `copies` of it; a GPU can't be used after a fork, so
-    there each starts anew.
+    there each starts anew, and so it does where temporary files have paths too long for a socket.
     """
 
     def __init__(self, run: Path, log: Path, device: str = "cpu", more: Sequence[str] = ()):
         self.run, self.log = run, log
-        self.context = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
-        self.copies = self.context if device == "cpu" else None  # what may be forked here
+        # The system limits a socket's path to some 104 bytes: with 32 of Python's own.
+        short = len(os.fsencode(tempfile.gettempdir())) <= 70
+        forks = device == "cpu" and short
+        self.context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        self.copies = self.context if forks else None
         if self.copies:
             self.copies.set_forkserver_preload([*LIBRARIES, *more, "speechgpt_lib.runs.frozen"])
         self.running: list[multiprocessing.process.BaseProcess] = []

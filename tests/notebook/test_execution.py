@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing import forkserver, resource_tracker
 
 import nbformat
@@ -238,14 +239,16 @@ def test_a_signal_stops_everything_and_keeps_the_partial_copy(
 def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monkeypatch, how):
     child = START_CHILD.format(handler="SIG_IGN")
     notebook = write_notebook("01_x.ipynb", ("start", child), ("wait", "time.sleep(3600)"))
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    # Sockets lie there, whose paths must be short.
+    scratch = tempfile.TemporaryDirectory(dir="/tmp")
+    monkeypatch.setenv("TMPDIR", scratch.name)
     driver, tree = start_driver(notebook, tmp_path / "01_x.ipynb", root, how)
     driver.kill()
     driver.communicate(timeout=30)
     assert psutil.wait_procs(tree, timeout=15)[1] == []
     # Where the server's socket was Python itself leaves a folder, as of any process it can't close.
-    left = [path for path in (tmp_path / "scratch").iterdir() if "pymp-" not in path.name]
+    left = [name for name in os.listdir(scratch.name) if "pymp-" not in name]
+    scratch.cleanup()
     assert left == []
 
 

@@ -313,7 +313,7 @@ def test_a_step_takes_half_of_the_processor_and_never_more_than_it_is_given(monk
     try:
         for given, half in ((16, 8), (2, 2), (1, 1)):
             torch.set_num_threads(given)
-            for name, expected in (("stage1", half), ("hubert", given)):
+            for name, expected in (("stage1", half), ("corpus", given)):
                 with graph.threads(graph.STEPS[name]):
                     assert torch.get_num_threads() == expected
                 assert torch.get_num_threads() == given

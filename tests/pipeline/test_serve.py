@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_the_process_they_are_copied_from_ends_with_them(run: Run, tmp_path: Pat
     steps.close()
     assert not copying()
     steps.make("text_model", True, lambda line: None)  # it would start again
+
+
+def test_where_a_socket_has_no_room_each_starts_anew(run: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 20)))
+    steps = StepProcesses(run.path, tmp_path / "log")
+    assert steps.copies is None and steps.context.get_start_method() == "spawn"
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert StepProcesses(run.path, tmp_path / "log").copies
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
