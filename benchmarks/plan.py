@@ -24,13 +24,12 @@ from pathlib import Path
 
 import torch
 import transformers
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import finish
 from speechgpt_lib.language_model.planning import Shape, StagePlan, plan
 from speechgpt_lib.language_model.timing import STEPS, measure, seconds_of
-from speechgpt_lib.recipes.loading import load_recipe
+from speechgpt_lib.recipes.loading import load_recipe, parse_override
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.training.devices import matmul_peak, resolve_precision
 
@@ -60,10 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the result to this file, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    changes = {"device": arguments.device} | {
-        key: yaml.safe_load(value)
-        for key, _, value in (c.partition("=") for c in arguments.changes)
-    }
+    changes = {"device": arguments.device} | dict(map(parse_override, arguments.changes))
     with tempfile.TemporaryDirectory() as folder:
         if arguments.device != "cpu" and arguments.recipe == "small":
             SMOLLM2.save_pretrained(folder)
@@ -85,22 +81,23 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
         took = seconds_of(recipe, name, shape, tokens, device, parts, arguments.steps)
         seconds[name] = {"measured": took} if skip else {"foretold": told, "measured": took}
         ratios |= {} if skip else {name: told / took}
-        print(f"{name}: {told:.2f} s a step foretold, {took:.2f} s measured, {tokens} tokens")
+        what = "" if skip else f"{told:.2f} s a step foretold, "
+        print(f"{name}: {what}{took:.2f} s measured, {tokens} tokens")
         if device != "cpu":
             peak = torch.cuda.max_memory_allocated() - before
             gpu[name] = gpu_figures(recipe, name, shape, planned[name], took, peak)
             ratios[f"{name}: memory"] = gpu[name]["planned_gb"] / gpu[name]["measured_gb"]
             print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in gpu[name].items()))
-    worst = max(
-        (ratios.get(name, 1.0) for name in arguments.stages), key=lambda ratio: abs(ratio - 1)
-    )
     facts = {"seconds": seconds, "parameters": shape.parameters, "recipe": recipe.name}
     if gpu:
         facts |= {"gpu": gpu, "changes": arguments.changes}
         memory = [ratio for name, ratio in ratios.items() if name.endswith("memory")]
         ratios["worst memory"] = max(memory, key=lambda ratio: abs(ratio - 1))
-    parity = {"layers": shape.layers, "within": abs(worst - 1)}
-    ratios |= {} if skip else {"worst": worst}
+    parity = {"layers": shape.layers}
+    if not skip:
+        worst = max((ratios[n] for n in arguments.stages), key=lambda ratio: abs(ratio - 1))
+        parity |= {"within": abs(worst - 1)}
+        ratios = {"worst": worst, **ratios}
     finish("plan", ratios, parity, device, out=arguments.out, **facts)
 
 

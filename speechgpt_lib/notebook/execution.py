@@ -227,7 +227,8 @@ class _CopyingProvisioner(LocalProvisioner):
     threads: int | None
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict:
-        given = [*cmd[3:4], cmd[4:], options["env"], options["cwd"], self.threads]
+        _, _, _, log, *arguments = cmd  # python -m speechgpt_lib.notebook.keeper LOG …
+        given = (log, arguments, options["env"], options["cwd"], self.threads)
         process = self.copies.Process(target=keep_copy, args=given)
         process.start()
         self.process, self.pid, self.pgid = _Copy(process), process.pid, process.pid
