@@ -58,20 +58,11 @@ class LabReader(Corpus):
     documents = staticmethod(world.documents)
 
     def build(self, folder: Path, seed: int, processes: int = 0, size: int = 400) -> list[Path]:
-        """Speak the whole plan into Parquet shards in `folder`; shards that are there are kept.
-
-        Every shard is spoken in a process of its own, `processes` at once (0: as many as cores).
-        """
-        plan = plan_corpus(self.settings, seed)
-        blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
-        shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
-        missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
-        at_once = processes or usable_cores()
-        list(run_in_processes(_speak_shard, missing, at_once, fresh=True))
-        return shards
+        """Speak the whole plan into `folder`, as `speak_shards` does."""
+        return speak_shards(plan_corpus(self.settings, seed), folder, processes, size)
 
     def in_target_voice(self, speech: list[Utterance], seed: int) -> list[Utterance]:
-        """What others say, in their accents, from the target voice, with sound and phones."""
+        """What others say, in their accents, as the target voice is to say it: a plan."""
         plan, many = [], voices_of_many(self.settings)
         for u in speech:
             varied = u.voice in many
@@ -79,9 +70,7 @@ class LabReader(Corpus):
             manner = Manner(accent, silence=(0.3, 0.3))
             voice = {"voice": self.settings.target_voice, "rate": RATES[1], "pitch": 1.0}
             plan.append(replace(u, manner=manner, wave=None, **voice))
-        blocks = [plan[k : k + 400] for k in range(0, len(plan), 400)]
-        spoken = run_in_processes(_speak_list, blocks, usable_cores(), fresh=True)
-        return [u for block in spoken for u in block]
+        return plan
 
     def answers(self, utterance: Utterance) -> bool:
         """True for the target voice."""
@@ -179,6 +168,20 @@ def speak(u: Utterance) -> Utterance:
         wave = perturb(wave, np.random.default_rng(u.manner.seed))
         wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)
+
+
+def speak_shards(
+    plan: list[Utterance], folder: Path, processes: int = 0, size: int = 400
+) -> list[Path]:
+    """Speak a plan into Parquet shards of `size` utterances; shards that are there are kept.
+
+    Every shard is spoken in a process of its own, `processes` at once (0: as many as cores).
+    """
+    blocks = [plan[k : k + size] for k in range(0, len(plan), size)]
+    shards = [folder / f"utterances-{k:05d}.parquet" for k in range(len(blocks))]
+    missing = [job for job in zip(shards, blocks, strict=True) if not job[0].exists()]
+    list(run_in_processes(_speak_shard, missing, processes or usable_cores(), fresh=True))
+    return shards
 
 
 def speak_all(plan: list[Utterance]) -> list[Utterance]:

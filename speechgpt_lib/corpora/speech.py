@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechgpt_lib.corpora.audio import to_16_khz
 from speechgpt_lib.corpora.natural import NATURAL_VOICES, synthesize_naturally
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.rates import SAMPLE_RATE
 
 VOICES = (
     "Female1 Female2 Female3 Female4 Female5 Male1 Male2 Male3 Male4 Male5 Male6 Male7 "
@@ -34,6 +34,7 @@ ACCENTS = (
     "English (Caribbean)",
 )
 PEAK = 0.7
+ESPEAK_RATE = 22_050  # Hz.  Praat could resample, in three times the time of speaking
 
 
 class Phone(NamedTuple):
@@ -76,7 +77,7 @@ def synthesize(
     from parselmouth.praat import call
 
     grid, sound = call(_synthesizer(voice, rate, pitch, *manner[:3]), "To Sound", text, "yes")
-    wave = sound.values[0].astype(np.float32)
+    wave = to_16_khz(sound.values[0].astype(np.float32), ESPEAK_RATE)
     wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     tier = call(grid, "Get tier name", call(grid, "Get number of tiers"))
     # One call for all intervals: a line of start, tier, label (`?` if empty) and end for each.
@@ -101,6 +102,6 @@ def _synthesizer(voice: str, rate: int, pitch: float, accent: str, melody: float
     from parselmouth.praat import call
 
     synthesizer = call("Create SpeechSynthesizer", accent, voice)
-    settings = float(SAMPLE_RATE), pause, pitch, melody, rate, "IPA"
+    settings = float(ESPEAK_RATE), pause, pitch, melody, rate, "IPA"
     call(synthesizer, "Speech output settings", *settings)
     return synthesizer

@@ -75,7 +75,9 @@ def default_steps(recipe: Recipe) -> list[str]:
     """What the notebooks make: without those steps that an import leaves without a purpose."""
     ends = [name for name in STEPS if STEPS[name].imported(recipe) is None]
     if recipe.imports.inventory is not None:  # no encoder of our own to look into
-        ends = [name for name in ends if name not in ("hubert", "unit_grid")]
+        ends = [name for name in ends if name not in ("hubert", "unit_grid", "readings")]
+    if units.hearing_of(recipe) is None:
+        ends = [name for name in ends if name != "readings"]
     for stage, before in REPLACED.items():
         if getattr(recipe.imports, stage) is not None:
             ends = [name for name in ends if name not in before]
@@ -230,7 +232,8 @@ def plan_side_by_side(run: Run, notebooks: Sequence[str], force: bool) -> tuple[
     todo = [p for p in planned if p.state != "reused" or (force and p.step in own)]
     there = {p.step for p in todo}
     shared = resolve_device(recipe.device) == "cpu"  # a GPU is for one step at a time
-    shares = [0.5 if shared and p.cost["threads"] == "half" else 1.0 for p in todo]
+    beside = [shared and p.cost["threads"] == "half" and not p.cost["busy"] for p in todo]
+    shares = [0.5 if possible else 1.0 for possible in beside]
     work = [
         (p.step, {*p.needs} & there, share, p.cost["minutes"], force and p.step in own)
         for p, share in zip(todo, shares, strict=True)

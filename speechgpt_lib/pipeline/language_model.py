@@ -236,7 +236,7 @@ STEPS = (
         _with_text("expanded_model", "units"),
         _stage_settings("stage1"),
         make_stage1,
-        cost=trained(1.7),
+        cost=trained(0.8, threads="all"),  # stage 2 waits for it
     ),
     Definition(
         "stage2",

@@ -70,20 +70,21 @@ class Cost:
     """Whether several processes can train a step, it gains by a GPU, or they can share its shards.
 
     `threads` on a CPU: "half", which leaves room for another step, or "all", where the others
-    wait for it.  `minutes`: what it takes in `lab` on 2 cores, roughly; what runs side by side is
-    ordered by them.
+    wait for it; they also do where it is `busy`, on all cores by processes of its own.  `minutes`:
+    what it takes in `lab` on 2 cores, roughly; what runs side by side is ordered by them.
     """
 
     processes: bool = False
     gpu: bool = False
     splittable: bool = False
     threads: str = "half"
+    busy: bool = False
     minutes: float = 0.5
 
 
-def trained(minutes: float) -> Cost:
+def trained(minutes: float, threads: str = "half") -> Cost:
     """The cost of a step that trains."""
-    return Cost(processes=True, gpu=True, minutes=minutes)
+    return Cost(processes=True, gpu=True, threads=threads, minutes=minutes)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from speechgpt_lib.corpora.audio import samples_of, to_16_bits
 from speechgpt_lib.corpora.build import build_table, open_corpora
 from speechgpt_lib.corpora.corpus import HELD_OUT, LEARNED
-from speechgpt_lib.corpora.lab import voices_of_many
+from speechgpt_lib.corpora.lab import LabReader, speak_shards, voices_of_many
 from speechgpt_lib.corpora.natural import NATURAL_VOICES
 from speechgpt_lib.corpora.tables import Utterance, hear, read_utterances
+from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics.unit_quality import unit_quality
 from speechgpt_lib.pipeline.imports import encoder_source, import_inventory
 from speechgpt_lib.pipeline.step import Cost, Definition, Job, part, trained
@@ -112,34 +114,49 @@ def hearing_of(recipe: Recipe) -> HearingSettings | None:
     return recipe.units.hearing if again else None
 
 
+def make_readings(job: Job) -> dict:
+    """What others said, said again by the target voice: an utterance table with the same ids."""
+    if (hearing := hearing_of(job.recipe)) is None:
+        raise UserError("nobody here can say again, with phones, what others said")
+    lab = open_corpora(job.recipe).members[0]
+    ids = _to_hear(job, lab, answering=False, count=hearing.utterances)
+    others = read_utterances(job.path("corpus"), phones=True, where={"id": ids}) if ids else ()
+    plan = lab.in_target_voice([u for u in others if u.phones], job.recipe.seed)
+    speak_shards(plan, job.work, torch.get_num_threads())
+    return {"utterances": len(plan)}
+
+
+def _to_hear(job: Job, lab: LabReader, answering: bool, count: int) -> set[str]:
+    """Ids of what the target voice said to learn from, or others; the many speakers first."""
+    rows, many = read_utterances(job.path("corpus")), voices_of_many(lab.settings)
+    rows = shuffled([u for u in rows if u.split in LEARNED], job.recipe.seed + 2)
+    rows.sort(key=lambda u: u.voice not in many)
+    return set([u.id for u in rows if lab.answers(u) == answering][:count])
+
+
 def twice_spoken(
     job: Job, inventory: UnitInventory, settings: HearingSettings
 ) -> tuple[list[Pair], list[Pair]]:
-    """What others said, the many speakers first, with the units of the target voice, which says it
-    again here; and what the target voice said with its own."""
-    lab, seed = open_corpora(job.recipe).members[0], job.recipe.seed
-    rows, many = read_utterances(job.path("corpus")), voices_of_many(lab.settings)
-    rows = shuffled([u for u in rows if u.split in LEARNED], seed + 2)
-    rows.sort(key=lambda u: u.voice not in many)
-
-    def some(answering: bool, count: int) -> list[Utterance]:
-        ids = [u.id for u in rows if lab.answers(u) == answering]
-        if not ids:
-            return []
-        heard = hear(job.path("corpus"), {"id": set(ids[:count])}, phones=True)
-        return [replace(u, wave=to_16_bits(u.wave)) for u in heard]  # half the memory
+    """What others said, with the units of the target voice, which said it again (`readings`); and
+    what the target voice said, with its own."""
+    corpus, readings = job.path("corpus"), job.path("readings")
+    lab = open_corpora(job.recipe).members[0]
 
     def units(wave: np.ndarray) -> np.ndarray:
         return inventory.kmeans.assign(inventory.features(samples_of(wave)))
 
-    own = [(u.wave, units(u.wave)) for u in some(True, settings.own_utterances)]
-    others, pairs = some(False, settings.utterances), []
-    others = [u for u in others if u.phones]  # a natural voice tells none
-    for u, again in zip(others, lab.in_target_voice(others, seed), strict=True):
-        said = units(again.wave)
-        moments = same_moments(u.phones, again.phones, frame_count(len(u.wave)), len(said))
-        pairs.append((u.wave, said[moments]))
-    return pairs, own
+    own, others, said = [], [], {}
+    ids = _to_hear(job, lab, answering=True, count=settings.own_utterances)
+    for u in hear(corpus, {"id": ids}) if ids else ():
+        wave = to_16_bits(u.wave)  # half the memory
+        own.append((wave, units(wave)))
+    if list(readings.glob("*.parquet")):  # else there are no others
+        said = {u.id: (u.phones, units(u.wave)) for u in hear(readings, {}, phones=True)}
+    for u in hear(corpus, {"id": said.keys()}, phones=True) if said else ():
+        phones, given = said[u.id]
+        moments = same_moments(u.phones, phones, frame_count(len(u.wave)), len(given))
+        others.append((to_16_bits(u.wave), given[moments]))
+    return others, own
 
 
 def bring_inventory(job: Job) -> dict:
@@ -231,6 +248,14 @@ def _corpus_settings(recipe: Recipe) -> dict:
 CLUSTERING = part("units", "layer", "clusters", "kmeans_frames")
 
 
+def _inventory_needs(recipe: Recipe) -> tuple[str, ...]:
+    return ("corpus", "hubert") + (("readings",) if hearing_of(recipe) else ())
+
+
+def _readings_settings(recipe: Recipe) -> dict:
+    return {} if (hearing := hearing_of(recipe)) is None else {"utterances": hearing.utterances}
+
+
 def _inventory_settings(recipe: Recipe) -> dict:
     hearing = hearing_of(recipe)
     heard = {} if hearing is None else {"hearing": hearing.model_dump(mode="json")}
@@ -240,15 +265,16 @@ def _inventory_settings(recipe: Recipe) -> dict:
 STEPS = (
     Definition("corpus", (), _corpus_settings, make_corpus, cost=Cost(threads="all", minutes=1.7)),
     Definition("hubert", ("corpus",), _hubert_settings, make_hubert, cost=trained(4.0)),
+    Definition("readings", ("corpus",), _readings_settings, make_readings, cost=Cost(minutes=1.0)),
     Definition(
         "inventory",
-        ("corpus", "hubert"),
+        _inventory_needs,
         _inventory_settings,
         make_inventory,
         bring=bring_inventory,
         bring_needs=_bring_needs,
         bring_settings=CLUSTERING,
-        cost=Cost(gpu=True, threads="all", minutes=3.0),
+        cost=Cost(gpu=True, threads="all", minutes=2.0),
     ),
     Definition("unit_grid", ("corpus", "hubert"), part("units", "clusters"), make_unit_grid),
     Definition(

@@ -8,7 +8,7 @@ from __future__ import annotations
 # Notebook → its steps, each with its folder where that has another name.
 _MADE = {
     "00_start_here": "",
-    "01_unit_extraction": "corpus hubert inventory units unit_grid=grid",
+    "01_unit_extraction": "corpus hubert readings inventory units unit_grid=grid",
     "02_unit_vocoder": "vocoder vocoder_evaluation=evaluation",
     "03_cross_modal_instructions": "cross_modal_set",
     "04_chain_of_modality_instructions": "text_to_unit voicing chain_set",

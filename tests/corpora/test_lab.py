@@ -127,7 +127,8 @@ def test_a_speaker_of_its_own_is_heard_and_its_phones_stay_aligned(monkeypatch) 
 def test_the_target_voice_repeats_what_many_speakers_said() -> None:
     varied = [u for u in plan_corpus(MANY, 5) if u.manner != PLAIN][:3]
     spoken = speak_all(varied)  # as the table has them: without their manner
-    again = LabReader(MANY).in_target_voice([replace(u, manner=PLAIN) for u in spoken], 5)
+    plan = LabReader(MANY).in_target_voice([replace(u, manner=PLAIN) for u in spoken], 5)
+    again = speak_all(plan)
     for one, other in zip(spoken, again, strict=True):
         assert (one.id, one.text) == (other.id, other.text)
         assert other.voice == MANY.target_voice

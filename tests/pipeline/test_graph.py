@@ -24,6 +24,7 @@ from speechgpt_lib.pipeline.graph import (
     notebook_steps,
     order,
     plan,
+    plan_side_by_side,
 )
 from speechgpt_lib.pipeline.step import Cost, Definition, Job
 from speechgpt_lib.recipes.loading import BUILT_IN, load_recipe
@@ -34,7 +35,7 @@ from tests.runs.test_run import older_run
 
 LIBRI = {"reader": "librispeech", "root": "LibriSpeech", "held_out": 0.1}
 MADE = {  # imports.<name> → steps that the notebooks then don't make
-    "inventory": {"hubert", "unit_grid"},
+    "inventory": {"hubert", "unit_grid", "readings"},
     "stage2": {"text_model", "expanded_model", "stage1", "cross_modal_set", "minimal_pairs"},
     "stage3": {"text_to_unit", "voicing", "chain_set"},
 }
@@ -54,7 +55,8 @@ def test_every_step_comes_after_what_it_needs(name: str) -> None:
 def test_a_step_brings_what_it_needs_and_no_more() -> None:
     recipe = load_recipe("lab")
     assert order(recipe, ["text_model"]) == ["text_model"]
-    assert order(recipe, ["units"]) == ["corpus", "hubert", "inventory", "units"]
+    assert order(recipe, ["units"]) == ["corpus", "hubert", "readings", "inventory", "units"]
+    assert "readings" not in order(load_recipe("lab-natural"))
     assert "stage2" not in order(recipe, ["stage1", "vocoder"])
 
 
@@ -307,13 +309,21 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
         dry_run(tmp_path / "run", ["stage4.steps=1"])
 
 
+def test_what_keeps_all_cores_busy_is_made_alone(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", load_recipe("lab"), say=lambda line: None)
+    work, _ = plan_side_by_side(run, NOTEBOOKS, force=False)
+    shares = {step: share for step, _, share, _, _ in work}
+    assert shares["corpus"] == shares["stage1"] == shares["evaluation"] == 1.0
+    assert shares["hubert"] == shares["readings"] == shares["stage2"] == shares["stage3"] == 0.5
+
+
 def test_a_step_takes_half_of_the_processor_and_never_more_than_it_is_given(monkeypatch) -> None:
     monkeypatch.setattr(graph, "usable_cores", lambda: 16)
     before = torch.get_num_threads()
     try:
         for given, half in ((16, 8), (2, 2), (1, 1)):
             torch.set_num_threads(given)
-            for name, expected in (("stage1", half), ("corpus", given)):
+            for name, expected in (("stage2", half), ("corpus", given)):
                 with graph.threads(graph.STEPS[name]):
                     assert torch.get_num_threads() == expected
                 assert torch.get_num_threads() == given
