@@ -32,8 +32,10 @@ from speechgpt_lib.evaluation.judges import (
     as_whisper_counts,
     comparable,
     figure_name,
+    hearing,
     judges_if_installed,
 )
+from speechgpt_lib.evaluation.report import answer_gap
 from speechgpt_lib.language_model.generation import Sampling
 from speechgpt_lib.metrics import open_judge
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
@@ -98,45 +100,43 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     # All cores: a run ends with this step, and no word depends on them.
     judges = judges_if_installed(run.recipe, corpora, say, usable_cores())
     known, unknown_voice = held_out(run, "test"), held_out(run, "test_voice")
-    figures, cut = {}, {}
-
-    say("listening: held-out sentences in known voices and in a voice never heard")
-    for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
-        if chosen := items[: settings.asr_utterances]:
-            heard = speechgpt.transcribe_many([i.wave for i in chosen])
-            words = chosen, [w.text for w in heard], draws, corpora
-            figures[name] = word_error_rate(*words)
-            if run.recipe.lab is None:
-                figures[name.replace("wer", "wer_whisper")] = word_error_rate(
-                    *words, as_whisper_counts
-                )
-            cut[name] = sum(written.cut for written in heard)
-
-    if judges and known:
-        say("speaking: held-out sentences, heard by judges beside recordings of the same sentences")
-        voices = set(run.require("corpus").metrics["speaking"])
-        own = [item for item in known if item.voice in voices] or known
-        texts = [item.text for item in own[: settings.tts_sentences]]
-        again = own[: settings.resynthesis_utterances]
-        spoken = {
-            "tts": [said.wave for said in speechgpt.say_many(texts)],
-            "resynthesis": [speechgpt.speak(speechgpt.units(i.wave)) for i in again],
-        }
-        figures |= judge_spoken(own, spoken, judges, draws, corpora)
-
+    voices = set(run.require("corpus").metrics["speaking"])
+    own = [item for item in known if item.voice in voices] or known
+    questions = balanced_questions(known, settings.questions_per_kind) if judges else []
     result: dict = {"qa_by_kind": {}, "qa_baseline": None, "examples": []}
-    questions = balanced_questions(known, settings.questions_per_kind)
-    if questions and judges:
-        say("answering: spoken questions, every kind equally often")
-        first = next(iter(judges.values()))
-        shares, answered, waves = answer_questions(speechgpt, questions, first, draws)
-        figures |= shares
-        cut["qa"] = answered.pop("cut")
-        result |= answered | {"qa_baseline": share(nearest_is_right(run, questions), draws)}
-        shown = zip(questions[: settings.examples], waves, strict=False)
-        for k, (question, wave) in enumerate(shown):
-            write_audio(folder / f"example_{k:02d}_question.wav", question.wave)
-            write_audio(folder / f"example_{k:02d}_answer.wav", wave)
+    figures, answers, cut = {}, {}, {}
+
+    with hearing(judges) as hears:
+        if judges and known:
+            longest = max(settings.tts_sentences, settings.resynthesis_utterances)
+            hears.begin("", [item.wave for item in own[:longest]])
+
+        say("listening: held-out sentences in known voices and in a voice never heard")
+        for name, items in (("asr_wer", known), ("asr_wer_heldout_voice", unknown_voice)):
+            if chosen := items[: settings.asr_utterances]:
+                rates, cut[name] = transcription(name, chosen, speechgpt, run)
+                figures |= rates
+
+        if judges and known:
+            say("speaking: held-out sentences, heard by judges beside recordings of the same")
+            said = speechgpt.say_many([item.text for item in own[: settings.tts_sentences]])
+            hears.begin("tts", [each.wave for each in said])
+            again = own[: settings.resynthesis_utterances]
+            hears.begin("resynthesis", [speechgpt.speak(speechgpt.units(i.wave)) for i in again])
+
+        if questions:
+            say("answering: spoken questions, every kind equally often")
+            first = next(iter(judges.values()))
+            answers, answered, waves = answer_questions(speechgpt, questions, first, draws)
+            cut["qa"] = answered.pop("cut")
+            result |= answered | {"qa_baseline": share(nearest_is_right(run, questions), draws)}
+            shown = zip(questions[: settings.examples], waves, strict=False)
+            for k, (question, wave) in enumerate(shown):
+                write_audio(folder / f"example_{k:02d}_question.wav", question.wave)
+                write_audio(folder / f"example_{k:02d}_answer.wav", wave)
+        if judges and known:
+            figures |= spoken_rates(own, hears.words(), draws, corpora)
+    figures |= answers
     if quality := run.require("inventory").metrics.get("hubert"):
         count, pnmi = len({item.voice for item in known + unknown_voice}), quality["pnmi"]
         figures["pnmi"] = {"value": pnmi, "n": count, "low": pnmi, "high": pnmi}
@@ -144,36 +144,45 @@ def evaluate_run(run: Run, folder: Path, say: Callable[[str], None] = print) -> 
     return {"figures": figures, "cut": cut, "open_judge": open_judge.describe(*settings)} | result
 
 
-def judge_spoken(
+def transcription(
+    name: str, items: Sequence[Item], speechgpt: SpeechGPT, run: Run
+) -> tuple[dict[str, dict], int]:
+    """The word error rate `name` of utterances as the run transcribes them, where the language is
+    open also as Whisper counts; how many transcripts met their longest length."""
+    heard = speechgpt.transcribe_many([item.wave for item in items])
+    draws = run.recipe.evaluation.bootstrap_draws
+    words = items, [written.text for written in heard], draws, speechgpt.corpora
+    figures = {name: word_error_rate(*words)}
+    if run.recipe.lab is None:
+        figures[name.replace("wer", "wer_whisper")] = word_error_rate(*words, as_whisper_counts)
+    return figures, sum(written.cut for written in heard)
+
+
+def spoken_rates(
     items: Sequence[Item],
-    spoken: Mapping[str, Sequence[np.ndarray]],
-    judges: Mapping[str, Judge],
+    heard: Mapping[tuple[str, str], Sequence[str]],
     draws: int,
     corpora: Corpora,
 ) -> dict[str, dict]:
     """Word error rates of waves that say the first sentences of `items`, one rate for each way of
     speaking and each judge, beside that of the recordings of the same sentences: the ceiling.
 
+    heard: what was heard, by way of speaking ("": the recordings) and suffix of the judge.
     `judge_agreement` is the observed agreement of the open judge and the first one: the share of
     sentences in which both hear the same words, of those that the model said; its ceiling, of the
     recordings.
     """
     figures: dict[str, dict] = {}
-    longest = max(map(len, spoken.values()))
-    ways = {"": [item.wave for item in items[:longest]], **spoken}
-    heard = {
-        (way, suffix): judge.transcribe_many(waves)
-        for way, waves in ways.items()
-        for suffix, judge in judges.items()
-    }
-    for suffix in judges:
-        for name, waves in spoken.items():
+    suffixes = dict.fromkeys(suffix for _, suffix in heard)
+    for suffix in suffixes:
+        for name in dict.fromkeys(way for way, _ in heard if way):
+            count = len(heard[name, suffix])
             for way in (name, ""):
-                words, of = heard[way, suffix][: len(waves)], items[: len(waves)]
                 key = figure_name(name, suffix, ceiling=not way)
-                figures[key] = word_error_rate(of, words, draws, corpora)
-    first = next(iter(judges))
-    if OPEN in judges and first != OPEN:
+                words = heard[way, suffix][:count]
+                figures[key] = word_error_rate(items[:count], words, draws, corpora)
+    first = next(iter(suffixes))
+    if OPEN in suffixes and first != OPEN:
         for name, way in (("judge_agreement", "tts"), ("judge_agreement_ceiling", "")):
             pairs = zip(heard[way, first], heard[way, OPEN], strict=True)
             same = [comparable(corpora, a) == comparable(corpora, b) for a, b in pairs]
@@ -247,15 +256,6 @@ def answer_questions(
     figures["wellformed_share_temperature_0.7"] = sampled_form(speechgpt, waves, draws)
     cut = sum(r.cut for r in (*written, *spoken))
     return figures, {"qa_by_kind": by_kind, "examples": examples, "cut": cut}, said
-
-
-def answer_gap(examples: Sequence[dict], draws: int) -> dict[str, dict]:
-    """{"answer_gap"}: how many more answers are right in writing than in speech, as a share of the
-    questions; {} where none was asked."""
-    if not examples:
-        return {}
-    lost = [float(e["right_text"]) - float(e["right_speech"]) for e in examples]
-    return {"answer_gap": asdict(bootstrap_mean(lost, draws=draws))}
 
 
 def sampled_form(speechgpt: SpeechGPT, waves: Sequence[np.ndarray], draws: int) -> dict:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
 import psutil
 
 from speechgpt_lib.errors import reading
-from speechgpt_lib.evaluation.measure import answer_gap
+from speechgpt_lib.metrics.unit_errors import bootstrap_mean
 from speechgpt_lib.runs.artefacts import read_json, write_json, write_text
 from speechgpt_lib.runs.run import Run, Step
 
@@ -44,6 +46,15 @@ def write_report(run: Run) -> dict:
         write_json(run.path / "report.json", report)
         write_text(run.path / "report.html", page)
     return report
+
+
+def answer_gap(examples: Sequence[dict], draws: int) -> dict[str, dict]:
+    """{"answer_gap"}: how many more answers are right in writing than in speech, as a share of the
+    questions; {} where none was asked."""
+    if not examples:
+        return {}
+    lost = [float(e["right_text"]) - float(e["right_speech"]) for e in examples]
+    return {"answer_gap": asdict(bootstrap_mean(lost, draws=draws))}
 
 
 def _put_together(run: Run) -> tuple[dict, str]:

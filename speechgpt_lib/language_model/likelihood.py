@@ -11,9 +11,9 @@ import transformers
 from speechgpt_lib.language_model.vocabulary import PAD, UnitVocabulary
 from speechgpt_lib.training.batches import fill_batches
 
-# Held at once, in float32, and as much again or twice for their logarithms: 32 MB on a CPU, to
+# Held at once, in float32, and as much again or twice for their logarithms: 16 MB on a CPU, to
 # which more at a time is worth nothing, and 128 MB on a GPU.
-MOST_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 25}
+MOST_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 25}
 
 
 @torch.inference_mode()

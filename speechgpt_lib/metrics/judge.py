@@ -8,6 +8,7 @@ so report both beside their own word error rate on the recordings (the "ceiling"
 
 import math
 import re
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.rates import SAMPLE_RATE
+from speechgpt_lib.runs.processes import end_with_parent
 
 SHORTEST = SAMPLE_RATE // 10  # samples: no word of English is shorter than 0.1 s
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below it there is nothing to amplify
@@ -30,8 +32,11 @@ WHOLE_SENTENCES = {"bestpath": False, "beam": 1e-60, "pbeam": 1e-60, "wbeam": 1e
 class Judge(Protocol):
     """Whatever turns waves, (samples,) at 16 kHz, into the words that it hears."""
 
+    def transcribe(self, wave: np.ndarray) -> str:
+        """What is heard; "" for silence."""
+
     def transcribe_many(self, waves: Iterable[np.ndarray]) -> list[str]:
-        """What is heard in each, in order; "" for silence."""
+        """What is heard in each, in order."""
 
 
 def grammar_from_templates(
@@ -142,6 +147,7 @@ class SpeechJudge:
         if absent := sorted(wanted - found.keys()):
             lacks = f"cannot hear {', '.join(absent)}: not in pocketsphinx's dictionary"
             raise UserError(f"the {kind} judge {lacks}; use others, or judge no such sentences")
+        self.made_of = kind, language, sorted(wanted), option, dict(options)
         with tempfile.TemporaryDirectory() as folder:  # the library reads files only
             text, dictionary = Path(folder) / "language", Path(folder) / "words.dict"
             text.write_text(language, encoding="utf-8")
@@ -149,6 +155,10 @@ class SpeechJudge:
             dictionary.write_text(f"{lines}\n", encoding="utf-8")
             options |= {"dict": str(dictionary), option: str(text)}
             self.decoder = pocketsphinx.Decoder(cmn="batch", loglevel="FATAL", **options)
+
+    def __reduce__(self) -> tuple:
+        """A decoder can't go to another process: there it is made anew."""
+        return _made_again, self.made_of
 
     def transcribe(self, wave: np.ndarray) -> str:
         """The words heard in float samples (n,) at 16 kHz, of any loudness, in lower case.
@@ -170,6 +180,25 @@ class SpeechJudge:
     def transcribe_many(self, waves: Iterable[np.ndarray]) -> list[str]:
         """`transcribe` for each of `waves`, in order."""
         return [self.transcribe(wave) for wave in waves]
+
+
+def _made_again(kind: str, language: str, words: list[str], option: str, options: dict):
+    return SpeechJudge(kind, language, words, option, **options)
+
+
+_KEPT: dict[str, Judge] = {}  # of a process that hears for another
+
+
+def keep(judges: dict[str, Judge]) -> None:
+    """Be a process that hears by these judges, until the one that wants it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    _KEPT.update(judges)
+
+
+def hear(name: str, wave: np.ndarray) -> str:
+    """In such a process: what the judge of that name hears in a wave."""
+    return _KEPT[name].transcribe(wave)
 
 
 def audible(wave: np.ndarray) -> np.ndarray | None:

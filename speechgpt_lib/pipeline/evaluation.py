@@ -59,6 +59,6 @@ STEPS = (
         _evaluation_settings,
         make_evaluation,
         version=5,
-        cost=Cost(gpu=True, minutes=5.5),
+        cost=Cost(gpu=True, busy=True, minutes=3.0),
     ),
 )

@@ -3,18 +3,23 @@ and what was cut is counted."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
+from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.world import vocabulary
 from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
@@ -23,6 +28,7 @@ from speechgpt_lib.evaluation import measure
 from speechgpt_lib.evaluation.judges import (
     as_whisper_counts,
     comparable,
+    hearing,
     judges_if_installed,
 )
 from speechgpt_lib.evaluation.measure import Item, balanced_questions, evaluate_set
@@ -39,10 +45,15 @@ class Judge:
     """Hears what it was told to hear."""
 
     def __init__(self, *heard: str):
-        self.heard = heard
+        self.heard, self.next = heard, 0
+
+    def transcribe(self, wave) -> str:
+        self.next += 1
+        return self.heard[(self.next - 1) % len(self.heard)]
 
     def transcribe_many(self, waves) -> list[str]:
-        return [self.heard[k % len(self.heard)] for k, _ in enumerate(waves)]
+        self.next = 0
+        return [self.transcribe(wave) for wave in waves]
 
 
 @dataclass
@@ -184,15 +195,37 @@ def test_judges_are_compared_with_each_other(run: Run, monkeypatch) -> None:
     items = [Item(np.zeros(1), "good day number one", "", "", "a")] * 4
     spoken = {"tts": [np.zeros(1)] * 4, "resynthesis": [np.zeros(1)] * 2}
     both = {"": template, "_bigram": template, "_open": stranger}
-    figures = measure.judge_spoken(items, spoken, both, 50, open_corpora(run.recipe))
+
+    def judged() -> dict:
+        with hearing(both) as hears:
+            for way, waves in ({"": spoken["tts"]} | spoken).items():
+                hears.begin(way, waves)
+            return measure.spoken_rates(items, hears.words(), 50, open_corpora(run.recipe))
+
+    figures = judged()
     assert figures["tts_wer"]["value"] == figures["tts_wer_ceiling_bigram"]["value"] == 0
     assert figures["tts_wer_open"]["value"] == figures["tts_wer_open_ceiling"]["value"] == 0.5
     assert [figures[f"resynthesis_wer_open{c}"]["n"] for c in ("", "_ceiling")] == [2, 2]
     assert figures["judge_agreement"]["value"] == figures["judge_agreement_ceiling"]["value"] == 0.5
     assert len(figures) == 2 * 2 * 3 + 2
     del both["_open"]
-    alone = measure.judge_spoken(items, spoken, both, 50, open_corpora(run.recipe))
-    assert not any("agreement" in name for name in alone)
+    assert not any("agreement" in name for name in judged())
+
+
+def test_what_the_open_judge_has_not_begun_is_left_when_an_evaluation_ends_early() -> None:
+    begun, go_on = [], threading.Event()
+
+    class Slow:
+        def transcribe(self, wave) -> str:
+            begun.append(wave)
+            go_on.wait(30)
+            return "so"
+
+    with pytest.raises(KeyboardInterrupt), hearing({"_open": Slow()}) as hears:
+        hears.begin("tts", [np.zeros(1)] * 100)
+        go_on.set()
+        raise KeyboardInterrupt
+    assert len(begun) < 100
 
 
 def test_an_open_judge_that_was_asked_for_by_name_must_be_there(tmp_path, monkeypatch) -> None:
@@ -376,3 +409,35 @@ def test_what_speaking_loses() -> None:
     gap = measure.answer_gap(examples, 100)["answer_gap"]
     assert gap["value"] == pytest.approx(0.2) and gap["n"] == 5 and gap["low"] <= 0.2 <= gap["high"]
     assert measure.answer_gap([], 100) == {}
+
+
+def test_many_waves_are_heard_in_another_process_and_alike(monkeypatch) -> None:
+    monkeypatch.setattr(evaluation_judges, "FEW", 2)
+    judges = open_corpora(load_recipe("smoke")).judges()
+    words = "the dog is in the garden", "anna has the cat", "what is two plus three"
+    waves = [synthesize(text, "Female2")[0] for text in words]
+    with hearing(judges) as hears:
+        hears.begin("tts", waves)
+        hears.begin("resynthesis", waves[:1])
+        heard = hears.words()
+    for suffix, judge in judges.items():
+        assert heard["tts", suffix] == judge.transcribe_many(waves)
+        assert heard["resynthesis", suffix] == heard["tts", suffix][:1]
+
+
+@pytest.mark.parametrize("noticed", ["at the end", "at the next way of speaking"])
+def test_a_process_that_hears_and_is_lost_is_one_line(monkeypatch, noticed: str) -> None:
+    monkeypatch.setattr(evaluation_judges, "FEW", 2)
+    wave, _ = synthesize("the dog is in the garden", "Female2")
+    judges = open_corpora(load_recipe("smoke")).judges()
+    lost = "process in which judges hear was lost"
+    with pytest.raises(UserError, match=lost), hearing(judges) as hears:
+        hears.begin("tts", [wave] * 60)
+        found = psutil.Process().children()
+        (child,) = (p for p in found if "spawn_main" in " ".join(p.cmdline()))
+        child.kill()
+        if noticed != "at the end":
+            with contextlib.suppress(BrokenProcessPool):
+                list(hears.begun["tts", ""])
+            hears.begin("resynthesis", [wave] * 60)
+        hears.words()
