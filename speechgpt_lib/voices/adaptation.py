@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -31,6 +31,7 @@ from speechgpt_lib.language_model.vocabulary import UnitVocabulary
 from speechgpt_lib.metrics.unit_errors import bootstrap_mean, bootstrap_ratio, word_errors
 from speechgpt_lib.recipes.schema import Optimization, VoiceSettings
 from speechgpt_lib.runs.artefacts import atomic_path, hash_json, locked, read_json, write_json
+from speechgpt_lib.runs.machine import return_free_memory
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.seeds import shuffled
 from speechgpt_lib.training.checkpoints import load_module, save_module
@@ -94,12 +95,14 @@ def adapt(
     say: Callable[[str], None] = print,
     on_log: Callable[[dict], None] | None = None,
     sentences: int | None = None,
+    measured: Mapping[str, object] | None = None,
 ) -> dict:
     """Adapt the run to a voice, into RUN/voices/NAME/model; returns the figures of facts.json.
 
     `sentences`: only so many of the recordings, for the curve of error over sentences; then the
-    figures are returned and nothing is kept.  Raises UserError where a step of the run is missing,
-    or the voice has too few recordings.
+    figures are returned and nothing is kept.  `measured`: figures of an earlier adaptation to these
+    recordings, which tell how the run was before.  Raises UserError where a step of the run is
+    missing, or the voice has too few recordings.
     """
     run, started = voice.run, time.process_time()
     learned, aside = split(voice.recordings(), run)
@@ -114,6 +117,7 @@ def adapt(
             after, cost = _learn(before, learned, corpora, run, work, say, on_log)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        return_free_memory()
         say("measuring: sentences kept aside, and held-out ones in the run's own voices")
         facts = {
             "sentences": len(learned),
@@ -121,7 +125,9 @@ def adapt(
             "stage2": run.require("stage2").key,
         }
         facts |= cost
-        facts |= _measure(run, corpora, aside, {"before": before, "after": after})
+        facts |= {k: v for k, v in (measured or {}).items() if k.endswith("_before")}
+        models = {"after": after} if measured else {"before": before, "after": after}
+        facts |= _measure(run, corpora, aside, models)
         facts["cpu_seconds"] = round(time.process_time() - started, 1)
         if sentences is None:
             with atomic_path(voice.model) as folder:
@@ -146,7 +152,8 @@ def curve(voice: Voice, sizes: Sequence[int], say: Callable[[str], None] = print
     most = len(split(voice.recordings(), run)[0])
     for size in [*sorted(n for n in sizes if n < most), most]:
         if size not in points:
-            point = adapt(voice, say, sentences=None if size == most else size)
+            known, part = next(iter(points.values()), None), None if size == most else size
+            point = adapt(voice, say, sentences=part, measured=known)
             points[size] = {
                 k: v for k, v in point.items() if k not in ("listening", "understanding")
             }
@@ -223,12 +230,14 @@ def _learn(before, learned, corpora, run, work, say, on_log) -> tuple[Adapted, d
     normal = [recording for recording in normal if recording.text]
     said = references([r.text for r in normal], before, corpora, run)
     pairs = [(r.wave, y) for r, y in zip(normal, said, strict=True) if y is not None]
-    kept = [u.wave for u in _heard(run, "train", recipe.voice.own_utterances)]
     inventory, heard = before.inventory, {}
     if pairs:
         waves, targets = zip(*pairs, strict=True)
-        more = (kept, recipe.voice, work, options)
-        inventory, heard = adapt_encoder(before.inventory, waves, targets, *more)
+        own = [u.wave for u in _heard(run, "train", recipe.voice.own_utterances)]
+        more = (recipe.voice, work, options)
+        inventory, heard = adapt_encoder(before.inventory, waves, targets, own, *more)
+        del own
+    return_free_memory()
     say("understanding: stage 2 learns the units of this voice")
     model, vocabulary = load_model(run.require("stage2").path)
     known = run.find("cross_modal_set")  # an imported stage 2 comes without
@@ -263,6 +272,7 @@ def _measure(run: Run, corpora: Corpora, aside: list[Recording], models: dict) -
     """Word error rates and right answers of both models, each with its interval."""
     own = _heard(run, "test", run.recipe.voice.test_utterances)
     questions = _heard(run, "test", ANSWERED, question=True)
+    return_free_memory()
     figures = {}
     for when, adapted in models.items():
         for who, spoken in (("voice", aside), ("own", own)):
