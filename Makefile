@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN PIP_NO_DEPS PIP_CONSTRAINT PIP_REQUIREMENT
 unexport PIP_EDITABLE PYTHONHOME PYTHONPATH PYTHONUSERBASE
+# Each of the many processes would compile the library for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install tutorial lab fairseq quantized natural stores test test-fast lint clean

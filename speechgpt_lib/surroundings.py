@@ -4,10 +4,12 @@ What changes a result comes from the recipe alone, so variables by which other l
 to compute are cleared, and that is said.  Those that only say where or how loudly stay.
 """
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 
 _CHOOSES = re.compile(
     r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|PET|TORCHDYNAMO|TORCHINDUCTOR|SKLEARN"
@@ -39,6 +41,19 @@ def clear_variables() -> None:
     if said and os.environ.get("RANK", "0") == "0":
         what = "results depend on the recipe alone"
         print(f"ignored: {', '.join(said)}: {what}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Meanwhile a module, which others can do without, is not found: its import takes a second."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 _kept: list[tempfile.TemporaryDirectory] = []

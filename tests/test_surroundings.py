@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.runs.machine import usable_cores
+from speechgpt_lib.surroundings import without
 
 CLEARED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
@@ -118,3 +119,20 @@ def test_nothing_that_linux_alone_has_is_used_unguarded(root: Path) -> None:
         guarded = "hasattr(os" in text or 'sys.platform == "linux"' in text
         found += [f"{path.name}: {name}" for name in names if name in linux_only and not guarded]
     assert not found
+
+
+def test_a_module_is_left_out_for_a_while_and_found_again(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with without("colorsys"), pytest.raises(ImportError):
+        import colorsys
+    import colorsys
+
+    with without("colorsys"):  # who has it, keeps it
+        assert sys.modules["colorsys"] is colorsys
+    assert sys.modules["colorsys"] is colorsys
+
+
+def test_notebooks_are_executed_without_a_grammar_of_addresses():
+    code = "import sys, speechgpt_lib.notebook.execution; print('rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

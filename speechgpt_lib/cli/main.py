@@ -19,6 +19,7 @@ from speechgpt_lib.cli.vocoder import speak, vocoder_app
 from speechgpt_lib.cli.voice import voice_app
 from speechgpt_lib.errors import UserError, one_line, out_of_memory
 from speechgpt_lib.runs.artefacts import escaped
+from speechgpt_lib.runs.processes import end_soon
 from speechgpt_lib.runs.slurm_task import watched_by_slurm
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ def main() -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 1, an interruption exit
     code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
+    end_soon()
     # What the terminal's encoding lacks is printed as \u2192, here and in child processes.
     for stream in (s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")):
         stream.reconfigure(errors="backslashreplace")

@@ -24,7 +24,7 @@ import torch
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.pipeline.graph import find_step, make
 from speechgpt_lib.runs.machine import usable_cores
-from speechgpt_lib.runs.processes import end_with_parent
+from speechgpt_lib.runs.processes import end_soon, end_with_parent
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.runs.slurm_task import watched_by_slurm
 
@@ -37,6 +37,7 @@ def main(name: str, run_dir: str, processes: str, *options: str) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # the training loop answers with a checkpoint
     # torchrun gives each worker a session of its own: a killed launcher would leave them running.
     end_with_parent()
+    end_soon()
     rank = int(os.environ.get("RANK", 0))
     # The run is told how many there must be; the training loop refuses if others are there.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))

@@ -185,23 +185,16 @@ def test_stereo_is_mixed_and_other_rates_are_resampled(
 
 
 def test_a_signal_ends_a_run_at_once_and_it_resumes(
-    tmp_path: Path, root: Path, smoke_run: Path
+    tmp_path: Path, root: Path, smoke_run: Path, command
 ) -> None:
     run_dir = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "speechgpt_lib.cli",
-        "run",
-        "--recipe",
-        "smoke",
-        "--run-dir",
-        str(run_dir),
-        "--only",
-        "03",  # of the notebooks after units the one that is executed soonest
-    ]
+    where = ("--recipe", "smoke", "--run-dir", str(run_dir))
     process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "speechgpt_lib.cli", "run", *where, "--only", "03"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while (
@@ -215,7 +208,7 @@ def test_a_signal_ends_a_run_at_once_and_it_resumes(
     assert process.returncode not in (0, None) and "Traceback" not in errors
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, [p.cmdline() for p in alive]
-    again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    again = command("make", "units", *where)
     assert again.returncode == 0, again.stderr
     facts = [
         json.loads((d / "01_unit_extraction" / "units" / "facts.json").read_text())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,3 +88,12 @@ def test_one_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     maker = int((tmp_path / "0.shard").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(maker, 0)
+
+
+def test_a_process_ends_without_a_search_for_garbage():
+    code = (
+        "import atexit, gc; from speechgpt_lib.runs.processes import end_soon\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000)); end_soon()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
