@@ -36,12 +36,14 @@ class Microphone(anywidget.AnyWidget):
         return f"{done} of {self.count} sentences: {how}."
 
     def _told(self, widget: object, content: dict, buffers: list) -> None:
+        message = self.message
         if content.get("kind") == "skip" and self.left:
             self.left.append(self.left.pop(0))
-            self.message = self._progress()
+            message = self._progress()
         elif content.get("kind") == "recording" and self.left:
-            self.message = self._keep(bytes(buffers[0]), content.get("type", ""))
-        self.prompt = self._next()
+            message = self._keep(bytes(buffers[0]), content.get("type", ""))
+        with self.hold_sync():  # the page never shows "Kept" above the sentence that was kept
+            self.message, self.prompt = message, self._next()
 
     def _keep(self, data: bytes, kind: str) -> str:
         """Check and keep what the browser recorded; what is said about it."""

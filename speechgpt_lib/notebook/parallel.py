@@ -18,6 +18,7 @@ from speechgpt_lib.runs.names import NOTEBOOKS
 KERNELS = ["ipykernel.kernelapp", "ipywidgets"]
 # They start processes or train, and want the memory that a neighbour has.
 ALONE = {"01_unit_extraction", "10_scale_out", "11_your_own_voice"}
+SOON = 0.5  # minutes
 
 
 class Node(NamedTuple):
@@ -44,9 +45,10 @@ def run_side_by_side(
 ) -> Outcome:
     """Do all nodes, at most `jobs` at once, whose shares add up to 1 at most.
 
-    First comes what takes all of the processor, since others wait for it alone; then what the
-    longest chain of others waits for.  A node that fails keeps those that need it from being begun;
-    the others go on.  Once `stopped()` is true nothing more is begun.
+    First comes what takes all of the processor, since others wait for it alone: where the rest is
+    soon over, nothing long is begun before it.  Then comes what the longest chain of others waits
+    for.  A node that fails keeps those that need it from being begun; the others go on.  Once
+    `stopped()` is true nothing more is begun.
     """
     nodes = list(nodes)
     minutes = {node.name: node.minutes for node in nodes}
@@ -64,9 +66,12 @@ def run_side_by_side(
             for node in list(waiting.values()):
                 unfinished = {*waiting, *failed, *(other.name for other in running.values())}
                 share = sum(other.share for other in running.values()) + node.share
-                room = len(running) < jobs and share <= 1
-                if room and not node.needs & unfinished and not stopped():
+                if node.needs & unfinished or len(running) >= jobs or stopped():
+                    continue
+                if share <= 1:
                     running[pool.submit(node.do)] = waiting.pop(node.name)
+                elif max(other.minutes for other in running.values()) <= SOON:
+                    break
             if not running:
                 return Outcome(done, failed, tuple(waiting))
             for future in wait(running, 0.2, FIRST_COMPLETED).done:

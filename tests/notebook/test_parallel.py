@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,29 @@ class Signals(InProcess):
     def make(self, step: str, force: bool, say) -> None:
         super().make(step, force, say)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0.2, "all long"), (3.0, "long all")])
+def test_what_takes_all_cores_comes_before_long_things_where_the_rest_is_soon_over(
+    minutes: float, expected: str
+) -> None:
+    begun = []
+
+    def node(name: str, needs: str, share: float, minutes: float) -> parallel.Node:
+        def do() -> None:
+            begun.append(name)
+            if name == "beside":  # until `all` could begin but for it
+                time.sleep(0.5)
+
+        return parallel.Node(name, set(needs.split()), share, do, minutes)
+
+    nodes = [
+        node("before", "", 0.5, 0.2),
+        node("beside", "", 0.5, minutes),
+        node("all", "before", 1.0, 10),
+        node("after", "beside", 0.5, 10),
+        node("long", "", 0.5, 5),
+    ]
+    outcome = parallel.run_side_by_side(nodes, 2)
+    assert outcome.done.keys() == {n.name for n in nodes} and not outcome.left
+    assert [name for name in begun if name in ("all", "long")] == expected.split()
