@@ -87,7 +87,8 @@ def test_recorded_speech_goes_the_same_way(
         found = run.glob("0[1-8]_*/*/facts.json")
         return {path.parent.relative_to(run).as_posix() for path in found}
 
-    assert folders(run_dir) == folders(smoke_run)
+    again = {"01_unit_extraction/readings"}  # nobody can say again what was recorded
+    assert folders(run_dir) == folders(smoke_run) - again
     corpus = json.loads((run_dir / "01_unit_extraction" / "corpus" / "facts.json").read_text())
     voices = corpus["metrics"]["voices"]
     assert len(voices) == 7 and all(voice.isdigit() for voice in voices), "nobody else speaks"

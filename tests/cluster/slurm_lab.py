@@ -20,11 +20,11 @@ def missing() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 
 
-def written_site(folder: Path, root: Path) -> Path:
-    """A site file in `folder` for a cluster whose jobs run the clone `root`."""
+def written_site(folder: Path, root: Path, tasks: int = 2) -> Path:
+    """A site file in `folder` for a cluster whose jobs run the clone `root`, arrays in `tasks`."""
     file = folder / "site.yaml"
     file.write_text(
-        "cpus: 1\nsignal_s: 5\narray: {tasks: 2, retries: 2}\n"
+        f"cpus: 1\nsignal_s: 5\narray: {{tasks: {tasks}, retries: 2}}\n"
         f"setup: ['export PYTHONPATH={root} OMP_NUM_THREADS=1']\n"
     )
     return file

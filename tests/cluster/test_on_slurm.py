@@ -17,6 +17,7 @@ from speechgpt_lib.cluster.site import Array, Times, load_site
 from speechgpt_lib.cluster.status import status
 from speechgpt_lib.cluster.submit import cancel_all, submit_missing, write_scripts
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline.graph import order
 from speechgpt_lib.pipeline.launch import train_step
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
@@ -136,7 +137,7 @@ def test_a_training_on_two_nodes_that_is_preempted_twice(
     few = {"processes": 2} | {f"stage1.optimization.{name}": n for name, n in more.items()}
     recipe = load_recipe(smoke_run / "recipe.yaml", few)
     base = Run.open(smoke_run, say=quiet)
-    shared = {name: name for name in ("corpus", "inventory", "units", "expanded_model")}
+    shared = {name: name for name in order(recipe, ["stage1"])[:-1]}
     whole, broken = (base.fork(tmp_path / name, recipe, shared) for name in ("whole", "broken"))
     train_step(whole, "stage1", 2)
     write_scripts(broken, load_site(site_file))
@@ -167,7 +168,7 @@ def test_a_limit_of_time_that_is_shorter_than_a_training(
     more = {"steps": 300, "accumulation": 16, "precision": "no", "log_every": 1}
     values = {f"stage1.optimization.{name}": n for name, n in more.items()}
     recipe = load_recipe(smoke_run / "recipe.yaml", values)
-    shared = {name: name for name in ("corpus", "inventory", "units", "expanded_model")}
+    shared = {name: name for name in order(recipe, ["stage1"])[:-1]}
     run = Run.open(smoke_run, say=quiet).fork(tmp_path / "run", recipe, shared)
     limit = {"times": Times(training="1"), "signal_s": 15}
     site = load_site(site_file).model_copy(update=limit)

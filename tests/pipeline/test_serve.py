@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from speechgpt_lib.errors import UserError
+from speechgpt_lib.pipeline import serve
 from speechgpt_lib.pipeline.serve import StepProcesses
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.run import Run
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow  # each process imports torch, or its parent did
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch, root) -> Run:
     monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setattr(serve, "LIBRARIES", serve.LIBRARIES[:1])  # no model is needed here
     return Run.create(tmp_path / "run", load_recipe("smoke"), say=lambda line: None)
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechgpt_lib.language_model.model import load_model, save_model
+from speechgpt_lib.pipeline.graph import order
 from speechgpt_lib.pipeline.launch import train_step
 from speechgpt_lib.recipes.loading import load_recipe
 from speechgpt_lib.runs.names import folder_of
@@ -31,7 +32,7 @@ def test_a_stage_is_the_same_and_resumes_where_it_was(smoke_run: Path, tmp_path:
         more = {"steps": 30, "precision": "no", "log_every": 1, "sharding": sharding}
         few = {f"stage1.optimization.{key}": value for key, value in more.items()}
         recipe = load_recipe(smoke_run / "recipe.yaml", few)
-        shared = {n: n for n in ("corpus", "inventory", "units", "expanded_model")}
+        shared = {name: name for name in order(recipe, ["stage1"])[:-1]}
         runs.append(before.fork(tmp_path / name, recipe, shared))
     whole, shared = runs
 
@@ -100,8 +101,8 @@ def memory():  # without the pages of files, which the system takes back when it
 before, most, over = memory(), [0], threading.Event()
 def watch():
     while not over.wait(0.002):
-        most.append(max(most.pop(), memory()))
-threading.Thread(target=watch).start()
+        most[0] = max(most[0], memory())
+threading.Thread(target=watch, daemon=True).start()
 for folder in sys.argv[1:]:
     try:
         scorer, _ = load_sharded(Path(folder), place, "no")
