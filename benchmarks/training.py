@@ -7,11 +7,13 @@ to the longest of their batch, attention written out, logits of every token.  Th
 own loop, one change more in every arm.  All arms start from the same weights and read the same
 rows; what counts is useful tokens, those of rows, a second.  Two mixes of rows: the lab's
 instructions, and lengths as the released set has them; the model has the lab's size.  On a GPU it
-is SmolLM2-135M with units, as in the recipe `small`, on the second mix alone.  Parity: the mean
-loss of the same rows with the same weights, in fp32, baseline against packed and against compiled.
+is SmolLM2-135M with units, as in the recipe `small`, on the second mix alone, and our loop has
+torch's fused attention from its first arm on.  Parity: the mean loss of the same rows with the same
+weights, in fp32, baseline against packed and against compiled.
 
 A round is a whole training with all it sets up, except that compiled code is kept from the first,
-unmeasured one.
+unmeasured one, and that the weights lie on the device beforehand.  How long every training took
+goes to stderr at once, so that a run that is cut off leaves something.
 
 Model FLOP/s count what the rows need (`Shape.flops_per_token`, logits only where there is a loss),
 not padding, and stand beside the matmul peak measured in the same run: fp32 on a CPU, on a GPU
@@ -26,6 +28,8 @@ import random
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -64,26 +68,30 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     device = arguments.device
-    shape, ratios, parity = LAB if device == "cpu" else SMALL, {}, {}
-    model, names = build(shape), {"fp32": "no", "bf16": "bf16"}
+    shape, ratios, parity, speeds = LAB if device == "cpu" else SMALL, {}, {}, {}
+    model, names = build(shape).to(device), {"fp32": "no", "bf16": "bf16"}
     peaks = {
         name: matmul_peak(device, precision, torch.get_num_threads(), seconds=1.0)
         for name, precision in names.items()
     }
     print(
         "matmul peak: "
-        + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
+        + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items()),
+        flush=True,
     )
     mixes = {"lab": (lab_rows(1600), 512), "released": (released_rows(600), 1024)}
     if device != "cpu":
         mixes = {"released": (released_rows(2400, vocabulary=shape.vocabulary), 1024)}
     against = "fp32" if device == "cpu" or arguments.precision == "no" else "bf16"
     for mix, (rows, block) in mixes.items():
-        ratios |= ladder(mix, model, shape, rows, block, arguments, (against, peaks[against]))
-        parity |= parity_of(mix, model.to(device), rows[:24], block)
+        peak = against, peaks[against]
+        found, speeds[mix] = ladder(mix, model, shape, rows, block, arguments, peak)
+        ratios, parity = ratios | found, parity | parity_of(mix, model, rows[:24], block)
     print(f"difference of the mean loss from the baseline's, fp32: {parity}")
     parity |= {"matmul_peak_gflops": {name: round(peak / 1e9) for name, peak in peaks.items()}}
-    finish("training", ratios, parity, device, arguments.out)
+    facts = {name: vars(arguments)[name] for name in ("steps", "rounds", "precision")}
+    facts |= {"tokens_per_batch": BATCH[device], "useful_tokens_per_second": speeds}
+    finish("training", ratios, parity, device, arguments.out, **facts)
 
 
 def build(shape: Shape) -> LlamaForCausalLM:
@@ -168,8 +176,8 @@ def ladder(
     block: int,
     arguments,
     peak: tuple[str, float],
-) -> dict:
-    """Useful tokens a second of every arm, printed; the ratios to the baseline.
+) -> tuple[dict[str, float], dict[str, int]]:
+    """The ratios of all arms to the baseline, and their useful tokens a second, printed as well.
 
     peak: of which precision, and FLOP/s.
     """
@@ -208,7 +216,8 @@ def ladder(
         arms["packed, compiled"] = "packed", lambda: run(CausalLoss, packed, settings=compiled)
     if not COMPILER:
         arms = {name: arm for name, arm in arms.items() if not name.endswith("compiled")}
-    seconds = measure({name: arm for name, (_, arm) in arms.items()}, arguments.rounds)
+    told = {name: _told(name, arm, device) for name, (_, arm) in arms.items()}
+    seconds = measure(told, arguments.rounds)
     speeds = {name: useful[order] / seconds[name] for name, (order, _) in arms.items()}
     base, flops_per_token = speeds["release's way"], flops_needed(shape, rows)
     kind, peak = peak
@@ -223,9 +232,23 @@ def ladder(
         f"{mix}": speeds[best] / base,
         f"{mix}_flops_of_{kind}_peak": speeds[best] * flops_per_token / peak,
     }
-    return ratios | {
+    ratios |= {
         f"{mix}: {name}": speed / base for name, speed in speeds.items() if name != "release's way"
     }
+    return ratios, {name: round(speed) for name, speed in speeds.items()}
+
+
+def _told(name: str, arm: Callable[[], None], device: str) -> Callable[[], None]:
+    """The arm, that says on stderr how long it took once its device has done all of it."""
+
+    def run() -> None:
+        started = time.perf_counter()
+        arm()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        print(f"{name}: {time.perf_counter() - started:.2f} s", file=sys.stderr, flush=True)
+
+    return run
 
 
 def flops_needed(shape: Shape, rows: list[TokenRow]) -> float:
@@ -243,7 +266,7 @@ def _ours(
     attention: str,
     device: str,
 ) -> None:
-    own = copy.deepcopy(model).to(device)
+    own = copy.deepcopy(model)
 
     def step_function(phase, modules, batch, step):
         total, weight = modules["model"](*(tensor.to(device) for tensor in batch))
