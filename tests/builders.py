@@ -13,6 +13,8 @@ import torch
 
 from speechgpt_lib.corpora.build import open_corpora
 from speechgpt_lib.corpora.corpus import Corpora
+from speechgpt_lib.corpora.lab import speak_all
+from speechgpt_lib.corpora.tables import Utterance
 from speechgpt_lib.corpora.world import lab_texts
 from speechgpt_lib.language_model.model import build_model, load_model
 from speechgpt_lib.language_model.vocabulary import Vocabulary, train_text_tokenizer
@@ -31,6 +33,13 @@ def smoke_recipe(**changes) -> Recipe:
 def lab_corpora() -> Corpora:
     """The lab world as the only corpus."""
     return open_corpora(smoke_recipe())
+
+
+def spoken(*texts: str, voice: str = "Female2") -> list[np.ndarray]:
+    """A voice says each of `texts`, always alike: eSpeak carries a little state along, and what other
+    tests had said before would decide what is heard."""
+    plan = [Utterance(text, text, "", "", voice, "", rate=175) for text in texts]
+    return [u.wave for u in speak_all(plan)]
 
 
 def few_steps(steps: int, **changes) -> Optimization:

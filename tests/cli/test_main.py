@@ -18,8 +18,8 @@ import soundfile
 
 from speechgpt_lib import doctor
 from speechgpt_lib.cli import main as cli
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.units.sequence import parse_units
+from tests.builders import spoken
 
 pytestmark = pytest.mark.slow  # each command starts a Python with torch
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # each command starts a Python with torch
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip") / "question.wav"
-    soundfile.write(path, synthesize("what is two plus three", "Female2")[0], 16_000)
+    soundfile.write(path, spoken("what is two plus three")[0], 16_000)
     return path
 
 

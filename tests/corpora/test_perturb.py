@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.corpora.perturb import BINS, _frames, _wave, perturb
-from speechgpt_lib.corpora.speech import synthesize
+from tests.builders import spoken
 
 
 @pytest.fixture(scope="module")
 def wave() -> np.ndarray:
-    return synthesize("the small red dog is in the garden", "Male1")[0]
+    return spoken("the small red dog is in the garden", voice="Male1")[0]
 
 
 def test_a_seed_fixes_what_happens(wave: np.ndarray) -> None:

@@ -19,7 +19,6 @@ import torch
 
 from speechgpt_lib.corpora.audio import nothing_heard
 from speechgpt_lib.corpora.build import open_corpora
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.corpora.world import vocabulary
 from speechgpt_lib.dialogue.speechgpt import Reply
 from speechgpt_lib.errors import UserError
@@ -37,7 +36,7 @@ from speechgpt_lib.language_model.generation import Chain, Sampling, Spoken, Wri
 from speechgpt_lib.pipeline.graph import make
 from speechgpt_lib.recipes.loading import check_sources, load_recipe
 from speechgpt_lib.runs.run import Run
-from tests.builders import noise, tiny_inventory
+from tests.builders import noise, spoken, tiny_inventory
 from tests.pipeline.test_imports import libri
 
 
@@ -415,7 +414,7 @@ def test_many_waves_are_heard_in_another_process_and_alike(monkeypatch) -> None:
     monkeypatch.setattr(evaluation_judges, "FEW", 2)
     judges = open_corpora(load_recipe("smoke")).judges()
     words = "the dog is in the garden", "anna has the cat", "what is two plus three"
-    waves = [synthesize(text, "Female2")[0] for text in words]
+    waves = spoken(*words)
     with hearing(judges) as hears:
         hears.begin("tts", waves)
         hears.begin("resynthesis", waves[:1])
@@ -428,7 +427,7 @@ def test_many_waves_are_heard_in_another_process_and_alike(monkeypatch) -> None:
 @pytest.mark.parametrize("noticed", ["at the end", "at the next way of speaking"])
 def test_a_process_that_hears_and_is_lost_is_one_line(monkeypatch, noticed: str) -> None:
     monkeypatch.setattr(evaluation_judges, "FEW", 2)
-    wave, _ = synthesize("the dog is in the garden", "Female2")
+    (wave,) = spoken("the dog is in the garden")
     judges = open_corpora(load_recipe("smoke")).judges()
     lost = "process in which judges hear was lost"
     with pytest.raises(UserError, match=lost), hearing(judges) as hears:

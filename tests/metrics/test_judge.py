@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.corpora import world
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.errors import UserError
 from speechgpt_lib.metrics import judge
 from speechgpt_lib.metrics.unit_errors import wer
+from tests.builders import spoken
 
 SLOTS = {
     "color": ("red", "green"),
@@ -44,7 +44,7 @@ def world_judge() -> judge.SpeechJudge:
 
 @pytest.fixture(scope="module")
 def waves():
-    return [synthesize(text, "Female2")[0] for text in SENTENCES]
+    return spoken(*SENTENCES)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_level_does_not_matter(template, waves):
 
 
 def test_judges_differ_in_what_they_allow(template, bigram):
-    wave, _ = synthesize("red is the dog", "Female2")
+    (wave,) = spoken("red is the dog")
     assert template.transcribe(wave) == "", "no template makes this sentence"
     assert bigram.transcribe(wave).endswith("is the dog")
 
@@ -110,7 +110,7 @@ def test_in_noise_it_hears_whole_sentences_or_nothing(noise):
         whisper = np.random.default_rng(1).standard_normal(len(wave), dtype=np.float32)
         return wave + noise * whisper
 
-    heard = template.transcribe_many([noisy(synthesize(text, "Female2")[0]) for text in sentences])
+    heard = template.transcribe_many([noisy(wave) for wave in spoken(*sentences)])
     assert all(whole.fullmatch(text) for text in heard) and any(heard)
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from speechgpt_lib.corpora.audio import read_audio, write_audio
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.runs.run import Run
 from speechgpt_lib.voices.prompts import prompts
 from speechgpt_lib.voices.store import Voice
+from tests.builders import spoken
 
 pytestmark = pytest.mark.slow
 SECONDS = 120  # that JupyterLab, a kernel or the judge may take on a busy machine
@@ -117,8 +117,8 @@ def launch(program: str, *options: str):
 
 def test_a_sentence_is_recorded_checked_and_kept(jupyter, run, chromium, tmp_path):
     first, second = prompts(run, 2)
-    spoken = np.pad(synthesize(first, "Male1")[0], (8000, 16_000))
-    sound = write_audio(tmp_path / "said.wav", spoken)
+    said = np.pad(spoken(first, voice="Male1")[0], (8000, 16_000))
+    sound = write_audio(tmp_path / "said.wav", said)
     options = (f"--use-file-for-fake-audio-capture={sound}%noloop",)
     driver, browser = launch(chromium, "--use-fake-ui-for-media-stream", *options)
     try:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from speechgpt_lib.corpora.audio import to_16_bits
-from speechgpt_lib.corpora.speech import Phone, synthesize
+from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.recipes.schema import HearingSettings
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.hearing import hear_past_voices, same_moments
 from speechgpt_lib.units.kmeans import fit_kmeans
-from tests.builders import few_steps, tiny_inventory
+from tests.builders import few_steps, spoken, tiny_inventory
 
 
 def reading(start: float, *lengths: float) -> list[Phone]:
@@ -50,7 +50,7 @@ def test_other_phones_are_refused() -> None:
 
 def test_the_encoder_learns_units_of_one_voice_for_what_others_say(tmp_path: Path) -> None:
     made = tiny_inventory()
-    own = [synthesize(text, "Female2")[0] for text in ("anna has the lion", "where is the dog")]
+    own = spoken("anna has the lion", "where is the dog")
     made = replace(made, kmeans=fit_kmeans(list(map(made.features, own)), 12, 0))
     units = [made.kmeans.assign(made.features(wave)) for wave in own]
     tinny = [np.float32(np.convolve(wave, [1, -0.95])[: len(wave)]) for wave in own]

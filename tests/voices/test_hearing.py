@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.recipes.schema import VoiceSettings
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.units.hearing import UNKNOWN, Crops
 from speechgpt_lib.units.kmeans import fit_kmeans
 from speechgpt_lib.voices.changes import changed
 from speechgpt_lib.voices.hearing import adapt_encoder, drawing
-from tests.builders import few_steps, tiny_inventory
+from tests.builders import few_steps, spoken, tiny_inventory
 
 TEXTS = ["the big dog is in the house", "anna has the lion", "what is two plus three"]
 SETTINGS = VoiceSettings(crops=4, crop_seconds=1.0, listening=few_steps(9))
@@ -24,13 +23,13 @@ SETTINGS = VoiceSettings(crops=4, crop_seconds=1.0, listening=few_steps(9))
 def inventory():
     """Units that follow what is said: clusters of the frames of one voice."""
     made = tiny_inventory()
-    frames = [made.features(synthesize(text, "Female2")[0]) for text in TEXTS]
+    frames = list(map(made.features, spoken(*TEXTS)))
     return replace(made, kmeans=fit_kmeans(frames, 12, 0))
 
 
 def test_only_the_layers_of_the_units_learn_and_units_keep_their_meaning(tmp_path: Path):
     before = inventory()
-    known = [synthesize(text, "Female2")[0] for text in TEXTS]
+    known = spoken(*TEXTS)
     tinny = [np.float32(np.convolve(wave, [1, -0.95])[: len(wave)]) for wave in known]
     references = [before.features(wave) for wave in known]
     options = TrainingOptions(seed=0)
@@ -51,7 +50,7 @@ def test_only_the_layers_of_the_units_learn_and_units_keep_their_meaning(tmp_pat
 def test_crops_keep_sound_and_units_together():
     """Of a recording that is played faster, the units are, too; padding has none."""
     made = inventory()
-    wave = synthesize(TEXTS[1], "Female2")[0]
+    (wave,) = spoken(TEXTS[1])
     units = made.kmeans.assign(made.features(wave))
     both = [(wave, units)], [(wave[:8000], units[:24])]
     crops = Crops(made, drawing(*both, share=0.5), count=4, seconds=1.0, seed=0)
@@ -65,7 +64,7 @@ def test_crops_keep_sound_and_units_together():
 
 
 def test_a_version_lasts_as_its_rate_says():
-    wave = synthesize(TEXTS[0], "Male1")[0]
+    (wave,) = spoken(TEXTS[0])
     for seed in range(5):
         out, rate = changed(wave, np.random.default_rng(seed))
         assert abs(len(out) * rate - len(wave)) < 10 and out.dtype == np.float32

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt_lib.corpora.speech import synthesize
 from speechgpt_lib.recipes.schema import DurationSettings
 from speechgpt_lib.training.options import TrainingOptions
 from speechgpt_lib.vocoder.durations import PUBLISHED, DurationPredictor
 from speechgpt_lib.vocoder.generator import UnitGenerator
 from speechgpt_lib.vocoder.synthesis import Vocoder
 from speechgpt_lib.voices.speaking import adapt_vocoder, likeness
-from tests.builders import few_steps, smoke_recipe, tiny_inventory
+from tests.builders import few_steps, smoke_recipe, spoken, tiny_inventory
 
 
 def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
@@ -24,7 +23,7 @@ def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
     shape, count = recipe.vocoder, inventory.count
     durations = DurationPredictor(count, shape.embedding)
     vocoder = Vocoder(UnitGenerator(count, shape), durations, inventory.id, shape)
-    waves = [synthesize(t, "Male1")[0] for t in ("the big dog is in the house", "two is one")]
+    waves = spoken("the big dog is in the house", "two is one", voice="Male1")
     settings = recipe.voice.model_copy(update={"speaking": few_steps(30, learning_rate=3e-3)})
     before = vocoder.synthesize([1, 2, 3], durations=[5, 5, 5])
     given = (vocoder, inventory, waves, settings)
@@ -46,7 +45,7 @@ def test_durations_of_either_kind_come_nearer_to_the_voice_s(shown, tmp_path: Pa
     shape, count = recipe.vocoder.model_copy(update={"durations": shown}), inventory.count
     durations = DurationPredictor(count, shape.embedding, settings=shown)
     vocoder = Vocoder(UnitGenerator(count, shape), durations, inventory.id, shape)
-    waves = [synthesize(t, "Male1")[0] for t in ("the big dog is in the house", "two is one")]
+    waves = spoken("the big dog is in the house", "two is one", voice="Male1")
     settings = recipe.voice.model_copy(update={"speaking": few_steps(60, learning_rate=1e-2)})
     after, _ = adapt_vocoder(vocoder, inventory, waves, settings, tmp_path, TrainingOptions(seed=0))
 
