@@ -5,6 +5,7 @@ to compute are cleared, and that is said.  Those that only say where or how loud
 """
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -54,6 +55,21 @@ def without(module: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[module]
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Meanwhile Python looks for no garbage, and never again among what was imported by its end: it
+    would go through some 400,000 objects, which stay, again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _kept: list[tempfile.TemporaryDirectory] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_lib.runs.machine import usable_cores
-from speechgpt_lib.surroundings import without
+from speechgpt_lib.surroundings import importing, without
 
 CLEARED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
@@ -130,6 +131,17 @@ def test_a_module_is_left_out_for_a_while_and_found_again(monkeypatch):
     with without("colorsys"):  # who has it, keeps it
         assert sys.modules["colorsys"] is colorsys
     assert sys.modules["colorsys"] is colorsys
+
+
+def test_what_was_imported_is_never_looked_through_for_garbage():
+    gc.collect()
+    before, kept = gc.get_freeze_count(), [[k] for k in range(1000)]
+    with importing():
+        assert not gc.isenabled()
+        with importing():  # as one module imports another
+            pass
+        assert not gc.isenabled() and gc.get_freeze_count() == before
+    assert gc.isenabled() and gc.get_freeze_count() >= before + len(kept)
 
 
 def test_notebooks_are_executed_without_a_grammar_of_addresses():

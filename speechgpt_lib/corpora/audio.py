@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-import soxr
 
 from speechgpt_lib.corpora import ffmpeg
 from speechgpt_lib.corpora.ffmpeg import BadAudio
@@ -85,6 +84,8 @@ def samples_of(wave: np.ndarray) -> np.ndarray:
 def to_16_khz(wave: np.ndarray, rate: int) -> np.ndarray:
     """Resample float32 (n,) from `rate` Hz to 16 kHz."""
     if rate != SAMPLE_RATE and len(wave):
+        import soxr  # a tenth of a second to load, and most sound is at 16 kHz
+
         wave = soxr.resample(wave, rate, SAMPLE_RATE).astype(np.float32, copy=False)
     return np.ascontiguousarray(wave)
 

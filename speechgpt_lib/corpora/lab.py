@@ -17,7 +17,6 @@ import numpy as np
 from speechgpt_lib.corpora import world
 from speechgpt_lib.corpora.audio import write_audio
 from speechgpt_lib.corpora.corpus import Corpus, Question
-from speechgpt_lib.corpora.perturb import perturb
 from speechgpt_lib.corpora.speech import (
     ACCENTS,
     EXTRAS,
@@ -165,6 +164,8 @@ def speak(u: Utterance) -> Utterance:
     phones = [Phone(p.start + later, p.end + later, p.label) for p in phones]
     wave = np.pad(wave, (before, after + -(len(wave) + before + after) % LENGTH_STEP))
     if u.manner.seed is not None:
+        from speechgpt_lib.corpora.perturb import perturb  # it loads scipy
+
         wave = perturb(wave, np.random.default_rng(u.manner.seed))
         wave *= PEAK / max(float(np.abs(wave).max()), 1e-9)
     return replace(u, seconds=len(wave) / SAMPLE_RATE, wave=wave, phones=phones)

@@ -6,8 +6,6 @@ A waveform is a (samples,) array of floats at 16 kHz, full scale at 1; there is 
 import functools
 
 import numpy as np
-from scipy.fft import dct
-from scipy.spatial.distance import cdist
 
 from speechgpt_lib.rates import SAMPLE_RATE
 
@@ -34,6 +32,9 @@ def mel_cepstral_distance(a: np.ndarray, b: np.ndarray) -> float:
     `log_mel` = c_0 / 2 + sum_d c_d cos(pi d (band + 1/2) / bands): compare it only with figures of
     this function.  Both are brought to one level; ValueError where one is shorter than a frame.
     """
+    from scipy.fft import dct  # a quarter of a second to load, and few measure this
+    from scipy.spatial.distance import cdist
+
     cepstra = (dct(log_mel(_levelled(wave)))[:, 1 : 1 + ORDER] / BANDS for wave in (a, b))
     distances = cdist(*cepstra)
     gaps = distances[tuple(warping_path(distances).T)]

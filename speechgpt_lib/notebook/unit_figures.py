@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
-from scipy.signal import spectrogram
 
 from speechgpt_lib.metrics.unit_quality import SILENCE
 from speechgpt_lib.metrics.waveform import log_mel
@@ -127,6 +126,8 @@ def spectrogram_with_units(
     hop: int = HOP,
 ) -> Figure:
     """The first 1.6 s of a wave (samples,), with its merged units (n,) and durations (frames)."""
+    from scipy.signal import spectrogram  # no other figure needs it
+
     shown, frame_s = min(1.6, len(wave) / SAMPLE_RATE), hop / SAMPLE_RATE
     fig, (top, bottom) = new_axes(2, 1, (9, 3.6), sharex=True, height_ratios=[4, 1])
     sound = wave[: int(shown * SAMPLE_RATE)].astype(np.float64)  # below: 25 ms, every 10 ms

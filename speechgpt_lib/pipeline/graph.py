@@ -11,11 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from speechgpt_lib.errors import UserError
-from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
+from speechgpt_lib.surroundings import importing
+
+with importing():  # torch, and all rooms
+    import torch
+
+    from speechgpt_lib.pipeline import evaluation, instructions, language_model, units, vocoder
+
 from speechgpt_lib.pipeline.step import Definition, Job, OnLog
 from speechgpt_lib.recipes.schema import Recipe
 from speechgpt_lib.recipes.sources import REPLACED

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechgpt_lib.corpora.audio import samples_of
-from speechgpt_lib.corpora.perturb import perturb
 from speechgpt_lib.corpora.speech import Phone
 from speechgpt_lib.rates import HOP, MINIMUM_SAMPLES, SAMPLE_RATE
 from speechgpt_lib.recipes.schema import HearingSettings, Optimization
@@ -166,6 +165,8 @@ def hear_past_voices(
 
     others: what others said, with the units of that voice; own: what it said, with its units.
     """
+    from speechgpt_lib.corpora.perturb import perturb  # it loads scipy
+
     frames = [(inventory.features(samples_of(wave)), units) for wave, units in own[:40]]
     centroids = inventory.kmeans.centroids
     distance = np.mean([np.square(x - centroids[units]).sum(1).mean() for x, units in frames])

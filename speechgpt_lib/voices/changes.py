@@ -6,7 +6,6 @@ A person reads few sentences, so each is heard in many versions.
 from __future__ import annotations
 
 import numpy as np
-import soxr
 
 from speechgpt_lib.rates import SAMPLE_RATE
 
@@ -17,6 +16,8 @@ TILT = 0.3  # of the first-order filter: bright to dull
 
 def changed(wave: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """float32 (n,) at 16 kHz → a version (n / rate,), and its rate."""
+    import soxr  # a tenth of a second to load
+
     rate = float(rng.uniform(*RATES))
     out = soxr.resample(wave, SAMPLE_RATE, SAMPLE_RATE / rate)
     if rng.random() < 0.5:
