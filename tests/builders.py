@@ -36,7 +36,7 @@ def lab_corpora() -> Corpora:
 
 
 def spoken(*texts: str, voice: str = "Female2") -> list[np.ndarray]:
-    """A voice says each of `texts`, always alike: eSpeak carries a little state along, and what other
+    """A voice says each of `texts`, always alike: eSpeak carries state along, and what other
     tests had said before would decide what is heard."""
     plan = [Utterance(text, text, "", "", voice, "", rate=175) for text in texts]
     return [u.wave for u in speak_all(plan)]

@@ -126,7 +126,7 @@ def test_a_sentence_is_recorded_checked_and_kept(jupyter, run, chromium, tmp_pat
         assert widget.locator("p").first.inner_text() == first
         for expected in ("Kept", "Not kept: wrong sentence"):  # the file says the same again
             widget.get_by_role("button", name="Record").click()
-            time.sleep(len(spoken) / 16_000)
+            time.sleep(len(said) / 16_000)
             widget.get_by_role("button", name="Stop").click()
             assert status_of(widget, ("Kept", "Not kept")).startswith(expected)
             assert widget.locator("p").first.inner_text() == second
@@ -137,7 +137,7 @@ def test_a_sentence_is_recorded_checked_and_kept(jupyter, run, chromium, tmp_pat
     (record,) = voice.records()
     assert voice.has_consent() and record["text"] == first
     kept = read_audio(voice.path / record["path"])
-    assert abs(len(kept) - len(spoken)) < 16_000 and np.abs(kept).max() > 0.1
+    assert abs(len(kept) - len(said)) < 16_000 and np.abs(kept).max() > 0.1
     assert not [p for p in voice.path.iterdir() if p.suffix in (".webm", ".ogg", ".mp4")]
 
 
