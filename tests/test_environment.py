@@ -171,6 +171,7 @@ def test_locked_packages_admit_early_releases_of_python(python, lock):
     assert not refusing
 
 
+@pytest.mark.slow
 def test_every_import_is_declared(project, root):
     """The package and its tests import what is asked for by name, not what others bring."""
     imported = {}
@@ -431,6 +432,7 @@ def test_the_installed_command_is_this_packages(root) -> None:
     assert importlib.metadata.EntryPoint("speechgpt", value, group).load() is main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["dialogue.speechgpt", "pipeline.graph", "notebook.session"])
 def test_what_few_need_is_loaded_late(module: str, root: Path) -> None:
     # Two seconds and 20 MB in every process that never reads digits, or m4a.

@@ -57,6 +57,7 @@ def test_a_training_takes_as_many_nodes_as_its_processes_need(tmp_path: Path) ->
     assert (jobs["corpus"].nodes, jobs["corpus"].ranks, jobs["corpus"].gpu) == (1, 1, False)
 
 
+@pytest.mark.slow
 def test_what_is_finished_needs_no_job(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     make_all(run, ["text_model"])

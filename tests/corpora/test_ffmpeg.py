@@ -92,6 +92,7 @@ def test_a_wav_that_claims_another_length_is_no_whole_one(tmp_path, data, words)
         read_audio(placeholder(tmp_path / "wrong.wav", data + 36, data))
 
 
+@pytest.mark.slow
 def test_what_counts_only_its_first_part_is_read_to_its_end(tmp_path) -> None:
     path = encode(tmp_path / "a.mp3", "libmp3lame", 44_100)
     path.write_bytes(2 * path.read_bytes())

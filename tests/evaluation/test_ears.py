@@ -35,6 +35,7 @@ def installed(voice: str) -> None:
         pytest.skip("there is no program flite: apt install flite")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voice", ["joe", "slt"])
 def test_a_voice_reads_the_same_again(voice: str, tmp_path: Path) -> None:
     installed(voice)
@@ -56,6 +57,7 @@ def test_a_set_is_one_that_evaluate_reads(tmp_path: Path) -> None:
     assert records[1] == RECORDS[1] | {"path": "0001.wav", "voice": "awb"}
 
 
+@pytest.mark.slow
 def test_sentences_are_held_out_or_those_of_a_set(tmp_path: Path) -> None:
     recipe = load_recipe("smoke")
     drawn = ears.sentences(recipe, 9)
@@ -66,6 +68,7 @@ def test_sentences_are_held_out_or_those_of_a_set(tmp_path: Path) -> None:
     assert [r["text"] for r in ears.sentences(recipe, 1, source=folder)] == TEXTS[:1]
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_the_voices_that_are_there(tmp_path: Path, monkeypatch) -> None:
     installed("slt")
     run = noisy_run(tmp_path, "auto")

@@ -129,6 +129,7 @@ def parrot(run: Run, monkeypatch: pytest.MonkeyPatch, corpora: object) -> None:
     monkeypatch.setattr(measure.SpeechGPT, "load", lambda run, voice=None: Parrot(corpora))
 
 
+@pytest.mark.slow
 def test_a_corpus_without_judge_and_questions_still_has_a_report(run: Run, monkeypatch) -> None:
     own = open_corpora(run.recipe, run.require("corpus").path)
     parrot(run, monkeypatch, own)
@@ -171,6 +172,7 @@ def open_judge(monkeypatch, found: object) -> None:
     monkeypatch.setattr(evaluation_judges.open_judge, "describe", lambda *_: described)
 
 
+@pytest.mark.slow
 def test_a_judge_without_grammar_hears_every_corpus(tmp_path, monkeypatch) -> None:
     run = noisy_run(tmp_path, "auto")
     parrot(run, monkeypatch, open_corpora(run.recipe, run.require("corpus").path))
@@ -410,6 +412,7 @@ def test_what_speaking_loses() -> None:
     assert measure.answer_gap([], 100) == {}
 
 
+@pytest.mark.slow
 def test_many_waves_are_heard_in_another_process_and_alike(monkeypatch) -> None:
     monkeypatch.setattr(evaluation_judges, "FEW", 2)
     judges = open_corpora(load_recipe("smoke")).judges()

@@ -135,6 +135,7 @@ def test_to_count_what_is_described_draws_no_random_number(make, tmp_path: Path)
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("hidden_size", 1 << 20), ("intermediate_size", 10**7)])
 @pytest.mark.parametrize("layers", [2, 900])
 def test_what_settings_describe_must_fit_the_weights_that_are_there(

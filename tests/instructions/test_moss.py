@@ -397,6 +397,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "lines"])
 def test_memory_stays_flat(form: str, tmp_path: Path) -> None:
     path, blocks = tmp_path / "moss.json", 100

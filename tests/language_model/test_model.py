@@ -136,6 +136,7 @@ def test_rows_that_are_too_long_or_missing_are_refused() -> None:
         EpochBatches(lambda epoch, step: [], 100, 0)(0)
 
 
+@pytest.mark.slow
 def test_documents_never_hold_a_held_out_question() -> None:
     corpora = lab_corpora()
     rows = document_rows(VOCABULARY, corpora.documents(random.Random(0), 600))

@@ -139,6 +139,7 @@ def test_published_sizes() -> None:
     assert Shape.of(release).lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1 << 25, 1 << 20])  # logits of all positions, and of 256
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])

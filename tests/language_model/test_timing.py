@@ -35,6 +35,7 @@ def test_times_of_few_layers_and_blocks_are_extrapolated(monkeypatch: pytest.Mon
     assert found["mfu"] is None and "speed measured here" in planning.render(found)
 
 
+@pytest.mark.slow
 def test_a_short_training_is_timed_in_every_stage() -> None:
     blocks = {f"stage{k}.block": 512 for k in (1, 2, 3)}
     recipe = load_recipe("smoke", TINY | blocks | {"stage3.lora.base": "fp32"})

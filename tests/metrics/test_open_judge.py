@@ -26,12 +26,14 @@ def waves() -> list[np.ndarray]:
     return spoken(*SENTENCES, voice="Male1")  # one in ten others is misheard
 
 
+@pytest.mark.slow
 def test_it_hears_what_no_grammar_foresees(whisper: OpenJudge, waves) -> None:
     corpora = open_corpora(load_recipe("smoke"))
     heard = [comparable(corpora, text) for text in whisper.transcribe_many(waves)]
     assert heard == SENTENCES
 
 
+@pytest.mark.slow
 def test_the_same_wave_is_the_same_text_in_any_order_and_company(whisper, waves) -> None:
     several = [waves[0], waves[1][:20_000], 0.1 * waves[0]]
     once = whisper.transcribe_many(several)

@@ -132,6 +132,7 @@ def test_executed_copy_is_whole_trusted_and_made_by_this_interpreter(
     assert sorted(p.name for p in target.parent.iterdir()) == ["00_x.ipynb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, None])
 def test_a_kernel_has_the_threads_it_is_given(write_notebook, tmp_path, monkeypatch, threads, how):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -151,6 +152,7 @@ AROUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", AROUND)
 def test_what_surrounds_a_kernel_has_no_say_in_its_cells(
     write_notebook, tmp_path, monkeypatch, kind, how
@@ -197,6 +199,7 @@ def test_failed_cell_is_named_and_its_notebook_kept(write_notebook, tmp_path, ho
     assert outputs(tmp_path / "03_x.failed.ipynb") == "made\n"
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_is_named_with_its_last_words(write_notebook, tmp_path, how):
     notebook = write_notebook(
         "01_x.ipynb", ("crash", "import os; os.write(2, b'out of memory\\n'); os._exit(9)")
@@ -252,6 +255,7 @@ def test_a_killed_runner_leaves_no_process(write_notebook, tmp_path, root, monke
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_cell_that_will_not_be_interrupted_is_ended(write_notebook, tmp_path, how):
     stubborn = (
         "while True:\n    try:\n        print('started', flush=True)\n        time.sleep(3600)\n"

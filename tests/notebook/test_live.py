@@ -90,6 +90,7 @@ def test_what_is_shown_becomes_html_for_a_widget() -> None:
     assert markup.endswith("<br>1 &lt; 2")
 
 
+@pytest.mark.slow
 def test_one_process_draws_and_prints_its_command(displayed, tmp_path: Path, capsys) -> None:
     run = new_run(tmp_path / "run", steps=3)
     step = live.train_live(run, "text_model")

@@ -180,6 +180,7 @@ def test_a_hub_that_refuses(fetch, hub: Hub, status: int, error: str, message: s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_network_is_said_in_one_line(fetch, hub: Hub) -> None:
     done = fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 1 and "no connection to the hub for tests/tiny" in done.stderr

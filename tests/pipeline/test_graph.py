@@ -331,6 +331,7 @@ def test_a_step_takes_half_of_the_processor_and_never_more_than_it_is_given(monk
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_the_graph_is_known_without_the_code_of_models(root) -> None:
     """It takes seconds to import, and most commands and steps don't need it."""
     heavy = {"transformers.modeling_utils", "peft", "sympy", "torch._dynamo", "scipy", "soxr"}

@@ -210,6 +210,7 @@ def test_fairseqs_vocoder_and_the_folder_of_one(with_inventory: NewRun, tmp_path
     assert np.array_equal(Vocoder.load(again.path, identity).synthesize([1, 2, 3]), expected)
 
 
+@pytest.mark.slow
 def test_a_vocoder_that_does_not_fit_is_refused(with_inventory: NewRun, tmp_path: Path) -> None:
     checkpoint, _ = written(tmp_path)
     names = {"checkpoint": "vocoder.pt", "config": "config.json"}

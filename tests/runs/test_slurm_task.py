@@ -72,11 +72,13 @@ def test_in_a_script_it_stops_and_the_script_does_the_rest(play) -> None:
     assert play("slurmstepd", SCRIPT) == ("", "stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [TASK, SCRIPT], ids=["task", "script"])
 def test_a_daemon_that_lives_is_asked_nothing(play, how) -> None:
     assert play("slurmstepd", how, kill=False) == ("", "at its end")
 
 
+@pytest.mark.slow
 def test_elsewhere_nothing_is_watched(play) -> None:
     assert play("launcher", CONTAINER) == ("", "at its end")
 

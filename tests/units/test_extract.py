@@ -181,6 +181,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_speech_of_four_corpora_in_batches_equals_one_by_one(
     reference: Path, tmp_path: Path, name: str

@@ -48,6 +48,7 @@ def test_other_phones_are_refused() -> None:
         same_moments(reading(0, 0.1), reading(0, 0.1, 0.1), 10, 10)
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_units_of_one_voice_for_what_others_say(tmp_path: Path) -> None:
     made = tiny_inventory()
     own = spoken("anna has the lion", "where is the dog")

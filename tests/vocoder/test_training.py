@@ -119,6 +119,7 @@ def test_one_hears_and_sees_how_it_learns(pairs, tiny, tmp_path):
         assert again.read_bytes() == (samples / f"{name}.wav").read_bytes()
 
 
+@pytest.mark.slow
 def test_speakers_are_learned_apart(pairs, tiny, tmp_path):
     """The same units as a tone for one speaker, as near silence for another."""
     quiet = [(units, 0.01 * wave) for units, wave in pairs]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from speechgpt_lib.recipes.schema import VoiceSettings
@@ -27,6 +28,7 @@ def inventory():
     return replace(made, kmeans=fit_kmeans(frames, 12, 0))
 
 
+@pytest.mark.slow
 def test_only_the_layers_of_the_units_learn_and_units_keep_their_meaning(tmp_path: Path):
     before = inventory()
     known = spoken(*TEXTS)

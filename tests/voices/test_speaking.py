@@ -17,6 +17,7 @@ from speechgpt_lib.voices.speaking import adapt_vocoder, likeness
 from tests.builders import few_steps, smoke_recipe, spoken, tiny_inventory
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
     recipe, inventory = smoke_recipe(), tiny_inventory()
     torch.manual_seed(0)
@@ -36,6 +37,7 @@ def test_a_copy_of_the_vocoder_comes_nearer_to_the_voice(tmp_path: Path):
     assert np.array_equal(again.synthesize(units), after.synthesize(units))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shown", [PUBLISHED, DurationSettings(convolutions=3, dropout=0.1, longest=20)]
 )
