@@ -66,7 +66,7 @@ def test_crops_keep_sound_and_units_together():
 
 
 def test_a_version_lasts_as_its_rate_says():
-    (wave,) = spoken(TEXTS[0])
+    (wave,) = spoken(TEXTS[0], voice="Male1")
     for seed in range(5):
         out, rate = changed(wave, np.random.default_rng(seed))
         assert abs(len(out) * rate - len(wave)) < 10 and out.dtype == np.float32
